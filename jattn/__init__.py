@@ -1,0 +1,35 @@
+"""jattn: every attention mechanism for JAX as one function, with every derivative."""
+
+import importlib as _importlib
+from typing import TYPE_CHECKING
+
+from jattn import gates as gates
+from jattn import masks as masks
+from jattn import mods as mods
+from jattn import normalizers as normalizers
+from jattn import scores as scores
+from jattn._dispatch import UnsupportedError as UnsupportedError
+from jattn._terms import Operand as Operand
+from jattn._terms import operand as operand
+from jattn.api import attention as attention
+from jattn.api import dot_product_attention as dot_product_attention
+from jattn.api import merge as merge
+from jattn.api import sample as sample
+from jattn.api import weights as weights
+
+if TYPE_CHECKING:
+    from jattn import nn as nn
+    from jattn import viz as viz
+
+__version__ = "0.1.0"
+_LAZY = ("nn", "viz", "zoo")  # these import Flax or matplotlib
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return _importlib.import_module(f"jattn.{name}")
+    raise AttributeError(f"module 'jattn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,148 @@
+"""Block tables: for every query block, which key blocks are visited and which of them need the mask.
+
+A mask answers for whole blocks from the ranges of `i`, `j` and its operands: may any pair attend (`some`), must every
+pair attend (`every`).  Both are bounds on the safe side: a block is skipped only if it is certainly empty, and goes
+unmasked only if it is certainly full.  Static masks answer in NumPy while tracing, the others in jnp at run time.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jattn import _terms
+
+
+class Range(NamedTuple):
+    """The least and the greatest value in a block, each broadcastable to `[b, h, query blocks, key blocks]`."""
+
+    lo: Any
+    hi: Any
+
+
+class Answer(NamedTuple):
+    """Of each block: may some pair attend, does every pair attend."""
+
+    some: Any
+    every: Any
+
+    def __and__(self, other: Answer) -> Answer:
+        return Answer(self.some & other.some, self.every & other.every)
+
+    def __or__(self, other: Answer) -> Answer:
+        return Answer(self.some | other.some, self.every | other.every)
+
+    def __invert__(self) -> Answer:
+        return Answer(~self.every, ~self.some)
+
+
+class BlockTable(NamedTuple):
+    """For every query block: its full key blocks, then its partial ones.  Leading axes `[b or 1, head groups or 1]`."""
+
+    index: Any  # [.., .., query blocks, key blocks] int32: the first `full + partial` entries of a row count
+    full: Any  # [.., .., query blocks] int32
+    partial: Any  # [.., .., query blocks] int32
+
+
+class Tiling(NamedTuple):
+    """Blocks of one axis.  The last block is moved back to fit; what it repeats is not `fresh`."""
+
+    length: int
+    block: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.length // self.block)
+
+    @property
+    def whole(self) -> bool:
+        return self.length % self.block == 0
+
+    def start(self, n: Any) -> Any:
+        """First position of block n."""
+        return n * self.block if self.whole else jnp.minimum(n * self.block, self.length - self.block)
+
+    def range(self) -> Range:
+        lo = np.minimum(np.arange(self.count) * self.block, self.length - self.block)
+        return Range(lo, lo + self.block - 1)
+
+
+def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
+    """Minima and maxima of an operand over the blocks of its `t` and `s` axes."""
+    lo = hi = array
+    for dim, axis in enumerate(axes):
+        if axis in tilings:
+            rows = tilings[axis].range().lo[:, None] + np.arange(tilings[axis].block)
+            shape = (*lo.shape[:dim], *rows.shape, *lo.shape[dim + 1 :])
+            lo = jnp.take(lo, rows.ravel(), axis=dim).reshape(shape).min(dim + 1)
+            hi = jnp.take(hi, rows.ravel(), axis=dim).reshape(shape).max(dim + 1)
+    shape = tuple(lo.shape[axes.index(a)] if a in axes else 1 for a in _terms.AXES)
+    return Range(lo.reshape(shape), hi.reshape(shape))
+
+
+def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
+    """The mask's answer for every block, `[b or 1, h or 1, query blocks, key blocks]`."""
+    i, j = query.range(), key.range()
+    i, j = Range(*(x[:, None] for x in i)), Range(*(x[None] for x in j))
+    if mask is None:
+        answer = Answer(np.True_, np.True_)
+    else:
+        arrays, signature = _terms.split(mask)
+        ranges = [
+            _operand_range(a, x, {"t": query, "s": key}) if a.ndim == len(x) else Range(None, None)
+            for a, x in zip(arrays, signature.axes, strict=True)
+        ]
+        answer = signature.fill(ranges).blocks(i, j)
+    every = answer.every
+    if not key.whole:  # the last key block repeats keys of the one before: it must look at positions
+        every = every & (np.arange(key.count) < key.count - 1)
+    wide = tuple(
+        x[(None,) * (4 - x.ndim)] if x.ndim else x[None, None, None, None] for x in (answer.some, every)
+    )
+    shape = np.broadcast_shapes(*(x.shape for x in wide), (1, 1, query.count, key.count))
+    static = all(isinstance(x, (np.ndarray, np.generic)) for x in wide)
+    some, every = (np.broadcast_to(x, shape) if static else jnp.broadcast_to(x, shape) for x in wide)
+    return Answer(some, every)
+
+
+def table(mask: Any, query: Tiling, key: Tiling, batch: int = 1, heads: int = 1) -> BlockTable:
+    """The block table, a row for every `batch` batch elements and `heads` query heads, as far as the mask tells them apart.
+
+    It is NumPy where the mask is static, jnp where it is known only at run time.
+    """
+    if not jax.tree.leaves(mask):
+        return _static_table(mask, query, key)
+    return _table(answers(mask, query, key), batch, heads)
+
+
+def ragged(mask: Any) -> bool:
+    """Whether the mask, and so the table, may differ between batch elements."""
+    return any("b" in axes for axes in _terms.split(mask)[1].axes)
+
+
+@functools.lru_cache(maxsize=256)
+def _static_table(mask: Any, query: Tiling, key: Tiling) -> BlockTable:
+    return _table(answers(mask, query, key), 1, 1)
+
+
+def _table(answer: Answer, batch: int, heads: int) -> BlockTable:
+    some, every = answer
+    xp = np if isinstance(some, np.ndarray) else jnp
+    for axis, size in ((0, batch), (1, heads)):
+        if some.shape[axis] > 1:
+            shape = (*some.shape[:axis], -1, size, *some.shape[axis + 1 :])
+            some, every = some.reshape(shape).any(axis + 1), every.reshape(shape).all(axis + 1)
+    every = every & some
+    rank = xp.where(every, 0, xp.where(some, 1, 2))
+    index = xp.argsort(rank, axis=-1, stable=True).astype(np.int32)
+    return BlockTable(index, every.sum(-1).astype(np.int32), (some & ~every).sum(-1).astype(np.int32))
+
+
+def census(counted: BlockTable) -> tuple[int, int, int]:
+    """How many blocks of a concrete table are empty, partial and full."""
+    full, partial = int(np.sum(counted.full)), int(np.sum(counted.partial))
+    return int(np.size(counted.index)) - full - partial, partial, full

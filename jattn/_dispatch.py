@@ -1,0 +1,91 @@
+"""Which backend runs a problem, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jattn import _primitives, _strips, reference
+from jattn._problem import Problem, Spec, reduce
+
+
+class UnsupportedError(NotImplementedError):
+    """A backend was insisted on that cannot do what was asked."""
+
+
+class Backend(NamedTuple):
+    """A way to run attention: `refuses(problem)` gives the reason why it cannot, or None."""
+
+    name: str
+    refuses: Callable[[Problem], str | None]
+    run: Callable[[Problem, tuple[int, int] | None], tuple[jax.Array, jax.Array | None]]
+
+
+def _run_reference(problem: Problem, blocks: Any) -> tuple[jax.Array, jax.Array | None]:
+    del blocks
+    out, lse, _ = reference.attention(problem)
+    return out, lse
+
+
+def _run_fused(name: str) -> Callable:
+    def run(problem: Problem, blocks: Any) -> tuple[jax.Array, jax.Array | None]:
+        q, k, v, operands, signature = reduce(problem)
+        spec = Spec(name, signature, problem.query.dtype, problem.precision, blocks)
+        out, lse = _primitives.attend(spec, q, k, v, operands)
+        return with_sinks(out, lse, problem.sinks)
+
+    return run
+
+
+def with_sinks(out: jax.Array, lse: jax.Array, sinks: Any) -> tuple[jax.Array, jax.Array]:
+    """A sink is a key of its own with value 0: joining it in is a factor on the output and a term of the lse."""
+    if sinks is None:
+        return out, lse
+    logits = sinks.array.astype(lse.dtype)
+    return (out * jax.nn.sigmoid(lse - logits)[..., None]).astype(out.dtype), jnp.logaddexp(lse, logits)
+
+
+def _run_rows(problem: Problem, blocks: Any) -> tuple[jax.Array, None]:
+    """Normalisers without an online form see whole rows, a strip at a time."""
+    del blocks
+    q, k, v, operands, signature = reduce(problem)
+
+    def finish(terms, normalizer, scores, value, i, j):
+        weight = terms.weights(normalizer(scores), i, j)
+        return jnp.matmul(weight, value, precision=problem.precision).astype(problem.query.dtype)
+
+    return _strips.rows(signature, q, k, v, operands, finish, problem.normalizer), None
+
+
+def _run_blockwise(problem: Problem, blocks: Any) -> tuple[jax.Array, jax.Array | None]:
+    return (_run_fused("blockwise") if problem.normalizer.is_softmax else _run_rows)(problem, blocks)
+
+
+def _planned(where: str) -> Callable[[Problem], str]:
+    return lambda problem: f"this release of jattn has no {where} yet"
+
+
+_PLANNED = {"pallas_tpu": "TPU kernel", "pallas_triton": "Triton kernel", "cudnn": "cuDNN binding"}
+BACKENDS = {  # in order of preference
+    **{name: Backend(name, _planned(what), _run_fused(name)) for name, what in _PLANNED.items()},
+    "blockwise": Backend("blockwise", lambda problem: None, _run_blockwise),
+    "reference": Backend("reference", lambda problem: None, _run_reference),
+}
+
+
+def choose(problem: Problem, implementation: str | None) -> tuple[str, dict[str, str]]:
+    """The backend's name, and of each other one the reason why it was not chosen."""
+    if implementation is not None and implementation not in BACKENDS:
+        raise ValueError(f"implementation must be None or one of {', '.join(sorted(BACKENDS))}, got {implementation!r}")
+    reasons = {name: x.refuses(problem) for name, x in BACKENDS.items()}
+    able = [name for name, reason in reasons.items() if reason is None]
+    if implementation is not None and reasons[implementation] is not None:
+        raise UnsupportedError(
+            f"implementation={implementation!r}: {reasons[implementation]}; {' and '.join(able)} can, or pass None"
+        )
+    chosen = implementation or able[0]
+    why = "was not asked for" if implementation else f"{chosen} is faster"
+    return chosen, {name: reason or why for name, reason in reasons.items() if name != chosen}

@@ -1,0 +1,244 @@
+"""Three JAX primitives, so that every derivative of a fused kernel exists.
+
+`attend (args) -> (out, lse)`; `attend_tangent (args, out, lse, tangents) -> (dout, dlse)`, linear in the tangents;
+`attend_backward (args, out, lse, dout, dlse) -> gradients`, its transpose.  `args` are q, k, v and the operands.
+
+Reverse mode: the JVP rule of `attend` binds `attend_tangent`, whose transpose rule binds `attend_backward`.  Each lowers
+to its backend's kernel.  Higher orders: the JVP rules of the latter two differentiate their twins, derivatives of
+`_strips.attend`.  There out and lse count as functions of the args, so the twins ignore them.
+
+`active` says which args have tangents and gradients: q, k, v and the operands that are being differentiated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jattn import _strips
+from jattn._problem import Spec
+
+
+def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
+    """out `[b, t, h, e]` and lse `[b, t, h]` of softmax attention, by the kernels of `spec.backend`."""
+    out, lse = _attend.bind(q, k, v, *operands, spec=spec)
+    return out, lse
+
+
+def _chosen(values: Any, active: tuple[bool, ...]) -> list[Any]:
+    return list(itertools.compress(values, active))
+
+
+def _placed(values: Any, active: tuple[bool, ...]) -> list[Any]:
+    """The inverse of `_chosen`, with None in the other places."""
+    rest = iter(values)
+    return [next(rest) if a else None for a in active]
+
+
+# What each computes
+
+
+def _forward(*args, spec):
+    return list(spec.kernels().forward(spec, *args[:3], list(args[3:])))
+
+
+def _tangent(*flat, spec, active):
+    n = len(active)
+    args, (out, lse), tangents = flat[:n], flat[n : n + 2], _placed(flat[n + 2 :], active)
+    return list(
+        spec.kernels().tangent(spec, *args[:3], list(args[3:]), out, lse, (*tangents[:3], tangents[3:]))
+    )
+
+
+def _backward(*flat, spec, active):
+    args, (out, lse, dout, dlse) = flat[: len(active)], flat[len(active) :]
+    dq, dk, dv, doperands = spec.kernels().backward(
+        spec, *args[:3], list(args[3:]), out, lse, dout, dlse, active[3:]
+    )
+    return [dq, dk, dv, *_chosen(doperands, active[3:])]
+
+
+# Their twins
+
+
+def _of_active(spec, args, active) -> Callable:
+    """`_strips.attend` as a function of the active args."""
+
+    def fn(*values):
+        full = [a if x is None else x for a, x in zip(args, _placed(values, active), strict=True)]
+        return list(_strips.attend(spec, *full[:3], full[3:]))
+
+    return fn
+
+
+def _tangent_twin(*flat, spec, active):
+    args, tangents = flat[: len(active)], flat[len(active) + 2 :]
+    fn = _of_active(spec, args, active)
+    return jax.jvp(fn, tuple(_chosen(args, active)), tuple(tangents))[1]
+
+
+def _backward_twin(*flat, spec, active):
+    args, cotangents = flat[: len(active)], flat[len(active) + 2 :]
+    return list(jax.vjp(_of_active(spec, args, active), *_chosen(args, active))[1](list(cotangents)))
+
+
+# Shapes
+
+
+def _batch(spec, args) -> int:
+    named = [*args[:3], *(x for x, axes in zip(args[3:], spec.signature.axes, strict=True) if "b" in axes)]
+    return max(x.shape[0] for x in named)
+
+
+def _attend_shapes(*args, spec):
+    q, _, v = args[:3]
+    shape = (_batch(spec, args), *q.shape[1:3])
+    return [ShapedArray((*shape, v.shape[-1]), spec.dtype), ShapedArray(shape, jnp.promote_types(q.dtype, jnp.float32))]
+
+
+def _tangent_shapes(*flat, spec, active):
+    return [ShapedArray(x.shape, x.dtype) for x in flat[len(active) : len(active) + 2]]
+
+
+def _backward_shapes(*flat, spec, active):
+    return [ShapedArray(x.shape, x.dtype) for x in _chosen(flat[: len(active)], active)]
+
+
+def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(compute)
+    primitive.def_abstract_eval(shapes)
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=True))
+    return primitive
+
+
+_attend = _primitive("attend", _forward, _attend_shapes)
+_attend_tangent = _primitive("attend_tangent", _tangent, _tangent_shapes)
+_attend_backward = _primitive("attend_backward", _backward, _backward_shapes)
+
+
+# Derivatives
+
+
+def _attend_jvp(args, tangents, *, spec):
+    out = _attend.bind(*args, spec=spec)
+    active = (True,) * 3 + tuple(not isinstance(x, ad.Zero) for x in tangents[3:])
+    chosen = map(ad.instantiate_zeros, _chosen(tangents, active))
+    return out, _attend_tangent.bind(*args, *out, *chosen, spec=spec, active=active)
+
+
+def _attend_tangent_transpose(cotangents, *flat, spec, active):
+    n = len(active)
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    grads = _attend_backward.bind(*flat[: n + 2], *cotangents, spec=spec, active=active)
+    linear = [g if ad.is_undefined_primal(x) else None for g, x in zip(grads, flat[n + 2 :], strict=True)]
+    return [None] * (n + 2) + linear
+
+
+def _twin_jvp(twin: Callable) -> Callable:
+    def rule(primals, tangents, **params):
+        moving = tuple(not isinstance(x, ad.Zero) for x in tangents)
+
+        def fn(*values):
+            full = [p if x is None else x for p, x in zip(primals, _placed(values, moving), strict=True)]
+            return list(twin(*full, **params))
+
+        return jax.jvp(fn, tuple(_chosen(primals, moving)), tuple(_chosen(tangents, moving)))
+
+    return rule
+
+
+ad.primitive_jvps[_attend] = _attend_jvp
+ad.primitive_jvps[_attend_tangent] = _twin_jvp(_tangent_twin)
+ad.primitive_jvps[_attend_backward] = _twin_jvp(_backward_twin)
+ad.primitive_transposes[_attend_tangent] = _attend_tangent_transpose
+
+
+# vmap: the new axis joins the batch axis, in front.  Arrays that it leaves alone keep their length, and element b of the
+# call uses their entry b % length.  Where a gradient is wanted for each element, its array is made full length.
+
+
+class _Fold:
+    def __init__(self, args, dims, spec):
+        self.size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+        self.args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
+        self.batched = [d is not None for d in dims]
+        self.spec = spec
+        self.axes = ["b"] * 3 + list(spec.signature.axes)
+        n = len(self.axes)
+        self.b = max(
+            x.shape[1 if y else 0]
+            for x, y, a in zip(self.args[:n], self.batched[:n], self.axes, strict=True)
+            if "b" in a
+        )
+
+    def new_spec(self, wide) -> Spec:
+        """The spec in which the operands that `wide` says have a batch axis."""
+        axes = tuple(
+            "b" + a if w and "b" not in a else a for a, w in zip(self.axes[3:], wide[3:], strict=True)
+        )
+        return dataclasses.replace(self.spec, signature=self.spec.signature._replace(axes=axes))
+
+    def fold(self, n: int, axes: str, full: bool = False) -> jax.Array:
+        """Argument n with the new axis joined to its batch axis; `full`: even if it does not have the new axis."""
+        x, batched = self.args[n], self.batched[n]
+        if not batched and not full:
+            return x
+        if "b" not in axes:
+            x = x[:, None] if batched else x[None]
+        if not batched:
+            x = jnp.broadcast_to(x, (self.size, *x.shape))
+        x = jnp.tile(x, (1, self.b // x.shape[1], *[1] * (x.ndim - 2)))
+        return x.reshape(self.size * self.b, *x.shape[2:])
+
+    def unfold(self, x: jax.Array, axes: str = "b", length: int | None = None) -> jax.Array:
+        """The inverse; what did not have all of the batch axis is summed over it."""
+        x = x.reshape(self.size, self.b, *x.shape[1:])
+        if "b" not in axes:
+            return x.sum(1)
+        if length not in (None, self.b):
+            x = x.reshape(self.size, self.b // length, length, *x.shape[2:]).sum(1)
+        return x
+
+
+def _attend_batch(args, dims, *, spec):
+    f = _Fold(args, dims, spec)
+    folded = [f.fold(n, axes) for n, axes in enumerate(f.axes)]
+    out = _attend.bind(*folded, spec=f.new_spec(f.batched))
+    return [f.unfold(x) for x in out], [0, 0]
+
+
+def _attend_tangent_batch(flat, dims, *, spec, active):
+    f, n = _Fold(flat, dims, spec), len(active)
+    tangent_at = _placed(range(n + 2, len(flat)), active)
+    wide = [f.batched[m] or (at is not None and f.batched[at]) for m, at in enumerate(tangent_at)]
+    folded = [f.fold(m, axes, w) for m, (axes, w) in enumerate(zip(f.axes, wide, strict=True))]
+    folded += [f.fold(m, "b", True) for m in (n, n + 1)]
+    folded += [f.fold(at, f.axes[m], wide[m]) for m, at in enumerate(tangent_at) if at is not None]
+    out = _attend_tangent.bind(*folded, spec=f.new_spec(wide), active=active)
+    return [f.unfold(x) for x in out], [0, 0]
+
+
+def _attend_backward_batch(flat, dims, *, spec, active):
+    f, n = _Fold(flat, dims, spec), len(active)
+    wide = [f.batched[m] or active[m] for m in range(n)]
+    folded = [f.fold(m, axes, w) for m, (axes, w) in enumerate(zip(f.axes, wide, strict=True))]
+    folded += [f.fold(m, "b", True) for m in range(n, n + 4)]
+    grads = _attend_backward.bind(*folded, spec=f.new_spec(wide), active=active)
+    lengths = [x.shape[1 if y else 0] if "b" in a else None for x, y, a in zip(f.args, f.batched, f.axes, strict=False)]
+    own = zip(grads, _chosen(f.axes, active), _chosen(lengths, active), strict=True)
+    return [f.unfold(*x) for x in own], [0] * len(grads)
+
+
+batching.primitive_batchers[_attend] = _attend_batch
+batching.primitive_batchers[_attend_tangent] = _attend_tangent_batch
+batching.primitive_batchers[_attend_backward] = _attend_backward_batch

@@ -1,0 +1,180 @@
+"""Terms: pure functions of one tile of scores, its positions, and operands that say which axes they have.
+
+A mask, a mod, a gate and a score are each a small frozen dataclass.  Fields that hold arrays (as `Operand`s) are pytree
+leaves and get gradients; everything else is static.  A backend cuts the operands to its tile and puts the pieces back
+into the dataclass: the term then computes on plain arrays and never learns what a tile is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_pytree_node
+
+AXES = "bhts"
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """An array and the names of its leading axes: a subset of `b h t s`, in that order.
+
+    Axes of the array beyond the named ones are handed to the term whole.
+    """
+
+    array: Any
+    axes: str
+
+
+register_pytree_node(Operand, lambda x: ((x.array,), x.axes), lambda axes, children: Operand(children[0], axes))
+
+
+def operand(array: Any, axes: str = "") -> Operand:
+    """Names the axes of an array that a mask, mod or gate takes.
+
+    `axes` is a subset of `"bhts"` in that order: `b` batch, `h` query head, `t` query position, `s` key position.  The
+    term gets it cut to its tile and broadcastable to `[bt, bs]`: `[bt, 1]` for `"t"`, `[1, bs]` for `"s"`, `[]` where it
+    has neither.  Further axes of the array follow, whole: a table `[h, buckets]` named `"h"` arrives as `[buckets]`.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> tilt = jattn.mods.function(lambda score, i, j, slope: score - slope * (i - j), jattn.operand(jnp.ones(2), "h"))
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, mods=(tilt,)).shape
+    (1, 3, 2, 4)
+
+    Raises ValueError where `axes` is not such a subset or the array has fewer axes.
+    """
+    if not isinstance(axes, str) or "".join(a for a in AXES if a in axes) != axes:
+        raise ValueError(f'axes must name a subset of "bhts" in that order, got {axes!r}')
+    if not isinstance(array, (jax.Array, np.ndarray)):
+        array = jnp.asarray(array)
+    if array.ndim < len(axes):
+        raise ValueError(f"an operand with axes {axes!r} needs {len(axes)} or more axes, got shape {array.shape}")
+    return Operand(array, axes)
+
+
+def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
+    """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies."""
+    array = array if isinstance(array, (jax.Array, np.ndarray)) else jnp.asarray(array)
+    full = tuple(sizes[a] for a in AXES)
+    shape = (1,) * (4 - array.ndim) + array.shape
+    if array.ndim > 4 or any(n not in (1, want) for n, want in zip(shape, full, strict=True)):
+        raise ValueError(
+            f"{name} must be broadcastable to [b, h, t, s] = {list(full)}, got shape {list(array.shape)};"
+            " give missing axes size 1"
+        )
+    axes = "".join(a for a, n in zip(AXES, shape, strict=True) if n != 1)
+    return Operand(array.reshape([n for n in shape if n != 1]), axes)
+
+
+def number(value: Any, name: str) -> Any:
+    """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(f"{name} must be a number or a scalar array, got {value!r}")
+    if isinstance(value, (np.ndarray, jax.Array)):
+        if value.ndim:
+            raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
+        return Operand(value, "")
+    return value if isinstance(value, (int, float)) else value.item()
+
+
+class Term:
+    """Base of masks, mods, gates, scores and normalisers."""
+
+    def bound(self, b: int, h: int) -> Term:
+        """The same term with the indices of batch elements and heads filled in as operands, where it uses them."""
+        parts = {f.name: bind(getattr(self, f.name), b, h) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return dataclasses.replace(self, **parts)  # type: ignore[type-var]
+
+
+def bind(value: Any, b: int, h: int) -> Any:
+    """`Term.bound` of a term, of the terms in a tuple, or the value itself."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(bind(x, b, h) for x in value)
+    return value.bound(b, h) if isinstance(value, Term) else value
+
+
+def _dynamic(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_dynamic, value))
+    return isinstance(value, (Operand, Term, jax.Array, np.ndarray))
+
+
+def piece(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass a pytree: fields that hold operands or terms are children, all others are static."""
+    cls = dataclasses.dataclass(frozen=True)(cls)  # type: ignore[assignment]
+    names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+    def flatten(x):
+        inner = tuple(n for n in names if _dynamic(getattr(x, n)))
+        return [getattr(x, n) for n in inner], (inner, tuple((n, getattr(x, n)) for n in names if n not in inner))
+
+    def unflatten(aux, children):
+        x = object.__new__(cls)
+        for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
+            object.__setattr__(x, name, value)
+        return x
+
+    register_pytree_node(cls, flatten, unflatten)
+    return cls
+
+
+@piece
+class Terms(Term):
+    """All that happens to one tile of one head between the two products."""
+
+    compare: Term
+    mods: tuple[Term, ...] = ()
+    mask: Term | None = None
+    gates: tuple[Term, ...] = ()
+
+    def scores(self, query: Any, key: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
+        """Scores `[bt, bs]`, -inf where the mask forbids or the pair is not `fresh` (it belongs to another tile)."""
+        score = self.compare(query, key)  # type: ignore[operator]
+        for mod in self.mods:
+            score = mod(score, i, j)  # type: ignore[operator]
+        live = fresh
+        if masked and self.mask is not None:
+            live = self.mask(i, j) & fresh  # type: ignore[operator]
+        return score if live is True else jnp.where(live, score, -jnp.inf)
+
+    def weights(self, weight: Any, i: Any, j: Any) -> Any:
+        """Weights after the gates."""
+        for gate in self.gates:
+            weight = gate(weight, i, j)  # type: ignore[operator]
+        return weight
+
+
+class Signature(NamedTuple):
+    """What is static about a term: its structure, and the axes of each of its operands."""
+
+    tree: Any
+    axes: tuple[str, ...]
+
+    def fill(self, values: Any) -> Any:
+        """The term with `values` in the places of its operands."""
+        return jax.tree.unflatten(self.tree, values)
+
+
+def split(term: Any) -> tuple[list[Any], Signature]:
+    """Separates the arrays of a term (or of any pytree of terms) from its signature."""
+    found, tree = jax.tree.flatten(term, is_leaf=lambda x: isinstance(x, Operand))
+    return [x.array for x in found], Signature(tree, tuple(x.axes for x in found))
+
+
+def lift(fn: Callable, axes: tuple[str, ...], inputs: tuple[str, ...]) -> Callable:
+    """Lifts `fn(*inputs, tiles)` of one head to batch elements, key heads and query heads a key head: `b g r`.
+
+    `inputs` says which of "b", "g", "r" each input has, in front and in that order; `axes` the same of the operand
+    tiles, whose `h` has been split in `g r`.
+    """
+    for axis, name in (("r", "h"), ("g", "h"), ("b", "b")):
+        over = (*(0 if axis in x else None for x in inputs), [0 if name in a else None for a in axes])
+        if any(o == 0 for o in jax.tree.leaves(over)):
+            fn = jax.vmap(fn, in_axes=over)
+    return fn

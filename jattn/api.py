@@ -1,0 +1,223 @@
+"""The public functions: attention and what goes with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jattn import _checks, _dispatch, _strips, masks, normalizers, reference, scores
+from jattn._problem import Problem, reduce
+
+_DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
+
+
+def attention(
+    query: Float[Array, "*b t h d"],
+    key: Float[Array, "*b s g d"],
+    value: Float[Array, "*b s g e"],
+    *,
+    score: scores.Score = _DOT,
+    normalizer: normalizers.Normalizer = _SOFTMAX,
+    mask: Any = None,
+    mods: Any = (),
+    gates: Any = (),
+    bias: Any = None,
+    sinks: Float[Array, "h"] | None = None,
+    dropout: Any = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    blocks: tuple[int, int] | None = None,
+    precision: Any = None,
+) -> Any:
+    """Attention: out[b, i, h] = sum over j of weight[b, h, i, j] value[b, j, h // (h/g)], with
+
+        weight = gates(normalizer(mask(mods(score(query, key) + bias))))
+
+    Args:
+      query: `[b, t, h, d]`, float32, bfloat16, float16, or float64 where x64 is on.  The batch axis may be absent.
+      key: `[b, s, g, d]`; h is a multiple of g, and each key head serves h/g query heads in a row.
+      value: `[b, s, g, e]`.
+      score: how a query and a key are compared, from `jattn.scores`.
+      normalizer: how a row of scores becomes weights, from `jattn.normalizers`.
+      mask: from `jattn.masks`, or a boolean array broadcastable to `[b, h, t, s]`, True = attend.
+      mods: functions score -> score, before normalising, in order, from `jattn.mods`.
+      gates: multipliers of the weights after normalising, from `jattn.gates`.
+      bias: array broadcastable to `[b, h, t, s]`, added to the scaled score before the mods.
+      sinks: `[h]` logits that take part in the softmax's denominator only (Xiao et al. 2024; gpt-oss).
+      dropout: `jattn.gates.dropout(rate, seed)`, applied after the gates.
+      return_lse: also return the log of the softmax's denominator, `[b, t, h]`, float32 or wider, differentiable.
+      implementation: None chooses; "reference", "blockwise", "pallas_tpu", "pallas_triton", "cudnn" insists.
+      blocks: (query rows, key rows) of a tile, in the place of the tuned sizes.
+      precision: a `jax.lax.Precision` for the two products.
+
+    Returns:
+      out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf (with
+      `sinks`: the sink) and zero gradients.  Products, softmax and lse are computed in float32 or wider.  Every
+      derivative exists, in forward and reverse mode; memory is linear in t + s but for `implementation="reference"`.
+
+    Raises:
+      ValueError, TypeError: input that does not fit, before anything runs.
+      UnsupportedError: `implementation` cannot do what was asked.
+
+    >>> import jax, jattn
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+    >>> jattn.attention(q, k, v, mask=jattn.masks.causal() & jattn.masks.window(left=7)).shape
+    (2, 16, 4, 8)
+
+    Sources: Bahdanau et al. 2015, Luong et al. 2015, Vaswani et al. 2017; tiles: Rabe & Staats 2021, Dao et al. 2022.
+    """
+    problem = _checks.problem(
+        query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
+        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision,
+    )  # fmt: skip
+    chosen, _ = _dispatch.choose(problem, implementation)
+    out, lse = _run(problem, chosen, _checks.blocks(blocks), return_lse)
+    if jnp.ndim(query) == 3:
+        out, lse = jax.tree.map(lambda x: x[0], (out, lse))
+    return (out, lse) if return_lse else out
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _run(problem: Problem, backend: str, blocks: tuple[int, int] | None, return_lse: bool) -> Any:
+    out, lse = _dispatch.BACKENDS[backend].run(problem, blocks)
+    return out, lse if return_lse else None
+
+
+def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*b h t s"]:
+    """The weights of `attention` with the same arguments, `[b, h, t, s]`: for looking at, O(t * s) memory.
+
+    They are what multiplies the values: after masks, normaliser, sinks, gates and dropout.
+    """
+    options.pop("implementation", None), options.pop("blocks", None)
+    problem = _checks.problem(query, key, value, **_named(options))
+    found = _weights(problem)
+    return found[0] if jnp.ndim(query) == 3 else found
+
+
+_weights = jax.jit(lambda problem: reference.attention(problem)[2])
+
+
+def _named(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of `attention` as `_checks.problem` names them."""
+    options = {"score": _DOT, "normalizer": _SOFTMAX, **options}
+    options["mods_"] = options.pop("mods", ())
+    return options
+
+
+def sample(
+    random_key: jax.Array, query: Any, key: Any, value: Any, **options: Any
+) -> tuple[Float[Array, "*b t h e"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
+    """Draws one key for each query and head from the softmax, and attends to it alone: hard attention (Xu et al. 2015).
+
+    Takes the options of `attention` that shape the scores: score, mask, mods, bias.
+
+    Returns:
+      out `[b, t, h, e]`: the value of the key drawn; index `[b, t, h]` int32: which; log_prob `[b, t, h]`: the log of its
+      probability, differentiable, for REINFORCE (Williams 1992).  A query that may attend to nothing gives 0, -1, -inf.
+
+    >>> import jax, jattn
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+    >>> out, index, log_prob = jattn.sample(jax.random.key(1), q, k, v)
+    >>> index.shape
+    (2, 16, 4)
+    """
+    for name in ("normalizer", "gates", "dropout", "sinks", "return_lse"):
+        if options.pop(name, None):
+            raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
+    options.pop("implementation", None), options.pop("blocks", None)
+    problem = _checks.problem(query, key, value, **_named({**options, "normalizer": normalizers.gumbel(random_key)}))
+    found = _sample(problem)
+    return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
+
+
+@jax.jit
+def _sample(problem: Problem) -> Any:
+    noise = problem.normalizer.mods[0].bound(problem.sizes["b"], problem.sizes["h"])
+    q, k, v, operands, signature = reduce(dataclasses.replace(problem, normalizer=_SOFTMAX))
+
+    def draw(_, noise, scores, value, i, j):
+        # the greatest of the scores with Gumbel noise is a draw from their softmax (Gumbel 1954)
+        index = jnp.argmax(jax.lax.stop_gradient(noise(scores, i, j)), axis=-1)
+        score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
+        some = score > -jnp.inf
+        log_prob = jnp.where(some, jnp.where(some, score, 0) - normalizers.logsumexp(scores), -jnp.inf)
+        out = jnp.where(some[:, None], value[index], 0).astype(problem.query.dtype)
+        return out, jnp.where(some, index, -1).astype(jnp.int32), log_prob
+
+    return _strips.rows(signature, q, k, v, operands, draw, noise)
+
+
+def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Joins (out, lse) of the same queries over disjoint sets of keys into (out, lse) over all of them.
+
+    lse = log sum exp(lse_n), out = sum out_n exp(lse_n - lse); out `[.., h, e]`, lse `[.., h]`.  Differentiable; a part
+    whose lse is -inf counts for nothing.  Ring and split-key attention are made of this (Liu et al. 2023).
+
+    >>> import jax, jattn
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
+    >>> halves = [jattn.attention(q, k[:, x], v[:, x], return_lse=True) for x in (slice(0, 4), slice(4, 8))]
+    >>> out, lse = jattn.merge(*halves)
+    """
+    if not parts or any(not isinstance(x, (tuple, list)) or len(x) != 2 for x in parts):
+        raise TypeError("merge takes one or more pairs (out, lse), as attention(..., return_lse=True) returns them")
+    for out, lse in parts:
+        if out.shape[:-1] != lse.shape or out.shape != parts[0][0].shape:
+            raise ValueError(
+                "merge needs out [.., h, e] and lse [.., h], all of the same shapes, got "
+                + ", ".join(f"({list(o.shape)}, {list(x.shape)})" for o, x in parts)
+            )
+    lses = jnp.stack([lse for _, lse in parts], axis=-1)
+    lse = normalizers.logsumexp(lses)
+    shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
+    out = sum(out * shares[..., n, None] for n, (out, _) in enumerate(parts))
+    return out.astype(parts[0][0].dtype), lse
+
+
+def dot_product_attention(query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, **options: Any) -> Any:
+    """A drop-in for `jax.nn.dot_product_attention`, with the signature of the installed one.
+
+    All its arguments mean what they mean there: `scale`, `is_causal`, `query_seq_lengths`, `key_value_seq_lengths`,
+    `local_window_size`, `return_residual`.  `implementation` takes jattn's names.  Results agree to rounding, except
+    for a query that may attend to nothing: here it gives 0 (lse -inf), there the mean of the values (or NaN).
+
+    >>> import jax, jattn
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+    >>> jattn.dot_product_attention(q, k, v, is_causal=True).shape
+    (2, 16, 4, 8)
+    """
+    given = _SIGNATURE.bind(query, key, value, bias, mask, **options)
+    given.apply_defaults()
+    a = given.arguments
+    found = []
+    if a["mask"] is not None:
+        found.append(a["mask"] if isinstance(a["mask"], masks.Mask) else masks.dense(a["mask"]))
+    if a["is_causal"]:
+        found.append(masks.causal())
+    if a["local_window_size"] is not None:
+        size = a["local_window_size"]
+        found.append(masks.window(*((size, size) if isinstance(size, int) else size)))
+    single = jnp.ndim(query) == 3
+    for name, axis in (("query_seq_lengths", "t"), ("key_value_seq_lengths", "s")):
+        if a[name] is not None:
+            lengths = jnp.atleast_1d(jnp.asarray(a[name], jnp.int32))
+            found.append(masks.Before(masks.lengths_operand(lengths, name), axis))
+    arrays = [x[None] if single else x for x in map(jnp.asarray, (query, key, value))]
+    result = attention(
+        *arrays,
+        score=scores.dot(a["scale"]),
+        mask=functools.reduce(lambda x, y: x & y, found) if found else None,
+        bias=a["bias"],
+        return_lse=bool(a.get("return_residual")),
+        implementation=a["implementation"],
+    )
+    return jax.tree.map(lambda x: x[0], result) if single else result
+
+
+_SIGNATURE = inspect.signature(jax.nn.dot_product_attention)
+dot_product_attention.__signature__ = _SIGNATURE  # type: ignore[attr-defined]

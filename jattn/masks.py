@@ -1,0 +1,341 @@
+"""Masks: which keys a query may attend to.  They compose with `&`, `|` and `~`, and are never stored as `[t, s]`.
+
+Positions: `i` of the query and `j` of the key, both counted from the start.  Each mask is a frozen dataclass pytree with
+two methods: `__call__(i, j)`, True where the pair attends, and `blocks(i, j)`, the answer for whole blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jattn._blocks import Answer, Range
+from jattn._terms import Operand, Term, number, operand, piece
+
+
+class Mask(Term):
+    """What `attention(mask=...)` takes.  Make one with the functions of this module."""
+
+    def __call__(self, i: Any, j: Any) -> Any:
+        raise NotImplementedError
+
+    def blocks(self, i: Range, j: Range) -> Answer:
+        """Safe for any mask: look at every pair."""
+        del i, j
+        return Answer(np.True_, np.False_)
+
+    def __and__(self, other: Mask) -> Mask:
+        return And(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __or__(self, other: Mask) -> Mask:
+        return Or(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a mask has no truth value: combine masks with & | ~, not with `and`, `or`, `not`")
+
+
+@piece
+class And(Mask):
+    left: Mask
+    right: Mask
+
+    def __call__(self, i, j):
+        return self.left(i, j) & self.right(i, j)
+
+    def blocks(self, i, j):
+        return self.left.blocks(i, j) & self.right.blocks(i, j)
+
+
+@piece
+class Or(Mask):
+    left: Mask
+    right: Mask
+
+    def __call__(self, i, j):
+        return self.left(i, j) | self.right(i, j)
+
+    def blocks(self, i, j):
+        return self.left.blocks(i, j) | self.right.blocks(i, j)
+
+
+@piece
+class Not(Mask):
+    mask: Mask
+
+    def __call__(self, i, j):
+        return ~self.mask(i, j)
+
+    def blocks(self, i, j):
+        return ~self.mask.blocks(i, j)
+
+
+def _range(value: Any) -> Range:
+    """A static number as the range that holds only it."""
+    return value if isinstance(value, Range) else Range(value, value)
+
+
+@piece
+class Window(Mask):
+    """-left <= j - i <= right; None leaves a side open."""
+
+    left: Any
+    right: Any
+
+    def __call__(self, i, j):
+        inside = True
+        if self.left is not None:
+            inside = j >= i - self.left
+        if self.right is not None:
+            inside = (j <= i + self.right) & inside
+        return inside | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
+
+    def blocks(self, i, j):
+        answer = Answer(np.True_, np.True_)
+        if self.left is not None:
+            left = _range(self.left)
+            answer &= Answer(j.hi >= i.lo - left.hi, j.lo >= i.hi - left.lo)
+        if self.right is not None:
+            right = _range(self.right)
+            answer &= Answer(j.lo <= i.hi + right.hi, j.hi <= i.lo + right.lo)
+        return answer
+
+
+def causal(offset: Any = 0) -> Mask:
+    """j <= i + offset: a query sees the keys up to its own position (top-left aligned, as in jax.nn).
+
+    `offset` is an int, or an integer scalar array where it is known only at run time (a decoding step).  For queries
+    that are the last t of s positions, offset = s - t.
+
+    >>> import numpy as np, jattn
+    >>> print(jattn.masks.causal()(np.arange(3)[:, None], np.arange(3)[None]).astype(int))
+    [[1 0 0]
+     [1 1 0]
+     [1 1 1]]
+    """
+    return Window(None, _integer(offset, "offset"))
+
+
+def window(left: Any, right: Any = 0) -> Mask:
+    """i - left <= j <= i + right: sliding-window (local) attention.  None leaves a side open (Beltagy et al. 2020)."""
+    return Window(
+        None if left is None else _integer(left, "left"), None if right is None else _integer(right, "right")
+    )
+
+
+def _integer(value: Any, name: str) -> Any:
+    value = number(value, name)
+    if isinstance(value, float) or (isinstance(value, Operand) and not jnp.issubdtype(value.array.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return value
+
+
+@piece
+class Segments(Mask):
+    query: Any
+    key: Any
+
+    def __call__(self, i, j):
+        del i, j
+        return self.query == self.key
+
+    def blocks(self, i, j):
+        del i, j
+        q, k = self.query, self.key
+        return Answer((q.lo <= k.hi) & (k.lo <= q.hi), (q.lo == k.hi) & (k.lo == q.hi))
+
+
+def segments(q_ids: Any, kv_ids: Any = None) -> Mask:
+    """q_ids[b, i] == kv_ids[b, j]: packed sequences attend only to themselves.
+
+    Integer arrays `[b, t]` and `[b, s]`, or `[t]` and `[s]` for all batch elements; `kv_ids` defaults to `q_ids`.  Ids
+    that come in runs (packed documents) let whole blocks be skipped, at run time.
+    """
+    kv_ids = q_ids if kv_ids is None else kv_ids
+    return Segments(_ids(q_ids, "q_ids", "t"), _ids(kv_ids, "kv_ids", "s"))
+
+
+def _ids(array: Any, name: str, axis: str) -> Operand:
+    array = array if isinstance(array, (np.ndarray, jax.Array)) else jnp.asarray(array)
+    if array.ndim not in (1, 2) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} must be integers of shape [b, {axis}] or [{axis}], got {array.dtype}{list(array.shape)}"
+        )
+    return Operand(array, axis if array.ndim == 1 else "b" + axis)
+
+
+@piece
+class Before(Mask):
+    """Key (or query) positions below a bound."""
+
+    limit: Any
+    axis: str
+
+    def __call__(self, i, j):
+        zero = jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), jnp.int32)
+        return (i if self.axis == "t" else j) + zero < self.limit
+
+    def blocks(self, i, j):
+        position, limit = (i if self.axis == "t" else j), _range(self.limit)
+        return Answer(position.lo < limit.hi, position.hi < limit.lo)
+
+
+def prefix(length: Any) -> Mask:
+    """j < length: an int, or integers `[b]`.  `prefix(n) | causal()` is the prefix-LM mask (Raffel et al. 2020)."""
+    return Before(lengths_operand(length, "length"), "s")
+
+
+def lengths(kv: Any, q: Any = None) -> Mask:
+    """j < kv[b] and, if given, i < q[b]: padded batches.  Rows past `q` see nothing and give 0."""
+    mask = prefix(kv)
+    return mask if q is None else mask & Before(lengths_operand(q, "q"), "t")
+
+
+def lengths_operand(value: Any, name: str) -> Any:
+    """An int, or integers `[b]` as an operand."""
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value)
+    if isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 1 and jnp.issubdtype(value.dtype, jnp.integer):
+        return Operand(value, "b")
+    return _integer(value, name)
+
+
+@piece
+class Dilated(Mask):
+    stride: int
+
+    def __call__(self, i, j):
+        return (i - j) % self.stride == 0
+
+    def blocks(self, i, j):
+        lo, hi = i.lo - j.hi, i.hi - j.lo
+        return Answer(hi // self.stride * self.stride >= lo, (lo == hi) & (lo % self.stride == 0) | (self.stride == 1))
+
+
+def dilated(stride: int) -> Mask:
+    """(i - j) % stride == 0: every stride-th key, counted from the query (Child et al. 2019)."""
+    if not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride must be an int >= 1, got {stride!r}")
+    return Dilated(stride)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """A static boolean array with value equality, so that it can be part of a compiled program's key."""
+
+    shape: tuple[int, ...]
+    bits: bytes
+
+    @property
+    def array(self) -> np.ndarray:
+        return np.frombuffer(self.bits, bool).reshape(self.shape)
+
+
+@piece
+class Blocks(Mask):
+    layout: _Layout
+    block: int
+    head: Any  # the operand that says which head this tile is of; None where the layout is the same for all
+
+    def bound(self, b, h):
+        del b
+        return self if self.layout.array.ndim == 2 else dataclasses.replace(self, head=Operand(np.arange(h), "h"))
+
+    def __call__(self, i, j):
+        layout = jnp.asarray(self.layout.array)
+        layout = layout if self.head is None else layout[self.head]
+        return layout[i // self.block, j // self.block]
+
+    def blocks(self, i, j):
+        # sums over rectangles of layout cells, from a two-dimensional prefix sum
+        layout = self.layout.array
+        corner = np.zeros((*layout.shape[:-2], layout.shape[-2] + 1, layout.shape[-1] + 1), np.int64)
+        corner[..., 1:, 1:] = layout.cumsum(-2).cumsum(-1)
+        (r0, r1), (c0, c1) = ((np.asarray(x.lo) // self.block, np.asarray(x.hi) // self.block + 1) for x in (i, j))
+        inside = corner[..., r1, c1] - corner[..., r0, c1] - corner[..., r1, c0] + corner[..., r0, c0]
+        return Answer(inside > 0, inside == (r1 - r0) * (c1 - c0))
+
+
+def blocks(layout: Any, block: int) -> Mask:
+    """layout[i // block, j // block]: block-sparse attention from a static boolean array, `[.., ..]` or `[h, .., ..]`."""
+    array = np.asarray(layout)
+    if array.ndim not in (2, 3) or array.dtype != bool:
+        raise ValueError(
+            f"layout must be a boolean array [.., ..] or [h, .., ..], got {array.dtype}{list(array.shape)}"
+        )
+    if not isinstance(block, int) or block < 1:
+        raise ValueError(f"block must be an int >= 1, got {block!r}")
+    return Blocks(_Layout(array.shape, array.tobytes()), block, None)
+
+
+@piece
+class Dense(Mask):
+    array: Operand
+
+    def __call__(self, i, j):
+        return self.array | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
+
+    def blocks(self, i, j):
+        del i, j
+        return Answer(self.array.hi, self.array.lo)  # type: ignore[attr-defined]
+
+
+@piece
+class Unplaced(Mask):
+    """A boolean array whose axes are known only beside the query and key: `_checks` makes a `Dense` of it."""
+
+    array: Any
+
+
+def dense(array: Any) -> Mask:
+    """A boolean array broadcastable to `[b, h, t, s]`, True = attend."""
+    array = array if isinstance(array, (np.ndarray, jax.Array)) else jnp.asarray(array)
+    if array.dtype != bool:
+        raise TypeError(f"a mask array must be boolean, got {array.dtype}: numbers to add to the score go in bias=")
+    return Unplaced(array)
+
+
+@piece
+class Function(Mask):
+    fn: Callable
+    operands: tuple[Any, ...]
+
+    def __call__(self, i, j):
+        return self.fn(i, j, *self.operands) | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
+
+    def blocks(self, i, j):
+        rows, columns = i.hi[:, 0] - i.lo[:, 0] + 1, j.hi[0, -1] + 1
+        if self.operands or rows.sum() * columns > _MOST_PAIRS:
+            return super().blocks(i, j)
+        some, every = [], []
+        with jax.ensure_compile_time_eval():
+            for lo, n in zip(i.lo[:, 0], rows, strict=True):
+                strip = self(np.arange(lo, lo + n, dtype=np.int32)[:, None], np.arange(columns, dtype=np.int32)[None])
+                strip = np.asarray(strip)
+                spans = [slice(a, b + 1) for a, b in zip(j.lo[0], j.hi[0], strict=True)]
+                some.append([strip[:, x].any() for x in spans])
+                every.append([strip[:, x].all() for x in spans])
+        return Answer(np.array(some), np.array(every))
+
+
+_MOST_PAIRS = 2**30  # a static function is looked at pair by pair while tracing: beyond about a second, not worth it
+
+
+def function(fn: Callable, *operands: Operand) -> Mask:
+    """fn(i, j, *operands) -> bool: any mask you can write; `i` is `[bt, 1]`, `j` is `[1, bs]`, int32.
+
+    Without operands it is static: evaluated once per block while tracing, so that empty blocks are skipped.
+
+    >>> import jattn
+    >>> even = jattn.masks.function(lambda i, j: j % 2 == 0)
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, got {fn!r}")
+    return Function(fn, tuple(x if isinstance(x, Operand) else operand(x) for x in operands))

@@ -1,0 +1,197 @@
+"""Mods: functions score -> score, applied in order after scaling and before the mask and the normaliser.
+
+Each is a frozen dataclass pytree called with one tile: `score` `[bt, bs]`, positions `i` `[bt, 1]` and `j` `[1, bs]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jattn import _random
+from jattn._terms import Operand, Term, number, operand, piece
+
+
+class Mod(Term):
+    """What `attention(mods=...)` takes.  Make one with the functions of this module."""
+
+    def __call__(self, score: Any, i: Any, j: Any) -> Any:
+        raise NotImplementedError
+
+
+@piece
+class SoftCap(Mod):
+    cap: Any
+
+    def __call__(self, score, i, j):
+        del i, j
+        return self.cap * jnp.tanh(score / self.cap)
+
+
+def softcap(cap: Any) -> Mod:
+    """cap * tanh(score / cap): keeps scores within (-cap, cap) (Gemma 2, 2024).  `cap` > 0, or a learnable scalar array.
+
+    >>> import jattn
+    >>> float(jattn.mods.softcap(30.0)(3000.0, 0, 0))
+    30.0
+    """
+    cap = number(cap, "cap")
+    if not isinstance(cap, Operand) and not cap > 0:
+        raise ValueError(f"cap must be > 0, got {cap}")
+    return SoftCap(cap)
+
+
+@piece
+class Alibi(Mod):
+    slopes: Operand
+
+    def __call__(self, score, i, j):
+        return score - self.slopes * jnp.abs(i - j)
+
+
+def alibi(slopes: Any) -> Mod:
+    """score - slopes[h] * abs(i - j): linear biases (Press et al. 2022).  `slopes` `[h]`; learnable.
+
+    `alibi_slopes(heads)` gives the paper's values.
+    """
+    return Alibi(operand(slopes, "h"))
+
+
+def alibi_slopes(heads: int) -> jax.Array:
+    """ALiBi's slopes for a number of heads: 2^(-8/n), 2^(-16/n), ... with n the power of two below (Press et al. 2022)."""
+    n = 2 ** math.floor(math.log2(heads))
+    first = [2.0 ** (-8.0 * (x + 1) / n) for x in range(n)]
+    between = [2.0 ** (-4.0 * (2 * x + 1) / n) for x in range(heads - n)]
+    return jnp.asarray(first + between)
+
+
+@piece
+class Bias(Mod):
+    array: Operand
+
+    def __call__(self, score, i, j):
+        del i, j
+        return score + self.array
+
+
+def bias(array: Any, axes: str) -> Mod:
+    """score + array, whose axes are a subset of `"bhts"` in that order, `""` for a scalar.  Learnable, without `[t, s]`
+    memory that the array does not have itself.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> per_key = jattn.mods.bias(jnp.zeros((2, 5)), "bs")
+    """
+    named = operand(array, axes)
+    if named.array.ndim != len(axes):
+        raise ValueError(f"bias with axes {axes!r} needs {len(axes)} axes, got shape {named.array.shape}")
+    return Bias(named)
+
+
+@piece
+class Relative(Mod):
+    table: Operand
+    bucket: Callable
+
+    def __call__(self, score, i, j):
+        # the bias is constant along diagonals: look up each diagonal of the tile once, then shear the strip
+        rows, columns = i.shape[0], j.shape[1]
+        first = j[0, 0] - i[0, 0] - (rows - 1)
+        strip = self.table[self.bucket(first + jnp.arange(rows + columns - 1, dtype=jnp.int32))]
+        return score + _shear(strip, rows, columns)
+
+
+def _shear(strip: Any, rows: int, columns: int) -> Any:
+    """[rows + columns - 1] -> [rows, columns], with [r, c] = strip[c - r + rows - 1]: no gather, no scatter in reverse."""
+    n = rows + columns - 1
+    periodic = jnp.broadcast_to(strip, (rows + 1, n)).reshape(-1)
+    # row r of a view that is one longer than the period starts r places later in it
+    return jnp.flip(periodic[: rows * (n + 1)].reshape(rows, n + 1)[:, :columns], 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Bucket:
+    """The bucket of a relative position j - i in T5; made by `t5_bucket`."""
+
+    bidirectional: bool
+    buckets: int
+    max_distance: int
+
+    def __call__(self, relative: Any) -> Any:
+        side = self.buckets // 2 if self.bidirectional else self.buckets
+        base = jnp.where(relative > 0, side, 0) if self.bidirectional else 0
+        distance = jnp.abs(relative) if self.bidirectional else jnp.maximum(-relative, 0)
+        exact = side // 2
+        grown = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(self.max_distance / exact) * (side - exact)
+        far = jnp.minimum(exact + grown.astype(jnp.int32), side - 1)
+        return base + jnp.where(distance < exact, distance, far)
+
+
+def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> T5Bucket:
+    """T5's buckets of j - i: exact up to half of them, logarithmic up to `max_distance` (Raffel et al. 2020).
+
+    `bidirectional` gives the keys after the query buckets of their own (encoders); decoders take False.
+    """
+    side = buckets // 2 if bidirectional else buckets
+    if buckets < 2 + 2 * bidirectional or max_distance <= side // 2:
+        raise ValueError(
+            f"buckets must be >= {2 + 2 * bidirectional} and max_distance > {side // 2}, got {buckets}, {max_distance}"
+        )
+    return T5Bucket(bool(bidirectional), buckets, max_distance)
+
+
+def relative(table: Any, bucket: Callable | None = None) -> Mod:
+    """score + table[h, bucket(j - i)]: relative position bias.  `table` `[h, buckets]`, learnable.
+
+    `bucket` maps int32 arrays of j - i to columns of the table; by default `t5_bucket(bidirectional=True)` with as many
+    buckets as the table has columns (Raffel et al. 2020).  Memory is that of the table, never `[t, s]`.
+    """
+    named = operand(table, "h")
+    if named.array.ndim != 2:
+        raise ValueError(f"table must be [h, buckets], got shape {named.array.shape}")
+    return Relative(named, t5_bucket(True, named.array.shape[1]) if bucket is None else bucket)
+
+
+@piece
+class Function(Mod):
+    fn: Callable
+    operands: tuple[Operand, ...]
+
+    def __call__(self, score, i, j):
+        return self.fn(score, i, j, *self.operands)
+
+
+def function(fn: Callable, *operands: Operand) -> Mod:
+    """fn(score, i, j, *operands): any score function you can write in JAX, with gradients to its operands.
+
+    It is called on tiles and must be elementwise: `score` `[bt, bs]`, `i` `[bt, 1]`, `j` `[1, bs]`, each operand (made
+    with `jattn.operand`) broadcastable to `[bt, bs]` (He et al. 2024, "FlexAttention").
+
+    >>> import jax.numpy as jnp, jattn
+    >>> tilt = jattn.mods.function(lambda s, i, j, m: s - m * (i - j), jattn.operand(jnp.ones(4), "h"))
+    """
+    if not callable(fn):
+        raise TypeError(f"fn must be callable, got {fn!r}")
+    return Function(fn, tuple(x if isinstance(x, Operand) else operand(x) for x in operands))
+
+
+@piece
+class Gumbel(Mod):
+    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j (see `jattn._random.bits`)."""
+
+    seed: Operand
+    temperature: Any
+    b: Any = None
+    h: Any = None
+
+    def bound(self, b, h):
+        return dataclasses.replace(self, b=Operand(np.arange(b), "b"), h=Operand(np.arange(h), "h"))
+
+    def __call__(self, score, i, j):
+        u = _random.uniform(_random.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
+        return (score - jnp.log(-jnp.log(u))) / self.temperature

@@ -1,0 +1,44 @@
+"""The tile maths that all kernels share: a softmax over keys that arrive a tile at a time (Milakov & Gimelshein 2018).
+
+The state of a row is its greatest score so far, m, and l = sum of exp(score - m).  A row that has seen nothing has
+m = -inf, l = 0, and gives output 0 and lse -inf.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class State(NamedTuple):
+    """Greatest score and sum of exponentials of each row, `[..]`, and the weighted sum of values `[.., e]`."""
+
+    top: jax.Array
+    total: jax.Array
+    out: jax.Array
+
+
+def start(rows: tuple[int, ...], width: int, dtype) -> State:
+    """The state of rows that have seen nothing."""
+    return State(jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((*rows, width), dtype))
+
+
+def finite(top: jax.Array) -> jax.Array:
+    """0 in the place of -inf, so that exp(-inf - top) is 0 and not NaN."""
+    return jnp.where(jnp.isneginf(top), 0, top)
+
+
+def exponentials(state: State, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For a tile of scores `[.., bs]`: the new greatest score, exp(score - it), and the factor that the past shrinks by."""
+    top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
+    safe = finite(top)
+    return top, jnp.exp(scores - safe[..., None]), jnp.exp(state.top - safe)
+
+
+def finish(state: State) -> tuple[jax.Array, jax.Array]:
+    """Output `[.., e]` and lse `[..]`."""
+    seen = state.total > 0
+    total = jnp.where(seen, state.total, 1)
+    return state.out / total[..., None], jnp.where(seen, state.top + jnp.log(total), -jnp.inf)
