@@ -100,9 +100,7 @@ def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
     every = answer.every
     if not key.whole:  # the last key block repeats keys of the one before: it must look at positions
         every = every & (np.arange(key.count) < key.count - 1)
-    wide = tuple(
-        x[(None,) * (4 - x.ndim)] if x.ndim else x[None, None, None, None] for x in (answer.some, every)
-    )
+    wide = tuple(x[(None,) * (4 - x.ndim)] if x.ndim else x[None, None, None, None] for x in (answer.some, every))
     shape = np.broadcast_shapes(*(x.shape for x in wide), (1, 1, query.count, key.count))
     static = all(isinstance(x, (np.ndarray, np.generic)) for x in wide)
     some, every = (np.broadcast_to(x, shape) if static else jnp.broadcast_to(x, shape) for x in wide)
@@ -110,7 +108,8 @@ def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
 
 
 def table(mask: Any, query: Tiling, key: Tiling, batch: int = 1, heads: int = 1) -> BlockTable:
-    """The block table, a row for every `batch` batch elements and `heads` query heads, as far as the mask tells them apart.
+    """The block table, a row for every `batch` batch elements and `heads` query heads, as far as the mask tells them
+    apart.
 
     It is NumPy where the mask is static, jnp where it is known only at run time.
     """
@@ -130,7 +129,8 @@ def _static_table(mask: Any, query: Tiling, key: Tiling) -> BlockTable:
 
 
 def _table(answer: Answer, batch: int, heads: int) -> BlockTable:
-    some, every = answer
+    some: Any = answer.some
+    every: Any = answer.every
     xp = np if isinstance(some, np.ndarray) else jnp
     for axis, size in ((0, batch), (1, heads)):
         if some.shape[axis] > 1:
@@ -140,9 +140,3 @@ def _table(answer: Answer, batch: int, heads: int) -> BlockTable:
     rank = xp.where(every, 0, xp.where(some, 1, 2))
     index = xp.argsort(rank, axis=-1, stable=True).astype(np.int32)
     return BlockTable(index, every.sum(-1).astype(np.int32), (some & ~every).sum(-1).astype(np.int32))
-
-
-def census(counted: BlockTable) -> tuple[int, int, int]:
-    """How many blocks of a concrete table are empty, partial and full."""
-    full, partial = int(np.sum(counted.full)), int(np.sum(counted.partial))
-    return int(np.size(counted.index)) - full - partial, partial, full

@@ -1,5 +1,5 @@
-"""Every error that bad input gets, raised before anything is traced: the argument, what it was, what was expected, the way
-out."""
+"""Every error that bad input gets, raised before anything is traced: the argument, what it was, what was expected,
+the way out."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jattn._problem import Problem
 from jattn._terms import AXES, Operand, Term, broadcast_operand
 
 
-def array(x: Any, name: str) -> jax.Array:
+def array(x: Any, name: str) -> Any:
     """`x` as a floating-point array."""
-    if not isinstance(x, (jax.Array, np.ndarray)):
+    if not isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         try:
             x = jnp.asarray(x)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; cast it first")
-    return jnp.asarray(x)
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
 
 
 def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
@@ -49,7 +49,9 @@ def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
     if equal_width and q[-1] != k[-1]:
         raise ValueError(f"query and key must have the same width d, {got}")
     if q[-2] % k[-2]:
-        raise ValueError(f"the query's heads h = {q[-2]} must be a multiple of the key's heads g = {k[-2]}, {got}{hint}")
+        raise ValueError(
+            f"the query's heads h = {q[-2]} must be a multiple of the key's heads g = {k[-2]}, {got}{hint}"
+        )
 
 
 def problem(
@@ -158,8 +160,8 @@ def _place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
             shape, reach = x.layout.shape, [n * x.block for n in x.layout.shape[-2:]]
             if reach[0] < sizes["t"] or reach[1] < sizes["s"] or (len(shape) == 3 and shape[0] != sizes["h"]):
                 raise ValueError(
-                    f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {sizes['t']}, s = {sizes['s']}"
-                    f" and, with three axes, have h = {sizes['h']} first"
+                    f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {sizes['t']},"
+                    f" s = {sizes['s']} and, with three axes, have h = {sizes['h']} first"
                 )
         return x
 
@@ -194,6 +196,8 @@ def _score(score: Any, d: int, key_width: int) -> None:
         hidden |= {n for n, size in zip(shape, want, strict=True) if size is None}
         if any(size not in (None, n) for n, size in zip(shape, want, strict=True)):
             shown = ", ".join("m" if n is None else str(n) for n in want)
-            raise ValueError(f"scores.{_name(score)}: {name} must be [{shown}], or [h, {shown}], got {list(weight.array.shape)}")
+            raise ValueError(
+                f"scores.{_name(score)}: {name} must be [{shown}], or [h, {shown}], got {list(weight.array.shape)}"
+            )
     if len(hidden) > 1:
         raise ValueError(f"scores.additive: w_q, w_k and v must agree in their last axis m, got {sorted(hidden)}")

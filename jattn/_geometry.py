@@ -1,8 +1,8 @@
 """Which part of each array one step works on: axis letters, tiles and how arrays are cut and put back.
 
-Arrays are named by their leading axes: `bth` the query side, `bsg` the key side, a subset of `bhts` an operand.  Further
-axes stay whole.  An array's batch axis may be shorter than the call's: element b then uses entry b % length (vmap over
-some of the arguments makes such arrays, and they are never repeated in memory).
+Arrays are named by their leading axes: `bth` the query side, `bsg` the key side, a subset of `bhts` an operand.
+Further axes stay whole.  An array's batch axis may be shorter than the call's: element b then uses entry b % length
+(vmap over some of the arguments makes such arrays, and they are never repeated in memory).
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 `attend (args) -> (out, lse)`; `attend_tangent (args, out, lse, tangents) -> (dout, dlse)`, linear in the tangents;
 `attend_backward (args, out, lse, dout, dlse) -> gradients`, its transpose.  `args` are q, k, v and the operands.
 
-Reverse mode: the JVP rule of `attend` binds `attend_tangent`, whose transpose rule binds `attend_backward`.  Each lowers
-to its backend's kernel.  Higher orders: the JVP rules of the latter two differentiate their twins, derivatives of
-`_strips.attend`.  There out and lse count as functions of the args, so the twins ignore them.
+Reverse mode: the JVP rule of `attend` binds `attend_tangent`, whose transpose rule binds `attend_backward`.  Each
+lowers to its backend's kernel.  Higher orders: the JVP rules of the latter two differentiate their twins, derivatives
+of `_strips.attend`.  There out and lse count as functions of the args, so the twins ignore them.
 
 `active` says which args have tangents and gradients: q, k, v and the operands that are being differentiated.
 """
@@ -53,16 +53,12 @@ def _forward(*args, spec):
 def _tangent(*flat, spec, active):
     n = len(active)
     args, (out, lse), tangents = flat[:n], flat[n : n + 2], _placed(flat[n + 2 :], active)
-    return list(
-        spec.kernels().tangent(spec, *args[:3], list(args[3:]), out, lse, (*tangents[:3], tangents[3:]))
-    )
+    return list(spec.kernels().tangent(spec, *args[:3], list(args[3:]), out, lse, (*tangents[:3], tangents[3:])))
 
 
 def _backward(*flat, spec, active):
     args, (out, lse, dout, dlse) = flat[: len(active)], flat[len(active) :]
-    dq, dk, dv, doperands = spec.kernels().backward(
-        spec, *args[:3], list(args[3:]), out, lse, dout, dlse, active[3:]
-    )
+    dq, dk, dv, doperands = spec.kernels().backward(spec, *args[:3], list(args[3:]), out, lse, dout, dlse, active[3:])
     return [dq, dk, dv, *_chosen(doperands, active[3:])]
 
 
@@ -73,8 +69,8 @@ def _of_active(spec, args, active) -> Callable:
     """`_strips.attend` as a function of the active args."""
 
     def fn(*values):
-        full = [a if x is None else x for a, x in zip(args, _placed(values, active), strict=True)]
-        return list(_strips.attend(spec, *full[:3], full[3:]))
+        q, k, v, *operands = [a if x is None else x for a, x in zip(args, _placed(values, active), strict=True)]
+        return list(_strips.attend(spec, q, k, v, operands))
 
     return fn
 
@@ -87,7 +83,8 @@ def _tangent_twin(*flat, spec, active):
 
 def _backward_twin(*flat, spec, active):
     args, cotangents = flat[: len(active)], flat[len(active) + 2 :]
-    return list(jax.vjp(_of_active(spec, args, active), *_chosen(args, active))[1](list(cotangents)))
+    _, pull = jax.vjp(_of_active(spec, args, active), *_chosen(args, active))
+    return list(pull(list(cotangents)))
 
 
 # Shapes
@@ -163,7 +160,7 @@ ad.primitive_jvps[_attend_backward] = _twin_jvp(_backward_twin)
 ad.primitive_transposes[_attend_tangent] = _attend_tangent_transpose
 
 
-# vmap: the new axis joins the batch axis, in front.  Arrays that it leaves alone keep their length, and element b of the
+# vmap: the new axis joins the batch axis, in front.  Arrays that it leaves alone keep their length: element b of the
 # call uses their entry b % length.  Where a gradient is wanted for each element, its array is made full length.
 
 
@@ -183,9 +180,7 @@ class _Fold:
 
     def new_spec(self, wide) -> Spec:
         """The spec in which the operands that `wide` says have a batch axis."""
-        axes = tuple(
-            "b" + a if w and "b" not in a else a for a, w in zip(self.axes[3:], wide[3:], strict=True)
-        )
+        axes = tuple("b" + a if w and "b" not in a else a for a, w in zip(self.axes[3:], wide[3:], strict=True))
         return dataclasses.replace(self.spec, signature=self.spec.signature._replace(axes=axes))
 
     def fold(self, n: int, axes: str, full: bool = False) -> jax.Array:

@@ -20,7 +20,8 @@ from jattn.scores import Perceptron, Product, Score
 
 @piece
 class Problem(_terms.Term):
-    """What `attention` computes, with nothing left to default: arrays `[b, t, h, d]`, `[b, s, g, d]`, `[b, s, g, e]`."""
+    """What `attention` computes, with nothing left to default: arrays `[b, t, h, d]`, `[b, s, g, d]`, `[b, s, g,
+    e]`."""
 
     query: Any
     key: Any

@@ -1,7 +1,7 @@
 """Attention a strip of query rows at a time, in plain differentiable JAX: whole rows of scores, never all of them.
 
-The twin of the fused kernels (their higher derivatives are derivatives of this), and the way of the normalisers that have
-no online form.  `jax.checkpoint` around a strip keeps the memory of any derivative linear in t + s.
+The twin of the fused kernels (their higher derivatives are derivatives of this), and the way of the normalisers that
+have no online form.  `jax.checkpoint` around a strip keeps the memory of any derivative linear in t + s.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,8 @@ def operand(array: Any, axes: str = "") -> Operand:
     """Names the axes of an array that a mask, mod or gate takes.
 
     `axes` is a subset of `"bhts"` in that order: `b` batch, `h` query head, `t` query position, `s` key position.  The
-    term gets it cut to its tile and broadcastable to `[bt, bs]`: `[bt, 1]` for `"t"`, `[1, bs]` for `"s"`, `[]` where it
-    has neither.  Further axes of the array follow, whole: a table `[h, buckets]` named `"h"` arrives as `[buckets]`.
+    term gets it cut to its tile and broadcastable to `[bt, bs]`: `[bt, 1]` for `"t"`, `[1, bs]` for `"s"`, `[]` where
+    it has neither.  Further axes of the array follow, whole: a table `[h, buckets]` named `"h"` arrives as `[buckets]`.
 
     >>> import jax.numpy as jnp, jattn
     >>> tilt = jattn.mods.function(lambda score, i, j, slope: score - slope * (i - j), jattn.operand(jnp.ones(2), "h"))
@@ -102,9 +102,10 @@ def bind(value: Any, b: int, h: int) -> Any:
 def _dynamic(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(map(_dynamic, value))
-    return isinstance(value, (Operand, Term, jax.Array, np.ndarray))
+    return isinstance(value, (Operand, Term, jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
+@dataclass_transform(frozen_default=True)
 def piece(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass a pytree: fields that hold operands or terms are children, all others are static."""
     cls = dataclasses.dataclass(frozen=True)(cls)  # type: ignore[assignment]

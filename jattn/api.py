@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jattn import _checks, _dispatch, _strips, masks, normalizers, reference, scores
+from jattn._explain import Plan, plan
 from jattn._problem import Problem, reduce
 
 _DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
@@ -28,7 +29,7 @@ def attention(
     mods: Any = (),
     gates: Any = (),
     bias: Any = None,
-    sinks: Float[Array, "h"] | None = None,
+    sinks: Float[Array, h] | None = None,
     dropout: Any = None,
     return_lse: bool = False,
     implementation: str | None = None,
@@ -57,8 +58,8 @@ def attention(
       precision: a `jax.lax.Precision` for the two products.
 
     Returns:
-      out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf (with
-      `sinks`: the sink) and zero gradients.  Products, softmax and lse are computed in float32 or wider.  Every
+      out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf
+      (with `sinks`: the sink) and zero gradients.  Products, softmax and lse are computed in float32 or wider.  Every
       derivative exists, in forward and reverse mode; memory is linear in t + s but for `implementation="reference"`.
 
     Raises:
@@ -89,12 +90,35 @@ def _run(problem: Problem, backend: str, blocks: tuple[int, int] | None, return_
     return out, lse if return_lse else None
 
 
+def explain(
+    query: Any, key: Any, value: Any, *, implementation: str | None = None, blocks: Any = None, **options: Any
+) -> Plan:
+    """The plan of `attention` with the same arguments: backend and reasons, tiles, blocks skipped, flops, bytes,
+    memory.
+
+    query, key and value may be `jax.ShapeDtypeStruct`s: nothing is run, only compiled.  Inside jit, a mask made of
+    traced arrays has blocks "known at run time".
+
+    >>> import jax, jattn
+    >>> x = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
+    >>> plan = jattn.explain(x, x, x, mask=jattn.masks.causal())
+    >>> plan.backend
+    'blockwise'
+    >>> empty, partial, full = plan.blocks
+    """
+    arrays = [_checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
+    if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
+        arrays = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in arrays]
+    return plan(_checks.problem(*arrays, **_named(options)), implementation, _checks.blocks(blocks))
+
+
 def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*b h t s"]:
     """The weights of `attention` with the same arguments, `[b, h, t, s]`: for looking at, O(t * s) memory.
 
     They are what multiplies the values: after masks, normaliser, sinks, gates and dropout.
     """
-    options.pop("implementation", None), options.pop("blocks", None)
+    for name in ("implementation", "blocks"):
+        options.pop(name, None)
     problem = _checks.problem(query, key, value, **_named(options))
     found = _weights(problem)
     return found[0] if jnp.ndim(query) == 3 else found
@@ -118,8 +142,9 @@ def sample(
     Takes the options of `attention` that shape the scores: score, mask, mods, bias.
 
     Returns:
-      out `[b, t, h, e]`: the value of the key drawn; index `[b, t, h]` int32: which; log_prob `[b, t, h]`: the log of its
-      probability, differentiable, for REINFORCE (Williams 1992).  A query that may attend to nothing gives 0, -1, -inf.
+      out `[b, t, h, e]`: the value of the key drawn; index `[b, t, h]` int32: which; log_prob `[b, t, h]`: the log of
+      its probability, differentiable, for REINFORCE (Williams 1992).  A query that may attend to nothing gives 0, -1,
+      -inf.
 
     >>> import jax, jattn
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
@@ -130,7 +155,8 @@ def sample(
     for name in ("normalizer", "gates", "dropout", "sinks", "return_lse"):
         if options.pop(name, None):
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
-    options.pop("implementation", None), options.pop("blocks", None)
+    for name in ("implementation", "blocks"):
+        options.pop(name, None)
     problem = _checks.problem(query, key, value, **_named({**options, "normalizer": normalizers.gumbel(random_key)}))
     found = _sample(problem)
     return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
@@ -175,7 +201,7 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     lses = jnp.stack([lse for _, lse in parts], axis=-1)
     lse = normalizers.logsumexp(lses)
     shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
-    out = sum(out * shares[..., n, None] for n, (out, _) in enumerate(parts))
+    out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, (out, _) in enumerate(parts)))
     return out.astype(parts[0][0].dtype), lse
 
 

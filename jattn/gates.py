@@ -27,7 +27,7 @@ class Gate(Term):
 @piece
 class Dropout(Gate):
     rate: float
-    seed: Operand
+    seed: Any
     b: Any = None
     h: Any = None
 
@@ -45,8 +45,8 @@ def dropout(rate: float, seed: Any) -> Gate:
     """weight * keep / (1 - rate): attention dropout (Srivastava et al. 2014; Vaswani et al. 2017).
 
     `rate` is static, in [0, 1); `seed` an int in [0, 2^32) or a traced uint32 scalar: a new seed does not recompile.
-    `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._random.bits`: the same seed gives the
-    same bits on every backend and for every tiling.
+    `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._random.bits`: the same seed
+    gives the same bits on every backend and for every tiling.
 
     >>> import jattn
     >>> gate = jattn.gates.dropout(0.1, seed=0)
@@ -69,7 +69,7 @@ def seed_operand(seed: Any) -> Operand:
 
 @piece
 class Gaussian(Gate):
-    center: Operand
+    center: Any
     sigma: Any
 
     def __call__(self, weight, i, j):
@@ -81,8 +81,8 @@ class Gaussian(Gate):
 def gaussian(center: Any, sigma: Any) -> Gate:
     """weight * exp(-(j - center[b, i])^2 / (2 sigma^2)): Luong's local-p attention (Luong et al. 2015, eq. 10).
 
-    `center` `[b, t]` or `[b, h, t]`, in positions, learnable; `sigma` > 0, a number or a learnable scalar array (the paper
-    takes half the window).
+    `center` `[b, t]` or `[b, h, t]`, in positions, learnable; `sigma` > 0, a number or a learnable scalar array (the
+    paper takes half the window).
     """
     center = center if isinstance(center, (jax.Array, np.ndarray)) else jnp.asarray(center)
     if center.ndim not in (2, 3):

@@ -1,7 +1,7 @@
 """Masks: which keys a query may attend to.  They compose with `&`, `|` and `~`, and are never stored as `[t, s]`.
 
-Positions: `i` of the query and `j` of the key, both counted from the start.  Each mask is a frozen dataclass pytree with
-two methods: `__call__(i, j)`, True where the pair attends, and `blocks(i, j)`, the answer for whole blocks.
+Positions: `i` of the query and `j` of the key, both counted from the start.  Each mask is a frozen dataclass pytree
+with two methods: `__call__(i, j)`, True where the pair attends, and `blocks(i, j)`, the answer for whole blocks.
 """
 
 from __future__ import annotations
@@ -125,9 +125,7 @@ def causal(offset: Any = 0) -> Mask:
 
 def window(left: Any, right: Any = 0) -> Mask:
     """i - left <= j <= i + right: sliding-window (local) attention.  None leaves a side open (Beltagy et al. 2020)."""
-    return Window(
-        None if left is None else _integer(left, "left"), None if right is None else _integer(right, "right")
-    )
+    return Window(None if left is None else _integer(left, "left"), None if right is None else _integer(right, "right"))
 
 
 def _integer(value: Any, name: str) -> Any:
@@ -264,7 +262,8 @@ class Blocks(Mask):
 
 
 def blocks(layout: Any, block: int) -> Mask:
-    """layout[i // block, j // block]: block-sparse attention from a static boolean array, `[.., ..]` or `[h, .., ..]`."""
+    """layout[i // block, j // block]: block-sparse attention from a static boolean array, `[.., ..]` or `[h, ..,
+    ..]`."""
     array = np.asarray(layout)
     if array.ndim not in (2, 3) or array.dtype != bool:
         raise ValueError(
@@ -277,7 +276,7 @@ def blocks(layout: Any, block: int) -> Mask:
 
 @piece
 class Dense(Mask):
-    array: Operand
+    array: Any
 
     def __call__(self, i, j):
         return self.array | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)

@@ -35,7 +35,8 @@ class SoftCap(Mod):
 
 
 def softcap(cap: Any) -> Mod:
-    """cap * tanh(score / cap): keeps scores within (-cap, cap) (Gemma 2, 2024).  `cap` > 0, or a learnable scalar array.
+    """cap * tanh(score / cap): keeps scores within (-cap, cap) (Gemma 2, 2024).  `cap` > 0, or a learnable scalar
+    array.
 
     >>> import jattn
     >>> float(jattn.mods.softcap(30.0)(3000.0, 0, 0))
@@ -49,7 +50,7 @@ def softcap(cap: Any) -> Mod:
 
 @piece
 class Alibi(Mod):
-    slopes: Operand
+    slopes: Any
 
     def __call__(self, score, i, j):
         return score - self.slopes * jnp.abs(i - j)
@@ -64,7 +65,8 @@ def alibi(slopes: Any) -> Mod:
 
 
 def alibi_slopes(heads: int) -> jax.Array:
-    """ALiBi's slopes for a number of heads: 2^(-8/n), 2^(-16/n), ... with n the power of two below (Press et al. 2022)."""
+    """ALiBi's slopes for a number of heads: 2^(-8/n), 2^(-16/n), ... with n the power of two below (Press et al.
+    2022)."""
     n = 2 ** math.floor(math.log2(heads))
     first = [2.0 ** (-8.0 * (x + 1) / n) for x in range(n)]
     between = [2.0 ** (-4.0 * (2 * x + 1) / n) for x in range(heads - n)]
@@ -73,7 +75,7 @@ def alibi_slopes(heads: int) -> jax.Array:
 
 @piece
 class Bias(Mod):
-    array: Operand
+    array: Any
 
     def __call__(self, score, i, j):
         del i, j
@@ -95,7 +97,7 @@ def bias(array: Any, axes: str) -> Mod:
 
 @piece
 class Relative(Mod):
-    table: Operand
+    table: Any
     bucket: Callable
 
     def __call__(self, score, i, j):
@@ -107,7 +109,8 @@ class Relative(Mod):
 
 
 def _shear(strip: Any, rows: int, columns: int) -> Any:
-    """[rows + columns - 1] -> [rows, columns], with [r, c] = strip[c - r + rows - 1]: no gather, no scatter in reverse."""
+    """[rows + columns - 1] -> [rows, columns], with [r, c] = strip[c - r + rows - 1]: no gather, no scatter in
+    reverse."""
     n = rows + columns - 1
     periodic = jnp.broadcast_to(strip, (rows + 1, n)).reshape(-1)
     # row r of a view that is one longer than the period starts r places later in it
@@ -184,7 +187,7 @@ def function(fn: Callable, *operands: Operand) -> Mod:
 class Gumbel(Mod):
     """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j (see `jattn._random.bits`)."""
 
-    seed: Operand
+    seed: Any
     temperature: Any
     b: Any = None
     h: Any = None

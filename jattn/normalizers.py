@@ -1,7 +1,8 @@
 """Normalisers: how a row of scores becomes weights.
 
-Each is a frozen dataclass pytree called with rows of scores `[.., s]`, -inf where the mask forbids; a row that may attend
-to nothing gets weights 0.  Only `softmax` (and `gumbel`, which is one) has the online form of the fused backends.
+Each is a frozen dataclass pytree called with rows of scores `[.., s]`, -inf where the mask forbids; a row that may
+attend to nothing gets weights 0.  Only `softmax` (and `gumbel`, which is one) has the online form of the fused
+backends.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ class Sparsemax(Normalizer):
 
 
 def sparsemax() -> Normalizer:
-    """The Euclidean projection of the scores onto the simplex (Martins & Astudillo 2016): many weights are exactly 0."""
+    """The Euclidean projection of the scores onto the simplex (Martins & Astudillo 2016): many weights are exactly
+    0."""
     return Sparsemax()
 
 
@@ -112,8 +114,8 @@ class Entmax15(Normalizer):
 
 
 def entmax15() -> Normalizer:
-    """max(score/2 - tau, 0)^2 with tau such that the row sums to 1: 1.5-entmax (Peters et al. 2019), between softmax and
-    sparsemax."""
+    """max(score/2 - tau, 0)^2 with tau such that the row sums to 1: 1.5-entmax (Peters et al. 2019), between softmax
+    and sparsemax."""
     return Entmax15()
 
 
@@ -156,7 +158,8 @@ class Gumbel(Normalizer):
 
 
 def gumbel(key: Any, temperature: Any = 1.0, hard: bool = False) -> Normalizer:
-    """softmax((score + Gumbel noise) / temperature): a relaxed sample of one key (Jang et al. 2017; Maddison et al. 2017).
+    """softmax((score + Gumbel noise) / temperature): a relaxed sample of one key (Jang et al. 2017; Maddison et al.
+    2017).
 
     `key` is a `jax.random` key; `temperature` > 0 a number or a scalar array; `hard` gives the one-hot of it, with its
     gradient (straight through).  The noise is -log(-log(u)) with u from the hash of `jattn._random.bits`.

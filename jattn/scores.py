@@ -1,8 +1,8 @@
 """Scores: how one query and one key are compared.
 
 Each is a frozen dataclass pytree.  `__call__(query [t, d], key [s, d]) -> [t, s]` is the definition, for one head.
-`reduce(query, key)` says how the fused backends compute it: a transformed query and key, what compares two tiles of them,
-and terms that finish the job.
+`reduce(query, key)` says how the fused backends compute it: a transformed query and key, what compares
+two tiles of them, and terms that finish the job.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Product(Term):
 class Perceptron(Term):
     """Compares two tiles by v.tanh(q + k)."""
 
-    v: Operand
+    v: Any
 
     def __call__(self, query, key):
         return jnp.sum(self.v * jnp.tanh(query[:, None] + key[None]), axis=-1)
@@ -140,7 +140,7 @@ class Concat(Score):
 
 
 def concat(w_q: Any, w_k: Any) -> Score:
-    """w_q.q + w_k.k: the linear score of the concatenation [q; k] (Luong et al. 2015).  `[d]` or `[h, d]`, learnable."""
+    """w_q.q + w_k.k: the linear score of [q; k] joined (Luong et al. 2015).  `[d]` or `[h, d]`, learnable."""
     return Concat(_weight(w_q, "w_q", 1), _weight(w_k, "w_k", 1))
 
 

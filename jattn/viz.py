@@ -177,6 +177,7 @@ def _side(tokens: Sequence[str] | None) -> float:
 
 def _label(axis: Axis, tokens: Sequence[str] | None, name: str, inches: float) -> None:
     """Names an axis and labels as many of its tokens as are readable."""
+    from matplotlib.axis import XAxis
     from matplotlib.ticker import MaxNLocator
 
     axis.set_label_text(name)
@@ -189,5 +190,5 @@ def _label(axis: Axis, tokens: Sequence[str] | None, name: str, inches: float) -
     labels = ["\N{OPEN BOX}" if token.isspace() else token for token in tokens][::every]
     size = min(max(room, _FONT[0]), _FONT[1])
     axis.set_ticks(range(0, len(tokens), every), labels, fontsize=size, parse_math=False)
-    if axis.axis_name == "x" and 0.6 * size * max(map(len, labels)) > every * room:
+    if isinstance(axis, XAxis) and 0.6 * size * max(map(len, labels)) > every * room:
         axis.set_tick_params(rotation=90)

@@ -53,10 +53,10 @@ class _Walk:
         batch, head, block = where
         index, full, partial = self.table
         row = (batch % index.shape[0], head if index.shape[1] > 1 else 0, block)
-        counts = [_uniform(full), _uniform(partial)]
-        all_full = counts[0] == self.geo.key.count
-        if None in counts:
-            counts = [jnp.asarray(full)[row], jnp.asarray(partial)[row]]
+        fulls, partials = _uniform(full), _uniform(partial)
+        all_full = fulls == self.geo.key.count
+        if fulls is None or partials is None:
+            fulls, partials = jnp.asarray(full)[row], jnp.asarray(partial)[row]
 
         def visit(masked):
             def one(n, carry):
@@ -69,8 +69,8 @@ class _Walk:
 
             return one
 
-        carry = _loop(0, counts[0], visit(False), carry)
-        return _loop(counts[0], counts[0] + counts[1], visit(True), carry)
+        carry = _loop(0, fulls, visit(False), carry)
+        return _loop(fulls, fulls + partials, visit(True), carry)
 
     def tiles(self, step: Step, arrays: Any = None) -> list[jax.Array]:
         return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
@@ -145,7 +145,9 @@ def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any)
             return online_softmax.State(top, state.total * shrink + jnp.sum(p, -1), state.out * shrink[..., None] + out)
 
         state = walk.keys(step, where, tile, online_softmax.start(query.shape[:-1], v.shape[-1], walk.dtype))
-        return tuple(step.put_rows(whole, part) for whole, part in zip(carry, online_softmax.finish(state), strict=True))
+        return tuple(
+            step.put_rows(whole, part) for whole, part in zip(carry, online_softmax.finish(state), strict=True)
+        )
 
     shape = (walk.geo.b, q.shape[1], walk.geo.h)
     return walk.strips(strip, (jnp.zeros((*shape, v.shape[-1]), spec.dtype), jnp.zeros(shape, walk.dtype)))
@@ -170,8 +172,10 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
         def tile(here, masked, fresh, state):
             key, dkey, value, dvalue = (here.columns(x).astype(walk.dtype) for x in (k, dk, v, dv))
             tiles = walk.tiles(here)
-            dtiles = [np.zeros(x.shape, jax.dtypes.float0) if d is None else here.operand(d, a)
-                      for x, d, a in zip(tiles, doperands, walk.axes, strict=True)]
+            dtiles = [
+                np.zeros(x.shape, jax.dtypes.float0) if d is None else here.operand(d, a)
+                for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
+            ]
             scores, ds = jax.jvp(walk.scores(here, masked, fresh), (query, key, tiles), (dquery, dkey, dtiles))
             p = _probabilities(scores, strip_lse)
             pds = p * ds
@@ -188,7 +192,9 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
     return walk.strips(strip, (jnp.zeros(out.shape, out.dtype), jnp.zeros(lse.shape, lse.dtype)))
 
 
-def backward(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any) -> Any:
+def backward(
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
+) -> Any:
     """Gradients of q, k, v and of the operands, None for those that do not `learn`.
 
     With p = exp(s - lse), w the weights after the gates, delta = dout . out - dlse:
@@ -231,9 +237,12 @@ def backward(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: A
     grads = (wide(q), wide(k), wide(v), [wide(x) if y else None for x, y in zip(operands, learn, strict=True)])
     dq, dk, dv, doperands = walk.strips(strip, grads)
     cast = lambda x, like: x.astype(like.dtype)
-    return cast(dq, q), cast(dk, k), cast(dv, v), [
-        x if x is None else cast(x, like) for x, like in zip(doperands, operands, strict=True)
-    ]
+    return (
+        cast(dq, q),
+        cast(dk, k),
+        cast(dv, v),
+        [x if x is None else cast(x, like) for x, like in zip(doperands, operands, strict=True)],
+    )
 
 
 # Tile sizes

@@ -31,7 +31,7 @@ def finite(top: jax.Array) -> jax.Array:
 
 
 def exponentials(state: State, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """For a tile of scores `[.., bs]`: the new greatest score, exp(score - it), and the factor that the past shrinks by."""
+    """Of a tile of scores `[.., bs]`: the new greatest score, exp(score - it), the factor that the past shrinks by."""
     top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
     safe = finite(top)
     return top, jnp.exp(scores - safe[..., None]), jnp.exp(state.top - safe)
