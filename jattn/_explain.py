@@ -26,8 +26,7 @@ class Plan:
     """Each other backend, and the reason why it was not chosen."""
     shape: str
     tile: tuple[int, int] | None
-    """Query and key rows of a tile, forward; None where the backend does not tile."""
-    tile_backward: tuple[int, int] | None
+    """Query and key rows of a tile; None where the backend does not tile."""
     blocks: tuple[int, int, int] | None
     """Empty, partial and full blocks, over batch and heads; None where they are known only at run time."""
     flops: int | None
@@ -38,12 +37,11 @@ class Plan:
     """Bytes in use beyond inputs and outputs, forward, as the compiler laid them out for this machine."""
 
     def __str__(self) -> str:
-        tile = lambda x: "none" if x is None else f"{x[0]} x {x[1]}"
         rows = [
             ("backend", self.backend),
             *((f"  not {name}", reason) for name, reason in self.others.items()),
             ("shapes", self.shape),
-            ("tile", f"{tile(self.tile)} forward, {tile(self.tile_backward)} backward"),
+            ("tile", "none" if self.tile is None else f"{self.tile[0]} x {self.tile[1]}"),
             ("blocks", self._blocks()),
             ("flops", "known at run time" if self.flops is None else f"{_short(self.flops, 1000)} forward"),
             ("bytes", f"{_short(self.bytes, 1024)}B in and out"),
@@ -76,19 +74,18 @@ def plan(problem: Problem, implementation: str | None, override: tuple[int, int]
     as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
     memory: Any = run.lower(as_shapes).compile().memory_analysis()
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    tile = tile_backward = None
+    tile = None
     blocks, pairs = None, sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
     if chosen != "reference" and problem.normalizer.is_softmax:
-        forward, backward = (_geometry(as_shapes, chosen, override, x) for x in (False, True))
-        tile, tile_backward = ((x.query.block, x.key.block) for x in (forward, backward))
-        blocks = _count(problem, forward)
+        geo = _geometry(as_shapes, chosen, override)
+        tile = geo.query.block, geo.key.block
+        blocks = _count(problem, geo)
         pairs = None if blocks is None else (blocks[1] + blocks[2]) * tile[0] * tile[1]
     return Plan(
         backend=chosen,
         others=others,
         shape=", ".join(f"{a} {n}" for a, n in sizes.items()) + f", {problem.query.dtype}",
         tile=tile,
-        tile_backward=tile_backward,
         blocks=blocks,
         flops=None if pairs is None else 2 * pairs * (sizes["d"] + sizes["e"]),
         bytes=size_of(as_shapes) + size_of(jax.eval_shape(run, as_shapes)),
@@ -96,7 +93,7 @@ def plan(problem: Problem, implementation: str | None, override: tuple[int, int]
     )
 
 
-def _geometry(problem: Problem, backend: str, override: Any, backward: bool) -> Geometry:
+def _geometry(problem: Problem, backend: str, override: Any) -> Geometry:
     signature = []
 
     def arrays(problem):
@@ -106,7 +103,7 @@ def _geometry(problem: Problem, backend: str, override: Any, backward: bool) -> 
 
     q, k, v, operands = jax.eval_shape(arrays, problem)
     spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override)
-    return importlib.import_module(f"jattn.backends.{backend}").geometry(spec, q, k, v, operands, backward)
+    return importlib.import_module(f"jattn.backends.{backend}").geometry(spec, q, k, v, operands)
 
 
 def _count(problem: Problem, geo: Geometry) -> tuple[int, int, int] | None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn._blocks import Tiling
+from jattn._terms import wide
 
 QUERY, KEY = "bth", "bsg"
 
@@ -77,7 +78,7 @@ class Step:
 
     def operand(self, array: jax.Array, axes: str) -> jax.Array:
         """An operand's tile: `[b, g, r]` as far as it has them, then `[bt|1, bs|1]` if it has either, then the rest."""
-        x = self.cut(array, axes)
+        x = wide(self.cut(array, axes))
         shape = [*x.shape[:1]] if "b" in axes else []
         shape += [self.at["h"][1] // self.group, self.group] if "h" in axes else []
         if "t" in axes or "s" in axes:

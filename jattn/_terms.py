@@ -72,6 +72,11 @@ def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
     return Operand(array.reshape([n for n in shape if n != 1]), axes)
 
 
+def wide(array: Any) -> Any:
+    """Floating operands reach a term in float32 or wider: positions times a bfloat16 slope would skip integers."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
 def number(value: Any, name: str) -> Any:
     """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):

@@ -76,4 +76,4 @@ def _whole(array: jax.Array, axes: str, group: int) -> jax.Array:
         shape += {"b": [size], "h": [size // group, group]}.get(axis, [])
     if "t" in axes or "s" in axes:
         shape += [lead[axes.index(a)] if a in axes else 1 for a in "ts"]
-    return array.reshape(*shape, *rest)
+    return _terms.wide(array).reshape(*shape, *rest)

@@ -33,10 +33,10 @@ def _loop(lower: Any, upper: Any, body: Callable, carry: Any) -> Any:
 class _Walk:
     """Visits the tiles of one call."""
 
-    def __init__(self, spec: Spec, q: Any, k: Any, v: Any, operands: Any, backward: bool):
+    def __init__(self, spec: Spec, q: Any, k: Any, v: Any, operands: Any):
         self.axes, self.dtype = spec.signature.axes, jnp.promote_types(q.dtype, jnp.float32)
         self.spec, self.arrays, self.terms = spec, operands, spec.terms(operands)
-        self.geo = geometry(spec, q, k, v, operands, backward)
+        self.geo = geometry(spec, q, k, v, operands)
         self.table = _blocks.table(
             self.terms.mask, self.geo.query, self.geo.key, self.geo.batch, self.geo.heads * self.geo.group
         )
@@ -130,7 +130,7 @@ def _uniform(counts: Any) -> int | None:
 
 def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, t, h]`."""
-    walk = _Walk(spec, q, k, v, operands, backward=False)
+    walk = _Walk(spec, q, k, v, operands)
 
     def strip(step, where, carry):
         query = step.rows(q).astype(walk.dtype)
@@ -157,12 +157,17 @@ def _probabilities(scores: jax.Array, lse: jax.Array) -> jax.Array:
     return jnp.exp(scores - online_softmax.finite(lse)[..., None])
 
 
+def _steady(x: jax.Array) -> Any:
+    """A tangent of zeros."""
+    return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
+
+
 def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, tangents: Any) -> tuple[Any, Any]:
     """Tangents of out and lse: with p the weights before the gates and W the gates, s and ds of a tile,
 
     dlse = sum p ds,  dout = sum (W(p ds) + dW(p)) v + W(p) dv  -  dlse out.
     """
-    walk = _Walk(spec, q, k, v, operands, backward=True)
+    walk = _Walk(spec, q, k, v, operands)
     dq, dk, dv, doperands = tangents
 
     def strip(step, where, carry):
@@ -173,7 +178,7 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
             key, dkey, value, dvalue = (here.columns(x).astype(walk.dtype) for x in (k, dk, v, dv))
             tiles = walk.tiles(here)
             dtiles = [
-                np.zeros(x.shape, jax.dtypes.float0) if d is None else here.operand(d, a)
+                _steady(x) if d is None else here.operand(d, a)
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
             ]
             scores, ds = jax.jvp(walk.scores(here, masked, fresh), (query, key, tiles), (dquery, dkey, dtiles))
@@ -200,7 +205,7 @@ def backward(
     With p = exp(s - lse), w the weights after the gates, delta = dout . out - dlse:
     dv = w' dout,  dp = the gates' transpose of dout v',  ds = p (dp - delta),  and s pulls ds back to q, k, operands.
     """
-    walk = _Walk(spec, q, k, v, operands, backward=True)
+    walk = _Walk(spec, q, k, v, operands)
 
     def strip(step, where, grads):
         query, upstream = (step.rows(x).astype(walk.dtype) for x in (q, dout))
@@ -248,8 +253,20 @@ def backward(
 # Tile sizes
 
 
-_TILE = 512  # rows and columns of a tile
-_STEP = {False: 2**21, True: 2**20}  # elements of the tiles of one step, over heads and batch: forward, backward
+_STEP = 2**19  # pairs a step works on, over heads and batch: their scores fit the second-level caches of two cores
+
+
+def tile_sizes(t: int, s: int, masked: bool, width: int) -> tuple[int, int]:
+    """Rows and columns of a tile, from timings of `python -m bench cpu` on two cores.
+
+    Products run faster the larger the tile; a mask wastes less the smaller it is; a score that holds `width` numbers a
+    pair wants as many times fewer pairs.
+    """
+    if width > 1:
+        return 64, 64
+    if not masked:
+        return 1024, 1024
+    return (256, 256) if max(t, s) <= 1024 else (512, 512)
 
 
 def _even(length: int, block: int) -> int:
@@ -261,18 +278,18 @@ def _divisor(n: int, most: int) -> int:
     return max(x for x in range(1, n + 1) if n % x == 0 and (x <= most or x == 1))
 
 
-def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any, backward: bool) -> Geometry:
+def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
     """Sizes of the call's tiles; `spec.blocks` overrides the table."""
     (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
     lengths = [x.shape[0] for x in (q, k, v)]
     lengths += [x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes]
     terms = spec.terms(operands)
     width = tile_width(terms, q)
-    rows, columns = spec.blocks or ((_TILE, _TILE) if width == 1 else (64, 64))
+    rows, columns = spec.blocks or tile_sizes(t, s, terms.mask is not None, width)
     query, key = (_blocks.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
     pairs = query.block * key.block * width
-    heads = _divisor(g, _STEP[backward] // (pairs * (h // g)))
+    heads = _divisor(g, _STEP // (pairs * (h // g)))
     batch = 1
     if heads == g and (query.count * key.count == 1 or not _blocks.ragged(terms.mask)):
-        batch = _divisor(math.gcd(*(n for n in lengths if n > 1)) or 1, _STEP[backward] // (pairs * h))
+        batch = _divisor(math.gcd(*(n for n in lengths if n > 1)) or 1, _STEP // (pairs * h))
     return Geometry(max(lengths), h, g, query, key, batch, heads)

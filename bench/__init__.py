@@ -1,0 +1,1 @@
+"""Benchmarks, side by side with the peers: `python -m bench cpu`. No test asserts a time measured here."""

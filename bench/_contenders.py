@@ -1,0 +1,125 @@
+"""Who runs a case: jattn and its peers, each at its best for the case, in its native layout."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench._cases import WINDOW, Case, Inputs, dense_mask
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+JAX_LIMIT = 2 * 2**30  # bytes of scores above which jax.nn sits a case out
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One library.
+
+    `prepare(case, inputs)` compiles, places the inputs and returns a function that does the work and waits for it; its
+    result is (out,) or (out, dq, dk, dv). `arrays` makes that NumPy arrays [b, t, h, d]. `skips(case)` says why a case
+    is not for it, "" if it is. `floor` is the least number of rounds.
+    """
+
+    name: str
+    prepare: Callable[[Case, Inputs], Callable[[], Any]]
+    arrays: Callable[[Any], list[np.ndarray]]
+    skips: Callable[[Case], str] = lambda case: ""
+    floor: int = 5
+
+
+def jax_program(case: Case, attend: Attend) -> Callable[..., tuple[jax.Array, ...]]:
+    """The function of (q, k, v, g, ids) to jit: out, and with the backward the gradient of sum(out * g) as well."""
+
+    def forward(q, k, v, g, ids):
+        return (attend(q, k, v, ids),)
+
+    def forward_backward(q, k, v, g, ids):
+        out, pull_back = jax.vjp(lambda q, k, v: attend(q, k, v, ids), q, k, v)
+        return out, *pull_back(g)
+
+    return forward_backward if case.backward else forward
+
+
+def jattn_attend(case: Case) -> Attend:
+    """jattn.attention with the case's mask; the document ids are an operand, as they are in training."""
+    import jattn
+    from jattn import masks
+
+    make_mask = {
+        "causal": lambda ids: masks.causal(),
+        "full": lambda ids: None,
+        "window": lambda ids: masks.window(left=WINDOW - 1),
+        "segments": masks.segments,
+    }[case.mask]
+    return lambda q, k, v, ids: jattn.attention(q, k, v, mask=make_mask(ids))
+
+
+def jax_attend(case: Case) -> Attend:
+    """jax.nn.dot_product_attention with its own causal and window arguments; a mask of the documents inside the jit."""
+    attend = jax.nn.dot_product_attention
+    return {
+        "causal": lambda q, k, v, ids: attend(q, k, v, is_causal=True),
+        "full": lambda q, k, v, ids: attend(q, k, v),
+        "window": lambda q, k, v, ids: attend(q, k, v, local_window_size=(WINDOW - 1, 0)),
+        "segments": lambda q, k, v, ids: attend(q, k, v, mask=(ids[:, None, :, None] == ids[:, None, None, :])),
+    }[case.mask]
+
+
+def _prepare_jax(attend_of: Callable[[Case], Attend]) -> Callable[[Case, Inputs], Callable[[], Any]]:
+    def prepare(case: Case, inputs: Inputs) -> Callable[[], Any]:
+        arguments = [jnp.asarray(x) for x in inputs]
+        program = jax.jit(jax_program(case, attend_of(case))).lower(*arguments).compile()
+        return lambda: jax.block_until_ready(program(*arguments))
+
+    return prepare
+
+
+def _jax_arrays(result: tuple[jax.Array, ...]) -> list[np.ndarray]:
+    return [np.asarray(x) for x in result]
+
+
+def _jax_skips(case: Case) -> str:
+    """XLA holds two float32 [b, h, t, t] arrays at once for jax.nn, four with the backward."""
+    needed = 4 * case.b * case.h * case.t**2 * (4 if case.backward else 2)
+    return f"its scores would take {needed / 2**30:.1f} GiB" if needed > JAX_LIMIT else ""
+
+
+def _prepare_torch(case: Case, inputs: Inputs) -> Callable[[], Any]:
+    """[b, h, t, d] contiguous. The additive mask is made here, untimed: it is faster than a boolean one."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    q, k, v, g = (torch.from_numpy(x.transpose(0, 2, 1, 3).copy()) for x in inputs[:4])
+    options: dict[str, Any] = {"is_causal": case.mask == "causal"}
+    if case.mask in ("window", "segments"):
+        attend = torch.from_numpy(dense_mask(case, inputs.ids))
+        options["attn_mask"] = torch.zeros(attend.shape).masked_fill_(~attend, float("-inf"))
+
+    def forward():
+        with torch.no_grad():
+            return (torch.nn.functional.scaled_dot_product_attention(q, k, v, **options),)
+
+    def forward_backward():
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+        return out, *torch.autograd.grad(out, (q, k, v), g)
+
+    if not case.backward:
+        return forward
+    for x in (q, k, v):
+        x.requires_grad_()
+    return forward_backward
+
+
+def _torch_arrays(result: tuple[Any, ...]) -> list[np.ndarray]:
+    return [x.detach().numpy().transpose(0, 2, 1, 3) for x in result]
+
+
+JATTN = Contender("jattn", _prepare_jax(jattn_attend), _jax_arrays)
+PEERS = {
+    "torch": Contender("torch", _prepare_torch, _torch_arrays),
+    "jax": Contender("jax", _prepare_jax(jax_attend), _jax_arrays, _jax_skips, floor=2),
+}
