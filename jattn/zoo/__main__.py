@@ -1,0 +1,93 @@
+"""The command line: `python -m jattn.zoo [TASK] [flags]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from jattn import UnsupportedError
+from jattn._dispatch import BACKENDS
+from jattn.zoo import EXTRAS, TASKS
+from jattn.zoo._errors import UsageError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, 2 after a one-line error, 130 after Ctrl-C."""
+    try:
+        options = _parser().parse_args(argv)
+        if options.task is None:
+            _list_tasks()
+        else:
+            _run(options)
+    except (UsageError, UnsupportedError) as error:
+        print(f"python -m jattn.zoo: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _need_extras() -> None:
+    for name in EXTRAS:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UsageError(f'{error.name} is not installed: pip install "jattn[zoo]"') from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m jattn.zoo", description="Whole models with their data and training.")
+    subparsers = parser.add_subparsers(dest="task", metavar="TASK", help=f"one of: {', '.join(TASKS)}")
+    for name in TASKS:
+        module = _task(name)
+        task = subparsers.add_parser(
+            name,
+            description=f"{module.ABOUT} Data: {module.DATA}.",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        task.add_argument("--steps", type=_at_least(1), default=module.STEPS, help="train up to this step")
+        task.add_argument("--seed", type=_at_least(0), default=0, help="of the parameters and of the order of the data")
+        task.add_argument("--out", type=Path, default=Path("runs", name), help="where to save, and to go on from")
+        task.add_argument("--implementation", choices=tuple(BACKENDS), help="insist on one; None lets jattn choose")
+        module.add_options(task)
+    return parser
+
+
+def _task(name: str):
+    return importlib.import_module(f"jattn.zoo.{name}")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < 2**31:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} to {2**31 - 1}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _list_tasks() -> None:
+    for name in TASKS:
+        module = _task(name)
+        print(f"{name}\n    {module.ABOUT}\n    data: {module.DATA}\n    python -m jattn.zoo {name} --help")
+
+
+def _run(options: argparse.Namespace) -> None:
+    _need_extras()
+    from jattn.zoo._train import train
+
+    train(_task(options.task).build(options), options.steps, options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""What a task is: the interface between its data and model, and the loop that every task shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Task(NamedTuple):
+    """A model, what it learns from and how well it does.  Every function is pure.
+
+    settings: JSON values that decide the result; a checkpoint made with others is refused.
+    model: freshly initialised; all of its state is `nnx.Param`.
+    batch: step -> arrays.  Depends on nothing but the step, so a run that was stopped goes on as if it had not been.
+    loss: (model, batch) -> scalar.
+    evaluate: model -> a fraction of the held-out examples; `metric` is its name.
+    pictures: model -> figures by file name, drawn at the end.
+    """
+
+    settings: dict[str, Any]
+    model: nnx.Module
+    optimizer: optax.GradientTransformation
+    batch: Callable[[int], Any]
+    loss: Callable[[Any, Any], jax.Array]
+    evaluate: Callable[[Any], float]
+    metric: str
+    pictures: Callable[[Any], dict[str, Figure]]

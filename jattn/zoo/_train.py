@@ -1,0 +1,74 @@
+"""The training loop that every task shares: progress, evaluation, checkpoints, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import nnx
+from tqdm import tqdm
+
+from jattn.zoo import _checkpoint as checkpoint
+from jattn.zoo._task import Task
+
+
+class State(NamedTuple):
+    """All that changes from step to step."""
+
+    params: Any
+    optimizer: Any
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def update(
+    loss: Callable[[Any, Any], jax.Array], optimizer: optax.GradientTransformation, graph: Any, state: State, batch: Any
+) -> tuple[State, jax.Array]:
+    """One step: the state after it, and the loss before it."""
+    value, gradient = jax.value_and_grad(lambda params: loss(nnx.merge(graph, params), batch))(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    return State(optax.apply_updates(state.params, updates), optimizer_state), value
+
+
+def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
+    """Trains `task` up to `steps`, from the checkpoint under `out` if there is one.
+
+    Every `every` steps, and at the end, evaluates and saves.  Whether a run was stopped or not makes no difference to
+    its result.
+
+    Returns:
+        The final evaluation.
+
+    Raises:
+        UsageError: `out` cannot be used, or holds a checkpoint made with other settings.
+    """
+    graph, params = nnx.split(task.model, nnx.Param)
+    step_of = partial(update, task.loss, task.optimizer, graph)
+    with checkpoint.open_checkpoints(out) as manager:
+        first, state = checkpoint.restore(manager, State(params, task.optimizer.init(params)), task.settings)
+        if first:
+            tqdm.write(f"{out}: {'going on from' if first < steps else 'finished already, at'} step {first}")
+        if first < steps:
+            jax.eval_shape(step_of, state, task.batch(first))  # what no backend can do is said before a bar is drawn
+        accuracy = None
+        with tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=first >= steps) as bar:
+            for step in bar:
+                state, loss = step_of(state, task.batch(step))
+                done = step + 1
+                if done % 10 == 0:
+                    bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                if done % every == 0 or done == steps:
+                    accuracy = task.evaluate(nnx.merge(graph, state.params))
+                    tqdm.write(f"step {done}: loss {loss:.4f}, {task.metric} {accuracy:.1%}")
+                    checkpoint.save(manager, done, state, task.settings)
+    model = nnx.merge(graph, state.params)
+    if accuracy is None:
+        accuracy = task.evaluate(model)
+        tqdm.write(f"step {first}: {task.metric} {accuracy:.1%}")
+    for name, figure in task.pictures(model).items():
+        figure.savefig(out / name)
+        tqdm.write(f"picture: {out / name}")
+    return accuracy

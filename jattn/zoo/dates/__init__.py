@@ -1,0 +1,24 @@
+"""Dates as people write them in 16 languages, to ISO form: a sequence-to-sequence model whose attention can be read."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jattn.zoo._task import Task
+
+DATA = "the date formats of Unicode CLDR, through babel: 16 languages, every day from 1950 to 2049"
+ABOUT = "Reads a date as people write it and writes it as YYYY-MM-DD, letter by letter."
+STEPS = 1500
+SCORES = ("dot", "general", "cosine", "concat", "additive")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--score", choices=SCORES, default="dot", help="how a query and a key are compared")
+
+
+def build(options: argparse.Namespace) -> Task:
+    from jattn.zoo.dates.task import dates
+
+    return dates(options.score, options.seed, options.implementation)

@@ -1,0 +1,90 @@
+"""The dates as a task: the model, its loss, exact match on days never learnt from, and pictures of the alignments."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+
+from jattn import viz
+from jattn.zoo._task import Task
+from jattn.zoo.dates import data
+from jattn.zoo.dates.model import Sizes, Translator
+
+DRAWN = ("en", "fr", "ru", "el")  # the font that comes with matplotlib has no Devanagari and no Kanji
+
+
+def dates(score: str, seed: int, implementation: str | None, batch: int = 64, sizes: Sizes | None = None) -> Task:
+    """The task for one of the scores.  One head, so that there is one alignment to read; four for `concat`, whose query
+    adds the same to every key, which the softmax cancels: each of its heads reads the same place for all of the output.
+    """
+    sizes = sizes or (Sizes(heads=4, width=32) if score == "concat" else Sizes())
+    return Task(
+        settings={
+            "task": "dates",
+            "score": score,
+            "seed": seed,
+            "batch": batch,
+            **dataclasses.asdict(sizes),
+            "data": data.fingerprint(),
+        },
+        model=Translator(data.alphabet().size, score, sizes, implementation, nnx.Rngs(seed)),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
+        batch=lambda step: data.training_batch(seed, step, batch),
+        loss=_loss,
+        evaluate=_exact_match,
+        metric="held-out exact match",
+        pictures=lambda model: {"alignments.png": _alignments(model)},
+    )
+
+
+def _learning_rate(step: Any) -> jax.Array:
+    """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
+    return 3e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
+
+
+def _loss(model: Translator, batch: data.Batch) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(model(*batch), batch.target).mean()
+
+
+@nnx.jit
+def _write(model: Translator, source: data.Array, length: data.Array) -> jax.Array:
+    return model.greedy(source, length)
+
+
+@nnx.jit
+def _align(model: Translator, source: data.Array, length: data.Array, target: data.Array) -> jax.Array:
+    return model.alignment(source, length, target)
+
+
+def _exact_match(model: Translator) -> float:
+    batch = data.held_out_batch()
+    return float(np.mean(np.all(_write(model, batch.source, batch.length) == batch.target, axis=-1)))
+
+
+def _alignments(model: Translator) -> Figure:
+    """Four days held out, each in the longest format of its language, against what the model writes."""
+    days = [datetime.date.fromordinal(int(day)) for day in data.split()[1][: len(DRAWN)]]
+    texts = [
+        max((data.write(day, language, pattern) for pattern in data.patterns(language)), key=len)
+        for day, language in zip(days, DRAWN, strict=True)
+    ]
+    source, length, _ = data.encode(days, list(DRAWN), texts)
+    written = _write(model, source, length)
+    weights = _align(model, source, length, written)
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    grid = GridSpec(2, 2, figure)
+    panels = [figure.add_subfigure(grid[place]) for place in range(len(DRAWN))]
+    for panel, language, text, row, target in zip(panels, DRAWN, texts, weights, np.asarray(written), strict=True):
+        tokens, iso = [language, *text], data.decode(target)
+        title = f"{text} \N{RIGHTWARDS ARROW} {iso}"
+        viz.show_alignment(row[..., : len(tokens)], tokens, iso, title=title, figure=panel)
+    return figure

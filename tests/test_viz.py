@@ -1,0 +1,123 @@
+"""The pictures: what is drawn, how it is labelled, and what is refused."""
+
+import io
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import jattn
+from jattn import masks, viz
+
+
+def _weights(*shape):
+    return np.random.default_rng(0).dirichlet(np.ones(shape[-1]), size=shape[:-1])
+
+
+def _labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_weights_of_one_head_are_one_heat_map_with_named_axes():
+    weights = _weights(3, 4)
+    axes, scale = viz.show_weights(weights, ["a", "bc", " "], "wxyz", title="one head").axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), weights.astype(np.float32))
+    assert (axes.get_xlabel(), axes.get_ylabel(), scale.get_ylabel()) == ("key", "query", "weight")
+    assert _labels(axes.xaxis) == ["w", "x", "y", "z"]
+    assert _labels(axes.yaxis) == ["a", "bc", "\N{OPEN BOX}"]
+    assert axes.figure.get_suptitle() == "one head"
+
+
+@pytest.mark.parametrize("heads", [2, 3, 4, 5])
+def test_weights_of_many_heads_are_a_grid_with_one_colour_scale(heads):
+    weights = _weights(heads, 5, 6)
+    *grid, _ = viz.show_weights(weights).axes
+    assert [axes.get_title() for axes in grid] == [f"head {head}" for head in range(heads)]
+    for axes, head in zip(grid, weights, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), head.astype(np.float32))
+        assert axes.images[0].get_clim() == (0.0, np.float32(weights.max()))
+
+
+def test_weights_of_jattn_are_drawn_whatever_their_dtype():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), jnp.bfloat16)
+    weights = jattn.weights(x, x, x, mask=masks.causal())[0].astype(jnp.bfloat16)
+    drawn = viz.show_weights(weights, "hello", "hello").axes[1].images[0].get_array()
+    np.testing.assert_array_equal(drawn, weights[1].astype(jnp.float32))
+    assert drawn[0, 1] == 0
+
+
+def test_an_alignment_has_the_target_down_the_source_across_and_the_mean_of_the_heads():
+    weights = _weights(2, 3, 4)
+    axes = viz.show_alignment(weights, ["je", "ne", "sais", "pas"], "???").axes[0]
+    np.testing.assert_allclose(axes.images[0].get_array(), weights.mean(0), rtol=1e-6)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "target")
+    assert _labels(axes.xaxis) == ["je", "ne", "sais", "pas"]
+    assert _labels(axes.yaxis) == ["?", "?", "?"]
+
+
+def test_a_mask_is_two_colours_without_a_scale():
+    mask = np.tril(np.ones((4, 4), bool))
+    (axes,) = viz.show_mask(mask, key_tokens="abcd").axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), mask)
+    assert axes.images[0].get_clim() == (0.0, 1.0)
+    assert len(viz.show_mask(np.stack([mask, ~mask])).axes) == 2
+
+
+@pytest.mark.parametrize("draw", [lambda x: viz.show_weights(x), lambda x: viz.show_mask(x > 0)])
+def test_nothing_attended_to_is_drawn_as_nothing(draw):
+    image = draw(np.zeros((3, 3))).axes[0].images[0]
+    assert image.get_clim() == (0.0, 1.0)
+    assert image.get_array().max() == 0
+
+
+def test_many_tokens_are_thinned_until_they_can_be_read():
+    axes = viz.show_weights(_weights(10, 400), None, [str(j) for j in range(400)]).axes[0]
+    labels = _labels(axes.xaxis)
+    assert labels == [str(j) for j in axes.get_xticks()]
+    assert 50 < len(labels) < 200
+    assert axes.xaxis.get_ticklabels()[0].get_fontsize() >= 5
+
+
+@pytest.mark.parametrize(("tokens", "rotation"), [("abcdefghij", 0), (["Donnerstag"] * 10, 90)])
+def test_only_labels_too_wide_for_their_column_are_turned(tokens, rotation):
+    figure = viz.show_weights(_weights(10, 10), None, tokens)
+    figure.draw_without_rendering()
+    assert figure.axes[0].xaxis.get_ticklabels()[0].get_rotation() == rotation
+
+
+def test_a_figure_or_a_part_of_one_can_be_drawn_into():
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    for part, title in zip(figure.subfigures(1, 2), ("left", "right"), strict=True):
+        assert viz.show_alignment(_weights(2, 3), "abc", "de", title=title, figure=part) is part
+        assert part.get_suptitle() == title
+    assert len(figure.axes) == 4
+
+
+def test_text_is_text_and_saving_warns_of_nothing():
+    tokens = ["$", "$x$", "_", "\N{NARROW NO-BREAK SPACE}", "срѣда", "Τρίτη"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure = viz.show_weights(_weights(6, 6), tokens, tokens, title="weights")
+        file = io.BytesIO()
+        figure.savefig(file)
+    assert caught == []
+    assert file.getvalue().startswith(b"\x89PNG")
+    assert not any(label.get_parse_math() for label in figure.axes[0].get_xticklabels())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: viz.show_weights(_weights(2, 2, 3, 4)), ValueError, r"\[t, s\] or \[h, t, s\].*\(2, 2, 3, 4\)"),
+        (lambda: viz.show_weights(np.zeros((3, 0))), ValueError, r"none of them 0, got \(3, 0\)"),
+        (lambda: viz.show_weights(_weights(3, 4), "ab"), ValueError, "query: the array has 3, got 2 tokens"),
+        (lambda: viz.show_alignment(_weights(3, 4), "abc", "abc"), ValueError, "source: the array has 4, got 3 tokens"),
+        (lambda: viz.show_mask(_weights(3, 4)), TypeError, "booleans, got float64"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
