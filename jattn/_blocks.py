@@ -84,6 +84,13 @@ def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
     return Range(lo.reshape(shape), hi.reshape(shape))
 
 
+def _spread(found: Range, longest: int) -> Range:
+    """Ranges for as many batch elements as any operand of the mask has: element b uses entry b % length."""
+    if found.lo.shape[0] in (1, longest):
+        return found
+    return Range(*(jnp.tile(x, (longest // x.shape[0], 1, 1, 1)) for x in found))
+
+
 def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
     """The mask's answer for every block, `[b or 1, h or 1, query blocks, key blocks]`."""
     i, j = query.range(), key.range()
@@ -92,8 +99,9 @@ def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
         answer = Answer(np.True_, np.True_)
     else:
         arrays, signature = _terms.split(mask)
+        longest = max((a.shape[0] for a, x in zip(arrays, signature.axes, strict=True) if "b" in x), default=1)
         ranges = [
-            _operand_range(a, x, {"t": query, "s": key}) if a.ndim == len(x) else Range(None, None)
+            _spread(_operand_range(a, x, {"t": query, "s": key}), longest) if a.ndim == len(x) else Range(None, None)
             for a, x in zip(arrays, signature.axes, strict=True)
         ]
         answer = signature.fill(ranges).blocks(i, j)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jattn import _strips
 from jattn._problem import Spec
@@ -29,8 +30,15 @@ from jattn._problem import Spec
 
 def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, t, h]` of softmax attention, by the kernels of `spec.backend`."""
-    out, lse = _attend.bind(q, k, v, *operands, spec=spec)
+    out, lse = _attend.bind(*_together([q, k, v, *operands]), spec=spec)
     return out, lse
+
+
+def _together(args: list[Any]) -> list[Any]:
+    """Inside `jax.shard_map`: the args made to vary over the same mesh axes, so that their gradients are summed over them."""
+    own = [jax.typeof(x).manual_axis_type.varying for x in args]
+    missing = [tuple(sorted(frozenset().union(*own) - x)) for x in own]
+    return [jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(args, missing, strict=True)]
 
 
 def _chosen(values: Any, active: tuple[bool, ...]) -> list[Any]:
@@ -98,15 +106,31 @@ def _batch(spec, args) -> int:
 def _attend_shapes(*args, spec):
     q, _, v = args[:3]
     shape = (_batch(spec, args), *q.shape[1:3])
-    return [ShapedArray((*shape, v.shape[-1]), spec.dtype), ShapedArray(shape, jnp.promote_types(q.dtype, jnp.float32))]
+    placed = NamedSharding(q.sharding.mesh, PartitionSpec(*q.sharding.spec[:3]))
+    lse = q.update(shape, jnp.promote_types(q.dtype, jnp.float32), weak_type=False, sharding=placed)
+    return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse]
 
 
 def _tangent_shapes(*flat, spec, active):
-    return [ShapedArray(x.shape, x.dtype) for x in flat[len(active) : len(active) + 2]]
+    return list(flat[len(active) : len(active) + 2])
 
 
 def _backward_shapes(*flat, spec, active):
-    return [ShapedArray(x.shape, x.dtype) for x in _chosen(flat[: len(active)], active)]
+    return [x.update(weak_type=False) for x in _chosen(flat[: len(active)], active)]
+
+
+def _plain(avals: Any) -> list[ShapedArray]:
+    """Shapes and dtypes alone: kernels do not care where in a mesh they run."""
+    return [ShapedArray(x.shape, x.dtype) for x in avals]
+
+
+def _lowering(compute: Callable) -> Callable:
+    lower = mlir.lower_fun(compute, multiple_results=True)
+
+    def rule(ctx, *args, **params):
+        return lower(ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out)), *args, **params)
+
+    return rule
 
 
 def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
@@ -114,7 +138,7 @@ def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
     primitive.multiple_results = True
     primitive.def_impl(compute)
     primitive.def_abstract_eval(shapes)
-    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=True))
+    mlir.register_lowering(primitive, _lowering(compute))
     return primitive
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn import _random
+from jattn import _hash
 from jattn._terms import Operand, Term, number, operand, piece
 
 
@@ -37,7 +37,7 @@ class Dropout(Gate):
     def __call__(self, weight, i, j):
         if self.rate == 0:
             return weight
-        keep = _random.bits(self.seed, self.b, self.h, i, j) >= np.uint32(round(self.rate * 2**32))
+        keep = _hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(round(self.rate * 2**32))
         return jnp.where(keep, weight * (1 / (1 - self.rate)), 0)
 
 
@@ -45,7 +45,7 @@ def dropout(rate: float, seed: Any) -> Gate:
     """weight * keep / (1 - rate): attention dropout (Srivastava et al. 2014; Vaswani et al. 2017).
 
     `rate` is static, in [0, 1); `seed` an int in [0, 2^32) or a traced uint32 scalar: a new seed does not recompile.
-    `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._random.bits`: the same seed
+    `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._hash.bits`: the same seed
     gives the same bits on every backend and for every tiling.
 
     >>> import jattn
@@ -63,7 +63,7 @@ def seed_operand(seed: Any) -> Operand:
             raise ValueError(f"seed must be in [0, 2^32), got {seed}")
         return Operand(np.asarray(seed, np.uint32), "")
     if not isinstance(seed, (jax.Array, np.ndarray)) or seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
-        raise TypeError(f"seed must be an int or an integer scalar array, got {seed!r}; of a key: jax.random.bits(key)")
+        raise TypeError(f"seed must be an int or an integer scalar array, got {type(seed).__name__}: of a key, take jax.random.bits(key)")
     return Operand(jnp.asarray(seed).astype(jnp.uint32), "")
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn import _random
+from jattn import _hash
 from jattn._terms import Operand, Term, number, operand, piece
 
 
@@ -185,7 +185,7 @@ def function(fn: Callable, *operands: Operand) -> Mod:
 
 @piece
 class Gumbel(Mod):
-    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j (see `jattn._random.bits`)."""
+    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j (see `jattn._hash.bits`)."""
 
     seed: Any
     temperature: Any
@@ -196,5 +196,5 @@ class Gumbel(Mod):
         return dataclasses.replace(self, b=Operand(np.arange(b), "b"), h=Operand(np.arange(h), "h"))
 
     def __call__(self, score, i, j):
-        u = _random.uniform(_random.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
+        u = _hash.uniform(_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
         return (score - jnp.log(-jnp.log(u))) / self.temperature

@@ -162,7 +162,7 @@ def gumbel(key: Any, temperature: Any = 1.0, hard: bool = False) -> Normalizer:
     2017).
 
     `key` is a `jax.random` key; `temperature` > 0 a number or a scalar array; `hard` gives the one-hot of it, with its
-    gradient (straight through).  The noise is -log(-log(u)) with u from the hash of `jattn._random.bits`.
+    gradient (straight through).  The noise is -log(-log(u)) with u from the hash of `jattn._hash.bits`.
     """
     temperature = number(temperature, "temperature")
     if not isinstance(temperature, Operand) and not temperature > 0:

@@ -1,0 +1,117 @@
+"""Bad input, and the error each gets: the type, and what its one line must name."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import gates, masks, mods, normalizers, scores
+
+Q, K, V = (np.ones(x, np.float32) for x in ((2, 6, 4, 8), (2, 5, 2, 8), (2, 5, 2, 3)))
+
+
+def attend(q=Q, k=K, v=V, **options):
+    return lambda: jattn.attention(q, k, v, **options)
+
+
+BAD = {
+    # query, key, value
+    "layout [b, h, t, d]": (attend(Q.transpose(0, 2, 1, 3), Q.transpose(0, 2, 1, 3)[..., :5, :], Q.transpose(0, 2, 1, 3)[..., :5, :]),
+                            ValueError, ["h = 6", "g = 5", "look like [b, h, t, d]", "jnp.swapaxes"]),
+    "integers": (attend(np.ones(Q.shape, int)), TypeError, ["query", "int64", "float32", "cast"]),
+    "complex": (attend(v=V.astype(complex)), TypeError, ["value", "complex"]),
+    "not an array": (attend("text"), TypeError, ["query", "array", "str"]),
+    "two axes": (attend(Q[0, 0], K[0, 0], V[0, 0]), ValueError, ["[4, 8]", "[b, t, h, d]", "jax.vmap"]),
+    "mixed axes": (attend(Q[0]), ValueError, ["[6, 4, 8]", "[2, 5, 2, 8]"]),
+    "batch": (attend(Q[:1]), ValueError, ["same batch size", "[1, 6, 4, 8]"]),
+    "key and value": (attend(v=V[:, :4]), ValueError, ["key and value", "same length s", "[2, 4, 2, 3]"]),
+    "width": (attend(k=K[..., :7]), ValueError, ["same width d", "[2, 5, 2, 7]"]),
+    "heads": (attend(Q[:, :, :3]), ValueError, ["h = 3", "multiple", "g = 2"]),
+    "empty axis": (attend(Q[:, :0]), ValueError, [">= 1", "[2, 0, 4, 8]"]),
+    # mask
+    "float mask": (attend(mask=np.zeros((6, 5), np.float32)), TypeError, ["boolean", "float32", "bias="]),
+    "int mask": (attend(mask=np.ones((6, 5), int)), TypeError, ["boolean", "int64"]),
+    "mask shape": (attend(mask=np.ones((5, 6), bool)), ValueError, ["mask", "[2, 4, 6, 5]", "[5, 6]"]),
+    "mask function": (attend(mask=lambda i, j: i >= j), TypeError, ["mask", "jattn.masks.function"]),
+    "mask factory": (attend(mask=masks.causal), TypeError, ["mask", "function"]),
+    "mask string": (attend(mask="causal"), TypeError, ["mask", "masks.causal()", "'causal'"]),
+    "segment ids": (attend(mask=masks.segments(np.zeros((2, 7), int), np.zeros((2, 5), int))), ValueError,
+                    ['mask', '"bt"', "t = 6", "[2, 7]"]),
+    "float ids": (lambda: masks.segments(np.zeros((2, 6))), ValueError, ["q_ids", "integers", "float64"]),
+    "truth of a mask": (lambda: masks.causal() and masks.window(3), TypeError, ["&", "and"]),
+    "float window": (lambda: masks.window(2.5), TypeError, ["left", "integer", "2.5"]),
+    "stride": (lambda: masks.dilated(0), ValueError, ["stride", ">= 1", "0"]),
+    "layout dtype": (lambda: masks.blocks(np.ones((2, 2)), 4), ValueError, ["layout", "boolean", "float64"]),
+    "layout too small": (attend(mask=masks.blocks(np.ones((1, 2), bool), 4)), ValueError, ["layout", "t = 6"]),
+    # mods, gates, score, normaliser
+    "mods not a tuple": (attend(mods=3), TypeError, ["mods", "tuple", "3"]),
+    "a gate among mods": (attend(mods=(gates.dropout(0.1, 0),)), TypeError, ["mods[0]", "jattn.mods.softcap"]),
+    "mods factory": (attend(mods=(mods.softcap,)), TypeError, ["mods[0]", "call it"]),
+    "score factory": (attend(score=scores.dot), TypeError, ["score", "scores.dot()", "call it"]),
+    "score name": (attend(score="dot"), TypeError, ["score", "'dot'"]),
+    "normalizer name": (attend(normalizer="softmax"), TypeError, ["normalizer", "'softmax'"]),
+    "slopes": (attend(mods=(mods.alibi(np.ones(3)),)), ValueError, ["mods", '"h"', "h = 4", "[3]"]),
+    "operand axes": (lambda: jattn.operand(np.ones((2, 3)), "hb"), ValueError, ["bhts", "'hb'"]),
+    "operand rank": (lambda: jattn.operand(np.ones(2), "hs"), ValueError, ["'hs'", "(2,)"]),
+    "cap": (lambda: mods.softcap(0), ValueError, ["cap", "> 0", "0"]),
+    "table": (lambda: mods.relative(np.ones(3)), ValueError, ["table", "[h, buckets]", "(3,)"]),
+    "bucket": (lambda: mods.t5_bucket(True, 32, 4), ValueError, ["max_distance", "4"]),
+    "bias is a mod": (attend(bias=mods.softcap(3.0)), TypeError, ["bias", "mods="]),
+    "bias shape": (attend(bias=np.ones((4, 5, 6), np.float32)), ValueError, ["bias", "[2, 4, 6, 5]", "[4, 5, 6]"]),
+    "bias dtype": (attend(bias=np.ones((6, 5), int)), TypeError, ["bias", "int64"]),
+    "bias axes": (lambda: mods.bias(np.ones((2, 3)), "h"), ValueError, ["bias", "'h'", "(2, 3)"]),
+    "rate": (lambda: gates.dropout(1.0, 0), ValueError, ["rate", "[0, 1)", "1.0"]),
+    "seed": (lambda: gates.dropout(0.1, -1), ValueError, ["seed", "2^32", "-1"]),
+    "key for a seed": (lambda: gates.dropout(0.1, jax.random.key(0)), TypeError, ["seed", "jax.random.bits"]),
+    "center": (lambda: gates.gaussian(np.ones(3), 1.0), ValueError, ["center", "[b, t]", "(3,)"]),
+    "sigma": (lambda: gates.gaussian(np.ones((2, 6)), 0.0), ValueError, ["sigma", "> 0"]),
+    "temperature": (lambda: normalizers.gumbel(jax.random.key(0), -1.0), ValueError, ["temperature", "> 0"]),
+    "dropout": (attend(dropout=0.1), TypeError, ["dropout", "gates.dropout(0.1, seed)", "0.1"]),
+    "general": (attend(score=scores.general(np.ones((8, 7)))), ValueError, ["scores.general", "w", "[8, 8]", "[8, 7]"]),
+    "additive": (attend(score=scores.additive(np.ones((8, 3)), np.ones((8, 4)), np.ones(3))), ValueError, ["m", "[3, 4]"]),
+    "concat": (attend(score=scores.concat(np.ones(7), np.ones(8))), ValueError, ["w_q", "[8]", "[7]"]),
+    # the rest
+    "sinks": (attend(sinks=np.ones(2, np.float32)), ValueError, ["sinks", "[4]", "[2]"]),
+    "sinks of sparsemax": (attend(sinks=np.ones(4, np.float32), normalizer=normalizers.sparsemax()), ValueError,
+                           ["sinks", "sparsemax"]),
+    "lse of sparsemax": (attend(return_lse=True, normalizer=normalizers.sparsemax()), ValueError,
+                         ["return_lse", "softmax", "sparsemax"]),
+    "implementation": (attend(implementation="cuda"), ValueError, ["implementation", "blockwise", "'cuda'"]),
+    "blocks": (attend(blocks=(0, 4)), ValueError, ["blocks", ">= 1", "(0, 4)"]),
+    "precision": (attend(precision="tops"), ValueError, ["precision", "jax.lax.Precision", "'tops'"]),
+    "merge": (lambda: jattn.merge((Q, Q[..., 0]), (Q, Q)), ValueError, ["merge", "[2, 6, 4, 8]"]),
+    "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),
+    "sample of gates": (lambda: jattn.sample(jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
+                        ["sample", "gates"]),
+}  # fmt: skip
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named(name):
+    call, kind, named = BAD[name]
+    with pytest.raises(kind) as caught:
+        call()
+    message = str(caught.value)
+    missing = [x for x in named if x not in message]
+    assert not missing, f"{message!r} does not say {missing}"
+    assert "\n" not in message
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("backend", ["pallas_tpu", "pallas_triton", "cudnn"])
+def test_a_backend_that_cannot_says_who_can(backend):
+    with pytest.raises(jattn.UnsupportedError, match=f"'{backend}'.*kernel|binding.*blockwise"):
+        jattn.attention(Q, K, V, implementation=backend)
+    assert issubclass(jattn.UnsupportedError, NotImplementedError)
+
+
+def test_errors_come_before_tracing():
+    def fn(q):
+        return jattn.attention(q, K, V, mods=(mods.alibi(jnp.ones(3)),))
+
+    with pytest.raises(ValueError, match=re.escape("h = 4")):
+        jax.eval_shape(fn, Q)

@@ -1,0 +1,107 @@
+"""Gates: the dropout hash bit for bit, its statistics, and Luong's window."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import _hash, gates, masks
+
+MASK = 2**32 - 1
+
+
+def _mix(x: int) -> int:
+    x ^= x >> 16
+    x = x * 0x7FEB352D & MASK
+    x ^= x >> 15
+    x = x * 0x846CA68B & MASK
+    return x ^ x >> 16
+
+
+def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
+    """The docstring of `jattn._hash.bits`, in Python's integers."""
+    head = _mix(_mix(seed + 0x9E3779B9 & MASK) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35 & MASK))
+    row = _mix(head ^ (i * 0x27D4EB2F & MASK))
+    return _mix(row ^ _mix(j * 0x165667B1 + 1 & MASK))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("seed", [0, 1, 12345, MASK])
+def test_bits_are_the_ones_specified(seed):
+    i, j = np.array([0, 1, 70000]), np.array([0, 3, 511, 2**20])
+    got = _hash.bits(seed if seed < 2**31 else np.uint32(seed), 2, 5, i[:, None], j[None])
+    np.testing.assert_array_equal(got, [[_bits(seed, 2, 5, int(x), int(y)) for y in j] for x in i])
+
+
+def _keep(seed, rate=0.5, b=2, t=67, h=3, s=59, **options):
+    """Where dropout kept the weight, seen through attention itself: one-hot values read the weights out."""
+    q, k = jnp.zeros((b, t, h, 4)), jnp.zeros((b, s, h, 4))
+    v = jnp.broadcast_to(jnp.eye(s)[:, None], (b, s, h, s))
+    out = jattn.attention(q, k, v, dropout=gates.dropout(rate, seed), **options)
+    return np.asarray(out).transpose(0, 2, 1, 3) * s
+
+
+def test_same_bits_for_every_tiling_and_backend():
+    wanted = np.array([[[[_bits(7, b, h, i, j) >= 2**31 for j in range(59)] for i in range(67)] for h in range(3)]
+                       for b in range(2)])  # fmt: skip
+    for options in ({"implementation": "reference"}, {}, {"blocks": (16, 8)}, {"blocks": (5, 59)}):
+        np.testing.assert_allclose(_keep(7, **options), wanted * 2.0, rtol=1e-5)
+    shape = dict(b=2, t=67, h=3, s=59)
+    seen = jattn.weights(*(jnp.zeros((2, n, 3, 4)) for n in (67, 59, 59)), dropout=gates.dropout(0.5, 7))
+    np.testing.assert_allclose(np.asarray(seen) * shape["s"], wanted * 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_rate_and_independence(rate):
+    n = 256
+    i, j = np.arange(n)[:, None], np.arange(n)[None]
+    bits = np.stack([_hash.bits(seed, b, h, i, j) for seed in (0, 1) for b in (0, 1) for h in (0, 1)])
+    kept = (bits >= np.uint32(rate * 2**32)) - (1 - rate)
+    noise = np.sqrt(rate * (1 - rate))
+    assert abs(kept.mean()) < 5 * noise / np.sqrt(kept.size)
+    bound = 5 * noise**2 / np.sqrt(n * n)
+    for plane in kept:
+        for shift in ((0, 1), (1, 0), (1, 1), (0, 16), (64, 0)):
+            assert abs((plane * np.roll(plane, shift, (0, 1))).mean()) < bound
+    for m in range(len(kept)):
+        for other in range(m):
+            assert abs((kept[m] * kept[other]).mean()) < bound
+    for axis in (1, 2):  # no row and no column is special
+        assert np.abs(kept.mean(axis)).max() < 6 * noise / np.sqrt(n)
+
+
+def test_zero_rate_drops_nothing_and_seeds_differ():
+    np.testing.assert_allclose(_keep(3, rate=0.0), 1.0, rtol=1e-6)
+    assert not np.array_equal(_keep(3), _keep(4))
+    np.testing.assert_array_equal(_keep(3), _keep(jnp.uint32(3)))
+
+
+def test_a_new_seed_does_not_recompile():
+    traced = []
+
+    @jax.jit
+    def fn(q, seed):
+        traced.append(0)
+        return jattn.attention(q, q, q, dropout=gates.dropout(0.5, seed))
+
+    q = jnp.ones((1, 8, 2, 4))
+    one, two = fn(q, jnp.uint32(1)), fn(q, jnp.uint32(2))
+    assert len(traced) == 1
+    assert not np.array_equal(one, two)
+
+
+def test_gaussian_is_luongs_window():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 9, 2, 4))
+    center = jnp.linspace(0, 8, 18).reshape(2, 9)
+    got = jattn.weights(q, k, v, mask=masks.window(4, 4), gates=(gates.gaussian(center, 2.0),))
+    plain = jattn.weights(q, k, v, mask=masks.window(4, 4))
+    factor = np.exp(-((np.arange(9) - np.asarray(center)[..., None]) ** 2) / (2 * 2.0**2))
+    np.testing.assert_allclose(got, plain * factor[:, None], rtol=1e-5, atol=1e-7)
+
+
+def test_function_gate_is_linear_and_not_renormalised():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 9, 2, 4))
+    half = gates.function(lambda w, i, j, x: w * x, jattn.operand(jnp.asarray([0.5, 2.0]), "h"))
+    got = jattn.attention(q, k, v, gates=(half,))
+    np.testing.assert_allclose(got, jattn.attention(q, k, v) * jnp.asarray([0.5, 2.0])[:, None], rtol=1e-5, atol=1e-6)
