@@ -29,7 +29,7 @@ def attention(
     mods: Any = (),
     gates: Any = (),
     bias: Any = None,
-    sinks: Float[Array, h] | None = None,
+    sinks: Float[Array, "h"] | None = None,  # pyright: ignore[reportUndefinedVariable]
     dropout: Any = None,
     return_lse: bool = False,
     implementation: str | None = None,

@@ -63,7 +63,9 @@ def seed_operand(seed: Any) -> Operand:
             raise ValueError(f"seed must be in [0, 2^32), got {seed}")
         return Operand(np.asarray(seed, np.uint32), "")
     if not isinstance(seed, (jax.Array, np.ndarray)) or seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
-        raise TypeError(f"seed must be an int or an integer scalar array, got {type(seed).__name__}: of a key, take jax.random.bits(key)")
+        raise TypeError(
+            f"seed must be an int or an integer scalar array, got {type(seed).__name__}: of a key, take jax.random.bits(key)"
+        )
     return Operand(jnp.asarray(seed).astype(jnp.uint32), "")
 
 

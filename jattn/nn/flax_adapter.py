@@ -1,0 +1,134 @@
+"""jattn inside Flax's own attention layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype as _promote_dtype
+
+from jattn import api, gates, masks
+from jattn._dispatch import UnsupportedError
+from jattn._terms import Operand, piece
+from jattn.nn import _call
+
+_OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "sinks", "implementation", "blocks")
+
+
+def attention_fn(**options: Any) -> Callable[..., jax.Array]:
+    """Makes Flax's `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention` compute attention with jattn.
+
+    `options` are those of `jattn.attention` that stay the same from call to call: score, normalizer, mask, mods, gates,
+    sinks, implementation, blocks.  A mask that the layer is called with holds as well.  Arrays in them are constants to
+    the layer: to learn them, take `jattn.nn.MultiHeadAttention`.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = nnx.MultiHeadAttention(
+    ...     num_heads=4, in_features=32, decode=False, rngs=nnx.Rngs(0),
+    ...     attention_fn=jattn.nn.attention_fn(mask=jattn.masks.causal()),
+    ... )
+    >>> layer(jnp.ones((2, 5, 32))).shape
+    (2, 5, 32)
+
+    Returns:
+      A function of query `[.., t, h, d]`, key `[.., s, g, d]`, value `[.., s, g, e]`, with any number of batch axes,
+      and of everything else that Flax's layers pass, to out `[.., t, h, e]`.  It computes what Flax does, except that
+
+      - a query that may attend to nothing gives 0 and no gradient; Flax takes the mean of all values;
+      - the softmax is always computed in float32 or wider, whatever `force_fp32_for_softmax` says;
+      - dropout drops as often, but not the same weights for the same key.  `broadcast_dropout=True`, Flax's default,
+        shares one pattern among all batch elements and heads, as in Flax;
+      - `mask` may also be a mask of `jattn.masks`;
+      - `sow_weights` sows the weights before dropout, like Flax, and then costs O(t * s) memory.
+
+    Raises:
+      TypeError: an unknown option.
+      ValueError: dropout without a `dropout_rng`, or shapes that do not fit.
+      UnsupportedError: custom products (`einsum_dot_general`, `qk_attn_weights_einsum`, `attn_weights_value_einsum`),
+        or `input_positions`, which ask for a rotary embedding.
+    """
+    fixed = _call.check_names(options, _OPTIONS, "jattn.nn.attention_fn")
+
+    def attention(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        bias: Any = None,
+        mask: Any = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: Any = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: Any = None,
+        module: Any = None,
+        promote_dtype: Callable = _promote_dtype,
+        is_causal: bool = False,
+        force_fp32_for_softmax: bool = False,
+        einsum_dot_general: Any = None,
+        qk_attn_weights_einsum: Any = None,
+        attn_weights_value_einsum: Any = None,
+        input_positions: Any = None,
+    ) -> jax.Array:
+        _refuse(
+            einsum_dot_general=einsum_dot_general,
+            qk_attn_weights_einsum=qk_attn_weights_einsum,
+            attn_weights_value_einsum=attn_weights_value_einsum,
+            input_positions=input_positions,
+        )
+        query, key, value = promote_dtype((query, key, value), dtype=dtype)
+        lead = query.shape[:-3]
+        if mask is not None and not isinstance(mask, masks.Mask):
+            mask = _call.merge_lead(jnp.asarray(mask).astype(bool), lead, "mask")  # Flax makes masks of floats
+        if is_causal:
+            mask = _call.join({"mask": masks.causal()}, mask)["mask"]
+        asked = {**_call.join(fixed, mask), "precision": precision}
+        if bias is not None:
+            asked["bias"] = _call.merge_lead(bias, lead, "bias")
+        if module is not None:
+            weights = _call.batched(api.weights, query, key, value, asked)
+            _sow(module, weights if force_fp32_for_softmax else weights.astype(query.dtype))
+        if dropout_rate > 0 and not deterministic:
+            asked["dropout"] = _dropout(dropout_rate, dropout_rng, broadcast_dropout)
+        return _call.batched(api.attention, query, key, value, asked)
+
+    return attention
+
+
+_ROTARY = "it applies no rotary embedding; jattn.nn.MultiHeadAttention(rotary_base=...) does"
+_PRODUCTS = "both products are computed in tiles by the backend; Flax's own dot_product_attention takes others"
+
+
+def _refuse(**asked: Any) -> None:
+    """Raises for what Flax may ask for and jattn does not do."""
+    for name, value in asked.items():
+        if value is not None:
+            reason = _ROTARY if name == "input_positions" else _PRODUCTS
+            raise UnsupportedError(f"jattn.nn.attention_fn cannot honour {name}: {reason}")
+
+
+def _sow(module: Any, weights: jax.Array) -> None:
+    collection = nnx.Intermediate if isinstance(module, nnx.Module) else "intermediates"
+    module.sow(collection, "attention_weights", weights)
+
+
+def _dropout(rate: float, rng: Any, shared: bool) -> gates.Gate:
+    if rng is None:
+        raise ValueError(f"dropout_rate = {rate} needs a dropout_rng, or deterministic=True")
+    gate = gates.dropout(rate, jax.random.bits(rng, dtype=jnp.uint32))
+    return SharedDropout(gate.rate, gate.seed) if shared else gate  # type: ignore[attr-defined]
+
+
+@piece
+class SharedDropout(gates.Gate):
+    """`gates.dropout` with the pattern of the first head of the first batch element everywhere."""
+
+    rate: float
+    seed: Operand
+
+    def __call__(self, weight, i, j):
+        return gates.Dropout(self.rate, self.seed, 0, 0)(weight, i, j)
