@@ -327,7 +327,7 @@ def test_an_interrupt_is_not_a_traceback(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("jattn.zoo._train.train", stopped)
     assert main(["dates", "--out", str(tmp_path)]) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "goes on from the last step printed" in capsys.readouterr().err
 
 
 def test_as_a_program(tmp_path):

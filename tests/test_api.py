@@ -1,0 +1,200 @@
+"""The functions beside `attention`: weights, sample, merge, dot_product_attention, and shapes without a batch axis."""
+
+import inspect
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import gates, masks, mods, normalizers, scores
+
+
+def _arrays(seed=0, b=2, t=9, s=11, h=4, g=2, d=5, e=3, dtype=jnp.float32):
+    draw = lambda n, *shape: jax.random.normal(jax.random.key(seed * 10 + n), shape, dtype)
+    return draw(0, b, t, h, d), draw(1, b, s, g, d), draw(2, b, s, g, e)
+
+
+OPTIONS = {
+    "plain": {},
+    "masked": {"mask": masks.causal(-2) | masks.dilated(3)},
+    "modded": {"mods": (mods.softcap(2.0),), "bias": np.linspace(-1, 1, 11, dtype=np.float32)},
+    "gated": {"dropout": gates.dropout(0.4, 3)},
+    "sparse": {"normalizer": normalizers.sparsemax()},
+    "sinks": {"sinks": np.linspace(-1, 1, 4, dtype=np.float32)},
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", OPTIONS)
+def test_weights_are_what_multiplies_the_values(name):
+    q, k, v = _arrays()
+    w = jattn.weights(q, k, v, **OPTIONS[name])
+    assert w.shape == (2, 4, 9, 11)
+    out = jnp.einsum("bhts,bshe->bthe", w, jnp.repeat(v, 2, axis=2))
+    np.testing.assert_allclose(out, jattn.attention(q, k, v, **OPTIONS[name]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.smoke
+def test_the_batch_axis_may_be_absent():
+    q, k, v = _arrays(b=1)
+    mask = masks.lengths(7)
+    out, lse = jattn.attention(q, k, v, mask=mask, return_lse=True)
+    single = jattn.attention(q[0], k[0], v[0], mask=mask, return_lse=True)
+    np.testing.assert_allclose(single[0], out[0], rtol=1e-6)
+    np.testing.assert_allclose(single[1], lse[0], rtol=1e-6)
+    np.testing.assert_allclose(jattn.weights(q[0], k[0], v[0]), jattn.weights(q, k, v)[0], rtol=1e-6)
+    drawn = jattn.sample(jax.random.key(0), q[0], k[0], v[0])
+    assert [x.shape for x in drawn] == [(9, 4, 3), (9, 4), (9, 4)]
+
+
+def test_sample_draws_from_the_softmax():
+    _, k, v = _arrays(b=1, h=1, g=1, s=5)
+    q = jnp.broadcast_to(jax.random.normal(jax.random.key(3), (5,)), (1, 6000, 1, 5))
+    out, index, log_prob = jattn.sample(jax.random.key(0), q, k, v, mask=masks.prefix(4))
+    wanted = jattn.weights(q[:, :1], k, v, mask=masks.prefix(4))[0, 0, 0]
+    share = np.bincount(np.asarray(index).ravel(), minlength=5) / 6000
+    np.testing.assert_allclose(share, wanted, atol=4 * np.sqrt(0.25 / 6000))
+    np.testing.assert_allclose(out[0, :, 0], v[0, index[0, :, 0], 0])
+    np.testing.assert_allclose(log_prob[0, :, 0], np.log(wanted[index[0, :, 0]]), rtol=1e-4)
+    assert not np.array_equal(index, jattn.sample(jax.random.key(1), q, k, v)[1])
+
+
+def test_log_prob_is_differentiable_and_its_gradient_has_mean_zero(x64):
+    _, k, v = _arrays(b=1, h=2, g=1, s=5, dtype=jnp.float64)
+    q = jnp.broadcast_to(jax.random.normal(jax.random.key(3), (2, 5)), (1, 4000, 2, 5))
+    score = lambda q: jattn.sample(jax.random.key(0), q, k, v)[2]
+    index = jattn.sample(jax.random.key(0), q, k, v)[1]
+
+    def exact(q):
+        log = jax.nn.log_softmax(jnp.einsum("bthd,bsd->bths", q, k[:, :, 0]) / np.sqrt(5), axis=-1)
+        return jnp.take_along_axis(log, index[..., None], axis=-1)[..., 0]
+
+    got, wanted = (jax.grad(lambda q, f=f: jnp.sum(f(q)))(q) for f in (score, exact))
+    np.testing.assert_allclose(got, wanted, atol=1e-12)
+    assert np.abs(got.mean((0, 1))).max() < 5 * got.std() / np.sqrt(4000)
+
+
+def test_sample_of_rows_that_see_nothing():
+    q, k, v = _arrays()
+    out, index, log_prob = jattn.sample(jax.random.key(0), q, k, v, mask=masks.lengths([0, 3]))
+    assert not np.any(out[0])
+    assert np.all(index[0] == -1)
+    assert np.all(log_prob[0] == -np.inf)
+    assert np.all((index[1] >= 0) & (index[1] < 3))
+    slope = jax.grad(lambda q: jnp.sum(jattn.sample(jax.random.key(0), q, k, v, mask=masks.lengths([0, 3]))[2][1]))(q)
+    assert np.all(np.isfinite(slope))
+
+
+@pytest.mark.parametrize("cuts", [(4,), (0, 4, 4, 9), (2, 7)])
+def test_merge_of_parts_is_the_whole(x64, cuts):
+    q, k, v = _arrays(dtype=jnp.float64)
+    mask = np.random.default_rng(0).random((9, 11)) < 0.5
+    mask[2], mask[3, :4], mask[4, 4:] = False, False, False
+    edges = [0, *cuts, 11]
+    pieces = [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+    def parts(q, k, v):
+        return jattn.merge(*[jattn.attention(q, k[:, x], v[:, x], mask=mask[:, x], return_lse=True) for x in pieces])
+
+    whole = lambda q, k, v: jattn.attention(q, k, v, mask=mask, return_lse=True)
+    for got, wanted in zip(parts(q, k, v), whole(q, k, v), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-13)
+    loss = lambda fn: lambda *x: sum(jnp.sum(jnp.sin(jnp.where(jnp.isfinite(y), y, 0))) for y in fn(*x))
+    got, wanted = (jax.grad(loss(fn), (0, 1, 2))(q, k, v) for fn in (parts, whole))
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_merge_keeps_the_dtype():
+    q, k, v = _arrays(dtype=jnp.bfloat16)
+    part = jattn.attention(q, k, v, return_lse=True)
+    out, lse = jattn.merge(part, part)
+    assert (out.dtype, lse.dtype) == (jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(lse, part[1] + np.log(2), rtol=1e-6)
+
+
+def test_sinks_are_a_key_with_value_zero(x64):
+    q, k, v = _arrays(dtype=jnp.float64, g=4)
+    sinks = jnp.linspace(-1, 2, 4)
+    mask = masks.lengths([0, 11])
+    out, lse = jattn.attention(q, k, v, sinks=sinks, mask=mask, return_lse=True)
+    plain, log = jattn.attention(q, k, v, mask=mask, return_lse=True)
+    np.testing.assert_allclose(lse, jnp.logaddexp(log, sinks), atol=1e-13)
+    np.testing.assert_allclose(out, plain * jnp.exp(log - lse)[..., None], atol=1e-13)
+    np.testing.assert_allclose(lse[0], jnp.broadcast_to(sinks, lse[0].shape))  # nothing but the sink is left
+    slope = jax.grad(lambda s: jnp.sum(jnp.sin(jattn.attention(q, k, v, sinks=s, mask=mask))))(sinks)
+    step = 1e-6 * jnp.asarray([1.0, -2, 3, 1])
+    f = lambda s: jnp.sum(jnp.sin(jattn.attention(q, k, v, sinks=s, mask=mask)))
+    np.testing.assert_allclose((f(sinks + step) - f(sinks - step)) / 2, jnp.vdot(slope, step), rtol=1e-6)
+
+
+JAX_NN = {
+    "plain": {},
+    "scale": {"scale": 0.3},
+    "zero scale": {"scale": 0.0},
+    "causal": {"is_causal": True},
+    "bias": {"bias": np.random.default_rng(0).normal(size=(1, 4, 9, 11)).astype(np.float32)},
+    "mask": {"mask": np.random.default_rng(1).random((2, 1, 9, 11)) < 0.7},
+    "window": {"local_window_size": 3},
+    "window pair": {"local_window_size": (2, 5)},
+    "key lengths": {"key_value_seq_lengths": np.array([4, 11], np.int32)},
+    "query lengths": {"query_seq_lengths": np.array([9, 5], np.int32)},
+    "residual": {"return_residual": True, "is_causal": True},
+    "all": {
+        "scale": 0.5, "is_causal": True, "local_window_size": (4, 2), "bias": np.ones((2, 1, 9, 11), np.float32),
+        "mask": np.ones((1, 1, 9, 11), bool), "key_value_seq_lengths": np.array([8, 11], np.int32),
+        "query_seq_lengths": np.array([9, 5], np.int32),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", JAX_NN)
+def test_drop_in_for_jax_nn(name):
+    q, k, v = _arrays(e=5)
+    options = JAX_NN[name]
+    got, wanted = (
+        jax.tree.leaves(fn(q, k, v, **options)) for fn in (jattn.dot_product_attention, jax.nn.dot_product_attention)
+    )
+    rows = slice(None)
+    for x, y in zip(got, wanted, strict=True):
+        seen = jnp.arange(9) < jnp.asarray(options.get("query_seq_lengths", [9, 9]))[:, None]
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+        np.testing.assert_allclose(x[seen][rows], y[seen][rows], rtol=2e-5, atol=2e-6)
+
+
+def test_drop_in_without_batch_axis_and_by_position():
+    q, k, v = (x[0] for x in _arrays(e=5))
+    bias = jnp.ones((4, 9, 11))
+    mask = jnp.tril(jnp.ones((4, 9, 11), bool))
+    got, wanted = (
+        fn(q, k, v, bias, mask, scale=0.2) for fn in (jattn.dot_product_attention, jax.nn.dot_product_attention)
+    )
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_drop_in_has_the_installed_signature():
+    assert inspect.signature(jattn.dot_product_attention) == inspect.signature(jax.nn.dot_product_attention)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        jattn.dot_product_attention(*_arrays(e=5), causal=True)
+
+
+def test_drop_in_gives_zero_where_nothing_is_seen():
+    q, k, v = _arrays(e=5)
+    out = jattn.dot_product_attention(q, k, v, mask=jnp.zeros((1, 1, 9, 11), bool))
+    np.testing.assert_array_equal(out, 0)
+
+
+def test_score_of_every_kind_goes_through_sample():
+    q, k, v = _arrays()
+    w = jax.random.normal(jax.random.key(5), (5, 5))
+    _, index, log_prob = jattn.sample(jax.random.key(0), q, k, v, score=scores.general(w))
+    wanted = jattn.weights(q, k, v, score=scores.general(w))
+    np.testing.assert_allclose(
+        jnp.exp(log_prob), jnp.take_along_axis(wanted, index.swapaxes(1, 2)[..., None], -1)[..., 0].swapaxes(1, 2),
+        rtol=1e-4,
+    )  # fmt: skip

@@ -1,0 +1,81 @@
+"""The plan that `explain` gives is the one that runs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import masks, normalizers
+
+SHAPE = jax.ShapeDtypeStruct((2, 3000, 4, 32), jnp.float32)
+
+
+@pytest.mark.smoke
+def test_blocks_are_counted_as_the_mask_has_them():
+    plan = jattn.explain(SHAPE, SHAPE, SHAPE, mask=masks.causal() & masks.window(900))
+    rows, columns = plan.tile
+    starts = lambda block: np.minimum(np.arange(-(-3000 // block)) * block, 3000 - block)
+    i, j = np.arange(3000)[:, None], np.arange(3000)[None]
+    live = (j <= i) & (i - j <= 900)
+    tiles = [live[a : a + rows, c : c + columns] for a in starts(rows) for c in starts(columns)]
+    empty, full = sum(not x.any() for x in tiles), sum(bool(x.all()) for x in tiles)
+    heads = 2 * 4
+    assert plan.blocks[0] == heads * empty
+    assert sum(plan.blocks) == heads * len(tiles)
+    assert plan.blocks[2] <= heads * full  # the last column of tiles may overlap the one before and is masked for it
+    assert plan.blocks[2] >= heads * (full - 1)
+    assert plan.flops == 2 * (plan.blocks[1] + plan.blocks[2]) * rows * columns * (32 + 32)
+
+
+def test_bytes_and_memory():
+    plan = jattn.explain(SHAPE, SHAPE, SHAPE, return_lse=True)
+    one = 2 * 3000 * 4 * 4
+    assert plan.bytes == 4 * one * 32 + one  # q, k, v, out and lse
+    run = jax.jit(lambda q, k, v: jattn.attention(q, k, v, return_lse=True))
+    wanted = run.lower(SHAPE, SHAPE, SHAPE).compile().memory_analysis().temp_size_in_bytes
+    assert plan.peak_memory == wanted
+
+
+def test_every_other_backend_has_a_reason():
+    plan = jattn.explain(SHAPE, SHAPE, SHAPE)
+    assert plan.backend == "blockwise"
+    assert set(plan.others) == {"reference", "pallas_tpu", "pallas_triton", "cudnn"}
+    assert all(plan.others.values())
+    insisted = jattn.explain(*[jnp.ones((1, 8, 2, 4))] * 3, implementation="reference")
+    assert insisted.backend == "reference"
+    assert insisted.others["blockwise"] == "was not asked for"
+    assert insisted.tile is None
+
+
+def test_it_prints_a_short_table():
+    text = str(jattn.explain(SHAPE, SHAPE, SHAPE, mask=masks.causal()))
+    lines = text.splitlines()
+    assert len(lines) <= 12
+    for word in ("blockwise", "not pallas_tpu", "tile", "empty", "partial", "full", "flops", "bytes", "peak memory"):
+        assert word in text
+    assert max(map(len, lines)) <= 100
+
+
+def test_blocks_known_only_at_run_time():
+    seen = []
+
+    @jax.jit
+    def fn(ids, x):
+        seen.append(jattn.explain(x, x, x, mask=masks.segments(ids)))
+        return x
+
+    ids = jnp.arange(64)[None] // 16
+    fn(ids, jnp.ones((1, 64, 2, 4)))
+    assert seen[0].blocks is None
+    assert "run time" in str(seen[0])
+    concrete = jattn.explain(*[jnp.ones((1, 64, 2, 4))] * 3, mask=masks.segments(ids), blocks=(16, 16))
+    assert concrete.blocks == (2 * 12, 0, 2 * 4)
+    assert concrete.tile == (16, 16)
+
+
+def test_normalisers_without_tiles_have_a_plan():
+    plan = jattn.explain(SHAPE, SHAPE, SHAPE, normalizer=normalizers.sparsemax())
+    assert plan.backend == "blockwise"
+    assert plan.tile is None
+    assert plan.peak_memory < 3000 * 3000 * 4 * 8
