@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jattn import _primitives, _strips, reference
+from jattn import _primitives, _strips, normalizers, reference
 from jattn._problem import Problem, Spec, reduce
 
 
@@ -41,11 +41,11 @@ def _run_fused(name: str) -> Callable:
 
 
 def with_sinks(out: jax.Array, lse: jax.Array, sinks: Any) -> tuple[jax.Array, jax.Array]:
-    """A sink is a key of its own with value 0: joining it in is a factor on the output and a term of the lse."""
+    """out and lse once the sinks are in the denominator."""
     if sinks is None:
         return out, lse
-    logits = sinks.array.astype(lse.dtype)
-    return (out * jax.nn.sigmoid(lse - logits)[..., None]).astype(out.dtype), jnp.logaddexp(lse, logits)
+    share, lse = normalizers.with_sink(lse, sinks.array.astype(lse.dtype))
+    return (out * share[..., None]).astype(out.dtype), lse
 
 
 def _run_rows(problem: Problem, blocks: Any) -> tuple[jax.Array, None]:

@@ -35,7 +35,7 @@ def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[
 
 
 def _together(args: list[Any]) -> list[Any]:
-    """Inside `jax.shard_map`: the args made to vary over the same mesh axes, so that their gradients are summed over them."""
+    """Inside `jax.shard_map`: the args made to vary over the same mesh axes, so that gradients are summed over them."""
     own = [jax.typeof(x).manual_axis_type.varying for x in args]
     missing = [tuple(sorted(frozenset().union(*own) - x)) for x in own]
     return [jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(args, missing, strict=True)]

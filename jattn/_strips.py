@@ -6,11 +6,13 @@ have no online form.  `jax.checkpoint` around a strip keeps the memory of any de
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
 from jattn import _terms
 from jattn._blocks import Tiling
@@ -37,6 +39,23 @@ def rows(
     result has them as `[b, t, h, ..]`.  `extra` is a term or a pytree of them, cut to the tile as the terms are.
     """
     more, extra_signature = _terms.split(extra)
+    fn: Any = functools.partial(_rows, signature, extra_signature, finish)
+    placed = jax.typeof(q).sharding
+    if AxisType.Explicit in placed.mesh.axis_types:  # loops over sharded arrays are for the partitioner to place
+        fn = jax.sharding.auto_axes(fn, out_sharding=PartitionSpec(*placed.spec[:3]))
+    return fn(q, k, v, operands, more)
+
+
+def _rows(
+    signature: Signature,
+    extra_signature: Signature,
+    finish: Callable,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: list[Any],
+    more: list[Any],
+) -> Any:
     own, operands = len(operands), [*operands, *more]
     axes = (*signature.axes, *extra_signature.axes)
     lengths = [x.shape[0] for x in (q, k, v)] + [x.shape[0] for x, a in zip(operands, axes, strict=True) if "b" in a]

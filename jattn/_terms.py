@@ -74,7 +74,8 @@ def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
 
 def wide(array: Any) -> Any:
     """Floating operands reach a term in float32 or wider: positions times a bfloat16 slope would skip integers."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if floating else array
 
 
 def number(value: Any, name: str) -> Any:

@@ -129,6 +129,9 @@ _weights = jax.jit(lambda problem: reference.attention(problem)[2])
 
 def _named(options: dict[str, Any]) -> dict[str, Any]:
     """Options of `attention` as `_checks.problem` names them."""
+    unknown = sorted(set(options) - set(inspect.signature(attention).parameters))
+    if unknown:
+        raise TypeError(f"unexpected option {', '.join(unknown)}: see the arguments of jattn.attention")
     options = {"score": _DOT, "normalizer": _SOFTMAX, **options}
     options["mods_"] = options.pop("mods", ())
     return options
@@ -153,7 +156,8 @@ def sample(
     (2, 16, 4)
     """
     for name in ("normalizer", "gates", "dropout", "sinks", "return_lse"):
-        if options.pop(name, None):
+        given = options.pop(name, None)
+        if bool(given) if isinstance(given, (tuple, list, bool)) else given is not None:
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     for name in ("implementation", "blocks"):
         options.pop(name, None)

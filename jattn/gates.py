@@ -37,7 +37,7 @@ class Dropout(Gate):
     def __call__(self, weight, i, j):
         if self.rate == 0:
             return weight
-        keep = _hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(round(self.rate * 2**32))
+        keep = _hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
         return jnp.where(keep, weight * (1 / (1 - self.rate)), 0)
 
 
@@ -51,7 +51,7 @@ def dropout(rate: float, seed: Any) -> Gate:
     >>> import jattn
     >>> gate = jattn.gates.dropout(0.1, seed=0)
     """
-    if isinstance(rate, (jax.Array, Operand)) or not 0 <= rate < 1:
+    if not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
         raise ValueError(f"rate must be a static number in [0, 1), got {rate!r}")
     return Dropout(float(rate), seed_operand(seed))
 
@@ -64,7 +64,8 @@ def seed_operand(seed: Any) -> Operand:
         return Operand(np.asarray(seed, np.uint32), "")
     if not isinstance(seed, (jax.Array, np.ndarray)) or seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
         raise TypeError(
-            f"seed must be an int or an integer scalar array, got {type(seed).__name__}: of a key, take jax.random.bits(key)"
+            f"seed must be an int or an integer scalar array, got {type(seed).__name__}:"
+            " of a key, take jax.random.bits(key)"
         )
     return Operand(jnp.asarray(seed).astype(jnp.uint32), "")
 

@@ -6,6 +6,7 @@ Each is a frozen dataclass pytree called with one tile: `score` `[bt, bs]`, posi
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -129,10 +130,20 @@ class T5Bucket:
         side = self.buckets // 2 if self.bidirectional else self.buckets
         base = jnp.where(relative > 0, side, 0) if self.bidirectional else 0
         distance = jnp.abs(relative) if self.bidirectional else jnp.maximum(-relative, 0)
-        exact = side // 2
-        grown = jnp.log(jnp.maximum(distance, 1) / exact) / math.log(self.max_distance / exact) * (side - exact)
-        far = jnp.minimum(exact + grown.astype(jnp.int32), side - 1)
-        return base + jnp.where(distance < exact, distance, far)
+        far = sum((distance >= start).astype(jnp.int32) for start in self._far(side // 2, side - side // 2))
+        return base + jnp.minimum(distance, side // 2) + far
+
+    def _far(self, exact: int, count: int) -> list[int]:
+        """Where the logarithmic buckets start, but for the first: the least d with d/exact >= (max/exact)^(n/count).
+
+        In integers: a logarithm in float32 puts some of these d in the bucket before.
+        """
+        starts = []
+        for n in range(1, count):
+            reached = lambda d, n=n: d**count * exact**n >= self.max_distance**n * exact**count
+            near = int(exact * (self.max_distance / exact) ** (n / count))
+            starts.append(next(d for d in itertools.count(near) if reached(d)))
+        return starts
 
 
 def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> T5Bucket:

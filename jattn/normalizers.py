@@ -36,6 +36,12 @@ def logsumexp(scores: Any) -> Any:
     return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top[..., 0], -jnp.inf)
 
 
+def with_sink(lse: Any, sink: Any) -> tuple[Any, Any]:
+    """A sink is a key of its own with value 0: the factor it puts on the weights, and the lse with it."""
+    gap = jnp.where(jnp.isneginf(lse), -jnp.inf, lse - sink)
+    return jax.nn.sigmoid(gap), logsumexp(jnp.stack(jnp.broadcast_arrays(lse, sink), axis=-1))
+
+
 @piece
 class Softmax(Normalizer):
     is_softmax = True
@@ -66,6 +72,12 @@ def sigmoid(bias: Any = 0.0) -> Normalizer:
     return Sigmoid(number(bias, "bias"))
 
 
+def _lowered(scores: Any) -> Any:
+    """Scores with the greatest at 0, which changes no weight: sums of large scores would lose the small differences."""
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    return scores - jnp.where(jnp.isneginf(top), 0, top)
+
+
 def _support(scores: Any, threshold: Any) -> tuple[Any, Any]:
     """Which entries get weight, and how many: entry n of the sorted row is in while it exceeds the threshold(n)."""
     ordered = -jnp.sort(-jax.lax.stop_gradient(scores), axis=-1)
@@ -84,6 +96,7 @@ def _mean(scores: Any, inside: Any, size: Any) -> Any:
 class Sparsemax(Normalizer):
     def __call__(self, scores):
         # the support is found without gradients; on it the projection is a plain formula, with every derivative
+        scores = _lowered(scores)
         inside, size = _support(scores, lambda z, n: (jnp.cumsum(z, axis=-1) - 1) / n)
         tau = _mean(scores, inside, size) - 1 / size
         return jnp.where(inside, jnp.where(inside, scores, 0) - tau, 0)
@@ -98,8 +111,7 @@ def sparsemax() -> Normalizer:
 @piece
 class Entmax15(Normalizer):
     def __call__(self, scores):
-        top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-        z = (scores - jnp.where(jnp.isfinite(top), top, 0)) / 2
+        z = _lowered(scores) / 2
 
         def threshold(ordered, n):
             mean, square = jnp.cumsum(ordered, axis=-1) / n, jnp.cumsum(ordered * ordered, axis=-1) / n
@@ -167,4 +179,8 @@ def gumbel(key: Any, temperature: Any = 1.0, hard: bool = False) -> Normalizer:
     temperature = number(temperature, "temperature")
     if not isinstance(temperature, Operand) and not temperature > 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
-    return Gumbel(GumbelNoise(seed_operand(jax.random.bits(key, (), "uint32")), temperature), bool(hard))
+    try:
+        seed = jax.random.bits(key, (), "uint32")
+    except TypeError:
+        raise TypeError(f"key must be one jax.random key, got {key!r}") from None
+    return Gumbel(GumbelNoise(seed_operand(seed), temperature), bool(hard))

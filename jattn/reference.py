@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jattn import _terms
 from jattn._problem import Problem
-from jattn.normalizers import logsumexp
+from jattn.normalizers import logsumexp, with_sink
 
 
 def _head(problem: Problem, query: jax.Array, key: jax.Array, value: jax.Array, sink: Any) -> tuple[Any, Any, Any]:
@@ -35,7 +35,8 @@ def _head(problem: Problem, query: jax.Array, key: jax.Array, value: jax.Array, 
     lse = logsumexp(score)
     weight = problem.normalizer(score)
     if sink is not None:
-        weight, lse = weight * jax.nn.sigmoid(lse - sink)[:, None], jnp.logaddexp(lse, sink)
+        share, lse = with_sink(lse, sink)
+        weight = weight * share[:, None]
     for gate in problem.gates:
         weight = gate(weight, i, j)
     return jnp.matmul(weight, value, precision=problem.precision), lse, weight

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn._terms import Operand, Term, number, piece
+from jattn._terms import Operand, Term, number, piece, wide
 from jattn.mods import Bias, Mod
 
 _HIGH = jax.lax.Precision.HIGHEST
@@ -133,7 +133,7 @@ class Concat(Score):
         heads, groups = query.shape[-2], key.shape[-2]
         query_part = _project(query, Operand(self.w_q.array[..., None], self.w_q.axes))
         w_k = jnp.broadcast_to(self.w_k.array, (heads, key.shape[-1])).reshape(groups, heads // groups, -1)
-        key_part = jnp.einsum("bsgd,grd->bgrs", _wide(key), _wide(w_k), precision=_HIGH)
+        key_part = jnp.einsum("bsgd,grd->bgrs", wide(key), wide(w_k), precision=_HIGH)
         key_part = key_part.reshape(key.shape[0], heads, key.shape[1])
         ones = jnp.ones((*key.shape[:-1], 1), query_part.dtype)
         return Reduced(query_part, ones, Product(1.0), (Bias(Operand(key_part, "bhs")),))
@@ -173,12 +173,11 @@ def _weight(array: Any, name: str, ndim: int) -> Operand:
     return Operand(array, "h" if array.ndim > ndim else "")
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _unit(x: jax.Array) -> jax.Array:
-    x = _wide(x)
+    x = wide(x)
+    # the direction of x / top is that of x, with every derivative, and its square neither overflows nor underflows
+    top = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
+    x = x / jnp.where(top > 0, top, 1)
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return jnp.where(square > 0, x * jax.lax.rsqrt(jnp.where(square > 0, square, 1)), 0)
 
@@ -186,4 +185,4 @@ def _unit(x: jax.Array) -> jax.Array:
 def _project(x: jax.Array, w: Operand) -> jax.Array:
     """x.W for every head, accumulated and kept in float32 or wider."""
     subscripts = "bthd,hdm->bthm" if w.axes else "bthd,dm->bthm"
-    return jnp.einsum(subscripts, _wide(x), _wide(w.array), precision=_HIGH)
+    return jnp.einsum(subscripts, wide(x), wide(w.array), precision=_HIGH)

@@ -64,10 +64,13 @@ BAD = {
     "bias dtype": (attend(bias=np.ones((6, 5), int)), TypeError, ["bias", "int64"]),
     "bias axes": (lambda: mods.bias(np.ones((2, 3)), "h"), ValueError, ["bias", "'h'", "(2, 3)"]),
     "rate": (lambda: gates.dropout(1.0, 0), ValueError, ["rate", "[0, 1)", "1.0"]),
+    "rate text": (lambda: gates.dropout("0.1", 0), ValueError, ["rate", "[0, 1)", "'0.1'"]),
+    "traced rate": (lambda: gates.dropout(jnp.float32(0.1), 0), ValueError, ["rate", "static"]),
     "seed": (lambda: gates.dropout(0.1, -1), ValueError, ["seed", "2^32", "-1"]),
     "key for a seed": (lambda: gates.dropout(0.1, jax.random.key(0)), TypeError, ["seed", "jax.random.bits"]),
     "center": (lambda: gates.gaussian(np.ones(3), 1.0), ValueError, ["center", "[b, t]", "(3,)"]),
     "sigma": (lambda: gates.gaussian(np.ones((2, 6)), 0.0), ValueError, ["sigma", "> 0"]),
+    "random key": (lambda: normalizers.gumbel(0), TypeError, ["key", "jax.random", "0"]),
     "temperature": (lambda: normalizers.gumbel(jax.random.key(0), -1.0), ValueError, ["temperature", "> 0"]),
     "dropout": (attend(dropout=0.1), TypeError, ["dropout", "gates.dropout(0.1, seed)", "0.1"]),
     "general": (attend(score=scores.general(np.ones((8, 7)))), ValueError, ["scores.general", "w", "[8, 8]", "[8, 7]"]),
@@ -86,6 +89,8 @@ BAD = {
     "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),
     "sample of gates": (lambda: jattn.sample(jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
                         ["sample", "gates"]),
+    "sample of sinks": (lambda: jattn.sample(jax.random.key(0), Q, K, V, sinks=np.ones(4)), ValueError, ["sample", "sinks"]),
+    "unknown option": (lambda: jattn.weights(Q, K, V, masks=None), TypeError, ["masks", "jattn.attention"]),
 }  # fmt: skip
 
 

@@ -28,9 +28,9 @@ def _passes(**options):
         "forward": lambda q, k, v, w: fn(q, k, v),
         "backward": lambda q, k, v, w: jax.vjp(fn, q, k, v)[1](w),
         "tangent": lambda q, k, v, w: jax.jvp(fn, (q, k, v), (w, w, w))[1],
-        "hessian-vector product": lambda q, k, v, w: jax.jvp(
-            jax.grad(lambda q: jnp.vdot(fn(q, k, v), w)), (q,), (w,)
-        )[1],
+        "hessian-vector product": lambda q, k, v, w: jax.jvp(jax.grad(lambda q: jnp.vdot(fn(q, k, v), w)), (q,), (w,))[
+            1
+        ],
     }
 
 

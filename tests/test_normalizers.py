@@ -70,6 +70,13 @@ def test_ties_and_single_keys(x64, name):
     np.testing.assert_allclose(fn(jnp.asarray([[9.0, 0.0, 9.0]])), [[0.5, 0, 0.5]], atol=1e-15)
 
 
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15"])
+def test_large_scores_lose_nothing(name):
+    fn = getattr(normalizers, name)()
+    row = jnp.asarray([[0.25, 0.5, -0.125, -4.0]])
+    np.testing.assert_array_equal(fn(row + 4096), fn(row))
+
+
 def test_hard_takes_the_first_maximum_and_passes_no_gradient():
     row = jnp.asarray([[1.0, 3.0, 3.0]])
     np.testing.assert_array_equal(normalizers.hard()(row), [[0, 1, 0]])

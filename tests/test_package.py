@@ -13,7 +13,18 @@ import pytest
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
 
-_PUBLIC = "attention explain weights sample merge dot_product_attention operand Operand UnsupportedError Plan".split()
+_PUBLIC = [
+    "attention",
+    "explain",
+    "weights",
+    "sample",
+    "merge",
+    "dot_product_attention",
+    "operand",
+    "Operand",
+    "UnsupportedError",
+    "Plan",
+]
 _ENV = {**os.environ, "PYTHONPATH": os.pathsep.join(x for x in sys.path if x)}
 _MODULES = (scores, normalizers, masks, mods, gates)
 

@@ -1,0 +1,197 @@
+"""Scores against explicit formulas, values and the gradient of every weight, in float64; corners, and memory."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import masks, scores
+from tests.cases import Draw, Sizes
+from tests.evaluate import QUICK
+from tests.tolerances import assert_close
+
+SIZES = Sizes()  # four query heads on two key heads
+M = 6
+
+
+def _heads(weight, ndim):
+    """A weight with a leading h, whether it has one or not."""
+    return weight if weight.ndim > ndim else jnp.broadcast_to(weight, (SIZES.h, *weight.shape))
+
+
+def _norm(x):
+    return jnp.sqrt(jnp.sum(x * x, axis=-1))
+
+
+# each as jattn has it, and as scores [b, h, t, s] of q [b, t, h, d] and k [b, s, h, d], the key's heads repeated
+
+FORMULAS = {
+    "dot": (
+        scores.dot,
+        lambda q, k, scale=SIZES.d**-0.5: scale * jnp.einsum("bthd,bshd->bhts", q, k),
+    ),
+    "general": (
+        scores.general,
+        lambda q, k, w, scale=1.0: scale * jnp.einsum("bthd,hdc,bshc->bhts", q, _heads(w, 2), k),
+    ),
+    "cosine": (
+        scores.cosine,
+        lambda q, k, scale=1.0: (
+            scale
+            * jnp.einsum("bthd,bshd->bhts", q, k)
+            / (jnp.swapaxes(_norm(q), 1, 2)[..., None] * jnp.swapaxes(_norm(k), 1, 2)[:, :, None])
+        ),
+    ),
+    "concat": (
+        scores.concat,
+        lambda q, k, w_q, w_k: (
+            jnp.einsum("bthd,hd->bht", q, _heads(w_q, 1))[..., None]
+            + jnp.einsum("bshd,hd->bhs", k, _heads(w_k, 1))[:, :, None]
+        ),
+    ),
+    "additive": (
+        scores.additive,
+        lambda q, k, w_q, w_k, v: jnp.einsum(
+            "bhtsm,hm->bhts",
+            jnp.tanh(
+                jnp.einsum("bthd,hdm->bhtm", q, _heads(w_q, 2))[:, :, :, None]
+                + jnp.einsum("bshd,hdm->bhsm", k, _heads(w_k, 2))[:, :, None]
+            ),
+            _heads(v, 1),
+        ),
+    ),
+}
+CASES = {  # shapes of the weights: axes of `Sizes`, then numbers
+    "dot": ("dot",),
+    "dot-scale": ("dot", [""]),
+    "general": ("general", ["dd"]),
+    "general-heads": ("general", ["hdd"], [""]),
+    "general-widths-heads": ("general", ["hd", 7]),
+    "cosine": ("cosine",),
+    "cosine-scale": ("cosine", [""]),
+    "concat": ("concat", ["d"], ["d"]),
+    "concat-heads": ("concat", ["hd"], ["hd"]),
+    "concat-widths": ("concat", ["d"], ["h", 7]),
+    "additive": ("additive", ["d", M], ["d", M], ["", M]),
+    "additive-heads": ("additive", ["hd", M], ["hd", M], ["h", M]),
+    "additive-heads-query": ("additive", ["hd", M], ["d", M], ["h", M]),
+    "additive-heads-key": ("additive", ["d", M], ["hd", M], ["", M]),
+    "additive-widths": ("additive", ["d", M], ["", 7, M], ["h", M]),
+}
+
+
+def make(name):
+    """score, formula, and arrays: q, k, v, weights."""
+    kind, *shapes = CASES[name]
+    x = Draw(Sizes(key_width=7 if "widths" in name else 0), jnp.float64, 0)
+    return *FORMULAS[kind], (*x.inputs(), *(x.normal(axes, *more) for axes, *more in shapes))
+
+
+def plain(formula, q, k, v, *weights):
+    k, v = (jnp.repeat(x, SIZES.h // SIZES.g, axis=2) for x in (k, v))
+    return jnp.einsum("bhts,bshe->bthe", jax.nn.softmax(formula(q, k, *weights), axis=-1), v)
+
+
+def values_and_gradients(fn, arrays):
+    loss = lambda *x: (jnp.sum(jnp.sin(out := fn(*x))), out)
+    slope = jax.value_and_grad(loss, tuple(range(len(arrays))), has_aux=True)
+    (_, out), gradients = jax.jit(slope, compiler_options=QUICK)(*arrays)
+    return [out, *gradients]
+
+
+@pytest.mark.smoke
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", CASES)
+def test_each_score_is_its_formula(name):
+    score, formula, arrays = make(name)
+    run = lambda q, k, v, *w: jattn.attention(q, k, v, score=score(*w), implementation="blockwise", blocks=(4, 5))
+    wanted = values_and_gradients(functools.partial(plain, formula), arrays)
+    assert len(wanted) == 1 + len(arrays)
+    for n, (x, y) in enumerate(zip(values_and_gradients(run, arrays), wanted, strict=True)):
+        assert_close(x, y, 2e-13, f"{name}: {'values' if n == 0 else f'gradient {n - 1}'}")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", CASES)
+def test_the_definition_is_the_formula(name):
+    """`score(query, key)` of one head, without the tiles."""
+    score, formula, (q, k, _, *weights) = make(name)
+    wanted = formula(q, jnp.repeat(k, SIZES.h // SIZES.g, axis=2), *weights)
+    shapes = CASES[name][1:]
+    cut = [x[3] if axes.startswith("h") else x for x, (axes, *_) in zip(weights, shapes, strict=True)]
+    term = score(*cut)
+    held = jax.tree.map(lambda x: x.array, term, is_leaf=lambda x: isinstance(x, jattn._terms.Operand))
+    assert_close(held(q[1, :, 3], k[1, :, 1]), wanted[1, 3], 2e-14)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", ["dot", "general", "cosine"])
+def test_a_number_is_the_same_scale_as_an_array(name):
+    score, _, (q, k, v, *weights) = make(name)
+    run = lambda scale: jattn.attention(q, k, v, score=score(*weights, scale), implementation="reference")
+    assert_close(run(0.6), run(jnp.asarray(0.6)), 2e-15)
+    assert_close(run(np.float64(0.6)), run(0.6), 0)
+    assert np.abs(run(0.6) - run(1.6)).max() > 1e-3
+
+
+# Cosine
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_zero_vectors_have_cosine_zero_and_gradient_zero(x64, implementation):
+    x = Draw(SIZES, jnp.float64, 0)
+    q, k, v = x.inputs()
+    q, k = q.at[:, 2].set(0), k.at[:, 4].set(0)
+    options = {"score": scores.cosine(3.0), "implementation": implementation, "blocks": (4, 5)}
+    loss = lambda q, k, v: sum(jnp.sum(jnp.sin(x)) for x in jattn.attention(q, k, v, **options, return_lse=True))
+    slopes = jax.grad(loss, (0, 1, 2))
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def run(*arrays):
+        only = masks.function(lambda i, j: j == 4)
+        lse = [jattn.attention(*arrays, **options, mask=mask, return_lse=True)[1] for mask in (None, only)]
+        return lse, *jax.jvp(slopes, arrays, arrays)
+
+    (lse, only_lse), gradients, tangents = run(q, k, v)
+    assert_close(lse[:, 2], np.full(lse[:, 2].shape, np.log(SIZES.s)), 1e-14)
+    assert not np.any(only_lse)
+    assert not np.any(gradients[0][:, 2])
+    assert not np.any(gradients[1][:, 4])
+    assert all(np.any(x) for x in gradients)
+    assert all(np.all(np.isfinite(x)) for x in (*gradients, *tangents))
+
+
+def test_cosine_does_not_depend_on_lengths():
+    q, k, v = Draw(SIZES, jnp.float32, 0).inputs()
+    wanted = jattn.attention(q, k, v, score=scores.cosine(5.0))
+    for factor in (1e-30, 1e-19, 1e19, 1e30):  # the squares leave float32
+        np.testing.assert_allclose(jattn.attention(factor * q, k, v, score=scores.cosine(5.0)), wanted, atol=2e-6)
+
+
+# Memory
+
+
+def _temporary(fn, *shapes) -> int:
+    arrays = [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes]
+    return jax.jit(fn).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_additive_never_stores_a_hidden_vector_for_every_pair(direction):
+    t = s = 1024
+    m = 32
+
+    def forward(q, k, v, w_q, w_k, u):
+        return jattn.attention(q, k, v, score=scores.additive(w_q, w_k, u))
+
+    def backward(*arrays):
+        return jax.grad(lambda *x: forward(*x).sum(), tuple(range(6)))(*arrays)
+
+    shapes = [(1, t, 1, 16), (1, s, 1, 16), (1, s, 1, 16), (16, m), (16, m), (m,)]
+    used = _temporary({"forward": forward, "backward": backward}[direction], *shapes)
+    assert used < t * s * m * 4 / 32
