@@ -90,7 +90,7 @@ def _jax_skips(case: Case) -> str:
 
 def _prepare_torch(case: Case, inputs: Inputs) -> Callable[[], Any]:
     """[b, h, t, d] contiguous. The additive mask is made here, untimed: it is faster than a boolean one."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  (the bench extra)
 
     torch.set_num_threads(os.cpu_count() or 1)
     q, k, v, g = (torch.from_numpy(x.transpose(0, 2, 1, 3).copy()) for x in inputs[:4])

@@ -42,7 +42,7 @@ def _jax_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
 
 
 def _torch_matmul(a: np.ndarray, b: np.ndarray) -> Callable[[], object]:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  (the bench extra)
 
     torch.set_num_threads(os.cpu_count() or 1)
     x, y = torch.from_numpy(a), torch.from_numpy(b)

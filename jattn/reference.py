@@ -26,7 +26,8 @@ from jattn.normalizers import logsumexp, with_sink
 
 def _head(problem: Problem, query: jax.Array, key: jax.Array, value: jax.Array, sink: Any) -> tuple[Any, Any, Any]:
     """out `[t, e]`, lse `[t]` and weights `[t, s]` of one head; the problem's operands are cut to it."""
-    i, j = jnp.arange(query.shape[0])[:, None], jnp.arange(key.shape[0])[None]
+    i = jnp.arange(query.shape[0], dtype=jnp.int32)[:, None]
+    j = jnp.arange(key.shape[0], dtype=jnp.int32)[None]
     score = problem.score(query, key)
     for mod in (*problem.mods, *problem.normalizer.mods):
         score = mod(score, i, j)
