@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -84,11 +85,12 @@ def evaluate(
     return Result(out, lse, list(gradients), names, *slopes)
 
 
-def assert_agree(got: Result, wanted: Result, dtype: str) -> None:
-    """Raises unless values, lse (float32 or wider) and every gradient are within the tolerances of the dtype."""
+def assert_agree(got: Result, wanted: Result, dtype: str, gradients: int | None = None) -> None:
+    """Raises unless values, lse (float32 or wider) and the first or all gradients are within the dtype's tolerances."""
     tolerance = TOLERANCES[dtype]
     assert_close(got.out, wanted.out, tolerance.value, "out")
     if wanted.lse is not None:
         assert_close(got.lse, wanted.lse, TOLERANCES[got.lse.dtype.name].value, "lse")
-    for name, x, y in zip(got.names, got.gradients, wanted.gradients, strict=True):
+    every = zip(got.names, got.gradients, wanted.gradients, strict=True)
+    for name, x, y in itertools.islice(every, gradients):
         assert_close(x, y, tolerance.gradient, f"gradient of {name}")

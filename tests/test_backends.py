@@ -65,7 +65,7 @@ LOW = [
 ]
 
 
-def _check_dtype(inputs, backend, dtype, blocks=None):
+def _check_dtype(inputs, backend, dtype, blocks=None, gradients=None):
     """Against the reference in float64, from the same rounded arrays."""
     with jax.enable_x64(False):
         got = evaluate(inputs, backend, blocks, forward_mode=False)
@@ -74,7 +74,7 @@ def _check_dtype(inputs, backend, dtype, blocks=None):
         assert all(x.dtype == dtype for x in got.gradients)
     with jax.enable_x64(True):
         wanted = evaluate(widen(inputs), "reference", like=inputs, forward_mode=False)
-    assert_agree(got, wanted, dtype)
+    assert_agree(got, wanted, dtype, gradients)
 
 
 def _eligible(inputs):
@@ -158,7 +158,8 @@ def test_anything_that_composes(data):
         arrays = Draw(sizes, dtype, 0).inputs()
         inputs = arrays, data.draw(strategies.options(sizes, dtype))
         if dtype != "float64":
-            _check_dtype(inputs, "blockwise", dtype, blocks)
+            # an operand's gradient may be a small difference of many rounded numbers: of q, k and v alone
+            _check_dtype(inputs, "blockwise", dtype, blocks, gradients=None if dtype == "float32" else 3)
             return
         got = evaluate(inputs, "blockwise", blocks)
         assert_agree(got, evaluate(inputs, "reference", forward_mode=False), dtype)

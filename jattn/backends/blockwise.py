@@ -256,13 +256,13 @@ def backward(
 _STEP = 2**19  # pairs a step works on, over heads and batch: their scores fit the second-level caches of two cores
 
 
-def tile_sizes(t: int, s: int, group: int, masked: bool, width: int) -> tuple[int, int]:
+def tile_sizes(group: int, masked: bool, width: int) -> tuple[int, int]:
     """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
 
     Products run faster the larger the tile; a mask wastes less the smaller it is; a score that holds `width` numbers a
     pair wants as many times fewer pairs.  The query heads of a group lie side by side in one product.
     """
-    side = 64 if width > 1 else 1024 if not masked else 512 if max(t, s) > 1024 else 256
+    side = 64 if width > 1 else 512 if masked else 1024
     return max(side // group, 16), side
 
 
@@ -282,7 +282,7 @@ def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
     lengths += [x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes]
     terms = spec.terms(operands)
     width = tile_width(terms, q)
-    rows, columns = spec.blocks or tile_sizes(t, s, h // g, terms.mask is not None, width)
+    rows, columns = spec.blocks or tile_sizes(h // g, terms.mask is not None, width)
     query, key = (_blocks.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
     pairs = query.block * key.block * width
     heads = _divisor(g, _STEP // (pairs * (h // g)))
