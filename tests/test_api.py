@@ -100,10 +100,10 @@ def test_merge_of_parts_is_the_whole(x64, cuts):
         return jattn.merge(*[jattn.attention(q, k[:, x], v[:, x], mask=mask[:, x], return_lse=True) for x in pieces])
 
     whole = lambda q, k, v: jattn.attention(q, k, v, mask=mask, return_lse=True)
-    for got, wanted in zip(parts(q, k, v), whole(q, k, v), strict=True):
+    for got, wanted in zip(jax.jit(parts)(q, k, v), jax.jit(whole)(q, k, v), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-13)
     loss = lambda fn: lambda *x: sum(jnp.sum(jnp.sin(jnp.where(jnp.isfinite(y), y, 0))) for y in fn(*x))
-    got, wanted = (jax.grad(loss(fn), (0, 1, 2))(q, k, v) for fn in (parts, whole))
+    got, wanted = (jax.jit(jax.grad(loss(fn), (0, 1, 2)))(q, k, v) for fn in (parts, whole))
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 

@@ -127,11 +127,11 @@ def forget():
 
 
 @pytest.mark.usefixtures("x64", "forget")
-@pytest.mark.parametrize("step", [20, 45, 90])
+@pytest.mark.parametrize("step", [20, 90])
 def test_steps_over_batch_and_heads(monkeypatch, step):
     """Small shapes fit one step: with a smaller step the walk over batch elements and heads is what large ones take."""
     monkeypatch.setattr(blockwise, "_STEP", step)
-    for name in ("everything", "bias-every-axes", "nested"):
+    for name in ("everything", "nested"):
         got = evaluate(make(name, jnp.float64), "blockwise", (4, 5))
         assert_agree(got, _wanted(name), "float64")
         assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
@@ -148,7 +148,7 @@ def test_strips_of_whole_rows(monkeypatch, strip):
         assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=20)
 @hypothesis.given(st.data())
 def test_anything_that_composes(data):
     dtype = data.draw(st.sampled_from(["float64", *ALL_DTYPES]))

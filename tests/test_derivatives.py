@@ -196,7 +196,7 @@ def check_vmap(levels, outer, inner, tangents=()):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", [*SHAPES, *LEVELS])
+@pytest.mark.parametrize("name", ["q", "k", "v", "bias", "table", "cap", "center", "q_ids", "length", "dense", "seed"])
 def test_vmap_over_one_array(name):
     check_vmap([((name,), 0)], "values", "grad")
 
@@ -215,7 +215,7 @@ def nests(draw):
 
 
 @pytest.mark.usefixtures("x64")
-@hypothesis.settings(max_examples=15, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.settings(max_examples=8, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
 @hypothesis.given(nests(), st.sampled_from(sorted(OUTER)), st.sampled_from(sorted(INNER)))
 def test_vmap_over_any_arrays(levels, outer, inner):
     check_vmap(levels, outer, inner)
@@ -327,11 +327,10 @@ KINDS = [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
-@pytest.mark.parametrize("normalizer", [normalizers.softmax(), normalizers.sparsemax()], ids=["softmax", "sparsemax"])
-def test_sharded_arrays(normalizer, axes, kind):
+@pytest.mark.parametrize(("axes", "normalizer"), [("batch", "softmax"), ("heads", "softmax"), ("batch", "sparsemax")])
+def test_sharded_arrays(axes, normalizer, kind):
     """Values, gradients and a Hessian-vector product of arrays that live on two devices."""
-    x = floats(1)
+    x, normalizer = floats(1), getattr(normalizers, normalizer)()
 
     def of(q, k, v, cap, sinks):
         options = {"mask": masks.causal(1), "mods": (mods.softcap(cap),), "normalizer": normalizer, "blocks": (2, 3)}
@@ -345,7 +344,7 @@ def test_sharded_arrays(normalizer, axes, kind):
     inputs = x["q"], x["k"], x["v"], x["cap"], x["sinks"]
     mesh = _mesh(kind)
     with jax.set_mesh(mesh):
-        specs = [PartitionSpec(*axes)] * 3 + [PartitionSpec()] * 2
+        specs = [PartitionSpec(*AXES[axes])] * 3 + [PartitionSpec()] * 2
         got = all_of(*(jax.device_put(y, NamedSharding(mesh, spec)) for y, spec in zip(inputs, specs, strict=True)))
     assert len(got[1][0].sharding.device_set) == 2
     for y, z in zip(jax.tree.leaves(got), jax.tree.leaves(all_of(*inputs)), strict=True):
