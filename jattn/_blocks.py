@@ -49,10 +49,11 @@ class BlockTable(NamedTuple):
 
 
 class Tiling(NamedTuple):
-    """Blocks of one axis.  The last block is moved back to fit; what it repeats is not `fresh`."""
+    """Blocks of one axis.  The last block is moved back to fit; what it repeats is not `fresh`.  Or it hangs over."""
 
     length: int
     block: int
+    overhang: bool = False
 
     @property
     def count(self) -> int:
@@ -67,8 +68,10 @@ class Tiling(NamedTuple):
         return n * self.block if self.whole else jnp.minimum(n * self.block, self.length - self.block)
 
     def range(self) -> Range:
-        lo = np.minimum(np.arange(self.count) * self.block, self.length - self.block)
-        return Range(lo, lo + self.block - 1)
+        lo = np.arange(self.count) * self.block
+        if not self.overhang:
+            lo = np.minimum(lo, self.length - self.block)
+        return Range(lo, np.minimum(lo + self.block, self.length) - 1)
 
 
 def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
@@ -76,7 +79,8 @@ def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
     lo = hi = array
     for dim, axis in enumerate(axes):
         if axis in tilings:
-            rows = tilings[axis].range().lo[:, None] + np.arange(tilings[axis].block)
+            found = tilings[axis].range()
+            rows = np.minimum(found.lo[:, None] + np.arange(tilings[axis].block), found.hi[:, None])
             shape = (*lo.shape[:dim], *rows.shape, *lo.shape[dim + 1 :])
             lo = jnp.take(lo, rows.ravel(), axis=dim).reshape(shape).min(dim + 1)
             hi = jnp.take(hi, rows.ravel(), axis=dim).reshape(shape).max(dim + 1)
@@ -106,7 +110,7 @@ def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
         ]
         answer = signature.fill(ranges).blocks(i, j)
     every = answer.every
-    if not key.whole:  # the last key block repeats keys of the one before: it must look at positions
+    if not key.whole:  # the last key block repeats keys of the one before, or has too few: it must look at positions
         every = every & (np.arange(key.count) < key.count - 1)
     wide = tuple(x[(None,) * (4 - x.ndim)] if x.ndim else x[None, None, None, None] for x in (answer.some, every))
     shape = np.broadcast_shapes(*(x.shape for x in wide), (1, 1, query.count, key.count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 
 from jattn import _primitives, _strips, normalizers, reference
 from jattn._problem import Problem, Spec, reduce
+from jattn._target import Target
+from jattn.scores import Additive
 
 
 class UnsupportedError(NotImplementedError):
@@ -20,20 +23,20 @@ class Backend(NamedTuple):
     """A way to run attention: `refuses(problem)` gives the reason why it cannot, or None."""
 
     name: str
-    refuses: Callable[[Problem], str | None]
-    run: Callable[[Problem, tuple[int, int] | None], tuple[jax.Array, jax.Array | None]]
+    refuses: Callable[[Problem, Target], str | None]
+    run: Callable[[Problem, tuple[int, int] | None, Target], tuple[jax.Array, jax.Array | None]]
 
 
-def _run_reference(problem: Problem, blocks: Any) -> tuple[jax.Array, jax.Array | None]:
-    del blocks
+def _run_reference(problem: Problem, blocks: Any, target: Target) -> tuple[jax.Array, jax.Array | None]:
+    del blocks, target
     out, lse, _ = reference.attention(problem)
     return out, lse
 
 
 def _run_fused(name: str) -> Callable:
-    def run(problem: Problem, blocks: Any) -> tuple[jax.Array, jax.Array | None]:
+    def run(problem: Problem, blocks: Any, target: Target) -> tuple[jax.Array, jax.Array | None]:
         q, k, v, operands, signature = reduce(problem)
-        spec = Spec(name, signature, problem.query.dtype, problem.precision, blocks)
+        spec = Spec(name, signature, problem.query.dtype, problem.precision, blocks, target)
         out, lse = _primitives.attend(spec, q, k, v, operands)
         return with_sinks(out, lse, problem.sinks)
 
@@ -48,9 +51,9 @@ def with_sinks(out: jax.Array, lse: jax.Array, sinks: Any) -> tuple[jax.Array, j
     return (out * share[..., None]).astype(out.dtype), lse
 
 
-def _run_rows(problem: Problem, blocks: Any) -> tuple[jax.Array, None]:
+def _run_rows(problem: Problem, blocks: Any, target: Target) -> tuple[jax.Array, None]:
     """Normalisers without an online form see whole rows, a strip at a time."""
-    del blocks
+    del blocks, target
     q, k, v, operands, signature = reduce(problem)
 
     def finish(terms, normalizer, scores, value, i, j):
@@ -60,27 +63,41 @@ def _run_rows(problem: Problem, blocks: Any) -> tuple[jax.Array, None]:
     return _strips.rows(signature, q, k, v, operands, finish, problem.normalizer), None
 
 
-def _run_blockwise(problem: Problem, blocks: Any) -> tuple[jax.Array, jax.Array | None]:
-    return (_run_fused("blockwise") if problem.normalizer.is_softmax else _run_rows)(problem, blocks)
+def _run_blockwise(problem: Problem, blocks: Any, target: Target) -> tuple[jax.Array, jax.Array | None]:
+    return (_run_fused("blockwise") if problem.normalizer.is_softmax else _run_rows)(problem, blocks, target)
 
 
-def _planned(where: str) -> Callable[[Problem], str]:
-    return lambda problem: f"this release of jattn has no {where} yet"
+def _refuses_tpu(problem: Problem, target: Target) -> str | None:
+    if not target.tpu:
+        return f"runs on TPU, not on {target.platform}; JATTN_INTERPRET=1 in the environment interprets it, slowly"
+    if not problem.normalizer.is_softmax:
+        return f"has no kernel for normalizer {type(problem.normalizer).__name__.lower()}"
+    if isinstance(problem.score, Additive):
+        return "has no kernel for score additive, which is not a product"
+    dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
+    if not dtypes <= {"float32", "bfloat16"}:
+        return f"takes float32 and bfloat16, not {' and '.join(sorted(dtypes - {'float32', 'bfloat16'}))}"
+    return importlib.import_module("jattn.backends.tpu").unfit(problem)
 
 
-_PLANNED = {"pallas_tpu": "TPU kernel", "pallas_triton": "Triton kernel", "cudnn": "cuDNN binding"}
+def _planned(where: str) -> Callable[[Problem, Target], str]:
+    return lambda problem, target: f"this release of jattn has no {where} yet"
+
+
+_PLANNED = {"pallas_triton": "Triton kernel", "cudnn": "cuDNN binding"}
 BACKENDS = {  # in order of preference
+    "pallas_tpu": Backend("pallas_tpu", _refuses_tpu, _run_fused("pallas_tpu")),
     **{name: Backend(name, _planned(what), _run_fused(name)) for name, what in _PLANNED.items()},
-    "blockwise": Backend("blockwise", lambda problem: None, _run_blockwise),
-    "reference": Backend("reference", lambda problem: None, _run_reference),
+    "blockwise": Backend("blockwise", lambda problem, target: None, _run_blockwise),
+    "reference": Backend("reference", lambda problem, target: None, _run_reference),
 }
 
 
-def choose(problem: Problem, implementation: str | None) -> tuple[str, dict[str, str]]:
+def choose(problem: Problem, implementation: str | None, target: Target) -> tuple[str, dict[str, str]]:
     """The backend's name, and of each other one the reason why it was not chosen."""
     if implementation is not None and implementation not in BACKENDS:
         raise ValueError(f"implementation must be None or one of {', '.join(sorted(BACKENDS))}, got {implementation!r}")
-    reasons = {name: x.refuses(problem) for name, x in BACKENDS.items()}
+    reasons = {name: x.refuses(problem, target) for name, x in BACKENDS.items()}
     able = [name for name, reason in reasons.items() if reason is None]
     if implementation is not None and reasons[implementation] is not None:
         raise UnsupportedError(

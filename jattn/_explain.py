@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jattn import _blocks, _dispatch, _terms
+from jattn import _blocks, _dispatch, _target, _terms
 from jattn._geometry import Geometry
 from jattn._problem import Problem, Spec, reduce
 
@@ -68,16 +68,17 @@ def _short(n: int, unit: int) -> str:
 
 def plan(problem: Problem, implementation: str | None, override: tuple[int, int] | None) -> Plan:
     """The plan of a checked problem.  Arrays may be `jax.ShapeDtypeStruct`s."""
-    chosen, others = _dispatch.choose(problem, implementation)
+    target = _target.current()
+    chosen, others = _dispatch.choose(problem, implementation, target)
     sizes = problem.sizes
-    run = jax.jit(lambda p: _dispatch.BACKENDS[chosen].run(p, override))
+    run = jax.jit(lambda p: _dispatch.BACKENDS[chosen].run(p, override, target))
     as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
     memory: Any = run.lower(as_shapes).compile().memory_analysis()
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     tile = None
     blocks, pairs = None, sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
     if chosen != "reference" and problem.normalizer.is_softmax:
-        geo = _geometry(as_shapes, chosen, override)
+        geo = _geometry(as_shapes, chosen, override, target)
         tile = geo.query.block, geo.key.block
         blocks = _count(problem, geo)
         pairs = None if blocks is None else (blocks[1] + blocks[2]) * tile[0] * tile[1]
@@ -93,7 +94,7 @@ def plan(problem: Problem, implementation: str | None, override: tuple[int, int]
     )
 
 
-def _geometry(problem: Problem, backend: str, override: Any) -> Geometry:
+def _geometry(problem: Problem, backend: str, override: Any, target: _target.Target) -> Geometry:
     signature = []
 
     def arrays(problem):
@@ -102,7 +103,7 @@ def _geometry(problem: Problem, backend: str, override: Any) -> Geometry:
         return found
 
     q, k, v, operands = jax.eval_shape(arrays, problem)
-    spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override)
+    spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override, target)
     return importlib.import_module(f"jattn.backends.{backend}").geometry(spec, q, k, v, operands)
 
 

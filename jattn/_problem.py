@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn import _terms
+from jattn._target import Target
 from jattn._terms import Signature, Terms, piece
 from jattn.gates import Gate
 from jattn.masks import Mask
@@ -49,10 +50,11 @@ class Spec:
     dtype: Any  # of the output
     precision: Any
     blocks: tuple[int, int] | None
+    target: Target
 
     def kernels(self) -> Any:
         """The backend's module, with `forward`, `tangent` and `backward`."""
-        return importlib.import_module(f"jattn.backends.{self.backend}")
+        return importlib.import_module(f"jattn.backends.{self.backend.removeprefix('pallas_')}")
 
     def terms(self, operands: Any) -> Terms:
         """The terms with their operands whole."""

@@ -142,7 +142,10 @@ class Terms(Term):
 
     def scores(self, query: Any, key: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
         """Scores `[bt, bs]`, -inf where the mask forbids or the pair is not `fresh` (it belongs to another tile)."""
-        score = self.compare(query, key)  # type: ignore[operator]
+        return self.finish(self.compare(query, key), i, j, masked, fresh)  # type: ignore[operator]
+
+    def finish(self, score: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
+        """`scores` once query and key are compared."""
         for mod in self.mods:
             score = mod(score, i, j)  # type: ignore[operator]
         live = fresh

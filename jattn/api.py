@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jattn import _checks, _dispatch, _strips, masks, normalizers, reference, scores
+from jattn import _checks, _dispatch, _strips, _target, masks, normalizers, reference, scores
 from jattn._explain import Plan, plan
 from jattn._problem import Problem, reduce
 
@@ -77,16 +77,19 @@ def attention(
         query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
         sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision,
     )  # fmt: skip
-    chosen, _ = _dispatch.choose(problem, implementation)
-    out, lse = _run(problem, chosen, _checks.blocks(blocks), return_lse)
+    target = _target.current()
+    chosen, _ = _dispatch.choose(problem, implementation, target)
+    out, lse = _run(problem, chosen, _checks.blocks(blocks), return_lse, target)
     if jnp.ndim(query) == 3:
         out, lse = jax.tree.map(lambda x: x[0], (out, lse))
     return (out, lse) if return_lse else out
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _run(problem: Problem, backend: str, blocks: tuple[int, int] | None, return_lse: bool) -> Any:
-    out, lse = _dispatch.BACKENDS[backend].run(problem, blocks)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _run(
+    problem: Problem, backend: str, blocks: tuple[int, int] | None, return_lse: bool, target: _target.Target
+) -> Any:
+    out, lse = _dispatch.BACKENDS[backend].run(problem, blocks, target)
     return out, lse if return_lse else None
 
 

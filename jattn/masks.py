@@ -6,6 +6,7 @@ with two methods: `__call__(i, j)`, True where the pair attends, and `blocks(i, 
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -313,15 +314,20 @@ class Function(Mask):
         rows, columns = i.hi[:, 0] - i.lo[:, 0] + 1, j.hi[0, -1] + 1
         if self.operands or rows.sum() * columns > _MOST_PAIRS:
             return super().blocks(i, j)
-        some, every = [], []
-        with jax.ensure_compile_time_eval():
+        spans = [slice(a, b + 1) for a, b in zip(j.lo[0], j.hi[0], strict=True)]
+
+        def look() -> Answer:
+            some, every = [], []
             for lo, n in zip(i.lo[:, 0], rows, strict=True):
-                strip = self(np.arange(lo, lo + n, dtype=np.int32)[:, None], np.arange(columns, dtype=np.int32)[None])
-                strip = np.asarray(strip)
-                spans = [slice(a, b + 1) for a, b in zip(j.lo[0], j.hi[0], strict=True)]
+                at = np.arange(lo, lo + n, dtype=np.int32)[:, None], np.arange(columns, dtype=np.int32)[None]
+                strip = np.asarray(self(*at))
                 some.append([strip[:, x].any() for x in spans])
                 every.append([strip[:, x].all() for x in spans])
-        return Answer(np.array(some), np.array(every))
+            return Answer(np.array(some), np.array(every))
+
+        # jax keeps what it is tracing, and for which mesh, to each thread: in a new one the function just runs
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            return thread.submit(look).result()
 
 
 _MOST_PAIRS = 2**30  # a static function is looked at pair by pair while tracing: beyond about a second, not worth it

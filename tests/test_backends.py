@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 import jattn
-from jattn import _checks, _dispatch, _strips, api, gates, masks, mods, normalizers, scores
+from jattn import _checks, _dispatch, _strips, _target, api, gates, masks, mods, normalizers, scores
 from jattn.backends import blockwise
 from tests import strategies
 from tests.cases import CASES, Draw, Sizes, make
@@ -27,7 +27,7 @@ def _refusal(backend, inputs):
     arrays, options = inputs
     options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
     problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
-    return _dispatch.BACKENDS[backend].refuses(problem)
+    return _dispatch.BACKENDS[backend].refuses(problem, _target.current())
 
 
 @functools.lru_cache(maxsize=8)
