@@ -13,8 +13,10 @@ import numpy as np
 from jattn_kernels.tpu import operands as layout
 from jattn_kernels.tpu import work
 from jattn_kernels.tpu.backward import backward as _backward
-from jattn_kernels.tpu.forward import LOG2E, Frame, Sizes, Terms
 from jattn_kernels.tpu.forward import forward as _forward
+from jattn_kernels.tpu.operands import Frame
+from jattn_kernels.tpu.walk import LOG2E, Terms
+from jattn_kernels.tpu.work import Sizes
 
 from jattn import _blocks, _terms, gates, masks, mods
 from jattn._problem import Problem, Spec
@@ -171,10 +173,15 @@ class _Pieces:
 
         return Terms(scores, weights if self.has_gates else None, natural=self.has_mods)
 
-    def factor(self, operands: Any) -> Any:
-        """What the query is multiplied by beforehand."""
-        scale = self.scale if self.scale_at is None else operands[self.scale_at].astype(jnp.float32)
-        return scale * (1 if self.has_mods else LOG2E)
+    def scaled(self, q: jax.Array, operands: Any) -> jax.Array:
+        """The query times its scale, in float32, and as many batch elements as both have."""
+        q = q.astype(jnp.float32)
+        scale = self.scale
+        if self.scale_at is not None:
+            scale = _terms.wide(operands[self.scale_at]).reshape(-1, 1, 1, 1)
+            b = max(q.shape[0], scale.shape[0])
+            q, scale = (jnp.tile(x, (b // x.shape[0], 1, 1, 1)) if x.shape[0] > 1 else x for x in (q, scale))
+        return q * (scale * (1 if self.has_mods else LOG2E))
 
 
 # Work
@@ -195,9 +202,9 @@ def _sizes(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array) -> Sizes:
     return Sizes(query, key, step, min(chunk, -(-s // key) * key))
 
 
-def _work(mask: Any, frame: Frame) -> work.Work:
+def _work(mask: Any, frame: Frame, upright: bool) -> work.Work:
     if not jax.tree.leaves(mask):
-        return _static_work(mask, frame)
+        return _static_work(mask, frame, upright)
     query, key = (_blocks.Tiling(n, x, overhang=True) for n, x in _lengths(frame))
     some, every = (jnp.asarray(x) for x in _blocks.answers(mask, query, key))
     for axis in (1, 0):  # lists for single heads and batch elements only as far as scalar memory goes
@@ -205,8 +212,8 @@ def _work(mask: Any, frame: Frame) -> work.Work:
             some, every = some.any(axis, keepdims=True), every.all(axis, keepdims=True)
     batch, heads = some.shape[:2]
     some, every = (x.reshape(-1, *x.shape[2:]) for x in (some, every & some))
-    found = work.visits(some, every, jnp.int32(0), frame.sizes)
-    return work.Work(*found, batch, heads, (frame.sizes.whole(masked=True),))
+    found = work.visits(some, every, jnp.int32(0), frame.sizes, upright)
+    return work.Work(*found, batch, heads, (frame.sizes.whole(True, upright),))
 
 
 def _lengths(frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -214,7 +221,7 @@ def _lengths(frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _static_work(mask: Any, frame: Frame) -> work.Work:
+def _static_work(mask: Any, frame: Frame, upright: bool) -> work.Work:
     sizes = frame.sizes
     grain = math.gcd(math.gcd(sizes.query, sizes.key), 256)
     fine = _blocks.answers(mask, *(_blocks.Tiling(n, grain, overhang=True) for n in (frame.t, frame.s)))
@@ -229,15 +236,16 @@ def _static_work(mask: Any, frame: Frame) -> work.Work:
     patterns: dict[Any, int] = {}
     number = np.zeros(some.shape, np.int32)
     for place in np.argwhere(some & ~every):
-        found = _pattern(kind[tuple(place)], grain)
+        cells = kind[tuple(place)]
+        found = _pattern(cells, grain) if upright else _runs(_pattern(cells.T, grain))
         number[tuple(place)] = patterns.setdefault(found, len(patterns))
     if len(patterns) > _PATTERNS:
-        patterns, number = {sizes.whole(masked=True): 0}, np.zeros_like(number)
-    return work.Work(*work.visits(some, every, number, sizes, np), batch, heads, tuple(patterns))
+        patterns, number = {sizes.whole(True, upright): 0}, np.zeros_like(number)
+    return work.Work(*work.visits(some, every, number, sizes, upright, np), batch, heads, tuple(patterns))
 
 
 def _pattern(kind: np.ndarray, grain: int) -> work.Pattern:
-    """Strips of rows, each with runs of full and of partial keys; strips alike and side by side are one."""
+    """Strips, each with runs of full and of partial cells; strips alike and side by side are one."""
     steps: list[work.Step] = []
     for n, line in enumerate(kind):
         edges = [0, *(np.flatnonzero(np.diff(line)) + 1), len(line)]
@@ -245,11 +253,25 @@ def _pattern(kind: np.ndarray, grain: int) -> work.Pattern:
             work.Piece(int(a) * grain, int(b - a) * grain, bool(line[a] == 1))
             for a, b in zip(edges, edges[1:], strict=False) if line[a]
         )  # fmt: skip
-        if pieces and steps and steps[-1].pieces == pieces and steps[-1].row + steps[-1].rows == n * grain:
-            steps[-1] = steps[-1]._replace(rows=steps[-1].rows + grain)
+        if pieces and steps and steps[-1].pieces == pieces and steps[-1].at + steps[-1].size == n * grain:
+            steps[-1] = steps[-1]._replace(size=steps[-1].size + grain)
         elif pieces:
             steps.append(work.Step(n * grain, grain, pieces))
     return tuple(steps)
+
+
+def _runs(steps: work.Pattern) -> work.Pattern:
+    """The same with a step of its own for every run of pieces without a gap."""
+    found = []
+    for step in steps:
+        run: list[work.Piece] = []
+        for piece in step.pieces:
+            if run and run[-1].at + run[-1].size != piece.at:
+                found.append(step._replace(pieces=tuple(run)))
+                run = []
+            run.append(piece)
+        found.append(step._replace(pieces=tuple(run)))
+    return tuple(found)
 
 
 # The backend
@@ -263,17 +285,13 @@ class _Call:
         self.frame = Frame(q.shape[1], k.shape[1], _sizes(spec, q, k, v))
         self.pieces = _Pieces(spec, self.frame, upright)
         terms = spec.terms(operands)
-        self.work = _work(terms.mask, self.frame)
+        self.work = _work(terms.mask, self.frame, upright)
         self.options = {
             "precision": jax.lax.Precision.HIGHEST if spec.precision is None else spec.precision,
             "memory": MEMORY.get(spec.target.chip or "", None),
             "interpret": spec.target.interpret,
         }
         self.windows = self.pieces.windows(operands)
-
-    def scaled(self, q: jax.Array) -> jax.Array:
-        wide = q.astype(jnp.float32) * self.pieces.factor(self.operands)
-        return heads_first(wide.astype(q.dtype))
 
 
 def heads_first(x: jax.Array) -> jax.Array:
@@ -284,11 +302,42 @@ def forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Arra
     """out `[b, t, h, e]` and lse `[b, t, h]`."""
     call = _Call(spec, q, k, v, operands, upright=True)
     out, lse = _forward(
-        call.scaled(q), heads_first(k), heads_first(v), call.pieces.arrays(operands), call.windows,
+        heads_first(call.pieces.scaled(q, operands).astype(q.dtype)), heads_first(k), heads_first(v),
+        call.pieces.arrays(operands), call.windows,
         call.pieces.terms(), call.work, call.frame.sizes, dtype=spec.dtype, **call.options,
     )  # fmt: skip
     return heads_first(out), jnp.swapaxes(lse[:, :, 0], 1, 2)
 
 
-def backward(spec, q, k, v, operands, out, lse, dout, dlse, learn):
-    return blockwise.backward(spec, q, k, v, operands, out, lse, dout, dlse, learn)
+def backward(
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
+) -> Any:
+    """Gradients of q, k, v and of the operands, None for those that do not `learn`."""
+    call = _Call(spec, q, k, v, operands, upright=False)
+    pieces = call.pieces
+    wide = lambda x: x.astype(jnp.float32)
+    delta = jnp.sum(wide(dout) * wide(out), -1) - dlse
+    arrays, pull = jax.vjp(pieces.arrays, operands)
+    wanted = tuple(learn[slot.array] for slot in pieces.slots)
+    learned_scale = pieces.scale_at is not None
+    natural = 1 if pieces.has_mods else 1 / LOG2E
+    scaled, pull_scale = jax.vjp(pieces.scaled, q, operands)
+    dq, dk, dv, found = _backward(
+        heads_first(scaled.astype(q.dtype)), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2),
+        heads_first(dout.astype(v.dtype)),
+        jnp.swapaxes(delta, 1, 2), arrays, call.windows, wanted, pieces.terms(), call.work, call.frame.sizes,
+        dq_dtype=jnp.float32 if learned_scale else q.dtype, dq_factor=natural if learned_scale else pieces.scale,
+        **call.options,
+    )  # fmt: skip
+    dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))
+    rest = iter(found)
+    cotangents = [next(rest)[tuple(map(slice, x.shape))] if y else jnp.zeros_like(x) for x, y in zip(arrays, wanted, strict=True)]
+    (doperands,) = pull([c.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0) for c, x in zip(cotangents, arrays, strict=True)])
+    doperands = [x if y else None for x, y in zip(doperands, learn, strict=True)]
+    if learned_scale:
+        dq = dq.reshape(-1, *scaled.shape).sum(0)
+        dq, of_operands = pull_scale(dq)
+        if learn[pieces.scale_at]:
+            doperands[pieces.scale_at] = of_operands[pieces.scale_at]
+    fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
+    return (*(fold(x, like).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v))), doperands)

@@ -1,1 +1,266 @@
-def backward(): ...
+"""Backward: gradients of q, k, v and of the operands, in one pass, with memory linear in t + s.
+
+Grid: batch element, key head, query tile of each query head of the group.  The gradients of a chunk of keys stay in
+fast memory while all query tiles go by, so that a group adds up there, and no partial gradient is ever written.  Scores
+stand with keys along rows: then what belongs to a query (lse, delta) lies along lanes, and of the five products
+s = k q', dp = v do', dv = p do, dk = ds q, dq = ds' k only the last has a transposed operand.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jattn_kernels.tpu.operands import Frame, Gradient, Window
+from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
+from jattn_kernels.tpu.work import Piece, Sizes, Step, Work
+
+UNSEEN = 1e38  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
+
+
+class _Head(Walk):
+    """One grid step: a query tile of one head and a chunk of keys."""
+
+    def __init__(self, refs: Any, gradients: tuple[Gradient | None, ...], group: int, factors: Any, **static: Any):
+        frame, windows = static["frame"], static["windows"]
+        tiles, counts, chunks, chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest = refs
+        operands, rest = rest[: len(windows)], rest[len(windows) :]
+        self.gradients, self.factors = gradients, factors
+        learned = [x for x in gradients if x is not None]
+        rest = rest[sum(x.tiled for x in learned) :]  # the zeros that tiled gradients start from
+        self.dq, self.dk, self.dv, *rest = rest
+        found = iter(rest[: len(learned)])
+        self.doperands = [None if x is None else next(found) for x in gradients]
+        self.dq_sum, self.dk_sum, self.dv_sum, *self.scratch = rest[len(learned) :]
+        self.step, self.steps = pl.program_id(2), pl.num_programs(2)
+        h = pl.program_id(1) * group + jax.lax.div(self.step, frame.query_tiles)
+        place = pl.program_id(0), h, jax.lax.rem(self.step, frame.query_tiles), chunk[0]
+        super().__init__(tiles, counts, chunks, operands, place, upright=False, **static)
+
+    def rows(self, ref: Any, at: slice) -> jax.Array:
+        """Queries or cotangents; past the end of the array 0 and not what memory held."""
+        x = ref[at, :]
+        if self.frame.t % self.sizes.query:
+            i = jax.lax.broadcasted_iota(jnp.int32, (at.stop - at.start, 1), 0) + self.i * self.sizes.query + at.start
+            x = jnp.where(i < self.frame.t, x, jnp.zeros_like(x))
+        return x
+
+    def _span(self, step: Step, tile: Any) -> tuple[slice, Any, bool]:
+        """Rows of the query tile, the place of the step's keys, whether any of it is masked."""
+        rows = slice(step.pieces[0].at, step.pieces[-1].at + step.pieces[-1].size)
+        return rows, self.place(step, step.pieces[0], tile), any(x.masked for x in step.pieces)
+
+    def scores(self, step: Step, tile: Any) -> tuple[jax.Array, jax.Array]:
+        """The products k q' and v do' of a step."""
+        rows, place, masked = self._span(step, tile)
+        score = product(self.keys(self.k, place, masked), self.rows(self.q, rows), (1, 1), self.precision)
+        return score, product(self.keys(self.v, place, masked), self.rows(self.do, rows), (1, 1), self.precision)
+
+    def piece(self, step: Step, piece: Piece, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Weights after the gates, and the gradient of the product k q', of one piece."""
+        rows = slice(piece.at, piece.at + piece.size)
+        place = self.place(step, piece, tile)
+        i, j = place.positions()
+        parts, live = self.parts(place), self.live(place, piece)
+        learned = [n for n, x in enumerate(self.gradients) if x is not None]
+
+        def of_learned(fn):
+            """As a function of the tile and of the parts that learn."""
+            return lambda x, some: fn(x, [some[learned.index(n)] if n in learned else y for n, y in enumerate(parts)])
+
+        some, found = [parts[n] for n in learned], []
+        scores = of_learned(lambda x, parts: self.terms.scores(x, i, j, piece.masked, live, parts))
+        if self.terms.natural:
+            score, pull = jax.vjp(scores, score, some)
+            score = score * LOG2E
+        else:
+            score, pull = scores(score, some), None
+        p = jnp.exp2(score - self.lse[:, rows])
+        weight = p
+        if self.terms.weights is not None:
+            gates = self.terms.weights
+            weight, pull_gates = jax.vjp(of_learned(lambda p, parts: gates(p, i, j, parts)), p, some)
+            dp, dsome = pull_gates(dp)
+            found.append(dsome)
+        ds = p * (dp - self.delta[:, rows])
+        if pull is not None:
+            ds, dsome = pull(ds)
+            found.append(dsome)
+        for n, *terms in zip(learned, *found, strict=True) if found else ():
+            self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, terms), place, self.scratch)
+        return weight, ds
+
+    def update(self, step: Step, tile: Any, scores: tuple[jax.Array, jax.Array]) -> None:
+        rows, place, masked = self._span(step, tile)
+        keys = pl.ds(place.column, place.columns)
+        offset = step.pieces[0].at
+        cut = lambda x, piece: x[:, piece.at - offset : piece.at - offset + piece.size]
+        done = [self.piece(step, x, tile, *(cut(y, x) for y in scores)) for x in step.pieces]
+        weight, ds = (jnp.concatenate(x, 1) if len(x) > 1 else x[0] for x in zip(*done, strict=True))
+        query, do, key = self.rows(self.q, rows), self.rows(self.do, rows), self.keys(self.k, place, masked)
+        self.dv_sum[keys, :] += product(weight.astype(do.dtype), do, (1, 0), self.precision)
+        ds = ds.astype(query.dtype)
+        self.dk_sum[keys, :] += product(ds, query, (1, 0), self.precision)
+        self.dq_sum[rows, :] += product(ds, key, (0, 0), self.precision)
+
+    def begin_rows(self) -> None:
+        @pl.when(self.step == 0)
+        def _():
+            self.dk_sum[...] = jnp.zeros_like(self.dk_sum)
+            self.dv_sum[...] = jnp.zeros_like(self.dv_sum)
+
+        self.dq_sum[...] = jnp.zeros_like(self.dq_sum)
+        for gradient, ref in zip(self.gradients, self.doperands, strict=True):
+            if gradient is not None:
+                gradient.clear(ref, self.i == 0)
+
+    def end_rows(self) -> None:
+        dq_factor, dk_factor = self.factors
+        self.dq[...] = (self.dq_sum[...] * dq_factor).astype(self.dq.dtype)
+
+        @pl.when(self.step == self.steps - 1)
+        def _():
+            self.dk[...] = (self.dk_sum[...] * dk_factor).astype(self.dk.dtype)
+            self.dv[...] = self.dv_sum[...].astype(self.dv.dtype)
+
+
+def _kernel(*refs, **static):
+    head = _Head(refs, **static)
+    head.begin_rows()
+    head.visit()
+    head.end_rows()
+
+
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    lse: jax.Array,
+    do: jax.Array,
+    delta: jax.Array,
+    operands: Any,
+    windows: tuple[Window, ...],
+    learn: tuple[bool, ...],
+    terms: Terms,
+    work: Work,
+    sizes: Sizes,
+    *,
+    dq_dtype: Any,
+    dq_factor: float,
+    precision: Any = None,
+    memory: int | None = None,
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
+    """Gradients of q (times `dq_factor`, in `dq_dtype`), k, v, and those operands that `learn`, in their layout.
+
+    q `[b, h, t, d]` with the factor that `Terms.natural` says; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
+    lse and delta (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  q, k, v may have shorter batch
+    axes; their gradients have all of it.
+    """
+    (b, h, t, e), (_, g, s, d) = do.shape, k.shape
+    frame, shape = Frame(t, s, sizes), work.shape
+    group = h // g
+    rest = frame.padded["t"] - t
+    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse * LOG2E)
+    lse = jnp.pad(lse, ((0, 0), (0, 0), (0, rest)), constant_values=UNSEEN)[:, :, None]
+    delta = jnp.pad(delta, ((0, 0), (0, 0), (0, rest)))[:, :, None]
+    gradients = tuple(Gradient(w, frame) if y else None for w, y in zip(windows, learn, strict=True))
+    learned = [x for x in gradients if x is not None]
+    tiled = [n for n, x in enumerate(learned) if x.tiled]
+
+    def at(b, g, x, tiles, counts, chunks, chunk):
+        return b, g * group + jax.lax.div(x, frame.query_tiles), jax.lax.rem(x, frame.query_tiles), chunk[0]
+
+    def rows(n, width):
+        def index(*grid):
+            b, h, i, _ = at(*grid)
+            return b % n, h, i, 0
+
+        return pl.BlockSpec((None, None, sizes.query, width), index)
+
+    def row(*grid):
+        b, h, i, _ = at(*grid)
+        return b, h, 0, i
+
+    keys = lambda x: pl.BlockSpec(
+        (None, None, sizes.chunk, x.shape[-1]), lambda b, g, _, tiles, counts, chunks, chunk: (b % x.shape[0], g, chunk[0], 0)
+    )
+    own = lambda x: pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), lambda b, g, *_: (b, g, 0, 0))
+    flat = pl.BlockSpec((None, None, 1, sizes.query), row)
+    sums = [(sizes.query, d), (sizes.chunk, d), (sizes.chunk, e)]
+    scratch: list[Any] = [pltpu.VMEM(x, jnp.float32) for x in sums]
+    if tiled:
+        scratch += [pltpu.VMEM((sizes.query, sizes.key), jnp.float32), pltpu.SemaphoreType.DMA]
+    held = sizes.chunk if frame.chunks > 1 else s
+    out_shape = [jax.ShapeDtypeStruct((b, h, t, d), dq_dtype)]
+    out_shape += [jax.ShapeDtypeStruct((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
+    out_shape += [x.shape(b, h) for x in learned]
+    inputs = 4 + 6 + len(windows)
+    call = pl.pallas_call(
+        functools.partial(
+            _kernel, gradients=gradients, group=group, factors=(dq_factor, 1.0 if terms.natural else math.log(2)),
+            frame=frame, shape=shape, terms=terms, windows=windows, patterns=work.patterns, precision=precision,
+        ),
+        name="jattn_backward",
+        interpret=interpret,
+        out_shape=out_shape,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(b, g, group * frame.query_tiles),
+            in_specs=[
+                rows(q.shape[0], d), keys(k), keys(v), rows(b, e), flat, flat, *(w.spec(frame, at) for w in windows),
+                *(learned[n].spec(at) for n in tiled),
+            ],
+            out_specs=[rows(b, d), own(k), own(v), *(x.spec(at) for x in learned)],
+            scratch_shapes=scratch,
+        ),
+        input_output_aliases={inputs + m: 3 + n for m, n in enumerate(tiled)},
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary" if tiled else "parallel",) * 2 + ("arbitrary",),
+            vmem_limit_bytes=memory,
+            flags=sizes.flags,
+            disable_bounds_checks=True,
+        ),
+    )  # fmt: skip
+
+    def of_chunk(chunk, zeros):
+        return call(*work.scalars, chunk, q, k, v, do, lse, delta, *operands, *zeros)
+
+    zeros = [jnp.zeros(learned[n].shape(b, h).shape, jnp.float32) for n in tiled]
+    if frame.chunks == 1:
+        dq, dk, dv, *found = of_chunk(jnp.zeros(1, jnp.int32), zeros)
+    else:
+        dq, dk, dv, found = _chunk_by_chunk(of_chunk, learned, frame.chunks, s, out_shape, zeros)
+    return dq, dk, dv, [x.total(y) for x, y in zip(learned, found, strict=True)]
+
+
+def _chunk_by_chunk(of_chunk: Any, learned: list[Gradient], chunks: int, s: int, shapes: Any, zeros: Any) -> Any:
+    """Keys that do not stand in fast memory at once: the gradients of queries add up over chunks."""
+    joined = [x.window.along == "s" for x in learned]
+    start = [jnp.zeros(x.shape, jnp.float32) for x in (shapes[0], *(x for x, y in zip(shapes[3:], joined, strict=True) if not y))]
+
+    def body(carry, chunk):
+        (dq, *sums), zeros = carry
+        part, dk, dv, *found = of_chunk(chunk[None], zeros)
+        apart = [x for x, y in zip(found, joined, strict=True) if y]
+        summed, tiles = [], []
+        rest = iter(sums)
+        for x, gradient, y in zip(found, learned, joined, strict=True):
+            if not y:
+                before = next(rest)
+                summed.append(x if gradient.tiled else before + x)
+                if gradient.tiled:
+                    tiles.append(x)
+        return ((dq + part, *summed), tiles), (dk, dv, *apart)
+
+    ((dq, *sums), _), (dk, dv, *apart) = jax.lax.scan(body, (tuple(start), zeros), jnp.arange(chunks, dtype=jnp.int32))
+    join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])[:, :, :s]
+    rest, own = iter(sums), iter(apart)
+    whole = [jnp.moveaxis(next(own), 0, 3).reshape(*shapes[0].shape[:2], 1, -1) if y else next(rest) for y in joined]
+    return dq.astype(shapes[0].dtype), join(dk), join(dv), whole

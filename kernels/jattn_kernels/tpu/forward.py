@@ -9,26 +9,18 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Place, Window
-from jattn_kernels.tpu.work import LANES, Piece, Sizes, Step, Work, WorkShape, tile_and_pattern
+from jattn_kernels.tpu.operands import Frame, Window
+from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
+from jattn_kernels.tpu.work import LANES, Sizes, Step, Work
 
-LOG2E = math.log2(math.e)
 LOWEST = -1e38  # below every score but -inf: what a row's maximum starts from, so that no difference is inf - inf
-
-
-class Terms(NamedTuple):
-    """What happens to a tile between the two products, as functions of it, its positions and the operands' parts."""
-
-    scores: Callable  # (score, i, j, masked, live, parts) -> score, -inf where masked or not `live`
-    weights: Callable | None  # (weight, i, j, parts) -> weight
-    natural: bool  # scores are natural logarithms; else log2(e) is a factor of the query already
 
 
 def lanes(x: jax.Array, n: int) -> jax.Array:
@@ -49,59 +41,29 @@ def _fold(combine: Callable, x: jax.Array) -> jax.Array:
     return functools.reduce(combine, [x[:, n : n + LANES] for n in range(0, x.shape[1], LANES)])
 
 
-def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: Any) -> jax.Array:
-    """a and b contracted over one axis each, in float32; `precision` is that of float32 inputs."""
-    precision = precision if a.dtype == b.dtype == jnp.float32 else None
-    dims = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
-
-
-class _Head:
+class _Head(Walk):
     """One grid step: a query tile of one head and the key tiles of one chunk."""
 
-    def __init__(self, frame: Frame, shape: WorkShape, terms: Terms, windows: Any, patterns: Any, precision: Any, refs):
-        self.frame, self.sizes, self.terms, self.windows = frame, frame.sizes, terms, windows
-        self.patterns, self.precision = patterns, precision
-        tiles, counts, chunks, q, k, v, *rest = refs
-        n = len(windows)
-        self.tiles, self.q, self.k, self.v, self.operands = tiles, q, k, v, rest[:n]
-        self.out, self.lse, self.top, self.total, self.sum = rest[n:]
-        self.b, self.h, self.i, self.c = (pl.program_id(n) for n in range(4))
-        self.begin, self.full, self.partial = shape.span(counts, self.b, self.h, self.i, self.c)
-        self.start = shape.chunk(chunks, self.b, self.h, self.i, self.c) * self.sizes.chunk
-
-    def place(self, step: Step, piece: Piece, tile: Any) -> Place:
-        j = tile * self.sizes.key + piece.column
-        i = self.i * self.sizes.query + step.row
-        return Place(self.b, self.h, step.row, step.rows, j - self.start, piece.columns, i, j, upright=True)
-
-    def rows_of(self, ref: Any, place: Place, masked: bool) -> jax.Array:
-        """Keys or values of a rectangle; what lies past the end of the array is 0 and not what memory held."""
-        x = ref[pl.ds(pl.multiple_of(place.column, LANES), place.columns), :]
-        if masked and self.frame.s % self.sizes.key:
-            at = jax.lax.broadcasted_iota(jnp.int32, (place.columns, 1), 0) + place.j
-            x = jnp.where(at < self.frame.s, x, jnp.zeros_like(x))
-        return x
-
-    def parts(self, place: Place) -> list[jax.Array]:
-        return [w.read(ref, place, self.frame) for w, ref in zip(self.windows, self.operands, strict=True)]
+    def __init__(self, refs: Any, **static: Any):
+        tiles, counts, chunks, self.q, self.k, self.v, *rest = refs
+        *operands, self.out, self.lse, self.top, self.total, self.sum = rest
+        place = tuple(pl.program_id(n) for n in range(4))
+        super().__init__(tiles, counts, chunks, operands, place, upright=True, **static)
 
     def scores(self, step: Step, tile: Any) -> list[jax.Array]:
         """The scores of a step in units of log 2, a piece at a time."""
         found = []
+        query = self.q[step.at : step.at + step.size, :]
         for piece in step.pieces:
             place = self.place(step, piece, tile)
-            query, key = self.q[step.row : step.row + step.rows, :], self.rows_of(self.k, place, piece.masked)
-            score = product(query, key, (1, 1), self.precision)
-            i, j = place.positions()
-            live = j < self.frame.s if piece.masked and self.frame.s % self.sizes.key else True
-            score = self.terms.scores(score, i, j, piece.masked, live, self.parts(place))
+            score = product(query, self.keys(self.k, place, piece.masked), (1, 1), self.precision)
+            score = self.terms.scores(score, *place.positions(), piece.masked, self.live(place, piece), self.parts(place))
             found.append(score * LOG2E if self.terms.natural else score)
         return found
 
     def update(self, step: Step, tile: Any, scores: list[jax.Array]) -> None:
         """The softmax of the step's rows takes in its scores."""
-        rows = slice(step.row, step.row + step.rows)
+        rows = slice(step.at, step.at + step.size)
         before = self.top[rows, :]
         folded = functools.reduce(jnp.maximum, [_fold(jnp.maximum, x) for x in scores])
         top = jnp.maximum(before, jnp.max(folded, axis=1, keepdims=True))
@@ -114,35 +76,9 @@ class _Head:
             place = self.place(step, piece, tile)
             if self.terms.weights is not None:
                 weight = self.terms.weights(weight, *place.positions(), self.parts(place))
-            value = self.rows_of(self.v, place, piece.masked)
+            value = self.keys(self.v, place, piece.masked)
             out = out + product(weight.astype(value.dtype), value, (1, 0), self.precision)
         self.sum[rows, :] = out
-
-    def work_off(self, steps: Any, tile: Any) -> None:
-        """Steps in order; the products of the next come before the exponentials of this one, to overlap with them."""
-        scores = self.scores(steps[0], tile)
-        for this, following in zip(steps, [*steps[1:], None], strict=True):
-            coming = None if following is None else self.scores(following, tile)
-            self.update(this, tile, scores)
-            scores = coming
-
-    def visit_all(self) -> None:
-        def full(n, _):
-            self.work_off(self.sizes.whole(masked=False), tile_and_pattern(self.tiles[self.begin + n])[0])
-            return 0
-
-        def partial(n, _):
-            tile, chosen = tile_and_pattern(self.tiles[self.begin + self.full + n])
-            for number, steps in enumerate(self.patterns):
-                if len(self.patterns) == 1:
-                    self.work_off(steps, tile)
-                else:
-                    pl.when(chosen == number)(functools.partial(self.work_off, steps, tile))
-            return 0
-
-        jax.lax.fori_loop(0, self.full, full, 0)
-        if self.patterns:
-            jax.lax.fori_loop(0, self.partial, partial, 0)
 
     def begin_rows(self) -> None:
         self.top[...] = jnp.full_like(self.top, LOWEST)
@@ -161,7 +97,7 @@ def _kernel(*refs, chunks: int, **static):
     head = _Head(refs=refs, **static)
     only = chunks == 1
     head.begin_rows() if only else pl.when(head.c == 0)(head.begin_rows)
-    head.visit_all()
+    head.visit()
     head.end_rows() if only else pl.when(head.c == chunks - 1)(head.end_rows)
 
 
@@ -218,6 +154,9 @@ def forward(
             scratch_shapes=[per_row, per_row, pltpu.VMEM((sizes.query, e), jnp.float32)],
         ),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=memory
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=memory,
+            flags=sizes.flags,
+            disable_bounds_checks=True,
         ),
     )(*work.scalars, q, k, v, *operands)

@@ -99,7 +99,7 @@ class Window:
         """Which of the axes `t s r` it has."""
         return "".join(a for a in self.axes if a in "tsr")
 
-    def _entry(self, b: Any, h: Any) -> tuple[Any, Any]:
+    def entry(self, b: Any, h: Any) -> tuple[Any, Any]:
         return b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0
 
     def spec(self, frame: Frame, at: Callable) -> pl.BlockSpec:
@@ -110,7 +110,7 @@ class Window:
         def index(*grid):
             b, h, i, c = at(*grid)
             rest = {"t": (0, i), "s": (0, c), "ts": (i, c), "r": (0, 0)}[self.along]
-            return (*self._entry(b, h), *rest)
+            return (*self.entry(b, h), *rest)
 
         shape = {
             "t": (1, frame.sizes.query),
@@ -124,7 +124,7 @@ class Window:
         """The part for a rectangle, broadcastable to its scores."""
         columns = pl.ds(pl.multiple_of(place.column, LANES), place.columns)
         if self.along == "":
-            b, h = self._entry(place.b, place.h)
+            b, h = self.entry(place.b, place.h)
             part = ref[b * self.heads + h]
         elif self.along == "t":
             part = ref[:, place.row : place.row + place.rows]
@@ -135,10 +135,17 @@ class Window:
         elif self.along == "ts":
             part = ref[place.row : place.row + place.rows, columns]
             part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
-            part = part if place.upright else part.T
+            part = part if place.upright else self._only_inside(part.T, place, frame)
         else:
             part = self._shear(ref, place, frame)
         return part != 0 if self.boolean else part
+
+    def _only_inside(self, part: jax.Array, place: Place, frame: Frame) -> jax.Array:
+        """0 past the ends of the array in the place of what memory held: its products with 0 are 0."""
+        if frame.t % frame.sizes.query == 0 and frame.s % frame.sizes.key == 0:
+            return part
+        i, j = place.positions()
+        return jnp.where((i < frame.t) & (j < frame.s), part, jnp.zeros_like(part))
 
     def _shear(self, ref: Any, place: Place, frame: Frame) -> jax.Array:
         """Numbers along diagonals: [r, c] = ref[c + lane - (r + sublane) + length of the sublanes' axis]."""
@@ -166,3 +173,99 @@ def lay_out(array: jax.Array, axes: str, frame: Frame) -> tuple[jax.Array, Windo
         missing = frame.padded[window.along] - array.shape[-1]
         array = jnp.pad(array, ((0, 0),) * 3 + ((0, missing),), mode="edge")
     return array.reshape(batch, heads, -1, array.shape[-1]), window
+
+
+# Gradients
+
+
+def _unshear(x: jax.Array) -> jax.Array:
+    """The transpose of `Window._shear`: `[rows, columns]` to sums along diagonals, `[1, rows + columns]`."""
+    rows, columns = x.shape
+    x = jnp.concatenate([jnp.zeros((rows, rows), x.dtype), x], axis=1)
+    at = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0)
+    for bit in range((rows - 1).bit_length()):  # row r moves r to the left, a power of two at a time
+        x = jnp.where((at >> bit) & 1 == 1, pltpu.roll(x, rows + columns - (1 << bit), 1), x)
+    return jnp.sum(x, axis=0, keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """Where the gradient of one operand goes, for every batch element and head; tiles `[t, s]` alone are added up over
+    those that the operand lacks, in main memory, since each would need as much as the operand."""
+
+    window: Window
+    frame: Frame
+
+    @property
+    def tiled(self) -> bool:
+        return self.window.along == "ts"
+
+    def shape(self, b: int, h: int) -> jax.ShapeDtypeStruct:
+        padded, sizes = self.frame.padded, self.frame.sizes
+        if self.tiled:
+            shape = (self.window.batch, self.window.heads, padded["t"], self.frame.key_tiles * sizes.key)
+        else:
+            n = {"": LANES, "t": padded["t"], "s": sizes.chunk, "r": sum(padded.values())}[self.window.along]
+            shape = (b, h, 1, n)
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def spec(self, at: Callable) -> pl.BlockSpec:
+        """`at(*grid)` gives batch element, head, query tile and chunk."""
+        if self.tiled:
+            return pl.BlockSpec(memory_space=pl.ANY)
+        n = self.frame.sizes.query if self.window.along == "t" else self.shape(1, 1).shape[-1]
+
+        def index(*grid):
+            b, h, i, _ = at(*grid)
+            return b, h, 0, i if self.window.along == "t" else 0
+
+        return pl.BlockSpec((None, None, 1, n), index)
+
+    def clear(self, ref: Any, first: Any) -> None:
+        """At the start of a grid step; `first`: it is the head's first."""
+        if self.window.along == "t":
+            ref[...] = jnp.zeros_like(ref)
+        elif not self.tiled:
+
+            @pl.when(first)
+            def _():
+                ref[...] = jnp.zeros_like(ref)
+
+    def add(self, ref: Any, part: jax.Array, place: Place, scratch: tuple[Any, Any] | None) -> None:
+        """Adds the gradient of a rectangle's part, keys along rows."""
+        part = part.astype(jnp.float32)
+        columns = pl.ds(pl.multiple_of(place.column, LANES), place.columns)
+        if self.window.along == "":
+            ref[...] += jnp.broadcast_to(part / LANES, ref.shape)
+        elif self.window.along == "t":
+            ref[:, place.row : place.row + place.rows] += part
+        elif self.window.along == "s":
+            ref[:, columns] += to_row(part)
+        elif self.window.along == "r":
+            span = pl.ds(pl.multiple_of(self.frame.diagonal(place), LANES), place.rows + place.columns)
+            ref[:, span] += _unshear(part)
+        else:
+            self._add_tile(ref, part.T, place, *(scratch or (None, None)))
+
+    def _add_tile(self, ref: Any, part: jax.Array, place: Place, tile: Any, arrived: Any) -> None:
+        b, h = self.window.entry(place.b, place.h)
+        rows = pl.ds(pl.multiple_of(place.i, LANES), place.rows)
+        there = ref.at[b, h, rows, pl.ds(pl.multiple_of(place.j, LANES), place.columns)]
+        here = tile.at[: place.rows, : place.columns]
+        for source, target in ((there, here), (here, there)):
+            copy = pltpu.make_async_copy(source, target, arrived)
+            copy.start()
+            copy.wait()
+            if target is here:
+                here[...] += part
+
+    def total(self, x: jax.Array) -> jax.Array:
+        """The gradient in the layout of `lay_out`, from what the kernel wrote."""
+        window = self.window
+        if self.tiled:
+            return x
+        if not window.along:
+            x = jnp.sum(x, -1, keepdims=True)
+        x = x.reshape(-1, window.batch, *x.shape[1:]).sum(0)
+        x = x if window.heads > 1 else x.sum(1, keepdims=True)
+        return x if window.along else x.reshape(-1)

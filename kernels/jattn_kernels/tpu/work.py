@@ -18,18 +18,18 @@ LANES = 128
 
 
 class Piece(NamedTuple):
-    """Keys of a tile, from `column`, that a strip of its rows attends to."""
+    """A stretch of the other axis that a strip meets."""
 
-    column: int
-    columns: int
+    at: int
+    size: int
     masked: bool
 
 
 class Step(NamedTuple):
-    """Rows of a tile and the keys that they meet in one update of their softmax."""
+    """A strip of a tile and what it meets in one go: rows and their keys (forward) or keys and their rows (backward)."""
 
-    row: int
-    rows: int
+    at: int
+    size: int
     pieces: tuple[Piece, ...]
 
 
@@ -38,22 +38,40 @@ Pattern = tuple[Step, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Rows of a query tile, keys of a key tile, keys of one product, and keys held in fast memory at once."""
+    """Rows of a query tile, keys of a key tile, keys of one product, keys held in fast memory at once.
+
+    `rows` splits a full tile's rows into so many at a time; `scheduler` asks the compiler for its linear-programming
+    scheduler.
+    """
 
     query: int
     key: int
     step: int
     chunk: int
+    rows: int = 0  # 0: all of the tile's
+    scheduler: bool = False
 
     def __post_init__(self):
-        if any(x < LANES or x % LANES for x in dataclasses.astuple(self)):
+        if any(x < LANES or x % LANES for x in (self.query, self.key, self.step, self.chunk, self.height)):
             raise ValueError(f"tile sizes must be multiples of {LANES}, got {self}")
-        if self.key % self.step or self.chunk % self.key:
-            raise ValueError(f"step must divide key and key must divide chunk, got {self}")
+        if self.key % self.step or self.chunk % self.key or self.query % self.height:
+            raise ValueError(f"step must divide key, key divide chunk and rows divide query, got {self}")
 
-    def whole(self, masked: bool) -> Pattern:
+    @property
+    def height(self) -> int:
+        return self.rows or self.query
+
+    def whole(self, masked: bool, upright: bool) -> Pattern:
         """The pattern of a tile that is all full or all masked."""
-        return tuple(Step(0, self.query, (Piece(c, self.step, masked),)) for c in range(0, self.key, self.step))
+        rows = range(0, self.query, self.height)
+        columns = range(0, self.key, self.step)
+        if upright:
+            return tuple(Step(r, self.height, (Piece(c, self.step, masked),)) for c in columns for r in rows)
+        return tuple(Step(c, self.step, (Piece(r, self.height, masked),)) for c in columns for r in rows)
+
+    @property
+    def flags(self) -> dict[str, bool] | None:
+        return {"XLA_TPU_FORCE_LP_LLO_SCHEDULER": True} if self.scheduler else None
 
 
 class Work(NamedTuple):
@@ -105,8 +123,11 @@ def tile_and_pattern(entry: Any) -> tuple[Any, Any]:
     return entry & 0xFFFF, entry >> 16
 
 
-def visits(some: Any, every: Any, pattern: Any, sizes: Sizes, xp: Any = jnp) -> tuple[Any, Any, Any]:
-    """`Work`'s arrays from answers for tiles, `[n, query tiles, key tiles]`, in NumPy or jnp (`xp`)."""
+def visits(some: Any, every: Any, pattern: Any, sizes: Sizes, compact: bool, xp: Any = jnp) -> tuple[Any, Any, Any]:
+    """`Work`'s arrays from answers for tiles, `[n, query tiles, key tiles]`, in NumPy or jnp (`xp`).
+
+    `compact`: chunks that a query tile does not use are left out of its steps; else step c is chunk c.
+    """
     nk = some.shape[-1]
     per = sizes.chunk // sizes.key
     nc = -(-nk // per)
@@ -118,7 +139,7 @@ def visits(some: Any, every: Any, pattern: Any, sizes: Sizes, xp: Any = jnp) -> 
         xp.stack([x[..., c * per : (c + 1) * per].sum(-1) for c in range(nc)], -1) for x in (full, partial)
     )
     begin = xp.cumsum(full + partial, axis=-1) - full - partial
-    used = full + partial > 0
+    used = full + partial > 0 if compact else xp.ones_like(full, bool)
     live = xp.arange(nc) < used.sum(-1, keepdims=True)
     # the chunks in use come first, then the last of them again: what stands in fast memory stays there
     step = xp.minimum(xp.arange(nc), xp.maximum(used.sum(-1, keepdims=True) - 1, 0))

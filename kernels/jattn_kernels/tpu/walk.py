@@ -1,0 +1,113 @@
+"""What both directions share: terms on tiles, and the walk over the key tiles of a query tile."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from jattn_kernels.tpu.operands import Frame, Place, Window
+from jattn_kernels.tpu.work import LANES, Pattern, Piece, Step, WorkShape, tile_and_pattern
+
+LOG2E = math.log2(math.e)
+
+
+class Terms(NamedTuple):
+    """What happens to a tile between the two products, as functions of it, its positions and the operands' parts."""
+
+    scores: Callable  # (score, i, j, masked, live, parts) -> score, -inf where masked or not `live`
+    weights: Callable | None  # (weight, i, j, parts) -> weight
+    natural: bool  # scores are natural logarithms; else log2(e) is a factor of the query already
+
+
+def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: Any) -> jax.Array:
+    """a and b contracted over one axis each, in float32; `precision` is that of float32 inputs."""
+    precision = precision if a.dtype == b.dtype == jnp.float32 else None
+    dims = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+class Walk:
+    """The tiles of one grid step.  Subclasses say what is done with the scores of a step."""
+
+    def __init__(
+        self,
+        tiles: Any,
+        counts: Any,
+        chunks: Any,
+        operands: Any,
+        place: tuple[Any, Any, Any, Any],
+        *,
+        frame: Frame,
+        shape: WorkShape,
+        terms: Terms,
+        windows: tuple[Window, ...],
+        patterns: tuple[Pattern, ...],
+        precision: Any,
+        upright: bool,
+    ):
+        self.frame, self.sizes, self.terms, self.windows = frame, frame.sizes, terms, windows
+        self.patterns, self.precision, self.upright = patterns, precision, upright
+        self.tiles, self.operands = tiles, operands
+        self.b, self.h, self.i, self.c = place
+        self.begin, self.full, self.partial = shape.span(counts, *place)
+        self.start = shape.chunk(chunks, *place) * self.sizes.chunk
+
+    def scores(self, step: Step, tile: Any) -> Any:
+        raise NotImplementedError
+
+    def update(self, step: Step, tile: Any, scores: Any) -> None:
+        raise NotImplementedError
+
+    def place(self, step: Step, piece: Piece, tile: Any) -> Place:
+        row, column = (step, piece) if self.upright else (piece, step)
+        i, j = self.i * self.sizes.query + row.at, tile * self.sizes.key + column.at
+        return Place(self.b, self.h, row.at, row.size, j - self.start, column.size, i, j, self.upright)
+
+    def live(self, place: Place, piece: Piece) -> Any:
+        """Which keys of a rectangle exist; True for all."""
+        return place.positions()[1] < self.frame.s if piece.masked and self.frame.s % self.sizes.key else True
+
+    def keys(self, ref: Any, place: Place, masked: bool) -> jax.Array:
+        """Keys or values of a rectangle; what lies past the end of the array is 0 and not what memory held."""
+        x = ref[pl.ds(pl.multiple_of(place.column, LANES), place.columns), :]
+        if masked and self.frame.s % self.sizes.key:
+            at = jax.lax.broadcasted_iota(jnp.int32, (place.columns, 1), 0) + place.j
+            x = jnp.where(at < self.frame.s, x, jnp.zeros_like(x))
+        return x
+
+    def parts(self, place: Place) -> list[jax.Array]:
+        """The operands' parts for a rectangle."""
+        return [w.read(ref, place, self.frame) for w, ref in zip(self.windows, self.operands, strict=True)]
+
+    def work_off(self, steps: Pattern, tile: Any) -> None:
+        """Steps in order; the products of the next come before the exponentials of this one, to overlap with them."""
+        scores = self.scores(steps[0], tile)
+        for this, following in zip(steps, [*steps[1:], None], strict=True):
+            coming = None if following is None else self.scores(following, tile)
+            self.update(this, tile, scores)
+            scores = coming
+
+    def visit(self) -> None:
+        """All full tiles, then all partial ones."""
+
+        def full(n, _):
+            tile, _ = tile_and_pattern(self.tiles[self.begin + n])
+            self.work_off(self.sizes.whole(False, self.upright), tile)
+            return 0
+
+        def partial(n, _):
+            tile, chosen = tile_and_pattern(self.tiles[self.begin + self.full + n])
+            for number, steps in enumerate(self.patterns):
+                run = functools.partial(self.work_off, steps, tile)
+                run() if len(self.patterns) == 1 else pl.when(chosen == number)(run)
+            return 0
+
+        jax.lax.fori_loop(0, self.full, full, 0)
+        if self.patterns:
+            jax.lax.fori_loop(0, self.partial, partial, 0)
