@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-SUBCOMMANDS = {"cpu": "bench.cpu"}
+SUBCOMMANDS = {"cpu": "bench.cpu", "tpu": "bench.tpu", "tune": "bench.tune"}
 
 
 def main(arguments: Sequence[str]) -> int:

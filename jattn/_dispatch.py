@@ -69,7 +69,7 @@ def _run_blockwise(problem: Problem, blocks: Any, target: Target) -> tuple[jax.A
 
 def _refuses_tpu(problem: Problem, target: Target) -> str | None:
     if not target.tpu:
-        return f"runs on TPU, not on {target.platform}; JATTN_INTERPRET=1 in the environment interprets it, slowly"
+        return f"runs on TPU, not {target.platform}; JATTN_INTERPRET=1 interprets it, slowly"
     if not problem.normalizer.is_softmax:
         return f"has no kernel for normalizer {type(problem.normalizer).__name__.lower()}"
     if isinstance(problem.score, Additive):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.core import Tracer
 
-from jattn import _blocks, _dispatch, _target, _terms
-from jattn._geometry import Geometry
+from jattn import _dispatch, _target, _terms
 from jattn._problem import Problem, Spec, reduce
 
 
@@ -33,8 +30,12 @@ class Plan:
     """Floating-point operations of the two products, forward, in the blocks that are visited."""
     bytes: int
     """Bytes of query, key, value, operands and outputs: the least that must move."""
-    peak_memory: int
-    """Bytes in use beyond inputs and outputs, forward, as the compiler laid them out for this machine."""
+    peak_memory: int | None
+    """Bytes in use beyond inputs and outputs, forward, as the compiler laid them out; None for a device not here."""
+    tuned: str | None = None
+    """Where the tile sizes come from, where a backend has tables of them."""
+    milliseconds: float | None = None
+    """Estimated time of the forward pass, from the cycles that were counted when the tile sizes were chosen."""
 
     def __str__(self) -> str:
         rows = [
@@ -45,10 +46,19 @@ class Plan:
             ("blocks", self._blocks()),
             ("flops", "known at run time" if self.flops is None else f"{_short(self.flops, 1000)} forward"),
             ("bytes", f"{_short(self.bytes, 1024)}B in and out"),
-            ("peak memory", f"{_short(self.peak_memory, 1024)}B beyond that, forward"),
+            ("peak memory", self._memory()),
         ]
+        if self.tuned is not None:
+            rows.append(("tile sizes", self.tuned))
+        if self.milliseconds is not None:
+            rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from counted cycles"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _memory(self) -> str:
+        if self.peak_memory is None:
+            return "known once compiled for that device"
+        return f"{_short(self.peak_memory, 1024)}B beyond that, forward"
 
     def _blocks(self) -> str:
         if self.tile is None:
@@ -66,35 +76,46 @@ def _short(n: int, unit: int) -> str:
     return f"{n / unit**power:.3g} {suffix}" if n < 1000 * unit**power else f"{n / unit**power:.0f} {suffix}"
 
 
-def plan(problem: Problem, implementation: str | None, override: tuple[int, int] | None) -> Plan:
+class Cut(NamedTuple):
+    """How a backend cuts the work of a call."""
+
+    tile: tuple[int, int]
+    blocks: tuple[int, int, int] | None  # empty, partial and full, over batch and heads
+    tuned: str | None = None
+    milliseconds: float | None = None
+
+
+def plan(problem: Problem, implementation: str | None, override: tuple[int, int] | None, device: str | None) -> Plan:
     """The plan of a checked problem.  Arrays may be `jax.ShapeDtypeStruct`s."""
-    target = _target.current()
+    target = _target.current() if device is None else _target.named(device)
     chosen, others = _dispatch.choose(problem, implementation, target)
     sizes = problem.sizes
     run = jax.jit(lambda p: _dispatch.BACKENDS[chosen].run(p, override, target))
     as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
-    memory: Any = run.lower(as_shapes).compile().memory_analysis()
+    memory = None
+    if device is None:
+        memory = getattr(run.lower(as_shapes).compile().memory_analysis(), "temp_size_in_bytes", None)
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    tile = None
-    blocks, pairs = None, sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
-    if chosen != "reference" and problem.normalizer.is_softmax:
-        geo = _geometry(as_shapes, chosen, override, target)
-        tile = geo.query.block, geo.key.block
-        blocks = _count(problem, geo)
-        pairs = None if blocks is None else (blocks[1] + blocks[2]) * tile[0] * tile[1]
+    cut, pairs = Cut((0, 0), None), sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
+    tiled = chosen != "reference" and problem.normalizer.is_softmax
+    if tiled:
+        cut = _cut(problem, chosen, override, target)
+        pairs = None if cut.blocks is None else (cut.blocks[1] + cut.blocks[2]) * cut.tile[0] * cut.tile[1]
     return Plan(
         backend=chosen,
         others=others,
         shape=", ".join(f"{a} {n}" for a, n in sizes.items()) + f", {problem.query.dtype}",
-        tile=tile,
-        blocks=blocks,
+        tile=cut.tile if tiled else None,
+        blocks=cut.blocks,
         flops=None if pairs is None else 2 * pairs * (sizes["d"] + sizes["e"]),
         bytes=size_of(as_shapes) + size_of(jax.eval_shape(run, as_shapes)),
-        peak_memory=memory.temp_size_in_bytes,
+        peak_memory=memory,
+        tuned=cut.tuned,
+        milliseconds=cut.milliseconds,
     )
 
 
-def _geometry(problem: Problem, backend: str, override: Any, target: _target.Target) -> Geometry:
+def _cut(problem: Problem, backend: str, override: Any, target: _target.Target) -> Cut:
     signature = []
 
     def arrays(problem):
@@ -102,19 +123,8 @@ def _geometry(problem: Problem, backend: str, override: Any, target: _target.Tar
         signature.append(static)
         return found
 
-    q, k, v, operands = jax.eval_shape(arrays, problem)
+    q, k, v, operands = jax.eval_shape(arrays, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem))
     spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override, target)
-    return importlib.import_module(f"jattn.backends.{backend}").geometry(spec, q, k, v, operands)
-
-
-def _count(problem: Problem, geo: Geometry) -> tuple[int, int, int] | None:
-    mask = _terms.bind(problem.mask, geo.b, geo.h)
-    if any(isinstance(x, (Tracer, jax.ShapeDtypeStruct)) for x in jax.tree.leaves(mask)):
-        return None
-    heads = geo.heads * geo.group
-    found = _blocks.table(mask, geo.query, geo.key, geo.batch, heads)
-    full, partial = (np.asarray(x) for x in (found.full, found.partial))
-    rows = (geo.b // geo.batch, geo.h // heads, geo.query.count)
-    alike = geo.batch * heads  # every row of the table stands for this many batch elements and heads
-    full, partial = (int(np.broadcast_to(x, rows).sum()) * alike for x in (full, partial))
-    return geo.b * geo.h * geo.query.count * geo.key.count - full - partial, partial, full
+    mask = _terms.bind(problem.mask, q.shape[0], q.shape[2])
+    known = not any(isinstance(x, (Tracer, jax.ShapeDtypeStruct)) for x in jax.tree.leaves(mask))
+    return spec.kernels().cut(spec, q, k, v, operands, mask, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -14,23 +14,30 @@ CHIPS = {  # device kinds, as jax names them
 
 
 class Target(NamedTuple):
-    """A platform, which chip of it (TPU only), and whether its kernels are to be interpreted instead."""
+    """A platform, which chip of it (TPU only), and whether its kernels are interpreted instead (how, for Pallas)."""
 
     platform: str
     chip: str | None = None
-    interpret: bool = False
+    interpret: Any = False
 
     @property
     def tpu(self) -> bool:
-        return self.platform == "tpu" or self.interpret
+        return self.platform == "tpu" or bool(self.interpret)
 
 
 def current() -> Target:
-    """The mesh of `jax.set_mesh` decides, else the default device; `JATTN_INTERPRET=1` asks to interpret kernels.
+    """The mesh of `jax.set_mesh` decides, else the default device.
 
-    A mesh of compile-only devices is a way to compile for a chip that is not there.
+    A mesh of compile-only devices is a way to compile for a chip that is not there.  Elsewhere than on TPU
+    `JATTN_INTERPRET=1` in the environment asks to interpret its kernels: what they compute, slowly.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    platform, kind = device.platform, device.device_kind
-    interpret = platform != "tpu" and os.environ.get("JATTN_INTERPRET", "0") not in ("", "0")
-    return Target(platform, CHIPS.get(kind), interpret)
+    interpret = device.platform != "tpu" and os.environ.get("JATTN_INTERPRET", "0") not in ("", "0")
+    return Target(device.platform, CHIPS.get(device.device_kind), interpret)
+
+
+def named(device: str) -> Target:
+    """The TPU chip of that name, here or not."""
+    if device not in CHIPS.values():
+        raise ValueError(f"device must be one of {', '.join(dict.fromkeys(CHIPS.values()))}, got {device!r}")
+    return Target("tpu", device)

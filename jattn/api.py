@@ -94,13 +94,21 @@ def _run(
 
 
 def explain(
-    query: Any, key: Any, value: Any, *, implementation: str | None = None, blocks: Any = None, **options: Any
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    implementation: str | None = None,
+    blocks: Any = None,
+    device: str | None = None,
+    **options: Any,
 ) -> Plan:
     """The plan of `attention` with the same arguments: backend and reasons, tiles, blocks skipped, flops, bytes,
     memory.
 
     query, key and value may be `jax.ShapeDtypeStruct`s: nothing is run, only compiled.  Inside jit, a mask made of
-    traced arrays has blocks "known at run time".
+    traced arrays has blocks "known at run time".  `device` names a TPU that need not be here: "v4", "v5e", "v5p", "v6e",
+    "tpu7x"; the plan then has an estimate of the time.
 
     >>> import jax, jattn
     >>> x = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
@@ -112,7 +120,7 @@ def explain(
     arrays = [_checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
     if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
         arrays = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in arrays]
-    return plan(_checks.problem(*arrays, **_named(options)), implementation, _checks.blocks(blocks))
+    return plan(_checks.problem(*arrays, **_named(options)), implementation, _checks.blocks(blocks), device)
 
 
 def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*b h t s"]:

@@ -94,3 +94,15 @@ def assert_agree(got: Result, wanted: Result, dtype: str, gradients: int | None 
     every = zip(got.names, got.gradients, wanted.gradients, strict=True)
     for name, x, y in itertools.islice(every, gradients):
         assert_close(x, y, tolerance.gradient, f"gradient of {name}")
+
+
+def check_dtype(inputs, backend, dtype, blocks=None, gradients=None):
+    """Against the reference in float64, from the same rounded arrays."""
+    with jax.enable_x64(False):
+        got = evaluate(inputs, backend, blocks, forward_mode=False)
+        assert got.out.dtype == dtype
+        assert got.lse is None or got.lse.dtype == jnp.float32
+        assert all(x.dtype == dtype for x in got.gradients)
+    with jax.enable_x64(True):
+        wanted = evaluate(widen(inputs), "reference", like=inputs, forward_mode=False)
+    assert_agree(got, wanted, dtype, gradients)

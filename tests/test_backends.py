@@ -15,7 +15,7 @@ from jattn import _checks, _dispatch, _strips, _target, api, gates, masks, mods,
 from jattn.backends import blockwise
 from tests import strategies
 from tests.cases import CASES, Draw, Sizes, make
-from tests.evaluate import assert_agree, evaluate, widen
+from tests.evaluate import assert_agree, check_dtype, evaluate
 from tests.tolerances import assert_close
 
 BACKENDS = list(_dispatch.BACKENDS)
@@ -65,18 +65,6 @@ LOW = [
 ]
 
 
-def _check_dtype(inputs, backend, dtype, blocks=None, gradients=None):
-    """Against the reference in float64, from the same rounded arrays."""
-    with jax.enable_x64(False):
-        got = evaluate(inputs, backend, blocks, forward_mode=False)
-        assert got.out.dtype == dtype
-        assert got.lse is None or got.lse.dtype == jnp.float32
-        assert all(x.dtype == dtype for x in got.gradients)
-    with jax.enable_x64(True):
-        wanted = evaluate(widen(inputs), "reference", like=inputs, forward_mode=False)
-    assert_agree(got, wanted, dtype, gradients)
-
-
 def _eligible(inputs):
     return [x for x in BACKENDS if _refusal(x, inputs) is None]
 
@@ -86,7 +74,7 @@ def _eligible(inputs):
 def test_low_precision(name, dtype):
     inputs = make(name, dtype)
     for backend in _eligible(inputs):
-        _check_dtype(inputs, backend, dtype, None if backend == "reference" else (4, 5))
+        check_dtype(inputs, backend, dtype, None if backend == "reference" else (4, 5))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -106,7 +94,7 @@ def test_positions_are_not_rounded_to_the_dtype_of_an_operand(options, dtype):
     x = Draw(Sizes(b=1, t=2, s=4100, h=2, g=1), dtype, 0)
     inputs = x.inputs(), options(x)
     for backend in _eligible(inputs):
-        _check_dtype(inputs, backend, dtype)
+        check_dtype(inputs, backend, dtype)
 
 
 @pytest.mark.usefixtures("x64")
@@ -159,7 +147,7 @@ def test_anything_that_composes(data):
         inputs = arrays, data.draw(strategies.options(sizes, dtype))
         if dtype != "float64":
             # an operand's gradient may be a small difference of many rounded numbers: of q, k and v alone
-            _check_dtype(inputs, "blockwise", dtype, blocks, gradients=None if dtype == "float32" else 3)
+            check_dtype(inputs, "blockwise", dtype, blocks, gradients=None if dtype == "float32" else 3)
             return
         got = evaluate(inputs, "blockwise", blocks)
         assert_agree(got, evaluate(inputs, "reference", forward_mode=False), dtype)

@@ -18,6 +18,7 @@ import numpy as np
 from jattn_kernels import online_softmax
 
 from jattn import _blocks, _terms
+from jattn._explain import Cut
 from jattn._geometry import Geometry, Step
 from jattn._problem import Spec, tile_width
 from jattn.scores import Product
@@ -290,3 +291,18 @@ def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
     if heads == g and (query.count * key.count == 1 or not _blocks.ragged(terms.mask)):
         batch = _divisor(math.gcd(*(n for n in lengths if n > 1)) or 1, _STEP // (pairs * h))
     return Geometry(max(lengths), h, g, query, key, batch, heads)
+
+
+def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
+    """How the call is cut; blocks are counted where the mask is `known`."""
+    geo = geometry(spec, q, k, v, operands)
+    tile = geo.query.block, geo.key.block
+    if not known:
+        return Cut(tile, None)
+    heads = geo.heads * geo.group
+    found = _blocks.table(mask, geo.query, geo.key, geo.batch, heads)
+    full, partial = (np.asarray(x) for x in (found.full, found.partial))
+    rows = (geo.b // geo.batch, geo.h // heads, geo.query.count)
+    alike = geo.batch * heads  # every row of the table stands for this many batch elements and heads
+    full, partial = (int(np.broadcast_to(x, rows).sum()) * alike for x in (full, partial))
+    return Cut(tile, (geo.b * geo.h * geo.query.count * geo.key.count - full - partial, partial, full))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jattn_kernels import tables
 from jattn_kernels.tpu import operands as layout
 from jattn_kernels.tpu import work
 from jattn_kernels.tpu.backward import backward as _backward
@@ -19,6 +20,7 @@ from jattn_kernels.tpu.walk import LOG2E, Terms
 from jattn_kernels.tpu.work import Sizes
 
 from jattn import _blocks, _terms, gates, masks, mods
+from jattn._explain import Cut
 from jattn._problem import Problem, Spec
 from jattn._terms import Operand, piece
 from jattn.backends import blockwise
@@ -34,6 +36,16 @@ _SCALARS = 2**17  # entries of a work list: scalar memory is small
 
 
 # Terms as the kernels take them
+
+
+@piece
+class Times(Mod):
+    """score * a number: a scale that is learned."""
+
+    scale: Any
+
+    def __call__(self, score, i, j):
+        return score * self.scale
 
 
 @piece
@@ -134,16 +146,19 @@ class _Pieces:
         slots = [Operand(n, axes) for n, axes in enumerate(spec.signature.axes)]
         terms = spec.signature.fill(slots)
         scale = terms.compare.scale
-        self.scale_at = scale.array if isinstance(scale, Operand) else None
-        self.scale = None if self.scale_at is not None else scale
+        first = (Times(scale),) if isinstance(scale, Operand) else ()
+        self.scale = 1.0 if first else scale
         self.strips = [(m.table.array, m.bucket) for m in terms.mods if isinstance(m, Relative)]
         as_strip = lambda m: Strip(Operand(m.table.array, m.table.axes + "r"))
         terms = dataclasses.replace(
-            terms, compare=None, mods=_replace(terms.mods, Relative, as_strip), mask=_replace(terms.mask, masks.Blocks, _pack),
+            terms, compare=None, mods=(*first, *_replace(terms.mods, Relative, as_strip)), mask=_replace(terms.mask, masks.Blocks, _pack),
         )  # fmt: skip
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates, self.mask = bool(terms.mods), bool(terms.gates), terms.mask
         self.frame, self.upright = frame, upright
+        # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
+        # mods, it multiplies the scores
+        self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
 
     def arrays(self, operands: Any) -> list[jax.Array]:
         """Arrays for the slots, differentiable."""
@@ -171,17 +186,18 @@ class _Pieces:
         def weights(weight, i, j, parts):
             return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
 
-        return Terms(scores, weights if self.has_gates else None, natural=self.has_mods)
+        scale = self.scale * self._units if self.exact else None
+        return Terms(scores, weights if self.has_gates else None, self.has_mods, scale)
 
-    def scaled(self, q: jax.Array, operands: Any) -> jax.Array:
-        """The query times its scale, in float32, and as many batch elements as both have."""
-        q = q.astype(jnp.float32)
-        scale = self.scale
-        if self.scale_at is not None:
-            scale = _terms.wide(operands[self.scale_at]).reshape(-1, 1, 1, 1)
-            b = max(q.shape[0], scale.shape[0])
-            q, scale = (jnp.tile(x, (b // x.shape[0], 1, 1, 1)) if x.shape[0] > 1 else x for x in (q, scale))
-        return q * (scale * (1 if self.has_mods else LOG2E))
+    @property
+    def _units(self) -> float:
+        return 1.0 if self.has_mods else LOG2E
+
+    def query(self, q: jax.Array) -> jax.Array:
+        """Heads first, with the scale unless the scores get it."""
+        if not self.exact:
+            q = (q.astype(jnp.float32) * (self.scale * self._units)).astype(q.dtype)
+        return heads_first(q)
 
 
 # Work
@@ -192,19 +208,34 @@ def _down(n: int, most: int) -> int:
     return min(most, -(-n // work.LANES) * work.LANES)
 
 
-def _sizes(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array) -> Sizes:
-    t, s = q.shape[1], k.shape[1]
-    whole = any("t" in a and "s" in a for a in spec.signature.axes)
-    query, key = spec.blocks or (512 if whole else 1024, 512 if whole else 1024)
-    query, key = _down(min(query, t), 4096), _down(min(key, s), 4096)
-    step = math.gcd(key, 512)
-    chunk = key * max(1, (2048 if whole else 8192) // key)
-    return Sizes(query, key, step, min(chunk, -(-s // key) * key))
+def _case(spec: Spec, upright: bool) -> tuple[str, str]:
+    """Mask class and pass, as the tables name them."""
+    mask = spec.signature.fill([Operand(n, axes) for n, axes in enumerate(spec.signature.axes)]).mask
+    window = any(isinstance(x.left, int) for x in _parts(mask, masks.Window))
+    return "full" if mask is None else "window" if window else "causal", "forward" if upright else "backward"
 
 
-def _work(mask: Any, frame: Frame, upright: bool) -> work.Work:
+def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes, str]:
+    """The tile sizes of a call and where they come from."""
+    t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
+    found = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *_case(spec, upright))
+    sizes, source = Sizes(**found.entry.sizes), str(found)
+    query, key, chunk = sizes.query, sizes.key, sizes.chunk
+    if spec.blocks is not None:
+        (query, key), source = spec.blocks, "as asked for"
+    if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # their tiles stand in fast memory too
+        query, key, chunk = min(query, 512), min(key, 512), 2048
+    query, key = (min(x, -(-n // work.LANES) * work.LANES) for x, n in ((query, t), (key, s)))
+    query, key = (-(-x // work.LANES) * work.LANES for x in (query, key))
+    most = chunk * found.entry.d * 2 // (d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize))
+    chunk = max(key, min(chunk, most, -(-s // key) * key) // key * key)
+    rows = sizes.height if query % sizes.height == 0 else 0
+    return dataclasses.replace(sizes, query=query, key=key, step=math.gcd(key, sizes.step), chunk=chunk, rows=rows), source
+
+
+def work_of(mask: Any, frame: Frame, upright: bool) -> work.Work:
     if not jax.tree.leaves(mask):
-        return _static_work(mask, frame, upright)
+        return static_work(mask, frame, upright)
     query, key = (_blocks.Tiling(n, x, overhang=True) for n, x in _lengths(frame))
     some, every = (jnp.asarray(x) for x in _blocks.answers(mask, query, key))
     for axis in (1, 0):  # lists for single heads and batch elements only as far as scalar memory goes
@@ -221,9 +252,9 @@ def _lengths(frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 @functools.lru_cache(maxsize=256)
-def _static_work(mask: Any, frame: Frame, upright: bool) -> work.Work:
+def static_work(mask: Any, frame: Frame, upright: bool) -> work.Work:
     sizes = frame.sizes
-    grain = math.gcd(math.gcd(sizes.query, sizes.key), 256)
+    grain = math.gcd(math.gcd(sizes.query, sizes.key), sizes.grain)
     fine = _blocks.answers(mask, *(_blocks.Tiling(n, grain, overhang=True) for n in (frame.t, frame.s)))
     batch, heads = fine.some.shape[:2]
     nq, nk = frame.query_tiles, frame.key_tiles
@@ -282,10 +313,10 @@ class _Call:
 
     def __init__(self, spec: Spec, q: Any, k: Any, v: Any, operands: Any, upright: bool):
         self.spec, self.operands = spec, operands
-        self.frame = Frame(q.shape[1], k.shape[1], _sizes(spec, q, k, v))
+        self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, upright)[0])
         self.pieces = _Pieces(spec, self.frame, upright)
         terms = spec.terms(operands)
-        self.work = _work(terms.mask, self.frame, upright)
+        self.work = work_of(terms.mask, self.frame, upright)
         self.options = {
             "precision": jax.lax.Precision.HIGHEST if spec.precision is None else spec.precision,
             "memory": MEMORY.get(spec.target.chip or "", None),
@@ -302,7 +333,7 @@ def forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Arra
     """out `[b, t, h, e]` and lse `[b, t, h]`."""
     call = _Call(spec, q, k, v, operands, upright=True)
     out, lse = _forward(
-        heads_first(call.pieces.scaled(q, operands).astype(q.dtype)), heads_first(k), heads_first(v),
+        call.pieces.query(q), heads_first(k), heads_first(v),
         call.pieces.arrays(operands), call.windows,
         call.pieces.terms(), call.work, call.frame.sizes, dtype=spec.dtype, **call.options,
     )  # fmt: skip
@@ -319,25 +350,36 @@ def backward(
     delta = jnp.sum(wide(dout) * wide(out), -1) - dlse
     arrays, pull = jax.vjp(pieces.arrays, operands)
     wanted = tuple(learn[slot.array] for slot in pieces.slots)
-    learned_scale = pieces.scale_at is not None
-    natural = 1 if pieces.has_mods else 1 / LOG2E
-    scaled, pull_scale = jax.vjp(pieces.scaled, q, operands)
     dq, dk, dv, found = _backward(
-        heads_first(scaled.astype(q.dtype)), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2),
-        heads_first(dout.astype(v.dtype)),
+        pieces.query(q), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2), heads_first(dout.astype(v.dtype)),
         jnp.swapaxes(delta, 1, 2), arrays, call.windows, wanted, pieces.terms(), call.work, call.frame.sizes,
-        dq_dtype=jnp.float32 if learned_scale else q.dtype, dq_factor=natural if learned_scale else pieces.scale,
-        **call.options,
+        dq_dtype=q.dtype, factor=pieces.scale, **call.options,
     )  # fmt: skip
     dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))
     rest = iter(found)
     cotangents = [next(rest)[tuple(map(slice, x.shape))] if y else jnp.zeros_like(x) for x, y in zip(arrays, wanted, strict=True)]
     (doperands,) = pull([c.astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0) for c, x in zip(cotangents, arrays, strict=True)])
     doperands = [x if y else None for x, y in zip(doperands, learn, strict=True)]
-    if learned_scale:
-        dq = dq.reshape(-1, *scaled.shape).sum(0)
-        dq, of_operands = pull_scale(dq)
-        if learn[pieces.scale_at]:
-            doperands[pieces.scale_at] = of_operands[pieces.scale_at]
     fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
     return (*(fold(x, like).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v))), doperands)
+
+
+def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
+    """How the call is cut, forward; blocks are counted where the mask is `known`."""
+    del operands
+    sizes, source = tile_sizes(spec, q, k, v, upright=True)
+    tile, blocks = (sizes.query, sizes.key), None
+    frame = Frame(q.shape[1], k.shape[1], sizes)
+    b, h = q.shape[0], q.shape[2]
+    found = None
+    if known:
+        query, key = (_blocks.Tiling(n, x, overhang=True) for n, x in _lengths(frame))
+        answer = _blocks.answers(mask, query, key)
+        shape = (b, h, query.count, key.count)
+        some, every = (np.broadcast_to(np.asarray(x), shape) for x in (answer.some, answer.every & answer.some))
+        full, partial = int(every.sum()), int(some.sum()) - int(every.sum())
+        blocks = some.size - full - partial, partial, full
+        entry = tables.find(tables.entries(), spec.target.chip, max(q.shape[-1], v.shape[-1]), max(q.shape[1], k.shape[1]), *_case(spec, True)).entry
+        pairs = (full + partial / 2) * tile[0] * tile[1]  # a partial tile does about half its products
+        found = entry.milliseconds * pairs / entry.pairs * (q.shape[-1] + v.shape[-1]) / (2 * entry.d)
+    return Cut(tile, blocks, source, found)

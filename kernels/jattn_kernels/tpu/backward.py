@@ -19,13 +19,18 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jattn_kernels.tpu.operands import Frame, Gradient, Window
 from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
-from jattn_kernels.tpu.work import Piece, Sizes, Step, Work
+from jattn_kernels.tpu.work import LANES, Piece, Sizes, Step, Work
 
 UNSEEN = 1e38  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
 
 
+_SPAN = 512  # keys cleared and written at a time, in a loop: all at once would be code for each
+
+
 class _Head(Walk):
     """One grid step: a query tile of one head and a chunk of keys."""
+
+    ahead = False  # the compiler overlaps the unrolled steps as well by itself
 
     def __init__(self, refs: Any, gradients: tuple[Gradient | None, ...], group: int, factors: Any, **static: Any):
         frame, windows = static["frame"], static["windows"]
@@ -37,7 +42,9 @@ class _Head(Walk):
         self.dq, self.dk, self.dv, *rest = rest
         found = iter(rest[: len(learned)])
         self.doperands = [None if x is None else next(found) for x in gradients]
-        self.dq_sum, self.dk_sum, self.dv_sum, *self.scratch = rest[len(learned) :]
+        self.dq_sum, self.dk_sum, self.dv_sum, *rest = rest[len(learned) :]
+        self.turned = (rest.pop(0), rest.pop(0)) if frame.sizes.turned_dkv else None
+        self.scratch = rest
         self.step, self.steps = pl.program_id(2), pl.num_programs(2)
         h = pl.program_id(1) * group + jax.lax.div(self.step, frame.query_tiles)
         place = pl.program_id(0), h, jax.lax.rem(self.step, frame.query_tiles), chunk[0]
@@ -60,6 +67,7 @@ class _Head(Walk):
         """The products k q' and v do' of a step."""
         rows, place, masked = self._span(step, tile)
         score = product(self.keys(self.k, place, masked), self.rows(self.q, rows), (1, 1), self.precision)
+        score = self.scaled(score)
         return score, product(self.keys(self.v, place, masked), self.rows(self.do, rows), (1, 1), self.precision)
 
     def piece(self, step: Step, piece: Piece, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -96,38 +104,64 @@ class _Head(Walk):
             self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, terms), place, self.scratch)
         return weight, ds
 
-    def update(self, step: Step, tile: Any, scores: tuple[jax.Array, jax.Array]) -> None:
+    def update(self, step: Step, tile: Any, scores: tuple[jax.Array, jax.Array], first: bool, last: bool) -> None:
+        del first, last
         rows, place, masked = self._span(step, tile)
-        keys = pl.ds(place.column, place.columns)
+        keys = pl.ds(pl.multiple_of(place.column, LANES), place.columns)
         offset = step.pieces[0].at
         cut = lambda x, piece: x[:, piece.at - offset : piece.at - offset + piece.size]
         done = [self.piece(step, x, tile, *(cut(y, x) for y in scores)) for x in step.pieces]
         weight, ds = (jnp.concatenate(x, 1) if len(x) > 1 else x[0] for x in zip(*done, strict=True))
-        query, do, key = self.rows(self.q, rows), self.rows(self.do, rows), self.keys(self.k, place, masked)
-        self.dv_sum[keys, :] += product(weight.astype(do.dtype), do, (1, 0), self.precision)
-        ds = ds.astype(query.dtype)
-        self.dk_sum[keys, :] += product(ds, query, (1, 0), self.precision)
-        self.dq_sum[rows, :] += product(ds, key, (0, 0), self.precision)
+        key = self.keys(self.k, place, masked)
+        weight, ds = weight.astype(self.do.dtype), ds.astype(self.q.dtype)
+        if self.turned is None:
+            self.dv_sum[keys, :] += product(weight, self.rows(self.do, rows), (1, 0), self.precision)
+            self.dk_sum[keys, :] += product(ds, self.rows(self.q, rows), (1, 0), self.precision)
+        else:
+            query, do = self.turned
+            self.dv_sum[:, keys] += product(do[:, rows], weight, (1, 1), self.precision)
+            self.dk_sum[:, keys] += product(query[:, rows], ds, (1, 1), self.precision)
+        if self.sizes.turned_dq:
+            self.dq_sum[:, rows] += product(key, ds, (0, 0), self.precision)
+        else:
+            self.dq_sum[rows, :] += product(ds, key, (0, 0), self.precision)
+
+    def every_span(self, visit: Any) -> None:
+        """visit(index of the key's sums, index of its outputs) for the chunk, a part at a time."""
+        span = math.gcd(_SPAN, self.sizes.chunk)
+
+        def one(n, _):
+            keys = pl.ds(pl.multiple_of(n * span, span), span)
+            visit((keys, slice(None)) if self.turned is None else (slice(None), keys), (keys, slice(None)))
+            return 0
+
+        jax.lax.fori_loop(0, self.sizes.chunk // span, one, 0)
 
     def begin_rows(self) -> None:
-        @pl.when(self.step == 0)
-        def _():
-            self.dk_sum[...] = jnp.zeros_like(self.dk_sum)
-            self.dv_sum[...] = jnp.zeros_like(self.dv_sum)
+        def clear(held, _):
+            for x in (self.dk_sum, self.dv_sum):
+                x[held] = jnp.zeros_like(x[held])
 
+        pl.when(self.step == 0)(functools.partial(self.every_span, clear))
         self.dq_sum[...] = jnp.zeros_like(self.dq_sum)
+        if self.turned is not None:
+            for x, ref in zip(self.turned, (self.q, self.do), strict=True):
+                x[...] = self.rows(ref, slice(0, self.sizes.query)).T
         for gradient, ref in zip(self.gradients, self.doperands, strict=True):
             if gradient is not None:
                 gradient.clear(ref, self.i == 0)
 
     def end_rows(self) -> None:
         dq_factor, dk_factor = self.factors
-        self.dq[...] = (self.dq_sum[...] * dq_factor).astype(self.dq.dtype)
+        dq = self.dq_sum[...] * dq_factor
+        self.dq[...] = (dq.T if self.sizes.turned_dq else dq).astype(self.dq.dtype)
 
-        @pl.when(self.step == self.steps - 1)
-        def _():
-            self.dk[...] = (self.dk_sum[...] * dk_factor).astype(self.dk.dtype)
-            self.dv[...] = self.dv_sum[...].astype(self.dv.dtype)
+        def write(held, keys):
+            turn = lambda x: x if self.turned is None else x.T
+            self.dk[keys] = (turn(self.dk_sum[held]) * dk_factor).astype(self.dk.dtype)
+            self.dv[keys] = turn(self.dv_sum[held]).astype(self.dv.dtype)
+
+        pl.when(self.step == self.steps - 1)(functools.partial(self.every_span, write))
 
 
 def _kernel(*refs, **static):
@@ -152,14 +186,15 @@ def backward(
     sizes: Sizes,
     *,
     dq_dtype: Any,
-    dq_factor: float,
+    factor: float,
     precision: Any = None,
     memory: int | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
-    """Gradients of q (times `dq_factor`, in `dq_dtype`), k, v, and those operands that `learn`, in their layout.
+    """Gradients of q, in `dq_dtype`, of k and v, and of the operands that `learn`, in their layout.
 
-    q `[b, h, t, d]` with the factor that `Terms.natural` says; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
+    `factor` is the scale of the product of query and key: in `terms.scale` or, with the units of the scores, in q
+    `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
     lse and delta (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  q, k, v may have shorter batch
     axes; their gradients have all of it.
     """
@@ -193,8 +228,11 @@ def backward(
     )
     own = lambda x: pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), lambda b, g, *_: (b, g, 0, 0))
     flat = pl.BlockSpec((None, None, 1, sizes.query), row)
-    sums = [(sizes.query, d), (sizes.chunk, d), (sizes.chunk, e)]
+    turn = lambda shape, turned: shape[::-1] if turned else shape
+    sums = [turn((sizes.query, d), sizes.turned_dq), *(turn((sizes.chunk, n), sizes.turned_dkv) for n in (d, e))]
     scratch: list[Any] = [pltpu.VMEM(x, jnp.float32) for x in sums]
+    if sizes.turned_dkv:
+        scratch += [pltpu.VMEM((x.shape[-1], sizes.query), x.dtype) for x in (q, do)]
     if tiled:
         scratch += [pltpu.VMEM((sizes.query, sizes.key), jnp.float32), pltpu.SemaphoreType.DMA]
     held = sizes.chunk if frame.chunks > 1 else s
@@ -204,7 +242,7 @@ def backward(
     inputs = 4 + 6 + len(windows)
     call = pl.pallas_call(
         functools.partial(
-            _kernel, gradients=gradients, group=group, factors=(dq_factor, 1.0 if terms.natural else math.log(2)),
+            _kernel, gradients=gradients, group=group, factors=(factor, factor if terms.scale is not None else 1.0 if terms.natural else math.log(2)),
             frame=frame, shape=shape, terms=terms, windows=windows, patterns=work.patterns, precision=precision,
         ),
         name="jattn_backward",

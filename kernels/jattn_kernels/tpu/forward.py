@@ -41,8 +41,20 @@ def _fold(combine: Callable, x: jax.Array) -> jax.Array:
     return functools.reduce(combine, [x[:, n : n + LANES] for n in range(0, x.shape[1], LANES)])
 
 
+def reciprocal(x: jax.Array, newton: bool) -> jax.Array:
+    """1 / x to the last bit but one or two."""
+    if not newton:
+        return 1 / x
+    guess = pl.reciprocal(x, approx=True)
+    for _ in range(2):
+        guess = guess * (2 - x * guess)
+    return guess
+
+
 class _Head(Walk):
     """One grid step: a query tile of one head and the key tiles of one chunk."""
+
+    ahead = True
 
     def __init__(self, refs: Any, **static: Any):
         tiles, counts, chunks, self.q, self.k, self.v, *rest = refs
@@ -56,29 +68,45 @@ class _Head(Walk):
         query = self.q[step.at : step.at + step.size, :]
         for piece in step.pieces:
             place = self.place(step, piece, tile)
-            score = product(query, self.keys(self.k, place, piece.masked), (1, 1), self.precision)
+            score = self.scaled(product(query, self.keys(self.k, place, piece.masked), (1, 1), self.precision))
             score = self.terms.scores(score, *place.positions(), piece.masked, self.live(place, piece), self.parts(place))
             found.append(score * LOG2E if self.terms.natural else score)
         return found
 
-    def update(self, step: Step, tile: Any, scores: list[jax.Array]) -> None:
+    def update(self, step: Step, tile: Any, scores: list[jax.Array], first: bool, last: bool) -> None:
         """The softmax of the step's rows takes in its scores."""
         rows = slice(step.at, step.at + step.size)
-        before = self.top[rows, :]
-        folded = functools.reduce(jnp.maximum, [_fold(jnp.maximum, x) for x in scores])
-        top = jnp.maximum(before, jnp.max(folded, axis=1, keepdims=True))
-        shrink = jnp.exp2(before - top)
+        tops = [jnp.max(x, axis=1, keepdims=True) for x in scores]
+        before = jnp.full((step.size, LANES), LOWEST, jnp.float32) if first else self.top[rows, :]
+        top = functools.reduce(jnp.maximum, tops, before)
         weights = [jnp.exp2(x - lanes(top, x.shape[1])) for x in scores]
-        self.top[rows, :] = top
-        self.total[rows, :] = self.total[rows, :] * shrink + sum(_fold(jnp.add, p) for p in weights)
-        out = self.sum[rows, :] * lanes(shrink, self.v.shape[1])
-        for piece, weight in zip(step.pieces, weights, strict=True):
-            place = self.place(step, piece, tile)
-            if self.terms.weights is not None:
-                weight = self.terms.weights(weight, *place.positions(), self.parts(place))
-            value = self.keys(self.v, place, piece.masked)
-            out = out + product(weight.astype(value.dtype), value, (1, 0), self.precision)
-        self.sum[rows, :] = out
+        total = functools.reduce(jnp.add, (_fold(jnp.add, p) for p in weights))
+        out = functools.reduce(
+            jnp.add, (self.weighted(step, x, tile, y) for x, y in zip(step.pieces, weights, strict=True))
+        )
+        if not first:
+            shrink = jnp.exp2(before - top)
+            total = self.total[rows, :] * shrink + total
+            out = self.sum[rows, :] * lanes(shrink, out.shape[1]) + out
+        if last:
+            self.finish(rows, top, total, out)
+        else:
+            self.top[rows, :], self.total[rows, :], self.sum[rows, :] = top, total, out
+
+    def weighted(self, step: Step, piece: Any, tile: Any, weight: jax.Array) -> jax.Array:
+        """The sum of values that a piece adds."""
+        place = self.place(step, piece, tile)
+        if self.terms.weights is not None:
+            weight = self.terms.weights(weight, *place.positions(), self.parts(place))
+        value = self.keys(self.v, place, piece.masked)
+        return product(weight if self.sizes.wide else weight.astype(value.dtype), value, (1, 0), self.precision)
+
+    def finish(self, rows: slice, top: jax.Array, total: jax.Array, out: jax.Array) -> None:
+        """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
+        total = jnp.broadcast_to(jnp.sum(total, axis=1, keepdims=True), total.shape)
+        share = jnp.where(total > 0, reciprocal(total, self.sizes.newton), 0)
+        self.out[rows, :] = (out * lanes(share, out.shape[1])).astype(self.out.dtype)
+        self.lse[:, rows] = (row(top) + jnp.log2(row(total))) * math.log(2)  # log2(0) = -inf
 
     def begin_rows(self) -> None:
         self.top[...] = jnp.full_like(self.top, LOWEST)
@@ -86,15 +114,33 @@ class _Head(Walk):
         self.sum[...] = jnp.zeros_like(self.sum)
 
     def end_rows(self) -> None:
-        total = jnp.broadcast_to(jnp.sum(self.total[...], axis=1, keepdims=True), self.total.shape)
-        seen = total > 0
-        total = jnp.where(seen, total, 1)
-        self.out[...] = (self.sum[...] * lanes(1 / total, self.v.shape[1])).astype(self.out.dtype)
-        self.lse[...] = row(jnp.where(seen, self.top[...] + jnp.log2(total), -jnp.inf)) * math.log(2)
+        self.finish(slice(0, self.sizes.query), self.top[...], self.total[...], self.sum[...])
+
+    def leave(self, rows: slice) -> None:
+        """Rows that see nothing."""
+        self.out[rows, :] = jnp.zeros_like(self.out[rows, :])
+        self.lse[:, rows] = jnp.full_like(self.lse[:, rows], -jnp.inf)
+
+    def work_off(self, steps: Any, tile: Any) -> None:
+        super().work_off(steps, tile)
+        if self.single:
+            met = {r for step in steps for r in range(step.at, step.at + step.size, LANES)}
+            for r in sorted(set(range(0, self.sizes.query, LANES)) - met):
+                self.leave(slice(r, r + LANES))
+
+    def visit_single(self) -> None:
+        """There is one key tile in all: the state of a softmax need not leave the registers."""
+        pl.when(self.full > 0)(functools.partial(self.full_tile, 0))
+        if self.patterns:
+            pl.when(self.partial > 0)(functools.partial(self.partial_tile, 0))
+            pl.when(self.full + self.partial == 0)(functools.partial(self.leave, slice(0, self.sizes.query)))
 
 
 def _kernel(*refs, chunks: int, **static):
     head = _Head(refs=refs, **static)
+    if head.single:
+        head.visit_single()
+        return
     only = chunks == 1
     head.begin_rows() if only else pl.when(head.c == 0)(head.begin_rows)
     head.visit()

@@ -22,7 +22,8 @@ class Terms(NamedTuple):
 
     scores: Callable  # (score, i, j, masked, live, parts) -> score, -inf where masked or not `live`
     weights: Callable | None  # (weight, i, j, parts) -> weight
-    natural: bool  # scores are natural logarithms; else log2(e) is a factor of the query already
+    natural: bool  # scores are natural logarithms; else log2(e) is a factor of the query or of `scale`
+    scale: float | None  # of the product of query and key; None: it is a factor of the query
 
 
 def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: Any) -> jax.Array:
@@ -33,7 +34,12 @@ def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: An
 
 
 class Walk:
-    """The tiles of one grid step.  Subclasses say what is done with the scores of a step."""
+    """The tiles of one grid step.  Subclasses say what is done with the scores of a step.
+
+    `ahead`: the products of the next step come before the exponentials of this one, to overlap with them.
+    """
+
+    ahead: bool
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class Walk:
         self.frame, self.sizes, self.terms, self.windows = frame, frame.sizes, terms, windows
         self.patterns, self.precision, self.upright = patterns, precision, upright
         self.tiles, self.operands = tiles, operands
+        self.single = shape.key_tiles == 1
         self.b, self.h, self.i, self.c = place
         self.begin, self.full, self.partial = shape.span(counts, *place)
         self.start = shape.chunk(chunks, *place) * self.sizes.chunk
@@ -61,7 +68,8 @@ class Walk:
     def scores(self, step: Step, tile: Any) -> Any:
         raise NotImplementedError
 
-    def update(self, step: Step, tile: Any, scores: Any) -> None:
+    def update(self, step: Step, tile: Any, scores: Any, first: bool, last: bool) -> None:
+        """`first`, `last`: of all steps of this strip, as far as that is known while tracing."""
         raise NotImplementedError
 
     def place(self, step: Step, piece: Piece, tile: Any) -> Place:
@@ -85,29 +93,39 @@ class Walk:
         """The operands' parts for a rectangle."""
         return [w.read(ref, place, self.frame) for w, ref in zip(self.windows, self.operands, strict=True)]
 
+    def scaled(self, product: jax.Array) -> jax.Array:
+        return product if self.terms.scale is None else product * self.terms.scale
+
     def work_off(self, steps: Pattern, tile: Any) -> None:
-        """Steps in order; the products of the next come before the exponentials of this one, to overlap with them."""
-        scores = self.scores(steps[0], tile)
-        for this, following in zip(steps, [*steps[1:], None], strict=True):
-            coming = None if following is None else self.scores(following, tile)
-            self.update(this, tile, scores)
-            scores = coming
+        coming = self.scores(steps[0], tile) if self.ahead else None
+        for n, step in enumerate(steps):
+            scores = coming if self.ahead else self.scores(step, tile)
+            if self.ahead and n + 1 < len(steps):
+                coming = self.scores(steps[n + 1], tile)
+            first = self.single and all(x.at != step.at for x in steps[:n])
+            last = self.single and all(x.at != step.at for x in steps[n + 1 :])
+            self.update(step, tile, scores, first, last)
+
+    def full_tile(self, n: Any) -> None:
+        tile, _ = tile_and_pattern(self.tiles[self.begin + n])
+        self.work_off(self.sizes.whole(False, self.upright, rows_first=self.single), tile)
+
+    def partial_tile(self, n: Any) -> None:
+        tile, chosen = tile_and_pattern(self.tiles[self.begin + self.full + n])
+        for number, steps in enumerate(self.patterns):
+            run = functools.partial(self.work_off, steps, tile)
+            run() if len(self.patterns) == 1 else pl.when(chosen == number)(run)
 
     def visit(self) -> None:
         """All full tiles, then all partial ones."""
 
-        def full(n, _):
-            tile, _ = tile_and_pattern(self.tiles[self.begin + n])
-            self.work_off(self.sizes.whole(False, self.upright), tile)
-            return 0
+        def loop(visit, count):
+            def one(n, _):
+                visit(n)
+                return 0
 
-        def partial(n, _):
-            tile, chosen = tile_and_pattern(self.tiles[self.begin + self.full + n])
-            for number, steps in enumerate(self.patterns):
-                run = functools.partial(self.work_off, steps, tile)
-                run() if len(self.patterns) == 1 else pl.when(chosen == number)(run)
-            return 0
+            jax.lax.fori_loop(0, count, one, 0)
 
-        jax.lax.fori_loop(0, self.full, full, 0)
+        loop(self.full_tile, self.full)
         if self.patterns:
-            jax.lax.fori_loop(0, self.partial, partial, 0)
+            loop(self.partial_tile, self.partial)

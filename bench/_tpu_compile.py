@@ -1,0 +1,89 @@
+"""The compiler for TPUs that are not there, in a process of its own: libtpu reads its settings once, when it loads."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from bench._tpu_cases import Case
+from bench._tpu_chips import CHIPS
+from bench._tpu_contenders import Setting
+
+_ROOT = Path(__file__).parent.parent
+
+
+class Compiler:
+    """Compiles and counts, one request at a time; a worker that dies is replaced.
+
+    Use it in a `with` statement: it holds a process and a temporary directory.
+    """
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="jattn-bench-")
+        self._worker: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._stop()
+        self._directory.cleanup()
+
+    def count(self, case: Case, contender: str, setting: Setting) -> dict[str, Any]:
+        """The worker's answer: `kernels` and `between_bytes`, or `error`; with `died` if asking again may help."""
+        worker = self._worker = self._worker or self._start()
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        request = {"case": asdict(case), "contender": contender, "setting": setting}
+        with contextlib.suppress(BrokenPipeError):
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+        if answer := worker.stdout.readline():
+            return json.loads(answer)
+        self._stop()
+        last = self._stderr.read_text(errors="replace").splitlines()[-1:] or ["no message"]
+        return {"error": f"the compiler died with status {worker.returncode}: {last[0]}", "died": True}
+
+    def _start(self) -> "subprocess.Popen[str]":
+        dump = Path(self._directory.name) / "dump"
+        dump.mkdir(exist_ok=True)
+        with self._stderr.open("w") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", "bench._tpu_worker", str(dump)],
+                cwd=_ROOT,
+                env=environment(dump),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+
+    def _stop(self) -> None:
+        if self._worker is not None:
+            self._worker.communicate()
+            self._worker = None
+
+    @property
+    def _stderr(self) -> Path:
+        return Path(self._directory.name) / "stderr"
+
+
+def environment(dump: Path) -> dict[str, str]:
+    """This process's environment, with what libtpu needs to compile without a TPU and to dump its bundles."""
+    flags = [f"--xla_jf_dump_to={dump}", "--xla_jf_dump_llo_text=true", *{chip.flags: None for chip in CHIPS.values()}]
+    path = [str(_ROOT), str(_ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "LIBTPU_INIT_ARGS": " ".join(flags),
+        "PYTHONPATH": os.pathsep.join(path),
+    }

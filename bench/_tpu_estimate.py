@@ -1,0 +1,108 @@
+"""From counted cycles to milliseconds: the best of a contender's settings for a case, and what was counted before."""
+
+import functools
+import importlib.metadata
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import _report
+from bench._tpu_cases import Case
+from bench._tpu_chips import CHIPS
+from bench._tpu_contenders import Contender, Setting
+from bench._tpu_cycles import MODEL
+
+Answer = Mapping[str, Any]
+Compile = Callable[[Case, str, Setting], Answer]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A contender's best for a case.
+
+    Attributes:
+        milliseconds: of all its kernels; None if none of its settings compiled.
+        between: of what XLA does around them, milliseconds: bytes over bandwidth.
+        kernels: by name, the counts, setting and milliseconds of each kernel at its best.
+        errors: what kept settings from counting.
+    """
+
+    milliseconds: float | None
+    between: float = 0.0
+    kernels: Mapping[str, Mapping[str, Any]] | None = None
+    errors: Sequence[str] = ()
+
+    def utilisation(self, case: Case) -> float | None:
+        """Useful flops over what the matrix units could do in that time."""
+        if self.milliseconds is None:
+            return None
+        return case.flops / (1e-3 * self.milliseconds * CHIPS[case.chip].peak)
+
+
+class Kept:
+    """Answers of the compiler, kept in a file so that an interrupted run resumes."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.answers: dict[str, Answer] = json.loads(path.read_text()) if path.exists() else {}
+
+    def count(self, compile_and_count: Compile, case: Case, contender: Contender, setting: Setting) -> Answer:
+        """The compiler's answer, from the file if it is there and the contender's results may be kept."""
+        if not contender.cached:
+            return compile_and_count(case, contender.name, setting)
+        key = f"{_versions(contender.package)} {case.name} {case.shape} {json.dumps(setting, sort_keys=True)}"
+        if key in self.answers:
+            return self.answers[key]
+        answer = compile_and_count(case, contender.name, setting)
+        if not answer.get("died"):
+            self.answers[key] = answer
+            _report.write_json(self.path, self.answers)
+        return answer
+
+
+@functools.cache
+def _versions(package: str) -> str:
+    packages = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in (package, "libtpu"))
+    return f"{packages} model={MODEL}"
+
+
+def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Answer]) -> Estimate:
+    """Count every setting of the contender with fewer heads, scale up, and take the best.
+
+    Forward and backward kernels take their best settings separately, among those that one call may mix.
+    """
+    walked = case.walked()
+    scale = case.b * case.h / (walked.b * walked.h)
+    chip = CHIPS[case.chip]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    betweens: dict[str, float] = {}
+    errors = []
+    for setting in contender.settings(case):
+        answer = count(walked, setting)
+        if "error" in answer:
+            errors.append(f"{json.dumps(setting)}: {answer['error']}")
+            continue
+        group = contender.split(setting)
+        between = 1e3 * scale * answer["between_bytes"] / (chip.bandwidth * chip.cores)
+        betweens[group] = min(between, betweens.get(group, between))
+        for name, counts in answer["kernels"].items():
+            cycles = counts["startup"] + scale * (counts["cycles"] - counts["startup"])
+            milliseconds = 1e3 * cycles / chip.hertz
+            groups[group].append({"name": name, "milliseconds": milliseconds, "setting": setting, **counts})
+    if not groups:
+        return Estimate(None, errors=errors)
+    bests = {group: _best(kernels) for group, kernels in groups.items()}
+    totals = {group: sum(one["milliseconds"] for one in best.values()) for group, best in bests.items()}
+    fastest = min(totals, key=totals.__getitem__)
+    return Estimate(totals[fastest], betweens[fastest], bests[fastest], errors)
+
+
+def _best(kernels: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By name, the fastest."""
+    found: dict[str, dict[str, Any]] = {}
+    for kernel in sorted(kernels, key=lambda one: one["milliseconds"]):
+        found.setdefault(kernel["name"], kernel)
+    return found

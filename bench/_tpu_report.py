@@ -1,0 +1,141 @@
+"""The table of `python -m bench tpu` and its summary, each figure next to its target."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from bench._report import number
+from bench._tpu_cases import Case
+from bench._tpu_estimate import Estimate
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of one case: an estimate for each contender, jattn's first."""
+
+    case: Case
+    estimates: Mapping[str, Estimate]
+
+    def ratio(self, peer: str) -> float | None:
+        """jattn's time over the peer's: below 1, jattn is faster."""
+        ours, theirs = (self.estimates[name].milliseconds for name in ("jattn", peer))
+        return None if ours is None or theirs is None else ours / theirs
+
+    @property
+    def utilisation(self) -> float | None:
+        return self.estimates["jattn"].utilisation(self.case)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.case.name,
+            **asdict(self.case),
+            "estimates": {
+                name: {**asdict(one), "utilisation": one.utilisation(self.case)} for name, one in self.estimates.items()
+            },
+        }
+
+
+class Goal(NamedTuple):
+    """A kind of target: what it is called, what was reached, what is asked for, and whether less is better."""
+
+    label: str
+    reached: Callable[[Row], float | None]
+    target: Callable[[Row], float | None]
+    most: bool
+
+    def verdict(self, row: Row) -> str:
+        """`met` or `MISSED`, or nothing where there is no target or nothing was reached."""
+        reached, target = self.reached(row), self.target(row)
+        if reached is None or target is None:
+            return ""
+        return "met" if (reached <= target if self.most else reached >= target) else "MISSED"
+
+
+RATIO = Goal("jattn / splash", lambda row: _ratio(row), lambda row: row.case.target, most=True)
+UTILISATION = Goal("utilisation", lambda row: row.utilisation, lambda row: row.case.utilisation_target, most=False)
+
+
+def _ratio(row: Row) -> float | None:
+    return row.ratio("splash") if "splash" in row.estimates else None
+
+
+class Column(NamedTuple):
+    """A title, and a row's cell under it; left-aligned if `left`."""
+
+    title: str
+    cell: Callable[[Row], str]
+    width: int
+    left: bool = False
+
+
+def columns(names: Sequence[str]) -> list[Column]:
+    """The table's columns for these contenders."""
+    found = [
+        Column("chip", lambda row: row.case.chip, 5, left=True),
+        Column("mask", lambda row: row.case.mask, 6, left=True),
+        Column("pass", lambda row: row.case.direction, 6, left=True),
+        Column("b x h x t x d", lambda row: row.case.shape, 14, left=True),
+    ]
+    for name in names:
+        found += [
+            Column(f"{name} ms", lambda row, name=name: number(row.estimates[name].milliseconds), 9),
+            Column("util", lambda row, name=name: _percent(row.estimates[name].utilisation(row.case)), 5),
+            Column("+XLA", lambda row, name=name: number(row.estimates[name].between), 6),
+        ]
+    if "splash" in names:
+        found += [
+            Column("ratio", lambda row: number(_ratio(row)), 6),
+            Column("target", lambda row: number(row.case.target), 6),
+            Column("", RATIO.verdict, 6, left=True),
+        ]
+    return [
+        *found,
+        Column("util >=", lambda row: _percent(row.case.utilisation_target), 7),
+        Column("", UTILISATION.verdict, 6, left=True),
+    ]
+
+
+def header(columns: Sequence[Column]) -> str:
+    """The line of titles."""
+    return _line([(column, column.title) for column in columns])
+
+
+def line(columns: Sequence[Column], row: Row) -> str:
+    """A row's line; the widths are fixed, so that rows can be printed as they come."""
+    return _line([(column, column.cell(row)) for column in columns])
+
+
+def _line(cells: Sequence[tuple[Column, str]]) -> str:
+    return "  ".join(text.ljust(c.width) if c.left else text.rjust(c.width) for c, text in cells).rstrip()
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Of every kind of target how many were met, and the row furthest from its own; then what did not compile."""
+    lines = []
+    for goal in (RATIO, UTILISATION):
+        judged = [row for row in rows if goal.verdict(row)]
+        if judged:
+            met = sum(goal.verdict(row) == "met" for row in judged)
+            worst = max(judged, key=lambda row: _distance(goal, row))
+            figures = (
+                f"{number(goal.reached(worst))}, target {'<=' if goal.most else '>='} {number(goal.target(worst))}"
+            )
+            lines.append(f"{goal.label}: {met} of {len(judged)} targets met; worst: {worst.case.name}, {figures}")
+    for row in rows:
+        for name, one in row.estimates.items():
+            if one.milliseconds is None:
+                lines.append(
+                    f"{row.case.name}: no estimate for {name}: {one.errors[0] if one.errors else 'no settings'}"
+                )
+    return "\n".join(lines)
+
+
+def _distance(goal: Goal, row: Row) -> float:
+    reached, target = goal.reached(row), goal.target(row)
+    assert reached is not None
+    assert target is not None
+    return reached / target if goal.most else target / reached
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}%"

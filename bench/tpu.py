@@ -1,0 +1,112 @@
+"""`python -m bench tpu`: estimated times of jattn's TPU kernels beside splash attention's, with no TPU attached.
+
+bfloat16, forward and forward + backward, on v5e, v5p, v6e and 7x (and v4, if asked).
+A legend says how to read the table.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import _machine, _report, _tpu_report
+from bench._cases import DIRECTIONS
+from bench._cli import Parser, choices, complain, missing
+from bench._tpu_cases import CHIP_NAMES, MASKS, QUICK, SHAPES, Case, cases
+from bench._tpu_chips import CHIPS
+from bench._tpu_compile import Compiler
+from bench._tpu_contenders import JATTN, PEERS, Contender
+from bench._tpu_estimate import Kept, estimate
+from bench._tpu_report import Row
+
+OUT = Path(__file__).parent / "out"
+LEGEND = """\
+Nothing ran: the TPU compiler made each kernel's final instruction bundles, and the benchmark walked them, adding stalls
+for DMAs and matrix units. On v5p and v6e such estimates are 0.91 to 0.97 of published hardware times of the splash
+kernel: ratios are better than times.
+ms: all Pallas kernels of the pass. Where a walk of every head would be long, fewer are compiled and walked (at least
+  two; megacores split them), and the cycles after the first product are scaled to b * h.
+util: useful flops over the peak of the matrix units; 4 d flops for every head and attended pair, 3.5 times that with
+  the backward, the same for all. On v6e and 7x a product 128 wide can use half of the units.
++XLA: what the rest of the program adds at least, its bytes over the bandwidth, in ms; not part of ms, ratio and util.
+ratio: jattn's ms over splash's; below 1, jattn is faster. splash: tokamax's kernel on [b * h, t, d], the best of eight
+  settings, forward and backward each at its own best: tile sizes, layout of k, use_experimental_scheduler both ways;
+  causal and window with its own mask tables.
+v4, v5p: one chip with two cores. 7x: one of a chip's two cores, which is one JAX device.
+Masks: full; causal; window: causal, 1024 keys a query."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the estimates; 2 if the command line is wrong or something is not installed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    peers = [peer for peer in PEERS if not missing([PEERS[peer].package])] if options.peers is None else options.peers
+    absent = missing(["tqdm", "libtpu", *(PEERS[peer].package for peer in peers)])
+    if absent:
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[aot,bench]'")
+    chosen = [case for case in _chosen(options) if options.filter in case.name]
+    if not chosen:
+        return complain(parser.prog, "no case matches; names look like v5e-causal-t2048-d128-fwd")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        kept = Kept(options.out / "tpu_kept.json")
+    except (OSError, ValueError) as error:
+        return complain(parser.prog, f"{type(error).__name__}: {error}")
+    return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], kept, options.out)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="bench tpu", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three cases, a few minutes")
+    parser.add_argument("--chip", type=choices(CHIPS), help=f"of {','.join(CHIPS)}; default: {','.join(CHIP_NAMES)}")
+    shapes = ["x".join(map(str, shape)) for shape in SHAPES]
+    parser.add_argument("--shape", type=choices(shapes), metavar="BxHxTxD", help=f"of {','.join(shapes)}")
+    parser.add_argument("--mask", type=choices(MASKS), help=f"of {','.join(MASKS)}")
+    parser.add_argument("--pass", type=choices(DIRECTIONS), dest="directions", help=f"of {','.join(DIRECTIONS)}")
+    parser.add_argument("--peers", type=choices(PEERS), help="default: splash, if tokamax is installed")
+    parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
+    return parser
+
+
+def _chosen(options: Any) -> list[Case]:
+    shapes = [shape for shape in SHAPES if options.shape is None or "x".join(map(str, shape)) in options.shape]
+    found = cases(options.chip or CHIP_NAMES, options.mask or MASKS, shapes, options.directions or DIRECTIONS)
+    return [case for case in found if case.name in QUICK] if options.quick else found
+
+
+def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, out: Path) -> int:
+    columns = _tpu_report.columns([one.name for one in contenders])
+    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", *(one.package for one in contenders[1:])])
+    text = [", ".join(f"{name} {value}" for name, value in facts.items()), "", _tpu_report.header(columns)]
+    print("\n".join(text))
+    rows: list[Row] = []
+    progress = _report.progress(chosen)
+    with Compiler() as compiler:
+        for case in progress:
+            progress.set_postfix_str(case.name)
+            rows.append(_row(case, contenders, kept, compiler))
+            text.append(_tpu_report.line(columns, rows[-1]))
+            progress.write(text[-1])
+            sys.stdout.flush()
+            _write(out, facts, rows, complete=len(rows) == len(chosen))
+    ending = ["", _tpu_report.summary(rows), "", LEGEND]
+    print("\n".join(ending))
+    (out / "tpu.txt").write_text("\n".join([*text, *ending]) + "\n")
+    print(f"\nWritten: {out / 'tpu.txt'}, {out / 'tpu.json'}")
+    return 0
+
+
+def _row(case: Case, contenders: Sequence[Contender], kept: Kept, compiler: Compiler) -> Row:
+    return Row(
+        case,
+        {
+            one.name: estimate(case, one, lambda case, setting, one=one: kept.count(compiler.count, case, one, setting))
+            for one in contenders
+        },
+    )
+
+
+def _write(out: Path, facts: dict[str, object], rows: Sequence[Row], complete: bool) -> None:
+    document = {"machine": facts, "complete": complete, "rows": [row.as_json() for row in rows]}
+    _report.write_json(out / "tpu.json", document)

@@ -1,0 +1,56 @@
+"""Tuned tile sizes: `tpu.json`, made by `python -m bench tune tpu`."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from typing import Any, NamedTuple
+
+PASSES = ("forward", "backward")
+MASKS = ("full", "causal", "window")
+
+
+class Entry(NamedTuple):
+    """The best sizes found for one case, and the time that was counted for it."""
+
+    chip: str
+    d: int
+    t: int
+    mask: str  # one of MASKS
+    direction: str  # one of PASSES
+    sizes: dict[str, Any]
+    milliseconds: float  # a head
+    pairs: int  # that a head attends to
+
+    @property
+    def name(self) -> str:
+        return f"{self.chip}, {self.direction}, {self.mask}, d {self.d}, t {self.t}"
+
+
+class Found(NamedTuple):
+    entry: Entry
+    exact: bool
+
+    def __str__(self) -> str:
+        return f"tuned for {self.entry.name}" if self.exact else f"nearest of the table: {self.entry.name}"
+
+
+@functools.cache
+def entries(file: str = "tpu.json") -> tuple[Entry, ...]:
+    text = importlib.resources.files(__name__).joinpath(file).read_text()
+    return tuple(Entry(**x) for x in json.loads(text))
+
+
+def find(table: tuple[Entry, ...], chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
+    """The entry for a case: of its chip if there is one, then the nearest in width, mask and length."""
+    table = tuple(x for x in table if x.direction == direction)
+    own = tuple(x for x in table if x.chip == chip)
+    octaves = lambda a, b: abs(math.log2(a / b))
+
+    def distance(x: Entry) -> float:
+        return 4 * octaves(x.d, d) + 2 * (x.mask != mask) + octaves(x.t, t)
+
+    best = min(own or table, key=distance)
+    return Found(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)

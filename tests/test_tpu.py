@@ -1,0 +1,265 @@
+"""The TPU kernels: interpreted, against the reference in float64; and their lists of work."""
+
+from __future__ import annotations
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jattn_kernels.tpu.operands import Frame
+from jattn_kernels.tpu.work import Sizes as TileSizes
+from jattn_kernels.tpu.work import tile_and_pattern
+
+import jattn
+from jattn import _blocks, _checks, _dispatch, _target, masks, mods, normalizers, scores
+from jattn._problem import Spec, reduce
+from jattn.backends import tpu
+from tests.cases import CASES, Draw, Sizes, make
+from tests.evaluate import check_dtype, evaluate
+from tests.tolerances import TOLERANCES, assert_close
+
+LARGE = Sizes(t=150, s=270, d=8, e=16)
+SMALL_TILES = TileSizes(128, 128, 128, 256)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+
+
+def _refusal(inputs):
+    arrays, options = inputs
+    options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
+    problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
+    return _dispatch.BACKENDS["pallas_tpu"].refuses(problem, _target.current())
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", CASES)
+def test_every_case(name):
+    inputs = make(name, "float32")
+    refusal = _refusal(inputs)
+    if refusal is None:
+        check_dtype(inputs, "pallas_tpu", "float32")
+        return
+    assert "additive" in refusal or "normalizer" in refusal
+    with pytest.raises(jattn.UnsupportedError, match="pallas_tpu"):
+        jattn.attention(*inputs[0], implementation="pallas_tpu", **inputs[1])
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", ["everything", "cosine-learned-scale", "causal", "bias", "segments"])
+def test_bfloat16(name):
+    check_dtype(make(name, "bfloat16"), "pallas_tpu", "bfloat16")
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Several query tiles, key tiles and chunks of keys at sizes that the interpreter can do."""
+    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (SMALL_TILES, "small"))
+    jattn.api._run.clear_cache()
+    yield
+    jattn.api._run.clear_cache()
+
+
+SEVERAL = ["causal", "window", "segments", "nested", "relative", "bias-every-axes", "everything", "gaussian", "blocks-heads"]
+
+
+@pytest.mark.usefixtures("interpreted", "small_tiles")
+@pytest.mark.parametrize("name", SEVERAL)
+def test_several_tiles_and_chunks(name):
+    """Against blockwise in float64: rows, keys and chunks hang over the ends of the arrays."""
+    inputs = make(name, "float32", LARGE)
+    got = evaluate(inputs, "pallas_tpu", forward_mode=False)
+    with jax.enable_x64(True):
+        wanted = evaluate(make(name, "float64", LARGE), "blockwise", forward_mode=False)
+    assert_close(got.out, wanted.out, 1e-5, "out")
+    assert_close(got.lse, wanted.lse, 1e-5, "lse")
+    for which, x, y in zip(got.names, got.gradients, wanted.gradients, strict=True):
+        assert_close(x, y, 1e-5 * max(1.0, float(np.abs(y).max(initial=0))), f"gradient of {which}")
+
+
+@pytest.mark.parametrize("name", ["causal", "everything", "bias"])
+def test_memory_is_written_before_it_is_read(name, monkeypatch):
+    """The simulator starts every memory with NaN and looks for races between copies and kernels."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (SMALL_TILES, "small"))
+    arrays, options = make(name, "float32", LARGE)
+    options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
+    problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
+    q, k, v, operands, signature = reduce(problem)
+    simulated = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+
+    def run(interpret):
+        spec = Spec("pallas_tpu", signature, q.dtype, None, None, _target.Target("cpu", None, interpret))
+        out, lse = tpu.forward(spec, q, k, v, operands)
+        learn = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
+        return tpu.backward(spec, q, k, v, operands, out, lse, jnp.sin(out), jnp.cos(jnp.exp(lse)), learn), out, lse
+
+    got, wanted = (jax.jit(functools.partial(run, x))() for x in (simulated, True))
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        if jnp.issubdtype(y.dtype, jnp.floating):
+            assert_close(x, y, 1e-5)
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+    assert not interpret_pallas_call.races.races_found
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_every_derivative():
+    """Higher orders and forward mode go through the twins."""
+    (q, k, v), options = make("causal", "float32")
+
+    def loss(implementation, q):
+        out, lse = jattn.attention(q, k, v, implementation=implementation, return_lse=True, **options)
+        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0) ** 2)
+
+    for of in (
+        lambda f: jax.jvp(f, (q,), (q,))[1],
+        lambda f: jax.jvp(jax.grad(f), (q,), (k[:, : q.shape[1], [0, 0, 1, 1]],))[1],
+        lambda f: jax.vmap(jax.grad(f))(jnp.stack([q, 2 * q])),
+    ):
+        got, wanted = (jax.jit(lambda n=n: of(functools.partial(loss, n)))() for n in ("pallas_tpu", "reference"))
+        assert_close(got, wanted, 1e-4)
+
+
+def test_elsewhere_it_refuses(monkeypatch):
+    monkeypatch.delenv("JATTN_INTERPRET", raising=False)
+    x = jnp.ones((1, 8, 2, 4))
+    with pytest.raises(jattn.UnsupportedError, match="JATTN_INTERPRET=1"):
+        jattn.attention(x, x, x, implementation="pallas_tpu")
+    assert jattn.explain(x, x, x).backend == "blockwise"
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"mask": masks.function(lambda i, j, held=np.eye(8, dtype=bool): jnp.asarray(held)[i, j])}, "jattn.operand"),
+        ({"mods": mods.function(lambda s, i, j, x: s + x[..., 0], jattn.operand(jnp.ones((2, 3)), "h"))}, r"\[2, 3\]"),
+        ({"mods": mods.function(lambda s, i, j: jnp.cumsum(s, 1))}, "elementwise"),
+    ],
+)
+def test_what_a_kernel_cannot_evaluate(options, reason):
+    x = jnp.ones((1, 8, 2, 4))
+    with pytest.raises(jattn.UnsupportedError, match=reason):
+        jattn.attention(x, x, x, implementation="pallas_tpu", **options)
+
+
+def test_float16_is_refused(interpreted):
+    x = jnp.ones((1, 8, 2, 4), jnp.float16)
+    with pytest.raises(jattn.UnsupportedError, match="float16"):
+        jattn.attention(x, x, x, implementation="pallas_tpu")
+
+
+# Lists of work
+
+
+@st.composite
+def static_masks(draw):
+    one = st.one_of(
+        st.builds(masks.causal, st.integers(-300, 300)),
+        st.builds(masks.window, st.integers(0, 400), st.integers(0, 400)),
+        st.builds(masks.prefix, st.integers(0, 700)),
+        st.builds(masks.dilated, st.integers(1, 3)),
+    )
+    left, right = draw(one), draw(one)
+    return draw(st.sampled_from([left, left & right, left | right, ~left]))
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    static_masks(), st.integers(1, 700), st.integers(1, 700), st.sampled_from([128, 256, 512]),
+    st.sampled_from([128, 256, 512]), st.integers(1, 3), st.booleans(),
+)  # fmt: skip
+def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, upright):
+    """Every pair that attends is in one step; what a step calls unmasked attends."""
+    sizes = TileSizes(query, key, 128, key * per_chunk)
+    frame = Frame(t, s, sizes)
+    work = tpu.static_work(mask, frame, upright)
+    padded = frame.query_tiles * query, frame.key_tiles * key
+    count, unmasked = np.zeros(padded, int), np.zeros(padded, bool)
+
+    def lay(i, j, steps):
+        for step in steps:
+            for piece in step.pieces:
+                row, column = (step, piece) if upright else (piece, step)
+                at = slice(i + row.at, i + row.at + row.size), slice(j + column.at, j + column.at + column.size)
+                count[at] += 1
+                unmasked[at] |= not piece.masked
+
+    for i in range(frame.query_tiles):
+        for c in range(frame.chunks):
+            begin, full, partial = work.counts[0, i, c]
+            for n, entry in enumerate(work.tiles[0, i, begin : begin + full + partial]):
+                tile, pattern = tile_and_pattern(entry)
+                assert n >= full or pattern == 0 or not work.patterns
+                assert tile // per_chunk == work.chunks[0, i, c]
+                lay(i * query, tile * key, sizes.whole(False, upright) if n < full else work.patterns[pattern])
+    attends = np.asarray(mask(np.arange(t)[:, None], np.arange(s)[None]))
+    assert count.max(initial=0) <= 1
+    assert (count[:t, :s][attends] == 1).all()
+    assert attends[unmasked[:t, :s]].all()
+    assert not unmasked[:, s:].any()
+
+
+def test_a_diagonal_tile_does_about_half_its_products():
+    sizes = TileSizes(1024, 1024, 512, 4096)
+    work = tpu.static_work(masks.causal(), Frame(4096, 4096, sizes), True)
+    assert len(work.patterns) == 1
+    pairs = sum(step.size * piece.size for step in work.patterns[0] for piece in step.pieces)
+    assert pairs <= 0.63 * 1024**2
+
+
+def test_segments_known_at_run_time_skip_tiles():
+    ids = jnp.repeat(jnp.arange(4), 256)[None]
+    frame = Frame(1024, 1024, TileSizes(256, 256, 256, 1024))
+    q_ids = jattn.operand(ids, "bt")
+    work = jax.jit(lambda: tpu.work_of(masks.Segments(q_ids, jattn.operand(ids, "bs")), frame, True)[:2])()
+    assert np.asarray(work[1])[0, :, 0].tolist() == [[0, 1, 0]] * 4
+    assert np.asarray(work[0])[0, :, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_answers_of_tiles_that_hang_over():
+    tiling = _blocks.Tiling(300, 128, overhang=True)
+    assert tiling.range().lo.tolist() == [0, 128, 256]
+    assert tiling.range().hi.tolist() == [127, 255, 299]
+
+
+def test_tolerances_are_those_of_the_table():
+    assert TOLERANCES["float32"].value < 1e-5
+
+
+# Plans
+
+
+@pytest.mark.parametrize("device", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_explain_for_a_chip_that_is_not_here(device):
+    x = jax.ShapeDtypeStruct((1, 8192, 8, 128), "bfloat16")
+    plan = jattn.explain(x, x, x, mask=masks.causal(), device=device)
+    assert plan.backend == "pallas_tpu"
+    assert plan.milliseconds > 0
+    assert device in plan.tuned
+    empty, partial, full = plan.blocks
+    assert empty > full > partial > 0
+    assert "estimate" in str(plan)
+
+
+def test_explain_says_when_its_table_has_no_such_case():
+    x = jax.ShapeDtypeStruct((1, 1000, 8, 80), "bfloat16")
+    assert "nearest" in jattn.explain(x, x, x, device="v5e").tuned
+    with pytest.raises(ValueError, match="v5e"):
+        jattn.explain(x, x, x, device="v9")
+
+
+def test_sizes_are_checked():
+    Draw(Sizes(), "float32", 0)
+    with pytest.raises(ValueError, match="multiples of 128"):
+        TileSizes(100, 128, 128, 128)
+    with pytest.raises(ValueError, match="step must divide key"):
+        TileSizes(128, 384, 256, 384)
