@@ -52,9 +52,16 @@ def test_every_case(name):
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", ["everything", "cosine-learned-scale", "causal", "bias", "segments"])
+@pytest.mark.parametrize("name", ["everything", "cosine-learned-scale", "causal", "segments"])
 def test_bfloat16(name):
-    check_dtype(make(name, "bfloat16"), "pallas_tpu", "bfloat16")
+    check_dtype(make(name, "bfloat16"), "pallas_tpu", "bfloat16", lse="bfloat16")
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_bfloat16_with_the_scale_in_float32():
+    """By default the scale is a factor of the query, rounded to its dtype; `precision="highest"` asks for more."""
+    arrays, options = make("causal", "bfloat16")
+    check_dtype((arrays, {**options, "precision": "highest"}), "pallas_tpu", "bfloat16")
 
 
 @pytest.fixture
@@ -99,7 +106,7 @@ def test_memory_is_written_before_it_is_read(name, monkeypatch):
         spec = Spec("pallas_tpu", signature, q.dtype, None, None, _target.Target("cpu", None, interpret))
         out, lse = tpu.forward(spec, q, k, v, operands)
         learn = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
-        return tpu.backward(spec, q, k, v, operands, out, lse, jnp.sin(out), jnp.cos(jnp.exp(lse)), learn), out, lse
+        return tpu.backward(spec, q, k, v, operands, out, lse, jnp.sin(out), jnp.where(jnp.isfinite(lse), jnp.cos(lse), 0), learn), out, lse
 
     got, wanted = (jax.jit(functools.partial(run, x))() for x in (simulated, True))
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
@@ -246,7 +253,7 @@ def test_explain_for_a_chip_that_is_not_here(device):
     assert plan.milliseconds > 0
     assert device in plan.tuned
     empty, partial, full = plan.blocks
-    assert empty > full > partial > 0
+    assert empty == full > partial > 0
     assert "estimate" in str(plan)
 
 

@@ -125,6 +125,13 @@ _TILE = (128, 128)
 _LOOK_UPS = {"gather", "scatter", "scatter-add", "sort", "dynamic_slice", "dot_general", "while", "scan", "cumsum"}
 
 
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of the primitives in a jaxpr and in those inside it."""
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    inner = [x for equation in jaxpr.eqns for x in jax.tree.leaves(list(equation.params.values()))]
+    return names.union(*(_primitives(getattr(x, "jaxpr", x)) for x in inner if hasattr(x, "jaxpr") or hasattr(x, "eqns")))
+
+
 @functools.lru_cache(maxsize=256)
 def _unfit_function(fn: Any, first: tuple[Any, ...], operands: tuple[Any, ...]) -> str | None:
     wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
@@ -135,7 +142,7 @@ def _unfit_function(fn: Any, first: tuple[Any, ...], operands: tuple[Any, ...]) 
     traced = jax.make_jaxpr(fn)(*arguments)
     if any(jnp.ndim(x) for x in traced.consts):
         return "takes functions without arrays of their own: give the array as a jattn.operand"
-    found = {e.primitive.name for e in traced.jaxpr.eqns} & _LOOK_UPS
+    found = _primitives(traced.jaxpr) & _LOOK_UPS
     return f"takes elementwise functions, not {' or '.join(sorted(found))}" if found else None
 
 

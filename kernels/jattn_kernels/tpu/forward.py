@@ -133,7 +133,7 @@ class _Head(Walk):
         pl.when(self.full > 0)(functools.partial(self.full_tile, 0))
         if self.patterns:
             pl.when(self.partial > 0)(functools.partial(self.partial_tile, 0))
-            pl.when(self.full + self.partial == 0)(functools.partial(self.leave, slice(0, self.sizes.query)))
+        pl.when(self.full + self.partial == 0)(functools.partial(self.leave, slice(0, self.sizes.query)))
 
 
 def _kernel(*refs, chunks: int, **static):
