@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,8 @@ class Compiler:
 
     def _start(self) -> "subprocess.Popen[str]":
         dump = Path(self._directory.name) / "dump"
-        dump.mkdir(exist_ok=True)
+        shutil.rmtree(dump, ignore_errors=True)  # what a worker that died left there
+        dump.mkdir()
         with self._stderr.open("w") as stderr:
             return subprocess.Popen(
                 [sys.executable, "-m", "bench._tpu_worker", str(dump)],

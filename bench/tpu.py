@@ -4,6 +4,7 @@ bfloat16, forward and forward + backward, on v5e, v5p, v6e and 7x (and v4, if as
 A legend says how to read the table.
 """
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from bench._tpu_contenders import JATTN, PEERS, Contender
 from bench._tpu_estimate import Kept, estimate
 from bench._tpu_report import Row
 
+_ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "out"
 LEGEND = """\
 Nothing ran: the TPU compiler made each kernel's final instruction bundles, and the benchmark walked them, adding stalls
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the estimates; 2 if the command line is wrong or something is not installed."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.check:
+        return subprocess.call([sys.executable, "-m", "pytest", "-m", "aot", "tests/test_tpu.py"], cwd=_ROOT)
     peers = [peer for peer in PEERS if not missing([PEERS[peer].package])] if options.peers is None else options.peers
     absent = missing(["tqdm", "libtpu", *(PEERS[peer].package for peer in peers)])
     if absent:
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="bench tpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three cases, a few minutes")
+    parser.add_argument("--check", action="store_true", help="compile the tests' cases for every chip, count nothing")
     parser.add_argument("--chip", type=choices(CHIPS), help=f"of {','.join(CHIPS)}; default: {','.join(CHIP_NAMES)}")
     shapes = ["x".join(map(str, shape)) for shape in SHAPES]
     parser.add_argument("--shape", type=choices(shapes), metavar="BxHxTxD", help=f"of {','.join(shapes)}")

@@ -55,7 +55,8 @@ def attention(
       return_lse: also return the log of the softmax's denominator, `[b, t, h]`, float32 or wider, differentiable.
       implementation: None chooses; "reference", "blockwise", "pallas_tpu", "pallas_triton", "cudnn" insists.
       blocks: (query rows, key rows) of a tile, in the place of the tuned sizes.
-      precision: a `jax.lax.Precision` for the two products.
+      precision: a `jax.lax.Precision` for the two products.  On TPU a bfloat16 query takes up the score's scale,
+        rounded to bfloat16, unless this is "highest"; float32 is computed at "highest" unless this says otherwise.
 
     Returns:
       out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf
@@ -107,8 +108,8 @@ def explain(
     memory.
 
     query, key and value may be `jax.ShapeDtypeStruct`s: nothing is run, only compiled.  Inside jit, a mask made of
-    traced arrays has blocks "known at run time".  `device` names a TPU that need not be here: "v4", "v5e", "v5p", "v6e",
-    "tpu7x"; the plan then has an estimate of the time.
+    traced arrays has blocks "known at run time".  `device` names a TPU that need not be here ("v4", "v5e", "v5p",
+    "v6e", "tpu7x"): the plan then has an estimate of the time.
 
     >>> import jax, jattn
     >>> x = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")

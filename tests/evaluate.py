@@ -85,9 +85,7 @@ def evaluate(
     return Result(out, lse, list(gradients), names, *slopes)
 
 
-def assert_agree(
-    got: Result, wanted: Result, dtype: str, gradients: int | None = None, lse: str | None = None
-) -> None:
+def assert_agree(got: Result, wanted: Result, dtype: str, gradients: int | None = None, lse: str | None = None) -> None:
     """Raises unless values, lse (float32 or wider) and the first or all gradients are within the dtype's tolerances.
 
     `lse`: a dtype whose tolerance the lse gets, in the place of its own.

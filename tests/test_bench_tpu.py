@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jattn_kernels import tables as tuned
+from jattn_kernels.tpu.work import Sizes
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -535,9 +537,16 @@ class StandIn:
         pass
 
     def count(self, case, name, setting):
-        if setting.get("blocks") == [512, 256] or setting.get("tiles", [0])[0] == 2048:
+        forward, backward = setting.get("forward", {}), setting.get("backward", {})
+        if setting.get("tiles", [0])[0] == 2048 or forward.get("query") == 2048:
             return {"error": "RuntimeError: too large"}
-        size = sum(setting.get("blocks", setting.get("tiles", [1200])))
+        if forward:  # the best are those with the other scheduler forward, of the smallest step
+            both = counts(1000 if "scheduler" in forward else 2000), counts(backward["step"])
+            return {
+                "kernels": dict(zip((f"{name}_forward.1", f"{name}_backward.1"), both, strict=True)),
+                "between_bytes": 0,
+            }
+        size = sum(setting.get("tiles", [1200]))
         return {"kernels": {f"{name}_forward.1": counts(1500 * size), f"{name}_backward.1": counts(3000000 - size)}, "between_bytes": 0}  # fmt: skip
 
 
@@ -562,20 +571,33 @@ def test_tpu_end_to_end(tmp_path, capsys, stand_in):
     assert len(json.loads((tmp_path / "tpu_kept.json").read_text())) == 8
 
 
+@pytest.mark.parametrize("case", [Case(chip, mask, 1, 16, 16384, d, "fwdbwd") for chip in CHIPS for mask in ("full", "causal", "window") for d in (64, 256)], ids=str)  # fmt: skip
+def test_candidates_are_sizes(case):
+    for candidates in tune.candidates(case).values():
+        assert len(candidates) > 2
+        for sizes in candidates:
+            Sizes(**sizes)
+
+
 def test_tune_fills_the_table_and_resumes(tmp_path, capsys, stand_in, monkeypatch):
     table = tmp_path / "tables" / "tpu.json"
-    arguments = ["tune", "tpu", "--chip", "v5e", "--mask", "full", "--d", "64", "--t", "512", "--table", str(table)]
+    arguments = ["tune", "tpu", "--chip", "v5e", "--mask", "full", "--t", "2048", "--table", str(table)]
     assert bench.main(arguments) == 0
-    rows = json.loads(table.read_text())["rows"]
-    found = {row["pass"]: row["sizes"] for row in rows}
-    assert found == {"fwd": [256, 256], "bwd": [512, 512]}
-    assert {(row["chip"], row["d"], row["t"], row["mask"]) for row in rows} == {("v5e", 64, 512, "full")}
+    rows = json.loads(table.read_text())
+    found = {row["direction"]: row for row in rows}
+    assert found["forward"]["sizes"]["scheduler"]
+    assert found["backward"]["sizes"]["step"] == 256
+    assert {(row["chip"], row["d"], row["t"], row["mask"], row["pairs"]) for row in rows} == {
+        ("v5e", 128, 2048, "full", 2048**2)
+    }
+    for row in rows:  # the table is what the kernels read
+        Sizes(**tuned.Entry(**row).sizes)
     monkeypatch.setattr(tune, "estimate", lambda *_: pytest.fail("estimated again"))
     assert bench.main(arguments) == 0
     assert "2 rows in" in capsys.readouterr().out
     monkeypatch.setattr(tune, "estimate", lambda *_: {})
     assert bench.main([*arguments, "--again"]) == 2
-    assert "no candidate compiled for v5e-full-t512-d64-fwdbwd" in capsys.readouterr().err
+    assert "no candidate compiled for v5e-full-t2048-d128-fwdbwd" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -622,7 +644,7 @@ def test_a_compiler_that_dies_is_an_answer(monkeypatch):
 def test_jattn_is_compiled_and_counted():
     with _tpu_compile.Compiler() as compiler:
         answer = compiler.count(Case("v5e", "causal", 1, 2, 512, 128, "fwd"), "jattn", {})
-        wrong = compiler.count(Case("v5e", "causal", 1, 2, 512, 128, "fwd"), "jattn", {"blocks": [100]})
+        wrong = compiler.count(Case("v5e", "causal", 1, 2, 512, 128, "fwd"), "jattn", {"forward": {"query": 100}})
     (kernel,) = answer["kernels"].values()
     assert kernel["products"] * 16 * 128 * 128 >= 2 * 2 * (512 * 512 // 2) * 128
     assert kernel["dma_bytes"] >= 4 * 2 * 512 * 128 * 2

@@ -38,9 +38,12 @@ class Found(NamedTuple):
 
 
 @functools.cache
-def entries(file: str = "tpu.json") -> tuple[Entry, ...]:
-    text = importlib.resources.files(__name__).joinpath(file).read_text()
+def read() -> tuple[Entry, ...]:
+    text = importlib.resources.files(__name__).joinpath("tpu.json").read_text()
     return tuple(Entry(**x) for x in json.loads(text))
+
+
+entries = read
 
 
 def find(table: tuple[Entry, ...], chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:

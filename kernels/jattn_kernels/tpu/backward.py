@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Gradient, Window
+from jattn_kernels.tpu.operands import Frame, Gradient, Window, array, lane_slice
 from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
-from jattn_kernels.tpu.work import LANES, Piece, Sizes, Step, Work
+from jattn_kernels.tpu.work import Piece, Sizes, Step, Work
 
 UNSEEN = 1e38  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
 
@@ -70,7 +70,7 @@ class _Head(Walk):
         score = self.scaled(score)
         return score, product(self.keys(self.v, place, masked), self.rows(self.do, rows), (1, 1), self.precision)
 
-    def piece(self, step: Step, piece: Piece, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def piece(self, step: Step, piece: Piece, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[Any, Any]:
         """Weights after the gates, and the gradient of the product k q', of one piece."""
         rows = slice(piece.at, piece.at + piece.size)
         place = self.place(step, piece, tile)
@@ -107,11 +107,12 @@ class _Head(Walk):
     def update(self, step: Step, tile: Any, scores: tuple[jax.Array, jax.Array], first: bool, last: bool) -> None:
         del first, last
         rows, place, masked = self._span(step, tile)
-        keys = pl.ds(pl.multiple_of(place.column, LANES), place.columns)
+        keys = lane_slice(place.column, place.columns)
         offset = step.pieces[0].at
         cut = lambda x, piece: x[:, piece.at - offset : piece.at - offset + piece.size]
         done = [self.piece(step, x, tile, *(cut(y, x) for y in scores)) for x in step.pieces]
-        weight, ds = (jnp.concatenate(x, 1) if len(x) > 1 else x[0] for x in zip(*done, strict=True))
+        join = lambda parts: jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
+        weight, ds = join([x for x, _ in done]), join([x for _, x in done])
         key = self.keys(self.k, place, masked)
         weight, ds = weight.astype(self.do.dtype), ds.astype(self.q.dtype)
         if self.turned is None:
@@ -223,9 +224,10 @@ def backward(
         b, h, i, _ = at(*grid)
         return b, h, 0, i
 
-    keys = lambda x: pl.BlockSpec(
-        (None, None, sizes.chunk, x.shape[-1]), lambda b, g, _, tiles, counts, chunks, chunk: (b % x.shape[0], g, chunk[0], 0)
-    )
+    def keys(x):
+        index = lambda b, g, _, tiles, counts, chunks, chunk: (b % x.shape[0], g, chunk[0], 0)
+        return pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), index)
+
     own = lambda x: pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), lambda b, g, *_: (b, g, 0, 0))
     flat = pl.BlockSpec((None, None, 1, sizes.query), row)
     turn = lambda shape, turned: shape[::-1] if turned else shape
@@ -236,13 +238,15 @@ def backward(
     if tiled:
         scratch += [pltpu.VMEM((sizes.query, sizes.key), jnp.float32), pltpu.SemaphoreType.DMA]
     held = sizes.chunk if frame.chunks > 1 else s
-    out_shape = [jax.ShapeDtypeStruct((b, h, t, d), dq_dtype)]
-    out_shape += [jax.ShapeDtypeStruct((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
+    out_shape = [array((b, h, t, d), dq_dtype)]
+    out_shape += [array((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
     out_shape += [x.shape(b, h) for x in learned]
     inputs = 4 + 6 + len(windows)
+    units = 1.0 if terms.natural else math.log(2)
+    factors = factor, units if terms.scale is None else factor
     call = pl.pallas_call(
         functools.partial(
-            _kernel, gradients=gradients, group=group, factors=(factor, factor if terms.scale is not None else 1.0 if terms.natural else math.log(2)),
+            _kernel, gradients=gradients, group=group, factors=factors,
             frame=frame, shape=shape, terms=terms, windows=windows, patterns=work.patterns, precision=precision,
         ),
         name="jattn_backward",
@@ -281,7 +285,8 @@ def backward(
 def _chunk_by_chunk(of_chunk: Any, learned: list[Gradient], chunks: int, s: int, shapes: Any, zeros: Any) -> Any:
     """Keys that do not stand in fast memory at once: the gradients of queries add up over chunks."""
     joined = [x.window.along == "s" for x in learned]
-    start = [jnp.zeros(x.shape, jnp.float32) for x in (shapes[0], *(x for x, y in zip(shapes[3:], joined, strict=True) if not y))]
+    summed = [shapes[0], *(x for x, y in zip(shapes[3:], joined, strict=True) if not y)]
+    start = [jnp.zeros(x.shape, jnp.float32) for x in summed]
 
     def body(carry, chunk):
         (dq, *sums), zeros = carry

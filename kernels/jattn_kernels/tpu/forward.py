@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Window
+from jattn_kernels.tpu.operands import Frame, Window, array
 from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
 from jattn_kernels.tpu.work import LANES, Sizes, Step, Work
 
@@ -59,7 +59,7 @@ class _Head(Walk):
     def __init__(self, refs: Any, **static: Any):
         tiles, counts, chunks, self.q, self.k, self.v, *rest = refs
         *operands, self.out, self.lse, self.top, self.total, self.sum = rest
-        place = tuple(pl.program_id(n) for n in range(4))
+        place = pl.program_id(0), pl.program_id(1), pl.program_id(2), pl.program_id(3)
         super().__init__(tiles, counts, chunks, operands, place, upright=True, **static)
 
     def scores(self, step: Step, tile: Any) -> list[jax.Array]:
@@ -69,7 +69,8 @@ class _Head(Walk):
         for piece in step.pieces:
             place = self.place(step, piece, tile)
             score = self.scaled(product(query, self.keys(self.k, place, piece.masked), (1, 1), self.precision))
-            score = self.terms.scores(score, *place.positions(), piece.masked, self.live(place, piece), self.parts(place))
+            live, parts = self.live(place, piece), self.parts(place)
+            score = self.terms.scores(score, *place.positions(), piece.masked, live, parts)
             found.append(score * LOG2E if self.terms.natural else score)
         return found
 
@@ -130,10 +131,18 @@ class _Head(Walk):
 
     def visit_single(self) -> None:
         """There is one key tile in all: the state of a softmax need not leave the registers."""
-        pl.when(self.full > 0)(functools.partial(self.full_tile, 0))
+        when(self.full > 0, functools.partial(self.full_tile, 0))
         if self.patterns:
-            pl.when(self.partial > 0)(functools.partial(self.partial_tile, 0))
-        pl.when(self.full + self.partial == 0)(functools.partial(self.leave, slice(0, self.sizes.query)))
+            when(self.partial > 0, functools.partial(self.partial_tile, 0))
+        when(self.full + self.partial == 0, functools.partial(self.leave, slice(0, self.sizes.query)))
+
+
+def when(condition: Any, run: Callable) -> None:
+    """`pl.when`, without a branch where the condition is known while tracing."""
+    if not isinstance(condition, bool):
+        pl.when(condition)(run)
+    elif condition:
+        run()
 
 
 def _kernel(*refs, chunks: int, **static):
@@ -183,15 +192,21 @@ def forward(
 
     h_per_g = h // g
     rows = lambda n, width: pl.BlockSpec((None, None, sizes.query, width), lambda b, h, i, c, *_: (b % n, h, i, 0))
-    static = dict(
-        frame=frame, shape=shape, terms=terms, windows=windows, patterns=work.patterns, precision=precision,
-    )  # fmt: skip
     per_row = pltpu.VMEM((sizes.query, LANES), jnp.float32)
     return pl.pallas_call(
-        functools.partial(_kernel, chunks=shape.chunks, **static),
+        functools.partial(
+            _kernel,
+            chunks=shape.chunks,
+            frame=frame,
+            shape=shape,
+            terms=terms,
+            windows=windows,
+            patterns=work.patterns,
+            precision=precision,
+        ),
         name="jattn_forward",
         interpret=interpret,
-        out_shape=[jax.ShapeDtypeStruct((b, h, t, e), dtype), jax.ShapeDtypeStruct((b, h, 1, t), jnp.float32)],
+        out_shape=[array((b, h, t, e), dtype), array((b, h, 1, t), jnp.float32)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=3,
             grid=(b, h, frame.query_tiles, shape.chunks),

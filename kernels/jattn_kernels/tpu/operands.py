@@ -43,7 +43,6 @@ class Frame(NamedTuple):
         """Lengths that tiles and chunks divide."""
         return {"t": self.query_tiles * self.sizes.query, "s": self.chunks * self.sizes.chunk}
 
-
     def diagonal(self, place: Place) -> Any:
         """Where in a strip `[t + s]` the part for a rectangle begins; it is as long as both its sides."""
         if place.upright:
@@ -73,6 +72,16 @@ class Place(NamedTuple):
         shapes = ((self.rows, 1), (1, self.columns)) if self.upright else ((1, self.rows), (self.columns, 1))
         i, j = (jax.lax.broadcasted_iota(jnp.int32, x, x[0] == 1) for x in shapes)
         return i + self.i, j + self.j
+
+
+def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """Of an output.  Inside `jax.shard_map` it varies over no mesh axis, like the inputs that a kernel is given."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())
+
+
+def lane_slice(start: Any, size: int) -> Any:
+    """A slice that starts at a multiple of the number of lanes, known while tracing or not."""
+    return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, LANES), size)
 
 
 def to_column(x: jax.Array) -> jax.Array:
@@ -122,7 +131,7 @@ class Window:
 
     def read(self, ref: Any, place: Place, frame: Frame) -> jax.Array:
         """The part for a rectangle, broadcastable to its scores."""
-        columns = pl.ds(pl.multiple_of(place.column, LANES), place.columns)
+        columns = lane_slice(place.column, place.columns)
         if self.along == "":
             b, h = self.entry(place.b, place.h)
             part = ref[b * self.heads + h]
@@ -151,7 +160,7 @@ class Window:
         """Numbers along diagonals: [r, c] = ref[c + lane - (r + sublane) + length of the sublanes' axis]."""
         rows, columns = place.shape
         first = frame.diagonal(place)
-        window = jnp.broadcast_to(ref[:, pl.ds(pl.multiple_of(first, LANES), rows + columns)], (rows, rows + columns))
+        window = jnp.broadcast_to(ref[:, lane_slice(first, rows + columns)], (rows, rows + columns))
         return pltpu.roll(window, 0, 1, stride=1, stride_axis=0)[:, rows:]
 
 
@@ -207,7 +216,7 @@ class Gradient:
         else:
             n = {"": LANES, "t": padded["t"], "s": sizes.chunk, "r": sum(padded.values())}[self.window.along]
             shape = (b, h, 1, n)
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+        return array(shape, jnp.float32)
 
     def spec(self, at: Callable) -> pl.BlockSpec:
         """`at(*grid)` gives batch element, head, query tile and chunk."""
@@ -234,7 +243,7 @@ class Gradient:
     def add(self, ref: Any, part: jax.Array, place: Place, scratch: tuple[Any, Any] | None) -> None:
         """Adds the gradient of a rectangle's part, keys along rows."""
         part = part.astype(jnp.float32)
-        columns = pl.ds(pl.multiple_of(place.column, LANES), place.columns)
+        columns = lane_slice(place.column, place.columns)
         if self.window.along == "":
             ref[...] += jnp.broadcast_to(part / LANES, ref.shape)
         elif self.window.along == "t":
@@ -242,15 +251,15 @@ class Gradient:
         elif self.window.along == "s":
             ref[:, columns] += to_row(part)
         elif self.window.along == "r":
-            span = pl.ds(pl.multiple_of(self.frame.diagonal(place), LANES), place.rows + place.columns)
+            span = lane_slice(self.frame.diagonal(place), place.rows + place.columns)
             ref[:, span] += _unshear(part)
         else:
             self._add_tile(ref, part.T, place, *(scratch or (None, None)))
 
     def _add_tile(self, ref: Any, part: jax.Array, place: Place, tile: Any, arrived: Any) -> None:
         b, h = self.window.entry(place.b, place.h)
-        rows = pl.ds(pl.multiple_of(place.i, LANES), place.rows)
-        there = ref.at[b, h, rows, pl.ds(pl.multiple_of(place.j, LANES), place.columns)]
+        rows = lane_slice(place.i, place.rows)
+        there = ref.at[b, h, rows, lane_slice(place.j, place.columns)]
         here = tile.at[: place.rows, : place.columns]
         for source, target in ((there, here), (here, there)):
             copy = pltpu.make_async_copy(source, target, arrived)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jattn_kernels.tpu.operands import Frame, Place, Window
-from jattn_kernels.tpu.work import LANES, Pattern, Piece, Step, WorkShape, tile_and_pattern
+from jattn_kernels.tpu.operands import Frame, Place, Window, lane_slice
+from jattn_kernels.tpu.work import Pattern, Piece, Step, WorkShape, tile_and_pattern
 
 LOG2E = math.log2(math.e)
 
@@ -63,7 +63,7 @@ class Walk:
         self.single = shape.key_tiles == 1
         self.b, self.h, self.i, self.c = place
         self.begin, self.full, self.partial = shape.span(counts, *place)
-        self.start = shape.chunk(chunks, *place) * self.sizes.chunk
+        self.start = 0 if shape.chunks == 1 else shape.chunk(chunks, *place) * self.sizes.chunk
 
     def scores(self, step: Step, tile: Any) -> Any:
         raise NotImplementedError
@@ -83,7 +83,7 @@ class Walk:
 
     def keys(self, ref: Any, place: Place, masked: bool) -> jax.Array:
         """Keys or values of a rectangle; what lies past the end of the array is 0 and not what memory held."""
-        x = ref[pl.ds(pl.multiple_of(place.column, LANES), place.columns), :]
+        x = ref[lane_slice(place.column, place.columns), :]
         if masked and self.frame.s % self.sizes.key:
             at = jax.lax.broadcasted_iota(jnp.int32, (place.columns, 1), 0) + place.j
             x = jnp.where(at < self.frame.s, x, jnp.zeros_like(x))
@@ -107,11 +107,12 @@ class Walk:
             self.update(step, tile, scores, first, last)
 
     def full_tile(self, n: Any) -> None:
-        tile, _ = tile_and_pattern(self.tiles[self.begin + n])
+        tile, _ = (0, 0) if self.single else tile_and_pattern(self.tiles[self.begin + n])
         self.work_off(self.sizes.whole(False, self.upright, rows_first=self.single), tile)
 
     def partial_tile(self, n: Any) -> None:
         tile, chosen = tile_and_pattern(self.tiles[self.begin + self.full + n])
+        tile = 0 if self.single else tile
         for number, steps in enumerate(self.patterns):
             run = functools.partial(self.work_off, steps, tile)
             run() if len(self.patterns) == 1 else pl.when(chosen == number)(run)

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 LANES = 128
 
@@ -26,7 +27,7 @@ class Piece(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A strip of a tile and what it meets in one go: rows and their keys (forward) or keys and their rows (backward)."""
+    """A strip of a tile and what it meets in one go: rows and their keys, or (backward) keys and their rows."""
 
     at: int
     size: int
@@ -94,7 +95,10 @@ class Work(NamedTuple):
     @property
     def shape(self) -> WorkShape:
         _, nq, nk = self.tiles.shape
-        return WorkShape(self.batch, self.heads, nq, nk, self.chunks.shape[-1])
+        alike = None
+        if isinstance(self.counts, np.ndarray) and (self.counts == self.counts[:1, :1, :1]).all():
+            alike = tuple(int(x) for x in self.counts[0, 0, 0, 1:])
+        return WorkShape(self.batch, self.heads, nq, nk, self.chunks.shape[-1], alike)
 
 
 class WorkShape(NamedTuple):
@@ -105,6 +109,7 @@ class WorkShape(NamedTuple):
     query_tiles: int
     key_tiles: int
     chunks: int
+    alike: tuple[int, ...] | None  # how many full and partial tiles there are, where that is the same everywhere
 
     def line(self, b: Any, h: Any, i: Any) -> Any:
         """The number of query tile i of head h of batch element b."""
@@ -118,6 +123,7 @@ class WorkShape(NamedTuple):
         """Where the step's list begins in `tiles`, its full tiles and its partial tiles."""
         line = self.line(b, h, i)
         begin, full, partial = (counts[(line * self.chunks + c) * 3 + n] for n in range(3))
+        full, partial = self.alike or (full, partial)
         return line * self.key_tiles + begin, full, partial
 
 

@@ -1,0 +1,210 @@
+"""Terms as the TPU kernels take them: functions of tiles, and arrays in the kernels' layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jattn_kernels.tpu import operands as layout
+from jattn_kernels.tpu.operands import Frame
+from jattn_kernels.tpu.walk import LOG2E, Terms
+
+from jattn import _terms, gates, masks, mods
+from jattn._problem import Problem, Spec
+from jattn._terms import Operand, piece
+from jattn.mods import Mod, Relative
+
+
+def terms_of(spec: Spec) -> Any:
+    """The terms with the numbers of their operands in the place of the arrays."""
+    return spec.signature.fill([Operand(n, axes) for n, axes in enumerate(spec.signature.axes)])
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+    return jnp.swapaxes(x, 1, 2)
+
+
+# What some terms become
+
+
+@piece
+class Times(Mod):
+    """score * a number: a scale that is learned."""
+
+    scale: Any
+
+    def __call__(self, score, i, j):
+        return score * self.scale
+
+
+@piece
+class Strip(Mod):
+    """score + a strip of numbers along diagonals: what `Relative` becomes."""
+
+    strip: Any
+
+    def __call__(self, score, i, j):
+        return score + self.strip
+
+
+@piece
+class Packed(masks.Mask):
+    """`masks.blocks` by comparisons and shifts alone: kernels have no look-up.  Words of 32 bits hold the layout."""
+
+    words: tuple[tuple[tuple[int, ...], ...], ...]  # [h or 1][query blocks][words]
+    block: int
+    head: Any
+
+    def __call__(self, i, j):
+        column = j // self.block
+        found = False
+        for n in range(len(self.words[0][0])):
+            word = jnp.zeros(i.shape, jnp.int32)
+            for h, rows in enumerate(self.words):
+                for r, line in enumerate(rows):
+                    here = i // self.block == r
+                    word = jnp.where(here if self.head is None else here & (self.head == h), line[n], word)
+            bit = (word >> (column & 31)) & 1
+            found = found | ((bit == 1) & (column >> 5 == n))
+        return found
+
+
+_MOST_WORDS = 2048  # of a packed layout: each costs a comparison on the rows of a tile
+
+
+def _pack(mask: masks.Blocks) -> Packed:
+    layout = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
+    bits = np.pad(layout, ((0, 0), (0, 0), (0, -layout.shape[-1] % 32)))
+    words = np.packbits(bits, axis=-1, bitorder="little").view("<i4")
+    return Packed(tuple(tuple(map(tuple, x)) for x in words.tolist()), mask.block, mask.head)
+
+
+def _leaf(kind: type) -> Any:
+    return lambda x: isinstance(x, (kind, Operand))
+
+
+def _replace(term: Any, kind: type, new: Any) -> Any:
+    """The term with its parts of one kind replaced."""
+    return jax.tree.map(lambda x: new(x) if isinstance(x, kind) else x, term, is_leaf=_leaf(kind))
+
+
+def parts_of(term: Any, kind: type) -> list[Any]:
+    return [x for x in jax.tree.leaves(term, is_leaf=_leaf(kind)) if isinstance(x, kind)]
+
+
+# What cannot be evaluated in a kernel
+
+
+def unfit(problem: Problem) -> str | None:
+    """Why the terms of a problem cannot be evaluated inside a kernel, None if they can."""
+    terms = problem.mods, problem.mask, problem.gates
+    for x in parts_of(terms, masks.Blocks):
+        if x.layout.array.size > 32 * _MOST_WORDS:
+            return f"takes block layouts of up to {32 * _MOST_WORDS} entries, not {x.layout.array.size}"
+    tables = [m.table for m in problem.mods if isinstance(m, Relative)]
+    for x in parts_of(terms, Operand):
+        if x.array.ndim > len(x.axes) and not any(x is y for y in tables):
+            return f"takes operands with axes b h t s alone, not {list(x.array.shape)} with axes {x.axes!r}"
+    for kind, first in ((mods.Function, (_TILE,)), (masks.Function, ()), (gates.Function, (_TILE,))):
+        for x in parts_of(terms, kind):
+            reason = _unfit_function(x.fn, first, tuple((o.array.dtype, o.axes) for o in x.operands))
+            if reason is not None:
+                return reason
+    return None
+
+
+_TILE = (128, 128)
+_LOOK_UPS = {"gather", "scatter", "scatter-add", "sort", "dynamic_slice", "dot_general", "while", "scan", "cumsum"}
+
+
+def _primitives(jaxpr: Any) -> set[str]:
+    """Names of the primitives in a jaxpr and in those inside it."""
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    inner = [x for equation in jaxpr.eqns for x in jax.tree.leaves(list(equation.params.values()))]
+    jaxprs = [getattr(x, "jaxpr", x) for x in inner]
+    return names.union(*(_primitives(x) for x in jaxprs if hasattr(x, "eqns")))
+
+
+@functools.lru_cache(maxsize=256)
+def _unfit_function(fn: Any, first: tuple[Any, ...], operands: tuple[Any, ...]) -> str | None:
+    wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
+    along = lambda axes: tuple(n if a in axes else 1 for a, n in zip("ts", _TILE, strict=True))
+    shape = lambda axes: along(axes) if set("ts") & set(axes) else ()
+    arguments = [jax.ShapeDtypeStruct(x, jnp.float32) for x in first]
+    arguments += [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_TILE[0], 1), (1, _TILE[1]))]
+    arguments += [jax.ShapeDtypeStruct(shape(axes), wide(dtype)) for dtype, axes in operands]
+    traced = jax.make_jaxpr(fn)(*arguments)
+    if any(jnp.ndim(x) for x in traced.consts):
+        return "takes functions without arrays of their own: give the array as a jattn.operand"
+    found = _primitives(traced.jaxpr) & _LOOK_UPS
+    return f"takes elementwise functions, not {' or '.join(sorted(found))}" if found else None
+
+
+# Both directions
+
+
+class Pieces:
+    """The terms of a call for one direction: arrays in the kernels' layout, as a function of the operands."""
+
+    def __init__(self, spec: Spec, frame: Frame, upright: bool):
+        terms = terms_of(spec)
+        scale = terms.compare.scale
+        first = (Times(scale),) if isinstance(scale, Operand) else ()
+        self.scale: float = 1.0 if isinstance(scale, Operand) else scale
+        self.strips = [(m.table.array, m.bucket) for m in terms.mods if isinstance(m, Relative)]
+        as_strip = lambda m: Strip(Operand(m.table.array, m.table.axes + "r"))
+        terms = dataclasses.replace(
+            terms,
+            compare=None,
+            mods=(*first, *_replace(terms.mods, Relative, as_strip)),
+            mask=_replace(terms.mask, masks.Blocks, _pack),
+        )
+        self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
+        self.has_mods, self.has_gates, self.mask = bool(terms.mods), bool(terms.gates), terms.mask
+        self.frame, self.upright = frame, upright
+        # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
+        # mods, it multiplies the scores
+        self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
+
+    def arrays(self, operands: Any) -> list[jax.Array]:
+        """Arrays for the slots, differentiable."""
+        return [self._array(slot, operands)[0] for slot in self.slots]
+
+    def windows(self, operands: Any) -> tuple[layout.Window, ...]:
+        found = []
+        jax.eval_shape(lambda x: found.extend(self._array(slot, x)[1] for slot in self.slots), operands)
+        return tuple(found)
+
+    def _array(self, slot: Operand, operands: Any) -> tuple[jax.Array, layout.Window]:
+        array, axes = operands[slot.array], slot.axes
+        if "r" in axes:
+            padded = self.frame.padded
+            lane = jnp.arange(sum(padded.values()), dtype=jnp.int32)
+            relative = lane - padded["t"] if self.upright else padded["s"] - lane  # j - i
+            bucket = next(bucket for n, bucket in self.strips if n == slot.array)
+            array = jnp.take(_terms.wide(array), bucket(relative), axis=-1, mode="clip")
+        return layout.lay_out(array, axes, self.frame)
+
+    def terms(self) -> Terms:
+        def scores(score, i, j, masked, live, parts):
+            return jax.tree.unflatten(self.tree, parts).finish(score, i, j, masked, live)
+
+        def weights(weight, i, j, parts):
+            return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
+
+        scale = self.scale * self._units if self.exact else None
+        return Terms(scores, weights if self.has_gates else None, self.has_mods, scale)
+
+    @property
+    def _units(self) -> float:
+        return 1.0 if self.has_mods else LOG2E
+
+    def query(self, q: jax.Array) -> jax.Array:
+        """Heads first, with the scale unless the scores get it."""
+        if not self.exact:
+            q = (q.astype(jnp.float32) * (self.scale * self._units)).astype(q.dtype)
+        return heads_first(q)
