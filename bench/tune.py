@@ -12,14 +12,12 @@ from typing import Any
 
 from bench import _report
 from bench._cli import Parser, choices, complain, integers, missing
-from bench._tpu_cases import MASKS, WINDOW, Case, attended_pairs
+from bench._tpu_cases import MASKS, SHAPES, WINDOW, Case, attended_pairs
 from bench._tpu_chips import CHIPS
 from bench._tpu_compile import Compiler
 
 TABLE = Path(__file__).parent.parent / "kernels" / "jattn_kernels" / "tables" / "tpu.json"
-SHAPES = ((2048, 128), (16384, 128), (4096, 256), (8192, 64))  # t, d
 DIRECTIONS = ("forward", "backward")  # the names of their kernels have these words
-HEADS = 16
 _MEMORY = {"v4": 14, "v5p": 56, "tpu7x": 56}  # MiB for what a backward kernel holds of a chunk; the others have 110
 _HELD = 24  # bytes a key and unit of width: k, v, dk, dv in bfloat16 twice, dk and dv in float32
 
@@ -40,9 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError, KeyError) as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
     chosen = [
-        Case(chip, mask, 1, HEADS, t, d, "fwdbwd")
-        for chip, mask, (t, d) in itertools.product(options.chip, options.mask, SHAPES)
-        if t in options.t and d in options.d and (mask != "window" or t >= 8 * WINDOW)
+        Case(chip, mask, *shape, "fwdbwd")
+        for chip, mask, shape in itertools.product(options.chip, options.mask, SHAPES)
+        if shape[2] in options.t and shape[3] in options.d and (mask != "window" or shape[2] >= 8 * WINDOW)
     ]
     with Compiler() as compiler:
         failed = tune(chosen, rows, options.table, lambda case, sizes: estimate(compiler, case, sizes))
@@ -54,8 +52,8 @@ def _parser() -> Parser:
     parser = Parser(prog="bench tune", description=__doc__)
     parser.add_argument("platform", choices=("tpu",))
     parser.add_argument("--chip", type=choices(CHIPS), default=tuple(CHIPS), help="default: all")
-    parser.add_argument("--t", type=integers, default=[t for t, _ in SHAPES], help="lengths, comma-separated")
-    parser.add_argument("--d", type=integers, default=[d for _, d in SHAPES], help="widths, comma-separated")
+    parser.add_argument("--t", type=integers, default=[shape[2] for shape in SHAPES], help="lengths, comma-separated")
+    parser.add_argument("--d", type=integers, default=[shape[3] for shape in SHAPES], help="widths, comma-separated")
     parser.add_argument("--mask", type=choices(MASKS), default=MASKS, help=f"of {','.join(MASKS)}")
     parser.add_argument("--again", action="store_true", help="forget the table and start over")
     parser.add_argument("--table", type=Path, default=TABLE, metavar="FILE", help="default: the kernels' own")
@@ -96,7 +94,7 @@ def candidates(case: Case) -> dict[str, list[Sizes]]:
     ]  # fmt: skip
     found = {"forward": forward, "backward": backward}
     for sizes in found.values():
-        sizes.append({**sizes[0], "scheduler": True})
+        sizes += [{**x, "scheduler": True} for x in sizes[:2]]
         for x in sizes:
             x["chunk"] = max(x["key"], min(held, case.t) // x["key"] * x["key"])
     return found

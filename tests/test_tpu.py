@@ -23,6 +23,7 @@ from tests.cases import CASES, Sizes, make
 from tests.evaluate import check_dtype, evaluate
 from tests.tolerances import assert_close
 
+SMOKE = {"causal", "everything"}
 LARGE = Sizes(t=150, s=270, d=8, e=16)
 SMALL_TILES = TileSizes(128, 128, 128, 256)
 
@@ -40,7 +41,7 @@ def _refusal(inputs):
 
 
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.smoke) if x in SMOKE else x for x in CASES])
 def test_every_case(name):
     inputs = make(name, "float32")
     refusal = _refusal(inputs)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.lax import Precision
 from jattn_kernels import tables
 from jattn_kernels.tpu.backward import backward as _backward
 from jattn_kernels.tpu.forward import forward as _forward
@@ -33,7 +34,7 @@ class _Call:
         terms = spec.terms(operands)
         self.work = work_of(terms.mask, self.frame, upright)
         self.options = {
-            "precision": jax.lax.Precision.HIGHEST if spec.precision is None else spec.precision,
+            "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
             "memory": MEMORY.get(spec.target.chip or ""),
             "interpret": spec.target.interpret,
         }
