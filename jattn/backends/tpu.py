@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.lax import Precision
 from jattn_kernels import tables
 from jattn_kernels.tpu.backward import backward as _backward
 from jattn_kernels.tpu.forward import forward as _forward
 from jattn_kernels.tpu.operands import Frame
+from jax.lax import Precision
 
 from jattn import _blocks
 from jattn._explain import Cut
