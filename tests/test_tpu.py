@@ -258,7 +258,7 @@ def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, 
                 unmasked[at] |= not piece.masked
 
     for i in range(frame.query_tiles):
-        for c in range(frame.chunks):
+        for c in range(work.chunks.shape[-1]):
             begin, full, partial = work.counts[0, i, c]
             for n, entry in enumerate(work.tiles[0, i, begin : begin + full + partial]):
                 tile, pattern = tile_and_pattern(entry)
@@ -278,6 +278,14 @@ def test_a_diagonal_tile_does_about_half_its_products():
     assert len(work.patterns) == 1
     pairs = sum(step.size * piece.size for step in work.patterns[0] for piece in step.pieces)
     assert pairs <= 0.63 * 1024**2
+
+
+def test_the_grid_is_only_as_long_as_the_work():
+    """Chunks of keys that no query tile of a window sees at once are no steps of the grid."""
+    frame = Frame(4096, 4096, TileSizes(256, 256, 256, 512))
+    work = _tpu_work.static_work(masks.causal() & masks.window(left=300), frame, True)
+    assert frame.chunks == 8
+    assert work.shape.chunks == 2
 
 
 def test_segments_known_at_run_time_skip_tiles():

@@ -63,7 +63,7 @@ class Walk:
         self.single = shape.key_tiles == 1
         self.b, self.h, self.i, self.c = place
         self.begin, self.full, self.partial = shape.span(counts, *place)
-        self.start = 0 if shape.chunks == 1 else shape.chunk(chunks, *place) * self.sizes.chunk
+        self.start = 0 if frame.chunks == 1 else shape.chunk(chunks, *place) * self.sizes.chunk
 
     def scores(self, step: Step, tile: Any) -> Any:
         raise NotImplementedError

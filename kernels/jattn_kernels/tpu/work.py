@@ -108,7 +108,7 @@ class WorkShape(NamedTuple):
     heads: int
     query_tiles: int
     key_tiles: int
-    chunks: int
+    chunks: int  # steps over chunks
     alike: tuple[int, ...] | None  # how many full and partial tiles there are, where that is the same everywhere
 
     def line(self, b: Any, h: Any, i: Any) -> Any:
@@ -153,4 +153,7 @@ def visits(some: Any, every: Any, pattern: Any, sizes: Sizes, compact: bool, xp:
     step = xp.minimum(xp.arange(nc), xp.maximum(used.sum(-1, keepdims=True) - 1, 0))
     chunks = xp.take_along_axis(xp.argsort(~used, axis=-1, stable=True), step, axis=-1)
     counts = xp.stack([xp.where(live, xp.take_along_axis(x, chunks, -1), 0) for x in (begin, full, partial)], -1)
+    if compact and isinstance(used, np.ndarray):  # the grid is only as long as the work
+        most = max(int(used.sum(-1).max()), 1)
+        chunks, counts = chunks[..., :most], counts[..., :most, :]
     return tiles.astype(xp.int32), counts.astype(xp.int32), chunks.astype(xp.int32)
