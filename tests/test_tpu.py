@@ -26,6 +26,7 @@ from tests.tolerances import assert_close
 SMOKE = {"causal", "everything"}
 LARGE = Sizes(t=150, s=270, d=8, e=16)
 SMALL_TILES = TileSizes(128, 128, 128, 256)
+TURNED_TILES = TileSizes(256, 128, 128, 256, rows=128, wide=True, newton=True, turned_dq=True, turned_dkv=True)
 
 
 @pytest.fixture
@@ -66,26 +67,16 @@ def test_bfloat16_with_the_scale_in_float32():
     check_dtype((arrays, {**options, "precision": "highest"}), "pallas_tpu", "bfloat16")
 
 
-@pytest.fixture
-def small_tiles(monkeypatch):
+@pytest.fixture(params=[SMALL_TILES, TURNED_TILES], ids=["upright", "turned"])
+def small_tiles(monkeypatch, request):
     """Several query tiles, key tiles and chunks of keys at sizes that the interpreter can do."""
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (SMALL_TILES, "small"))
+    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (request.param, "small"))
     jattn.api._run.clear_cache()
     yield
     jattn.api._run.clear_cache()
 
 
-SEVERAL = [
-    "causal",
-    "window",
-    "segments",
-    "nested",
-    "relative",
-    "bias-every-axes",
-    "everything",
-    "gaussian",
-    "blocks-heads",
-]
+SEVERAL = ["causal", "segments", "nested", "relative", "bias-every-axes", "everything", "blocks-heads"]
 
 
 @pytest.mark.usefixtures("interpreted", "small_tiles")

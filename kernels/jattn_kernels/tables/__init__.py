@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 MASKS = ("full", "causal", "window")
+ELSEWHERE = "v5e"  # whose sizes chips without entries get, and the interpreter
 
 
 class Entry(NamedTuple):
@@ -47,13 +48,14 @@ entries = read
 
 
 def find(table: tuple[Entry, ...], chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
-    """The entry for a case: of its chip if there is one, then the nearest in width, mask and length."""
+    """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length."""
     table = tuple(x for x in table if x.direction == direction)
     own = tuple(x for x in table if x.chip == chip)
+    others = tuple(x for x in table if x.chip == ELSEWHERE)
     octaves = lambda a, b: abs(math.log2(a / b))
 
     def distance(x: Entry) -> float:
         return 4 * octaves(x.d, d) + 2 * (x.mask != mask) + octaves(x.t, t)
 
-    best = min(own or table, key=distance)
+    best = min(own or others, key=distance)
     return Found(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)
