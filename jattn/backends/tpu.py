@@ -28,11 +28,9 @@ class _Call:
     """One call: sizes, work, and what both directions share."""
 
     def __init__(self, spec: Spec, q: Any, k: Any, v: Any, operands: Any, upright: bool):
-        self.spec, self.operands = spec, operands
         self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, upright)[0])
         self.pieces = Pieces(spec, self.frame, upright)
-        terms = spec.terms(operands)
-        self.work = work_of(terms.mask, self.frame, upright)
+        self.work = work_of(spec.terms(operands).mask, self.frame, upright)
         self.options = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
             "memory": MEMORY.get(spec.target.chip or ""),

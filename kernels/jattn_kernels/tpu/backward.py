@@ -22,8 +22,6 @@ from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
 from jattn_kernels.tpu.work import Piece, Sizes, Step, Work
 
 UNSEEN = 1e38  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
-
-
 _SPAN = 512  # keys cleared and written at a time, in a loop: all at once would be code for each
 
 

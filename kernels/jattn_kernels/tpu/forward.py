@@ -145,15 +145,14 @@ def when(condition: Any, run: Callable) -> None:
         run()
 
 
-def _kernel(*refs, chunks: int, **static):
-    head = _Head(refs=refs, **static)
+def _kernel(*refs, **static):
+    head, chunks = _Head(refs=refs, **static), static["shape"].chunks
     if head.single:
         head.visit_single()
         return
-    only = chunks == 1
-    head.begin_rows() if only else pl.when(head.c == 0)(head.begin_rows)
+    when(chunks == 1 or head.c == 0, head.begin_rows)
     head.visit()
-    head.end_rows() if only else pl.when(head.c == chunks - 1)(head.end_rows)
+    when(chunks == 1 or head.c == chunks - 1, head.end_rows)
 
 
 def forward(
@@ -196,7 +195,6 @@ def forward(
     return pl.pallas_call(
         functools.partial(
             _kernel,
-            chunks=shape.chunks,
             frame=frame,
             shape=shape,
             terms=terms,
