@@ -20,6 +20,7 @@ from jattn_kernels.tpu.operands import Frame, Window, array
 from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
 from jattn_kernels.tpu.work import LANES, Sizes, Step, Work
 
+_reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # jax 0.12 moved it
 LOWEST = -1e38  # below every score but -inf: what a row's maximum starts from, so that no difference is inf - inf
 
 
@@ -45,7 +46,7 @@ def reciprocal(x: jax.Array, newton: bool) -> jax.Array:
     """1 / x to the last bit but one or two."""
     if not newton:
         return 1 / x
-    guess = pl.reciprocal(x, approx=True)
+    guess = _reciprocal(x, approx=True)
     for _ in range(2):
         guess = guess * (2 - x * guess)
     return guess
