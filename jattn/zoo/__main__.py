@@ -1,4 +1,4 @@
-"""The command line: `python -m jattn.zoo [TASK] [flags]`."""
+"""The command line: `python -m jattn.zoo [TASK] [flags]`, `python -m jattn.zoo fetch NAME ...`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from jattn import UnsupportedError
 from jattn._dispatch import BACKENDS
-from jattn.zoo import EXTRAS, TASKS
+from jattn.zoo import EXTRAS, TASKS, _archives, _figure
 from jattn.zoo._errors import UsageError
 
 
@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         if options.task is None:
             _list_tasks()
+        elif options.task == "fetch":
+            _fetch(options.names)
         else:
             _run(options)
     except (UsageError, UnsupportedError) as error:
@@ -47,7 +49,7 @@ def _need_extras() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m jattn.zoo", description="Whole models with their data and training.")
-    subparsers = parser.add_subparsers(dest="task", metavar="TASK", help=f"one of: {', '.join(TASKS)}")
+    subparsers = parser.add_subparsers(dest="task", metavar="TASK", help=f"one of: {', '.join(TASKS)}; or fetch")
     for name in TASKS:
         module = _task(name)
         task = subparsers.add_parser(
@@ -60,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         task.add_argument("--out", type=Path, default=Path("runs", name), help="where to save, and to go on from")
         task.add_argument("--implementation", choices=tuple(BACKENDS), help="insist on one; None lets jattn choose")
         module.add_options(task)
+    fetch = subparsers.add_parser("fetch", description="Downloads the data of tasks into the cache, checked.")
+    fetch.add_argument(
+        "names", nargs="+", choices=(*TASKS, *_archives.ARCHIVES), metavar="NAME", help="task or archive"
+    )
     return parser
 
 
@@ -79,7 +85,29 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _list_tasks() -> None:
     for name in TASKS:
         module = _task(name)
-        print(f"{name}\n    {module.ABOUT}\n    data: {module.DATA}\n    python -m jattn.zoo {name} --help")
+        print(f"{name}\n    {module.ABOUT}\n    data: {module.DATA}")
+        for archive in module.ARCHIVES:
+            state = "in the cache" if _archives.is_here(archive) else f"python -m jattn.zoo fetch {archive}"
+            print(f"    needs {_archives.ARCHIVES[archive]}: {state}")
+        print(f"    {_last(name)}\n    python -m jattn.zoo {name} --help")
+
+
+def _last(name: str) -> str:
+    """The figure of the last run here, else the one recorded."""
+    here = _figure.load(Path("runs", name))
+    if here is not None:
+        return f"last figure: {here} ({Path('runs', name)})"
+    kept = next(iter(_figure.recorded().get(name, {}).values()), None)
+    return "no figure yet" if kept is None else f"last figure: {kept} (recorded; not yet trained here)"
+
+
+def _fetch(names: Sequence[str]) -> None:
+    for name in names:
+        archives = _task(name).ARCHIVES if name in TASKS else (name,)
+        for archive in archives:
+            print(f"{_archives.ARCHIVES[archive]}: {_archives.fetch(archive)}")
+        if not archives:
+            print(f"{name}: nothing to fetch, its data is installed")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -20,8 +20,9 @@ class Task(NamedTuple):
     model: freshly initialised; all of its state is `nnx.Param`.
     batch: step -> arrays.  Depends on nothing but the step, so a run that was stopped goes on as if it had not been.
     loss: (model, batch) -> scalar.
-    evaluate: model -> a fraction of the held-out examples; `metric` is its name.
+    evaluate: model -> a figure on held-out examples; `metric` is its name, `show` how it is printed.
     pictures: model -> figures by file name, drawn at the end.
+    baseline: name and value of what the figure is to be compared with, such as the share of the majority class.
     """
 
     settings: dict[str, Any]
@@ -32,3 +33,5 @@ class Task(NamedTuple):
     evaluate: Callable[[Any], float]
     metric: str
     pictures: Callable[[Any], dict[str, Figure]]
+    show: Callable[[float], str] = "{:.1%}".format
+    baseline: tuple[str, float] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from jattn.zoo import _checkpoint as checkpoint
+from jattn.zoo import _figure
 from jattn.zoo._task import Task
 
 
@@ -53,7 +55,8 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
             tqdm.write(f"{out}: {'going on from' if first < steps else 'finished already, at'} step {first}")
         if first < steps:
             jax.eval_shape(step_of, state, task.batch(first))  # what no backend can do is said before a bar is drawn
-        accuracy = None
+        begun = time.monotonic() - _seconds(out, first)
+        figure = None
         with tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=first >= steps) as bar:
             for step in bar:
                 state, loss = step_of(state, task.batch(step))
@@ -61,14 +64,29 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
                 if done % 10 == 0:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if done % every == 0 or done == steps:
-                    accuracy = task.evaluate(nnx.merge(graph, state.params))
-                    tqdm.write(f"step {done}: loss {loss:.4f}, {task.metric} {accuracy:.1%}")
+                    figure = _evaluate(task, nnx.merge(graph, state.params), done, time.monotonic() - begun)
+                    tqdm.write(f"step {done}: loss {loss:.4f}, {task.metric} {figure.shown}")
                     checkpoint.save(manager, done, state, task.settings)
+                    _figure.save(out, figure)
     model = nnx.merge(graph, state.params)
-    if accuracy is None:
-        accuracy = task.evaluate(model)
-        tqdm.write(f"step {first}: {task.metric} {accuracy:.1%}")
-    for name, figure in task.pictures(model).items():
-        figure.savefig(out / name)
+    if figure is None:
+        figure = _evaluate(task, model, first, _seconds(out, first))
+        tqdm.write(f"step {first}: {task.metric} {figure.shown}")
+    if figure.baseline is not None:
+        tqdm.write(f"for comparison: {figure.baseline[0]} {figure.baseline[1]}")
+    for name, picture in task.pictures(model).items():
+        picture.savefig(out / name)
         tqdm.write(f"picture: {out / name}")
-    return accuracy
+    return figure.value
+
+
+def _evaluate(task: Task, model: nnx.Module, step: int, seconds: float) -> _figure.Figure:
+    value = task.evaluate(model)
+    baseline = None if task.baseline is None else (task.baseline[0], task.show(task.baseline[1]))
+    return _figure.Figure(task.metric, value, task.show(value), baseline, step, seconds)
+
+
+def _seconds(out: Path, step: int) -> float:
+    """How long the run under `out` took to get to a step."""
+    before = _figure.load(out)
+    return before.seconds if before is not None and before.step == step else 0.0

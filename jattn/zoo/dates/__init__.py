@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 DATA = "the date formats of Unicode CLDR, through babel: 16 languages, every day from 1950 to 2049"
 ABOUT = "Reads a date as people write it and writes it as YYYY-MM-DD, letter by letter."
 STEPS = 1500
+ARCHIVES = ()
 SCORES = ("dot", "general", "cosine", "concat", "additive")
+VARIANTS = {f"{score} score": ("--score", score) for score in SCORES}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
