@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-SUBCOMMANDS = {"cpu": "bench.cpu", "tpu": "bench.tpu", "tune": "bench.tune"}
+SUBCOMMANDS = {"cpu": "bench.cpu", "tpu": "bench.tpu", "tune": "bench.tune", "zoo": "bench.zoo"}
 
 
 def main(arguments: Sequence[str]) -> int:

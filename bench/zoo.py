@@ -1,0 +1,82 @@
+"""`python -m bench zoo`: trains every task of the zoo in every variant and writes what each came to.
+
+Runs are kept under --out and go on from where they were stopped; a finished one is only read.  The figures go to
+bench/zoo.md, and into the package, where `python -m jattn.zoo` lists them; those of tasks not named stay as they were.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench import _machine
+from bench._cli import Parser, choices, complain, missing
+from jattn.zoo import EXTRAS, TASKS, _figure
+from jattn.zoo._figure import Figure
+
+OUT = Path(__file__).parent / "out" / "zoo"
+PAGE = Path(__file__).parent / "zoo.md"
+RECORD = Path(_figure.__file__).parent / "figures.json"
+
+Figures = Mapping[str, Mapping[str, Figure]]  # task -> variant -> figure
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train and record; 2 if the command line is wrong, something is not installed or a run fails."""
+    parser = Parser(prog="bench zoo", description=__doc__)
+    parser.add_argument("--task", type=choices(TASKS), default=TASKS, help=f"of {','.join(TASKS)}; default: all")
+    parser.add_argument("--seed", default="0", help="of every run; default: 0")
+    parser.add_argument(
+        "--out", type=Path, default=OUT, metavar="DIR", help="where runs are kept; default: bench/out/zoo"
+    )
+    options = parser.parse_args(arguments)
+    if absent := missing(EXTRAS):
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[zoo]'")
+    found = dict(_figure.recorded())
+    for task in options.task:
+        figures = {}
+        for label, flags in importlib.import_module(f"jattn.zoo.{task}").VARIANTS.items():
+            out = options.out / task / re.sub(r"\W+", "-", label)
+            command = [sys.executable, "-m", "jattn.zoo", task, *flags, "--seed", options.seed, "--out", str(out)]
+            print(f"\n{task}, {label}: python -m jattn.zoo {' '.join(command[3:])}", flush=True)
+            if subprocess.call(command) or (figure := _figure.load(out)) is None:
+                return complain(parser.prog, f"{task}, {label}: the run came to no figure")
+            figures[label] = figure
+        found[task] = figures
+        _write({name: found[name] for name in TASKS if name in found})
+    print(f"\n{PAGE.read_text()}\nWritten: {PAGE}, {RECORD}")
+    return 0
+
+
+def _write(figures: Figures) -> None:
+    as_json = {task: {label: figure._asdict() for label, figure in found.items()} for task, found in figures.items()}
+    RECORD.write_text(json.dumps(as_json, indent=1) + "\n")
+    machine = ", ".join(f"{name} {value}" for name, value in _machine.facts(["jattn", "jax", "flax", "optax"]).items())
+    PAGE.write_text(page(figures, machine))
+
+
+def page(figures: Figures, machine: str) -> str:
+    """The figures as a page of Markdown."""
+    lines = [
+        "# What the zoo's tasks come to",
+        "",
+        "Made by `python -m bench zoo`: every task in every variant, with the default flags otherwise, seed 0 unless",
+        "the command said another. Figures are of examples held out; seconds are of training with its evaluations and",
+        f"compilation, on a machine that may have been busy. Last run on: {machine}.",
+        "",
+        "| task | variant | figure | | baseline | steps | seconds |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {task} | {label} | {one.metric} | {one.shown} | {_baseline(one)} | {one.step} | {one.seconds:.0f} |"
+            for task, found in figures.items()
+            for label, one in found.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _baseline(figure: Figure) -> str:
+    return "" if figure.baseline is None else f"{figure.baseline[0]} {figure.baseline[1]}"
