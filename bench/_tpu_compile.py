@@ -78,7 +78,12 @@ class Compiler:
 
 def environment(dump: Path) -> dict[str, str]:
     """This process's environment, with what libtpu needs to compile without a TPU and to dump its bundles."""
-    flags = [f"--xla_jf_dump_to={dump}", "--xla_jf_dump_llo_text=true", *{chip.flags: None for chip in CHIPS.values()}]
+    flags = [
+        f"--xla_jf_dump_to={dump}",
+        "--xla_jf_dump_llo_text=true",
+        "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*",  # the last of seventy passes: half the time
+        *{chip.flags: None for chip in CHIPS.values()},
+    ]
     path = [str(_ROOT), str(_ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,
