@@ -70,3 +70,18 @@ def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> jax.Array:
     if math.prod(own) > 1:
         array = jnp.broadcast_to(array, (*lead, *array.shape[-3:]))
     return array.reshape(-1, *array.shape[-3:])
+
+
+def check_sequence(x: Any, mask: Any, features: int) -> None:
+    """Raises unless x is `[.., s, features]` and the mask, if any, booleans `[.., s]` with the same axes."""
+    shape = jnp.shape(x)
+    if len(shape) < 2 or shape[-1] != features:
+        raise ValueError(f"x must be [.., s, {features}], got shape {list(shape)}")
+    if mask is None:
+        return
+    if jnp.asarray(mask).dtype != bool:
+        raise TypeError(f"mask must be booleans, True where a step is real, got {jnp.asarray(mask).dtype}")
+    if jnp.shape(mask) != shape[:-1]:
+        raise ValueError(
+            f"mask must be [.., s] = {list(shape[:-1])}, as x {list(shape)} is, got {list(jnp.shape(mask))}"
+        )

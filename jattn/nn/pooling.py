@@ -1,0 +1,115 @@
+"""Attention pooling: a sequence to one vector, or to one for each head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jattn import api, masks, normalizers, scores
+from jattn.nn import _call
+
+
+class AttentionPooling(nnx.Module):
+    """The mean of a sequence, weighted by how much each step resembles a learned vector (Yang et al. 2016, eq. 5 to 7):
+
+        u_j = tanh(W x_j + b)
+        weight_j = softmax_j(u_j . c)
+        out = sum_j weight_j x_j
+
+    With several heads each has its own c, and one W serves them all (Lin et al. 2017, eq. 5 to 7, who leave out b): a
+    matrix with one row for each of the things to look for.
+
+    Args:
+      features: width of x and of the output.
+      hidden: width of u, `features` by default.
+      heads: how many vectors c.
+      normalizer: how a row of scores becomes weights, from `jattn.normalizers`.
+      use_bias: whether there is a b.
+      kernel_init: initialiser of W.
+      context_init: initialiser of c, as rows of variance 1 / hidden by default.
+      implementation: of `jattn.attention`.
+      dtype: of the computation; by default what x and the parameters promote to.
+      param_dtype: of the parameters.
+      precision: a `jax.lax.Precision` for all products.
+      rngs: stream `params` for the parameters.
+
+    Parameters (`nnx.Param`):
+      `hidden.kernel` `[features, hidden]`, `hidden.bias` `[hidden]`, `context` `[h, hidden]`.
+
+    Raises:
+      ValueError: a size below 1.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> pool = jattn.nn.AttentionPooling(32, rngs=nnx.Rngs(0))
+    >>> x, mask = jnp.ones((8, 5, 32)), jnp.arange(5) < jnp.arange(8)[:, None]
+    >>> pool(x, mask).shape, pool.weights(x, mask).shape
+    ((8, 32), (8, 5))
+    >>> jattn.nn.AttentionPooling(32, heads=3, rngs=nnx.Rngs(0))(x).shape
+    (8, 3, 32)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int | None = None,
+        *,
+        heads: int = 1,
+        normalizer: normalizers.Normalizer = normalizers.softmax(),  # noqa: B008
+        use_bias: bool = True,
+        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
+        context_init: Any = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2),  # noqa: B008
+        implementation: str | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        rngs: nnx.Rngs,
+    ):
+        hidden = features if hidden is None else hidden
+        for name, size in (("features", features), ("hidden", hidden), ("heads", heads)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        self.features, self.heads = features, heads
+        self.normalizer, self.implementation = nnx.data(normalizer), implementation
+        self.dtype, self.precision = dtype, precision
+        self.hidden = nnx.Linear(
+            features, hidden, use_bias=use_bias, kernel_init=kernel_init,
+            dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs,
+        )  # fmt: skip
+        self.context = nnx.Param(context_init(rngs.params(), (heads, hidden), param_dtype))
+
+    def __call__(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
+        """Pools a sequence.
+
+        Args:
+          x: `[.., s, features]`, with any number of batch axes, or none.
+          mask: booleans `[.., s]`, True where a step is real; None for everywhere.
+
+        Returns:
+          `[.., features]`, or `[.., h, features]` of several heads; 0 where no step is real.
+
+        Raises:
+          ValueError, TypeError: x or the mask does not fit.
+        """
+        out = self._attend(api.attention, x, mask, implementation=self.implementation)[..., 0, :, :]
+        return out if self.heads > 1 else out[..., 0, :]
+
+    def weights(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
+        """The weights of each step, `[.., s]`, or `[.., h, s]` of several heads, for looking at."""
+        found = self._attend(api.weights, x, mask)[..., 0, :]
+        return found if self.heads > 1 else found[..., 0, :]
+
+    def _attend(self, fn: Any, x: Any, mask: Any, **options: Any) -> Any:
+        """`fn` with the vectors c as the one query of each head, and u as the one key head that serves them all."""
+        _call.check_sequence(x, mask, self.features)
+        u = jnp.tanh(self.hidden(x))
+        value, context = (jnp.asarray(y, u.dtype) for y in (x, self.context[...]))
+        lead = u.shape[:-2]
+        query = jnp.broadcast_to(context, (*lead, 1, *context.shape))
+        if mask is not None:
+            options["mask"] = masks.dense(_call.merge_lead(mask[..., None, None, :], lead, "mask"))
+        options |= {"score": scores.dot(1.0), "normalizer": self.normalizer, "precision": self.precision}
+        return _call.batched(fn, query, u[..., None, :], value[..., None, :], options)
