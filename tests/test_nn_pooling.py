@@ -148,8 +148,8 @@ def test_shapes_and_dtypes():
     [
         ((F,), None, ValueError, r"x must be \[.., s, 5\], got shape \[5\]"),
         ((3, 7, F + 1), None, ValueError, r"x must be \[.., s, 5\], got shape \[3, 7, 6\]"),
-        ((3, 7, F), np.ones((3, 7)), TypeError, "mask must be booleans, True where a step is real, got float"),
-        ((3, 7, F), np.ones(7, bool), ValueError, r"mask must be \[.., s\] = \[3, 7\].*got \[7\]"),
+        ((3, 7, F), np.ones((3, 7)), TypeError, "mask must be booleans, True where x is real, got float"),
+        ((3, 7, F), np.ones(7, bool), ValueError, r"mask must be \[.., s\] = \[3, 7\].*got shape \[7\]"),
     ],
 )
 def test_errors_of_calling(x, mask, error, message):

@@ -2,5 +2,7 @@
 
 from jattn.nn._rotary import rotary as rotary
 from jattn.nn.flax_adapter import attention_fn as attention_fn
+from jattn.nn.hierarchical import HierarchicalAttention as HierarchicalAttention
 from jattn.nn.multi_head import MultiHeadAttention as MultiHeadAttention
 from jattn.nn.pooling import AttentionPooling as AttentionPooling
+from jattn.nn.recurrent import RecurrentAttention as RecurrentAttention

@@ -72,16 +72,22 @@ def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> jax.Array:
     return array.reshape(-1, *array.shape[-3:])
 
 
-def check_sequence(x: Any, mask: Any, features: int) -> None:
+def check_sizes(**sizes: int) -> None:
+    """Raises unless every size is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_sequence(x: Any, mask: Any, features: int, axes: str = "s") -> None:
     """Raises unless x is `[.., s, features]` and the mask, if any, booleans `[.., s]` with the same axes."""
     shape = jnp.shape(x)
-    if len(shape) < 2 or shape[-1] != features:
-        raise ValueError(f"x must be [.., s, {features}], got shape {list(shape)}")
+    if len(shape) < 2 + axes.count(",") or shape[-1] != features:
+        raise ValueError(f"x must be [.., {axes}, {features}], got shape {list(shape)}")
     if mask is None:
         return
-    if jnp.asarray(mask).dtype != bool:
-        raise TypeError(f"mask must be booleans, True where a step is real, got {jnp.asarray(mask).dtype}")
-    if jnp.shape(mask) != shape[:-1]:
-        raise ValueError(
-            f"mask must be [.., s] = {list(shape[:-1])}, as x {list(shape)} is, got {list(jnp.shape(mask))}"
-        )
+    mask = jnp.asarray(mask)
+    if mask.dtype != bool:
+        raise TypeError(f"mask must be booleans, True where x is real, got {mask.dtype}")
+    if mask.shape != shape[:-1]:
+        raise ValueError(f"mask must be [.., {axes}] = {list(shape[:-1])}, as x is, got shape {list(mask.shape)}")

@@ -69,9 +69,7 @@ class AttentionPooling(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hidden = features if hidden is None else hidden
-        for name, size in (("features", features), ("hidden", hidden), ("heads", heads)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        _call.check_sizes(features=features, hidden=hidden, heads=heads)
         self.features, self.heads = features, heads
         self.normalizer, self.implementation = nnx.data(normalizer), implementation
         self.dtype, self.precision = dtype, precision

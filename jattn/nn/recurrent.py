@@ -1,0 +1,96 @@
+"""A recurrent network over steps, and attention over its states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from jattn import normalizers
+from jattn.nn import _call
+from jattn.nn._recurrent import Summary, read
+
+
+class RecurrentAttention(nnx.Module):
+    """An LSTM (Hochreiter & Schmidhuber 1997) over the steps of a sequence, its states summed up in one vector:
+
+        h_j = LSTM(h_(j-1), x_j)
+        out = sum_j weight_j h_j
+
+    where the weights are `summary`: "last" takes the state after the last real step, "mean" all of them alike, and
+    "attention" those that `jattn.nn.AttentionPooling` finds (Yang et al. 2016; Zhou et al. 2016).
+
+    Args:
+      features: width of x.
+      hidden: width of a state and of the output.
+      summary: "attention", "mean" or "last".
+      attention: width of u in `AttentionPooling`, `hidden` by default.
+      normalizer, implementation: of `AttentionPooling`.
+      dtype: of the computation; by default what x and the parameters promote to.
+      param_dtype: of the parameters.
+      rngs: stream `params` for the parameters.
+
+    Parameters (`nnx.Param`):
+      `cell`, an `nnx.OptimizedLSTMCell` (gates i, f, g, o): `dense_i.kernel` `[features, 4 hidden]`, `dense_h.kernel`
+      `[hidden, 4 hidden]`, `dense_h.bias` `[4 hidden]`; `summary.attention`, those of `AttentionPooling`, if any.
+
+    Raises:
+      ValueError: a size below 1, or no such summary.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.RecurrentAttention(12, 32, rngs=nnx.Rngs(0))
+    >>> x, mask = jnp.ones((8, 29, 12)), jnp.arange(29) < 4 * jnp.arange(8)[:, None]
+    >>> layer(x, mask).shape, layer.weights(x, mask).shape
+    ((8, 32), (8, 29))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        summary: str = "attention",
+        attention: int | None = None,
+        normalizer: normalizers.Normalizer = normalizers.softmax(),  # noqa: B008
+        implementation: str | None = None,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        _call.check_sizes(features=features, hidden=hidden)
+        self.features = features
+        self.cell = nnx.OptimizedLSTMCell(features, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.summary = Summary(
+            summary, ("attention", "mean", "last"), hidden, attention, normalizer=normalizer,
+            implementation=implementation, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+    ) -> Float[Array, "*b hidden"]:
+        """Reads a sequence.
+
+        Args:
+          x: `[.., s, features]`, with any number of batch axes, or none.
+          mask: booleans `[.., s]`, True where a step is real; None for everywhere.
+
+        Returns:
+          `[.., hidden]`; 0 where no step is real.
+
+        Raises:
+          ValueError, TypeError: x or the mask does not fit.
+        """
+        return self.summary(self._states(x, mask), mask)
+
+    def weights(
+        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+    ) -> Float[Array, "*b s"]:
+        """The weight `[.., s]` of each step, whatever the summary, for looking at."""
+        return self.summary.weights(self._states(x, mask), mask)
+
+    def _states(self, x: Any, mask: Any) -> Any:
+        _call.check_sequence(x, mask, self.features)
+        return read(self.cell, jnp.asarray(x), mask)

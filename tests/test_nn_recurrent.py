@@ -1,0 +1,244 @@
+"""Attention over recurrent networks: against plain jnp with the same parameters, with padding and holes, under Flax."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jattn import normalizers
+from jattn.nn import HierarchicalAttention, RecurrentAttention
+from tests.tolerances import TOLERANCES, assert_close
+
+F, D = 3, 2  # widths of x and of a state
+TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
+SUMMARIES = ("attention", "mean", "last")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    """Compiling is what these tests spend their time on."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = float) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def made(kind: Any, seed: int = 0, **options: Any) -> Any:
+    """A layer with every parameter drawn anew, also those that start at 0."""
+    layer = kind(F, D, **{"param_dtype": float, "rngs": nnx.Rngs(seed), **options})
+    leaves, tree = jax.tree.flatten(nnx.state(layer, nnx.Param))
+    drawn = [x + 0.3 * normal(*x.shape, seed=100 + n, dtype=x.dtype) for n, x in enumerate(leaves)]
+    nnx.update(layer, jax.tree.unflatten(tree, drawn))
+    return layer
+
+
+# The layers, written down for one sequence and one document, real steps only
+
+
+def lstm(p, steps):
+    cell = hidden = jnp.zeros(D)
+    states = []
+    for x in steps:
+        gates = x @ p["dense_i"]["kernel"] + hidden @ p["dense_h"]["kernel"] + p["dense_h"]["bias"]
+        i, f, g, o = jnp.split(gates, 4)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        states.append(hidden)
+    return jnp.stack(states)
+
+
+def gru(p, steps):
+    hidden, states = jnp.zeros(D), []
+    for x in steps:
+        (r, z, n), (hr, hz, hn) = (
+            jnp.split(y, 3)
+            for y in (x @ p["dense_i"]["kernel"] + p["dense_i"]["bias"], hidden @ p["dense_h"]["kernel"])
+        )
+        z = jax.nn.sigmoid(z + hz)
+        hidden = (1 - z) * jnp.tanh(n + jax.nn.sigmoid(r + hr) * hn) + z * hidden
+        states.append(hidden)
+    return jnp.stack(states)
+
+
+def summed(p, states, kind):
+    """(weights, vector)"""
+    if kind == "attention":
+        p = p["summary"]["attention"]
+        weight = jax.nn.softmax(jnp.tanh(states @ p["hidden"]["kernel"] + p["hidden"]["bias"]) @ p["context"][0])
+    else:
+        weight = {"mean": jnp.full(len(states), 1 / len(states)), "last": jnp.zeros(len(states)).at[-1].set(1)}[kind]
+    return weight, weight @ states
+
+
+def level(p, steps, kind):
+    both = gru(p["forward"], steps), gru(p["backward"], steps[::-1])[::-1]
+    return summed(p, jnp.concatenate(both, axis=-1), kind)
+
+
+def recurrent(p, x, mask, kind):
+    """(weights [s], out), of a sequence with its mask as a NumPy array."""
+    where = np.flatnonzero(mask)
+    if not where.size:
+        return jnp.zeros(len(x)), jnp.zeros(D)
+    weight, out = summed(p, lstm(p["cell"], x[where]), kind)
+    return jnp.zeros(len(x)).at[where].set(weight), out
+
+
+def hierarchical(p, x, mask, kind):
+    """(weights [n, m], weights [n], out), of a document with its mask as a NumPy array."""
+    words, sentences = jnp.zeros(mask.shape), jnp.zeros(len(mask))
+    vectors, real = [], np.flatnonzero(mask.any(-1))
+    for n in real:
+        where = np.flatnonzero(mask[n])
+        weight, vector = level(p["words"], x[n, where], kind)
+        words = words.at[n, where].set(weight)
+        vectors.append(vector)
+    if not vectors:
+        return words, sentences, jnp.zeros(2 * D)
+    weight, out = level(p["sentences"], jnp.stack(vectors), kind)
+    return words, sentences.at[real].set(weight), out
+
+
+MASK = np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 1, 1, 0], [0, 0, 0, 1, 0]], bool)  # with holes
+DOCUMENTS = np.stack([MASK, MASK[::-1], np.zeros_like(MASK), np.ones_like(MASK)])
+CASES = {
+    **{f"recurrent_{kind}": (RecurrentAttention, recurrent, kind, MASK) for kind in SUMMARIES},
+    **{f"hierarchical_{kind}": (HierarchicalAttention, hierarchical, kind, DOCUMENTS) for kind in SUMMARIES[:2]},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("x64")
+def test_layer_is_what_is_written(name):
+    kind, plain, summary, mask = CASES[name]
+    layer, x = made(kind, summary=summary), normal(*mask.shape, F)
+    graph, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def got(p, x):
+        layer = nnx.merge(graph, p, rest)
+        weights = layer.weights(x, jnp.asarray(mask))
+        return *(weights if isinstance(weights, tuple) else (weights,)), layer(x, jnp.asarray(mask))
+
+    def want(p, x):
+        each = [plain(nnx.to_pure_dict(p), *one, summary) for one in zip(x, mask, strict=True)]
+        return tuple(map(jnp.stack, zip(*each, strict=True)))
+
+    results = []
+    for fn in (got, want):
+        found, pull = jax.vjp(jax.jit(fn), params, x)
+        results.append((found, pull(tuple(normal(*y.shape, seed=n) for n, y in enumerate(found)))))
+    jax.tree.map(lambda a, b: assert_close(a, b, TIGHT), *results)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("x64")
+def test_padding_changes_nothing(name):
+    kind, _, summary, mask = CASES[name]
+    layer, x = made(kind, summary=summary), normal(*mask.shape, F)
+    more = [(0, 0)] + [(1, 2)] * (mask.ndim - 1)  # before and after, and sentences of nothing
+    padded = jnp.pad(x, [*more, (0, 0)], constant_values=100.0)
+    inside = np.pad(mask, more)
+    loss = jax.jit(lambda m, x, mask: jnp.sum(m(x, mask) ** 2))
+    want, got = (jax.value_and_grad(loss, (0, 1))(layer, *inputs) for inputs in ((x, mask), (padded, inside)))
+    jax.tree.map(lambda a, b: assert_close(a, b, TIGHT), (got[0], got[1][0]), (want[0], want[1][0]))
+    assert_close(got[1][1][np.pad(np.ones_like(mask), more)], want[1][1].reshape(-1, F), TIGHT)
+    assert (got[1][1][~inside] == 0).all()
+
+
+@pytest.mark.parametrize("kind", [RecurrentAttention, HierarchicalAttention])
+@pytest.mark.usefixtures("x64")
+def test_batch_axes_and_no_mask(kind):
+    own = 1 if kind is RecurrentAttention else 2
+    layer, x = made(kind, normalizer=normalizers.sparsemax()), normal(2, 1, 3, 4, 5, F)
+    out = layer(x)
+    assert out.shape == (2, 1, 3, 4, 5)[: 5 - own] + ((D,) if own == 1 else (2 * D,))
+    assert_close(layer(x, jnp.ones(x.shape[:-1], bool)), out, TIGHT)
+    first = (0,) * (5 - own)
+    assert_close(layer(x[first]), out[first], TIGHT)
+    assert_close(nnx.vmap(lambda m, x: m(x), in_axes=(None, 0))(layer, x), out, TIGHT)
+    assert layer(normal(1, 1, F)).shape == ((1, D) if own == 1 else (2 * D,))
+
+
+@pytest.mark.parametrize("kind", [RecurrentAttention, HierarchicalAttention])
+def test_under_the_transformations_of_flax(kind):
+    mask = jnp.asarray(DOCUMENTS)
+    x = normal(*mask.shape, F, dtype=jnp.float32)
+    make = functools.partial(kind, F, D)
+    layer = make(rngs=nnx.Rngs(0))
+    loss = lambda m, x, mask: jnp.sum(m(x, mask) ** 2)
+    want = nnx.grad(loss)(layer, x, mask)
+    for grad in (nnx.jit(nnx.grad(loss)), nnx.grad(nnx.remat(loss))):
+        jax.tree.map(lambda a, b: assert_close(a, b, LOOSE), grad(layer, x, mask), want)
+    layers = nnx.split_rngs(splits=2)(nnx.vmap(lambda rngs: make(rngs=rngs)))(nnx.Rngs(0))
+    both = nnx.vmap(lambda m: m(x, mask))(layers)
+    scan = nnx.scan(lambda carry, m: (carry, m(x, mask)), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+    assert_close(scan(0.0, layers)[1], both, LOOSE)
+    assert float(abs(both[0] - both[1]).max()) > 1e-3
+
+
+def test_shapes_of_the_parameters():
+    shapes = lambda layer: jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(layer)))
+    pool = lambda width, hidden: {
+        "attention": {"hidden": {"kernel": (width, hidden), "bias": (hidden,)}, "context": (1, hidden)}
+    }
+    cell = {"dense_i": {"kernel": (F, 4 * D)}, "dense_h": {"kernel": (D, 4 * D), "bias": (4 * D,)}}
+    assert shapes(RecurrentAttention(F, D, attention=7, rngs=nnx.Rngs(0))) == {"cell": cell, "summary": pool(D, 7)}
+    assert shapes(RecurrentAttention(F, D, summary="last", rngs=nnx.Rngs(0))) == {"cell": cell}
+    gru = lambda width: {"dense_i": {"kernel": (width, 3 * D), "bias": (3 * D,)}, "dense_h": {"kernel": (D, 3 * D)}}
+    both = lambda width: {"forward": gru(width), "backward": gru(width), "summary": pool(2 * D, 2 * D)}
+    assert shapes(HierarchicalAttention(F, D, rngs=nnx.Rngs(0))) == {"words": both(F), "sentences": both(2 * D)}
+
+
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_dtypes(summary):
+    for kind in (RecurrentAttention, HierarchicalAttention)[: 1 if summary == "last" else 2]:
+        layer, x = functools.partial(kind, F, D, summary=summary), normal(4, 5, F, dtype=jnp.float32)
+        want = layer(rngs=nnx.Rngs(0))(x)
+        narrow = layer(dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        assert want.dtype == jnp.float32
+        assert narrow(x).dtype == jnp.bfloat16
+        assert {y.dtype for y in jax.tree.leaves(nnx.state(narrow))} == {jnp.dtype("float32")}
+        assert_close(narrow(x), want, 8 * TOLERANCES["bfloat16"].gradient)
+        assert layer(rngs=nnx.Rngs(0))(x.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": 0}, "features must be at least 1, got 0"),
+        ({"hidden": 0}, "hidden must be at least 1, got 0"),
+        ({"attention": 0}, "hidden must be at least 1, got 0"),
+        ({"summary": "max"}, "summary must be one of 'attention', 'mean'.* got 'max'"),
+    ],
+)
+@pytest.mark.parametrize("kind", [RecurrentAttention, HierarchicalAttention])
+def test_errors_of_making(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**{"features": F, "hidden": D, "rngs": nnx.Rngs(0), **options})
+
+
+@pytest.mark.parametrize(
+    ("kind", "x", "mask", "error", "message"),
+    [
+        (RecurrentAttention, (F,), None, ValueError, r"x must be \[.., s, 3\], got shape \[3\]"),
+        (HierarchicalAttention, (5, F), None, ValueError, r"x must be \[.., n, m, 3\], got shape \[5, 3\]"),
+        (HierarchicalAttention, (4, 5, 2), None, ValueError, r"x must be \[.., n, m, 3\], got shape \[4, 5, 2\]"),
+        (RecurrentAttention, (5, F), np.ones(5), TypeError, "mask must be booleans, .* got float"),
+        (HierarchicalAttention, (4, 5, F), np.ones((4, 5), int), TypeError, "mask must be booleans, .* got int"),
+        (RecurrentAttention, (5, F), np.ones(4, bool), ValueError, r"mask must be \[.., s\] = \[5\].*shape \[4\]"),
+        (HierarchicalAttention, (4, 5, F), np.ones(5, bool), ValueError, r"\[.., n, m\] = \[4, 5\].*shape \[5\]"),
+    ],
+)
+def test_errors_of_calling(kind, x, mask, error, message):
+    layer = kind(F, D, rngs=nnx.Rngs(0))
+    for method in (layer, layer.weights):
+        with pytest.raises(error, match=message):
+            method(jnp.ones(x), mask)
