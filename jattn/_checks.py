@@ -88,7 +88,7 @@ def problem(
     if dropout is not None:
         gates = (*gates, _instance(dropout, gates_.Gate, "dropout", "gates.dropout(0.1, seed)"))
     if mask is not None:
-        mask = _place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes)
+        mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes)
     if sinks is not None:
         sinks = array(sinks, "sinks")
         if not normalizer.is_softmax:
@@ -150,10 +150,10 @@ def _mask_array(mask: Any) -> masks.Mask:
     return masks.dense(mask)
 
 
-def _place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
+def place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
     """The mask with its boolean arrays as operands, its other sizes checked."""
 
-    def place(x):
+    def placed(x):
         if isinstance(x, masks.Unplaced):
             return masks.Dense(broadcast_operand(x.array, sizes, "mask"))
         if isinstance(x, masks.Blocks):
@@ -165,7 +165,7 @@ def _place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
                 )
         return x
 
-    return jax.tree.map(place, mask, is_leaf=lambda x: isinstance(x, (masks.Unplaced, masks.Blocks, Operand)))
+    return jax.tree.map(placed, mask, is_leaf=lambda x: isinstance(x, (masks.Unplaced, masks.Blocks, Operand)))
 
 
 def _operands(whole: Problem, sizes: dict[str, int]) -> None:

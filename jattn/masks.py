@@ -253,6 +253,8 @@ class Blocks(Mask):
         return layout[i // self.block, j // self.block]
 
     def blocks(self, i, j):
+        if not isinstance(i.lo, np.ndarray):  # positions known only at run time
+            return super().blocks(i, j)
         # sums over rectangles of layout cells, from a two-dimensional prefix sum
         layout = self.layout.array
         corner = np.zeros((*layout.shape[:-2], layout.shape[-2] + 1, layout.shape[-1] + 1), np.int64)
@@ -312,7 +314,7 @@ class Function(Mask):
 
     def blocks(self, i, j):
         rows, columns = i.hi[:, 0] - i.lo[:, 0] + 1, j.hi[0, -1] + 1
-        if self.operands or rows.sum() * columns > _MOST_PAIRS:
+        if self.operands or not isinstance(rows, np.ndarray) or rows.sum() * columns > _MOST_PAIRS:
             return super().blocks(i, j)
         spans = [slice(a, b + 1) for a, b in zip(j.lo[0], j.hi[0], strict=True)]
 

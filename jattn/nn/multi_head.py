@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jattn import api, gates, masks
-from jattn.nn import _call
+from jattn import _shift, api, gates, masks
+from jattn.nn import _cache, _call
+from jattn.nn._cache import Cache
 from jattn.nn._rotary import rotary
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
@@ -99,6 +100,7 @@ class MultiHeadAttention(nnx.Module):
         self.head_dim = features // heads if head_dim is None else head_dim
         self.rotary_base, self.dropout, self.deterministic = rotary_base, dropout, deterministic
         self.precision = precision
+        self.cache_dtype = param_dtype if dtype is None else dtype
 
         def project(source: Any, target: Any, init: Any, axis: Any = -1) -> nnx.LinearGeneral:
             return nnx.LinearGeneral(
@@ -125,7 +127,7 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "*b t features"],
-        context: Float[Array, "*b s context_features"] | None = None,
+        context: Float[Array, "*b s context_features"] | Cache | None = None,
         *,
         mask: Any = None,
         mods: Any = (),
@@ -140,7 +142,8 @@ class MultiHeadAttention(nnx.Module):
 
         Args:
           x: `[.., t, features]`, with any number of batch axes, or none.
-          context: `[.., s, context_features]`, with the same batch axes.
+          context: `[.., s, context_features]`, with the same batch axes; or what `read` made of it, or `decode` of
+            what came before.
           mask: from `jattn.masks`, or a boolean array broadcastable to `[.., h, t, s]`; holds beside the layer's own.
             To masks, mods and gates all batch axes are one axis `b`, the last of them the fastest.
           mods, gates: from `jattn.mods` and `jattn.gates`; they come after the layer's own.
@@ -155,18 +158,96 @@ class MultiHeadAttention(nnx.Module):
         """
         self._check_inputs(x, context, positions, context_positions)
         query, key, value = self._project(x, context, positions, context_positions)
-        lead = query.shape[:-3]
-        if mask is not None and not isinstance(mask, masks.Mask):
-            mask = masks.dense(_call.merge_lead(mask, lead, "mask"))
-        asked = _call.join(self._options(), mask, mods, gates)
-        asked["precision"] = self.precision
-        if bias is not None:
-            asked["bias"] = _call.merge_lead(bias, lead, "bias")
-        if self.sinks is not None:
-            asked["sinks"] = self.sinks[...]
+        asked = self._asked(self._options(), query.shape[:-3], mask, mods, gates, bias)
+        if isinstance(context, Cache):
+            asked = _call.join(asked, masks.prefix(context.length.reshape(-1)))
         if self.dropout > 0 and not (self.deterministic if deterministic is None else deterministic):
             asked["dropout"] = self._dropout(rngs)
         return self.out(_call.batched(api.attention, query, key, value, asked))
+
+    def cache(self, n: int, batch: tuple[int, ...] = (), dtype: Any = None) -> Cache:
+        """Room for the keys and values of n positions: what `decode` starts from.
+
+        Args:
+          n: the most positions that will be decoded.
+          batch: the batch axes of x.
+          dtype: in which keys and values are kept, by default the layer's `dtype`, or else that of its parameters.
+
+        Returns:
+          Arrays `[*batch, n, kv_heads, head_dim]` and a length of 0 for each example.
+        """
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n must be an int >= 1, got {n!r}")
+        return _cache.empty(tuple(batch), n, self.kv_heads, self.head_dim, dtype or self.cache_dtype)
+
+    def decode(
+        self,
+        x: Float[Array, "*b t features"],
+        cache: Cache,
+        *,
+        mask: Any = None,
+        mods: Any = (),
+        gates: Any = (),
+        bias: Any = None,
+        positions: Any = None,
+    ) -> tuple[Float[Array, "*b t features"], Cache]:
+        """Self-attention of the next t positions, to themselves and to all that the cache holds: one token, a few, or a
+        whole prompt.
+
+        Row i of x is at position p = length + i of its example, for the layer's masks, mods and gates and for those of
+        the call.  Where no query sees a key after it (`masks.causal()`), decoding gives what the layer gives for the
+        whole sequence at once, to rounding.  Nothing is dropped.
+
+        Args:
+          x: `[.., t, features]`.
+          cache: from `layer.cache(n, batch)`, or from the call before.  Of the layer's own masks, mods and gates,
+            arrays with an axis `t` or `s` have n there.
+          mask, mods, gates, bias: as in a call of the layer; arrays with an axis `t` have that of x, and n at an axis
+            `s`.
+          positions: for the rotary embedding alone, in the place of p: numbers broadcastable to `[.., t]`.
+
+        Returns:
+          `[.., t, features]`, and the cache with t more positions.
+
+        Raises:
+          ValueError: the cache is not one of this layer and batch, or has no room for t more positions.  Where the
+            length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
+
+        >>> import jax.numpy as jnp, jattn
+        >>> from flax import nnx
+        >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rotary_base=1e4, rngs=nnx.Rngs(0))
+        >>> x = jnp.ones((8, 5, 32))
+        >>> prompt, cache = layer.decode(x[:, :4], layer.cache(100, batch=(8,)))
+        >>> last, cache = layer.decode(x[:, 4:], cache)
+        >>> bool(jnp.allclose(last, layer(x)[:, 4:], atol=1e-5)), cache.length.shape
+        (True, (8,))
+        """
+        self._check_inputs(x, None, positions, None)
+        lead, t = x.shape[:-2], x.shape[-2]
+        _cache.check(cache, lead, self.kv_heads, self.head_dim)
+        _cache.check_room(cache, t)
+        at = cache.positions(t)
+        query, key, value = self._project(x, None, at if positions is None else positions, None)
+        start, n = cache.length.reshape(-1), cache.room
+        cache = _cache.append(cache, key, value)
+        sizes = {"b": len(start), "h": self.heads, "t": n, "s": n}
+        own = _shift.cut(self._options(), start, t, sizes)
+        asked = _shift.shift(self._asked(own, lead, mask, mods, gates, bias), start)
+        asked = _call.join(asked, masks.prefix(start + t))
+        out = self.out(_call.batched(api.attention, query, cache.key, cache.value, asked))
+        return jnp.where((at < n)[..., None], out, jnp.nan), cache
+
+    def read(self, context: Float[Array, "*b s context_features"], *, positions: Any = None) -> Cache:
+        """Keys and values of a context: `layer(x, layer.read(context))` is `layer(x, context)`, and the context is
+        projected once for any number of calls.
+
+        Args:
+          context: `[.., s, context_features]`.
+          positions: of the context, as `context_positions` in a call.
+        """
+        self._check_inputs(None, context, None, positions)
+        key, value = self._read(context, positions)
+        return Cache(key, value, jnp.full(context.shape[:-2], context.shape[-2], jnp.int32))
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` calls.
@@ -179,15 +260,34 @@ class MultiHeadAttention(nnx.Module):
 
     def _project(self, x: Any, context: Any, positions: Any, context_positions: Any) -> tuple[Any, Any, Any]:
         """Query `[.., t, h, d]`, key and value `[.., s, g, d]`, all that comes before the attention."""
-        if context is None:
-            context, context_positions = x, positions
-        query, key, value = self.query(x), self.key(context), self.value(context)
+        query = self.query(x)
         if self.query_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+            query = self.query_norm(query)
         if self.rotary_base is not None:
             query = rotary(query, positions, self.rotary_base)
-            key = rotary(key, context_positions, self.rotary_base)
-        return query, key, value
+        if isinstance(context, Cache):
+            return query, context.key, context.value
+        return query, *(self._read(x, positions) if context is None else self._read(context, context_positions))
+
+    def _read(self, context: Any, positions: Any) -> tuple[Any, Any]:
+        key, value = self.key(context), self.value(context)
+        if self.key_norm is not None:
+            key = self.key_norm(key)
+        if self.rotary_base is not None:
+            key = rotary(key, positions, self.rotary_base)
+        return key, value
+
+    def _asked(self, own: _call.Options, lead: tuple[int, ...], mask: Any, mods: Any, gates: Any, bias: Any) -> Any:
+        """Options of `jattn.attention`: the layer's own and those of a call, but for dropout."""
+        if mask is not None and not isinstance(mask, masks.Mask):
+            mask = masks.dense(_call.merge_lead(mask, lead, "mask"))
+        asked = _call.join(own, mask, mods, gates)
+        asked["precision"] = self.precision
+        if bias is not None:
+            asked["bias"] = _call.merge_lead(bias, lead, "bias")
+        if self.sinks is not None:
+            asked["sinks"] = self.sinks[...]
+        return asked
 
     def _options(self) -> dict[str, Any]:
         arrays = iter(self.arrays)
@@ -204,20 +304,24 @@ class MultiHeadAttention(nnx.Module):
         return gates.dropout(self.dropout, jax.random.bits(random_key, dtype=jnp.uint32))
 
     def _check_inputs(self, x: Any, context: Any, positions: Any, context_positions: Any) -> None:
+        """Raises unless these fit the layer and each other; x is None where there is a context alone."""
+        cached = isinstance(context, Cache)
         for name, array, width in (("x", x, self.features), ("context", context, self.context_features)):
-            if array is None:
+            if array is None or isinstance(array, Cache):
                 continue
             if jnp.ndim(array) < 2 or jnp.shape(array)[-1] != width:
                 wanted = f"[.., {'t' if name == 'x' else 's'}, {width}]"
                 raise ValueError(f"{name} must be {wanted}, got shape {list(jnp.shape(array))}")
-        if context is not None and x.shape[:-2] != context.shape[:-2]:
+        if cached:
+            _cache.check(context, x.shape[:-2], self.kv_heads, self.head_dim)
+        elif x is not None and context is not None and x.shape[:-2] != context.shape[:-2]:
             raise ValueError(
                 f"x and context must have the same batch axes, got x {list(x.shape)}, context {list(context.shape)}"
             )
         if self.rotary_base is None and not (positions is None and context_positions is None):
             raise ValueError("positions are those of the rotary embedding: make the layer with rotary_base=10_000.0")
-        if context is None and context_positions is not None:
-            raise ValueError("context_positions was given without a context")
+        if context_positions is not None and (context is None or cached):
+            raise ValueError(f"context_positions was given {'with a cache' if cached else 'without a context'}")
 
 
 def _check_sizes(
