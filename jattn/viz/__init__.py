@@ -1,0 +1,11 @@
+"""Pictures of attention: weights, alignments, masks, block tables and positions, as matplotlib figures.
+
+Nothing here touches pyplot: no window, no global state, no figure to close.  Save what comes back with
+`figure.savefig(path)`, or end a notebook's cell with it.
+"""
+
+from jattn.viz.masks import show_blocks as show_blocks
+from jattn.viz.masks import show_mask as show_mask
+from jattn.viz.positions import show_positions as show_positions
+from jattn.viz.weights import show_alignment as show_alignment
+from jattn.viz.weights import show_weights as show_weights

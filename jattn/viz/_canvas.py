@@ -1,0 +1,115 @@
+"""What the pictures share: new figures, labels that can be read, grids of heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure, SubFigure
+
+CELL, _SMALLEST, _LARGEST = 0.24, 3.0, 16.0  # inches: a labelled row or column, and the sides of a new figure
+_FONT = 5.0, 10.0  # points: the smallest and largest label
+
+
+def new_figure(height: float, width: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def inches(figure: Figure | SubFigure) -> tuple[float, float]:
+    """Height and width."""
+    return figure.bbox.height / figure.get_dpi(), figure.bbox.width / figure.get_dpi()
+
+
+def side(tokens: Sequence[str] | None) -> float:
+    """Inches of a new figure for one side of one heat map."""
+    return 4.0 if tokens is None else min(max(CELL * len(tokens) + 1.0, _SMALLEST), _LARGEST)
+
+
+def label(axis: Axis, tokens: Sequence[str] | None, name: str, inches: float) -> None:
+    """Names an axis and labels as many of its tokens as are readable."""
+    from matplotlib.axis import XAxis
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_label_text(name)
+    if tokens is None:
+        axis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
+        return
+    room = 72 * 0.8 * inches / len(tokens)  # points for one label; the axis' name and the colour scale take the rest
+    every = math.ceil(_FONT[0] / room)
+    # a space that is seen, and text that is not read as TeX
+    labels = ["\N{OPEN BOX}" if token.isspace() else token for token in tokens][::every]
+    size = min(max(room, _FONT[0]), _FONT[1])
+    axis.set_ticks(range(0, len(tokens), every), labels, fontsize=size, parse_math=False)
+    if isinstance(axis, XAxis) and 0.6 * size * max(map(len, labels)) > every * room:
+        axis.set_tick_params(rotation=90)
+
+
+class Grid(NamedTuple):
+    """Axes in a square, and how many inches of the figure each has."""
+
+    figure: Figure | SubFigure
+    axes: list[Axes]
+    height: float
+    width: float
+
+
+def grid(figure: Figure | SubFigure | None, titles: Sequence[str], height: float, width: float) -> Grid:
+    """As many axes as there are titles, in a new figure where there is none, with room for `height` x `width` each."""
+    columns = math.ceil(math.sqrt(len(titles)))
+    rows = math.ceil(len(titles) / columns)
+    figure = figure or new_figure(rows * height, columns * width)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title)
+    for unused in axes[len(titles) :]:
+        unused.remove()
+    height, width = inches(figure)
+    return Grid(figure, axes[: len(titles)], height / rows, width / columns)
+
+
+def stack(array: Any, name: str) -> np.ndarray:
+    """As float `[h, t, s]`."""
+    array = np.asarray(array)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{name} must be [t, s] or [h, t, s], none of them 0, got {array.shape}; index a batch first")
+    return array.reshape(-1, *array.shape[-2:]).astype(np.float32)
+
+
+def head_titles(h: int) -> list[str]:
+    """Of the heat maps of h heads; one alone needs none."""
+    return [f"head {head}" for head in range(h)] if h > 1 else [""]
+
+
+def heat_maps(
+    maps: np.ndarray,
+    titles: Sequence[str],
+    tokens: tuple[Sequence[str] | None, Sequence[str] | None],
+    names: tuple[str, str],
+    title: str | None,
+    figure: Figure | SubFigure | None,
+    cmap: str = "viridis",
+    scale: str | None = "weight",
+) -> Figure | SubFigure:
+    """One heat map for each of `[n, t, s]`.  tokens and names: of rows, of columns.  scale: what the colours mean."""
+    for sequence, length, name in zip(tokens, maps.shape[1:], names, strict=True):
+        if sequence is not None and len(sequence) != length:
+            raise ValueError(f"{name}: the array has {length}, got {len(sequence)} tokens to label them")
+    figure, axes, height, width = grid(figure, titles, side(tokens[0]), side(tokens[1]))
+    top = float(np.nanmax(maps, initial=0.0)) or 1.0
+    for axis, values in zip(axes, maps, strict=True):
+        image = axis.imshow(values, cmap=cmap, vmin=0.0, vmax=top, aspect="auto", interpolation="nearest")
+        label(axis.yaxis, tokens[0], names[0], height)
+        label(axis.xaxis, tokens[1], names[1], width)
+    if scale:
+        figure.colorbar(image, ax=axes, label=scale)
+    if title:
+        figure.suptitle(title)
+    return figure
