@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 CELL, _SMALLEST, _LARGEST = 0.24, 3.0, 16.0  # inches: a labelled row or column, and the sides of a new figure
 _FONT = 5.0, 10.0  # points: the smallest and largest label
+_SHARE = 0.8  # of a heat map's room is its own; labels, names and the colour scale take the rest
+LETTER = 0.08  # inches: the width of a letter of that size, more or less
 
 
 def new_figure(height: float, width: float) -> Figure:
@@ -28,13 +30,14 @@ def inches(figure: Figure | SubFigure) -> tuple[float, float]:
     return figure.bbox.height / figure.get_dpi(), figure.bbox.width / figure.get_dpi()
 
 
-def side(tokens: Sequence[str] | None) -> float:
-    """Inches of a new figure for one side of one heat map."""
-    return 4.0 if tokens is None else min(max(CELL * len(tokens) + 1.0, _SMALLEST), _LARGEST)
+def side(tokens: Sequence[str] | None, others: Sequence[str] | None = None) -> float:
+    """Inches of a new figure along one side of one heat map, with room for the labels of the other side."""
+    beside = LETTER * max(map(len, others), default=0) if others is not None else 0.0
+    return min((4.0 if tokens is None else max(CELL * len(tokens) + 1.0, _SMALLEST)) + beside, _LARGEST)
 
 
 def label(axis: Axis, tokens: Sequence[str] | None, name: str, inches: float) -> None:
-    """Names an axis and labels as many of its tokens as are readable."""
+    """Names an axis, so many inches long, and labels as many of its tokens as are readable."""
     from matplotlib.axis import XAxis
     from matplotlib.ticker import MaxNLocator
 
@@ -42,7 +45,7 @@ def label(axis: Axis, tokens: Sequence[str] | None, name: str, inches: float) ->
     if tokens is None:
         axis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True))
         return
-    room = 72 * 0.8 * inches / len(tokens)  # points for one label; the axis' name and the colour scale take the rest
+    room = 72 * inches / len(tokens)  # points for one label
     every = math.ceil(_FONT[0] / room)
     # a space that is seen, and text that is not read as TeX
     labels = ["\N{OPEN BOX}" if token.isspace() else token for token in tokens][::every]
@@ -102,12 +105,12 @@ def heat_maps(
     for sequence, length, name in zip(tokens, maps.shape[1:], names, strict=True):
         if sequence is not None and len(sequence) != length:
             raise ValueError(f"{name}: the array has {length}, got {len(sequence)} tokens to label them")
-    figure, axes, height, width = grid(figure, titles, side(tokens[0]), side(tokens[1]))
+    figure, axes, height, width = grid(figure, titles, side(*tokens), side(*tokens[::-1]))
     top = float(np.nanmax(maps, initial=0.0)) or 1.0
     for axis, values in zip(axes, maps, strict=True):
         image = axis.imshow(values, cmap=cmap, vmin=0.0, vmax=top, aspect="auto", interpolation="nearest")
-        label(axis.yaxis, tokens[0], names[0], height)
-        label(axis.xaxis, tokens[1], names[1], width)
+        label(axis.yaxis, tokens[0], names[0], _SHARE * height)
+        label(axis.xaxis, tokens[1], names[1], _SHARE * width)
     if scale:
         figure.colorbar(image, ax=axes, label=scale)
     if title:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jattn.viz._canvas import CELL, inches, label, new_figure
+from jattn.viz._canvas import CELL, LETTER, inches, label, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_WIDTH, _BARS, _SIGNAL = 10.0, 1.1, 1.6  # inches: of a new figure, and the height of bars and of a signal
+_WIDTH, _MARGIN = 10.0, 0.8  # inches: of a new figure, and of that the room beside the axes
+_BARS, _SIGNAL = 1.1, 1.6  # inches: the height of bars and of a signal
 
 
 class _Line(NamedTuple):
@@ -77,7 +78,7 @@ def show_positions(
     width = _WIDTH if figure is None else inches(figure)[1]
     wide = max(counts)
     if tokens is not None:
-        wide = min(wide, max(1, int((width - 1.0) / CELL)))
+        wide = min(wide, max(1, int((width - _MARGIN) / CELL)))
     lines = [
         _Line(name if start == 0 else "", row[start:stop], text and text[start:stop], curve)
         for name, row, count, text, curve in zip(names, rows, counts, texts, signals, strict=True)
@@ -129,7 +130,7 @@ def _draw(
     curves, texts = lines[0].signal is not None, lines[0].tokens is not None
     if figure is None:
         longest = max((len(token) for line in lines for token in line.tokens or ()), default=0)
-        beneath = _SIGNAL if curves else 0.08 * longest + 0.2
+        beneath = _SIGNAL if curves else LETTER * longest + 0.2
         headings = 0.25 * sum(1 for line in lines if line.title) + 0.4 * bool(title) + 0.3
         figure = new_figure(len(lines) * (_BARS + beneath) + headings, width)
     heights = [_BARS, _SIGNAL] if curves else [_BARS]
@@ -140,7 +141,7 @@ def _draw(
         bars.bar(range(len(line.weights)), line.weights, width=0.8 if texts else 1.0)
         bars.spines[["top", "right"]].set_visible(False)
         bars.set(xlim=(-0.5, wide - 0.5), ylim=(0.0, 1.05 * top), ylabel="weight")
-        label(bars.xaxis, line.tokens, "", width * len(line.weights) / wide)
+        label(bars.xaxis, line.tokens, "", (width - _MARGIN) * len(line.weights) / wide)
         if below:
             _curves(below[0], bars, line)
     axes[-1].set_xlabel("token" if texts else "position")
