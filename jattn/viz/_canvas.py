@@ -68,7 +68,7 @@ def grid(figure: Figure | SubFigure | None, titles: Sequence[str], height: float
     """As many axes as there are titles, in a new figure where there is none, with room for `height` x `width` each."""
     columns = math.ceil(math.sqrt(len(titles)))
     rows = math.ceil(len(titles) / columns)
-    figure = figure or new_figure(rows * height, columns * width)
+    figure = figure or new_figure(min(rows * height, _LARGEST), min(columns * width, _LARGEST))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title)
