@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,9 +77,7 @@ def show_positions(
     if names is None:
         names = [f"row {n}" for n in range(len(rows))] if len(rows) > 1 else [""]
     width = _WIDTH if figure is None else inches(figure)[1]
-    wide = max(counts)
-    if tokens is not None:
-        wide = min(wide, max(1, int((width - _MARGIN) / CELL)))
+    wide = max(counts) if tokens is None else _wrapped(max(counts), width)
     lines = [
         _Line(name if start == 0 else "", row[start:stop], text and text[start:stop], curve)
         for name, row, count, text, curve in zip(names, rows, counts, texts, signals, strict=True)
@@ -86,6 +85,12 @@ def show_positions(
         for stop in [min(start + wide, count)]
     ]
     return _draw(lines, wide, width, title, figure)
+
+
+def _wrapped(count: int, width: float) -> int:
+    """How many of `count` tokens stand in one line, in as few lines as it takes, all of them about as full."""
+    lines = math.ceil(count / max(1, int((width - _MARGIN) / CELL)))
+    return math.ceil(count / lines)
 
 
 def _counts(lengths: Any, n: int, s: int) -> list[int]:
