@@ -81,6 +81,13 @@ def test_many_tokens_are_thinned_until_they_can_be_read():
     assert axes.xaxis.get_ticklabels()[0].get_fontsize() >= 5
 
 
+def test_a_new_figure_has_room_for_long_labels_and_an_end():
+    tokens = ["Donaudampfschifffahrtsgesellschaft"] * 4
+    short, long = (viz.show_weights(_weights(4, 4), x, x).get_size_inches() for x in ("abcd", tokens))
+    assert min(long - short) > 2
+    assert viz.show_weights(_weights(9, 50, 50), "x" * 50, "x" * 50).get_size_inches().max() <= 16
+
+
 @pytest.mark.parametrize(("tokens", "rotation"), [("abcdefghij", 0), (["Donnerstag"] * 10, 90)])
 def test_only_labels_too_wide_for_their_column_are_turned(tokens, rotation):
     figure = viz.show_weights(_weights(10, 10), None, tokens)

@@ -56,6 +56,7 @@ def test_a_long_text_goes_on_in_the_next_line():
     assert [x for axes in figure.axes for x in _labels(axes)] == 2 * text
     np.testing.assert_array_equal(np.concatenate([_bars(axes) for axes in figure.axes]), weights.ravel())
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert {len(_bars(axes)) for axes in figure.axes} == {30}  # 90 in as few lines as it takes, all as full
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")] == ["here", "there"]
 
 
