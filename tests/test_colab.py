@@ -69,7 +69,11 @@ def test_it_runs(path, tmp_path):
     }
     environment.pop("XLA_FLAGS", None)  # the tests' second device
     client = NotebookClient(
-        notebook, timeout=600, kernel_manager_class=_ThisPython, resources={"metadata": {"path": str(tmp_path)}}
+        notebook,
+        timeout=600,  # seconds for a cell; both are for machines with much else to do
+        startup_timeout=600,
+        kernel_manager_class=_ThisPython,
+        resources={"metadata": {"path": str(tmp_path)}},
     )
     client.execute(env=environment)
     assert _code(notebook)[0].outputs == []  # nothing was installed
