@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn._blocks import Answer, Range
-from jattn._terms import Operand, Term, number, operand, piece
+from jattn._terms import Operand, Term, number, operand, piece, wide
 
 
 class Mask(Term):
@@ -127,6 +127,40 @@ def causal(offset: Any = 0) -> Mask:
 def window(left: Any, right: Any = 0) -> Mask:
     """i - left <= j <= i + right: sliding-window (local) attention.  None leaves a side open (Beltagy et al. 2020)."""
     return Window(None if left is None else _integer(left, "left"), None if right is None else _integer(right, "right"))
+
+
+@piece
+class Around(Mask):
+    """A window around the query's centre in the place of its own position."""
+
+    center: Any
+    window: Mask
+
+    def __call__(self, i, j):
+        del i
+        return self.window(self.center, j)
+
+    def blocks(self, i, j):
+        del i
+        return self.window.blocks(self.center, j)
+
+
+def around(center: Any, left: Any, right: Any) -> Mask:
+    """center - left <= j <= center + right: a window around centres known at run time (local-p, Luong et al. 2015).
+
+    `center` `[t]`, `[b, t]` or `[b, h, t]`, in positions of the keys, whole or not; `left` and `right` as in `window`.
+    Blocks that no centre of a block of queries comes near are skipped.  A mask passes no gradient: that of the centre
+    comes through a gate, `gates.gaussian(center, sigma)`.
+
+    >>> import numpy as np, jattn
+    >>> mask = jattn.masks.around(np.array([0.5, 3.0]), 1, 1)  # query 0 sees keys 0 and 1; query 1 sees 2, 3 and 4
+    """
+    center = center if isinstance(center, (np.ndarray, jax.Array)) else jnp.asarray(center)
+    if center.ndim not in (1, 2, 3) or center.dtype == bool:
+        raise ValueError(f"center must be numbers [t], [b, t] or [b, h, t], got {center.dtype}{list(center.shape)}")
+    # wide, so that blocks are judged by the numbers that pairs are judged by
+    center = Operand(jax.lax.stop_gradient(wide(center)), ("t", "bt", "bht")[center.ndim - 1])
+    return Around(center, window(left, right))
 
 
 def _integer(value: Any, name: str) -> Any:

@@ -133,6 +133,8 @@ CASES: dict[str, Callable[[Draw], Options]] = {
     "window": lambda x: {"mask": masks.window(3, 2)},
     "window-open": lambda x: {"mask": masks.window(None, 2) & masks.window(3, None)},
     "window-beside": lambda x: {"mask": masks.window(5, -2)},
+    "around": lambda x: {"mask": masks.around(x.normal("bt", scale=3, shift=x.s / 2), 3, 2)},
+    "around-heads": lambda x: {"mask": masks.around(x.normal("bht", scale=3, shift=x.s / 2), 1, None)},
     "segments": lambda x: {"mask": masks.segments(x.documents("t"), x.documents("s"))},
     "segments-batch": lambda x: {"mask": masks.segments(x.documents("bt"), x.documents("bs")) & masks.causal()},
     "segments-scattered": lambda x: {"mask": masks.segments(x.integers("bt", 0, 3), x.integers("s", 0, 2))},

@@ -54,6 +54,7 @@ def traced_masks(x: Sizes):
 
     return st.one_of(
         drawn(lambda y: masks.segments(y.documents("bt"), y.documents("bs"))),
+        drawn(lambda y: masks.around(y.normal("bht", scale=3, shift=y.s / 2), 1, 2)),
         drawn(lambda y: masks.segments(y.integers("t", 0, 3), y.integers("bs", 0, 3))),
         drawn(lambda y: masks.prefix(y.integers("b", 0, y.s + 1))),
         drawn(lambda y: masks.lengths(y.integers("b", 0, y.s + 1), y.integers("b", 0, y.t + 1))),

@@ -42,6 +42,7 @@ BAD = {
                     ['mask', '"bt"', "t = 6", "[2, 7]"]),
     "float ids": (lambda: masks.segments(np.zeros((2, 6))), ValueError, ["q_ids", "integers", "float64"]),
     "truth of a mask": (lambda: masks.causal() and masks.window(3), TypeError, ["&", "and"]),
+    "centre": (lambda: masks.around(3.0, 1, 1), ValueError, ["center", "[t], [b, t] or [b, h, t]", "float32[]"]),
     "float window": (lambda: masks.window(2.5), TypeError, ["left", "integer", "2.5"]),
     "stride": (lambda: masks.dilated(0), ValueError, ["stride", ">= 1", "0"]),
     "layout dtype": (lambda: masks.blocks(np.ones((2, 2)), 4), ValueError, ["layout", "boolean", "float64"]),

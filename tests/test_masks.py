@@ -33,9 +33,12 @@ def seen(mask, b=B, t=T, s=S, h=H) -> np.ndarray:
 
 Q_IDS, K_IDS = (np.sort(RANDOM.integers(0, 5, (B, n)), axis=-1) for n in (T, S))
 SHORT, LONG = np.array([0, 5]), np.array([17, 11])
+CENTERS = {axes: RANDOM.uniform(-2, S + 2, [getattr(SIZES, a) for a in axes]) for axes in ("t", "bt", "bht")}
+WHOLE = RANDOM.integers(0, S, (B, T))
 LAYOUT, HEADS_LAYOUT = RANDOM.random((4, 5)) < 0.5, RANDOM.random((H, 4, 5)) < 0.5
 FLAGS = {shape: RANDOM.random(shape) < 0.5 for shape in itertools.product((1, B), (1, H), (1, T), (1, S))}
 FLAGS |= {shape: RANDOM.random(shape) < 0.5 for shape in [(), (S,), (T, 1), (T, S), (H, 1, 1), (H, T, S)]}
+near = lambda center, left, right: (center - left <= J) & (center + right >= J)
 per_batch = lambda x: np.asarray(x)[:, None, None, None]
 
 FORMULAS = {
@@ -51,6 +54,10 @@ FORMULAS = {
     "window-beside": (masks.window(5, -2), (J >= I - 5) & (J <= I - 2)),
     "window-empty": (masks.window(-3, 1), I != I),
     "window-traced": (masks.window(jnp.asarray(3), jnp.asarray(1)), (J >= I - 3) & (J <= I + 1)),
+    "around": (masks.around(CENTERS["t"], 3, 2), near(CENTERS["t"][:, None], 3, 2)),
+    "around-batch": (masks.around(CENTERS["bt"], 1, 4), near(CENTERS["bt"][:, None, :, None], 1, 4)),
+    "around-heads": (masks.around(CENTERS["bht"], 2, None), near(CENTERS["bht"][..., None], 2, S + 4)),
+    "around-whole": (masks.around(WHOLE, jnp.asarray(2), 0), near(WHOLE[:, None, :, None], 2, 0)),
     "segments": (masks.segments(Q_IDS, K_IDS), Q_IDS[:, None, :, None] == K_IDS[:, None, None]),
     "segments-for-all": (masks.segments(Q_IDS[0], K_IDS[1]), Q_IDS[0][:, None] == K_IDS[1]),
     "segments-mixed": (masks.segments(Q_IDS, K_IDS[0]), Q_IDS[:, None, :, None] == K_IDS[0]),
@@ -307,6 +314,7 @@ SKIPS = {
     "prefix-batch": (masks.prefix(np.array([9, 4])), np.array([[[1, 1, 1, 0]], [[1, 0, 0, 0]]])),
     "lengths": (masks.lengths(np.array([9, 4]), np.array([16, 8])),
                 np.array([np.outer([1] * 4, [1, 1, 1, 0]), np.outer([1, 1, 0, 0], [1, 0, 0, 0])])),
+    "around": (masks.around(np.linspace(1.2, 13.4, LENGTH), 1, 1), [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]),
     "segments": (masks.segments(DOCUMENTS), DOCUMENTS[:, ::BLOCK, None] == DOCUMENTS[:, None, ::BLOCK]),
     "segments-causal": (masks.segments(DOCUMENTS) & masks.causal(),
                         (DOCUMENTS[:, ::BLOCK, None] == DOCUMENTS[:, None, ::BLOCK]) & (np.tri(4) > 0)),
@@ -326,7 +334,7 @@ def test_only_blocks_with_pairs_are_visited(name):
     np.testing.assert_array_equal(visits(mask), np.broadcast_to(blocks, (2, 4, 4)) > 0)
 
 
-@pytest.mark.parametrize("name", ["prefix-batch", "segments-causal", "function"])
+@pytest.mark.parametrize("name", ["prefix-batch", "segments-causal", "function", "around"])
 def test_the_derivatives_skip_the_same_blocks(name):
     mask, blocks = SKIPS[name]
     blocks = np.broadcast_to(blocks, (2, 4, 4)) > 0
