@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 
 from jattn import masks
 
@@ -20,30 +22,69 @@ def check_names(options: Options, known: tuple[str, ...], where: str) -> Options
     if unknown:
         raise TypeError(f"{where} takes no option {', '.join(unknown)}; the options are {', '.join(known)}")
     if options.get("mask") is not None:
-        options = {**options, "mask": _mask(options["mask"])}
+        options = {**options, "mask": as_mask(options["mask"])}
     return options
 
 
-def join(fixed: Options, mask: Any, mods: Any = (), gates: Any = ()) -> Options:
+def join(fixed: Options, mask: Any, mods: Any = (), gates: Any = (), lead: tuple[int, ...] = ()) -> Options:
     """Options of `jattn.attention`: the masks both hold; the mods and gates of the call come after the fixed ones."""
-    both = [_mask(x) for x in (fixed.get("mask"), mask) if x is not None]
+    both = [as_mask(x, lead) for x in (fixed.get("mask"), mask) if x is not None]
     return {
         **fixed,
         "mask": both[0] & both[1] if len(both) == 2 else both[0] if both else None,
-        "mods": (*_sequence(fixed.get("mods", ())), *_sequence(mods)),
-        "gates": (*_sequence(fixed.get("gates", ())), *_sequence(gates)),
+        "mods": (*sequence(fixed.get("mods", ())), *sequence(mods)),
+        "gates": (*sequence(fixed.get("gates", ())), *sequence(gates)),
     }
 
 
-def _mask(mask: Any) -> masks.Mask:
-    return mask if isinstance(mask, masks.Mask) else masks.dense(mask)
+class Held(NamedTuple):
+    """What is static about options that a layer keeps: their structure, with None where an array belongs."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+
+    def fill(self, arrays: nnx.List) -> Options:
+        """The options with the arrays where they belong."""
+        values = iter(arrays)
+        return jax.tree.unflatten(self.structure, [next(values)[...] if x is None else x for x in self.leaves])
 
 
-def _sequence(value: Any) -> tuple[Any, ...]:
+def hold(options: Options) -> tuple[nnx.List, Held]:
+    """The arrays of options as variables, in pytree order, and the rest."""
+    leaves, structure = jax.tree.flatten(options)
+    arrays = nnx.List([_variable(x) for x in leaves if _is_array(x)])
+    return arrays, Held(structure, tuple(None if _is_array(x) else x for x in leaves))
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (jax.Array, np.ndarray))
+
+
+def _variable(array: Any) -> nnx.Variable:
+    """Floating-point arrays learn; ids, lengths and seeds do not."""
+    array = jnp.asarray(array)
+    return nnx.Param(array) if jnp.issubdtype(array.dtype, jnp.floating) else nnx.Variable(array)
+
+
+def as_mask(mask: Any, lead: tuple[int, ...] = ()) -> masks.Mask:
+    """A mask, or a boolean array broadcastable to `[*lead, h, t, s]`, as a mask of one batch axis."""
+    return mask if isinstance(mask, masks.Mask) else masks.dense(merge_lead(mask, lead, "mask"))
+
+
+def as_lengths(lengths: Any, lead: tuple[int, ...]) -> jax.Array:
+    """Integers of the shape `lead`."""
+    lengths = jnp.asarray(lengths)
+    if lengths.shape != lead or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        wanted = f"integers with the batch axes {list(lead)}"
+        raise ValueError(f"lengths must be {wanted}, got {lengths.dtype}{list(lengths.shape)}")
+    return lengths
+
+
+def sequence(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
-def batched(fn: Callable, query: jax.Array, key: jax.Array, value: jax.Array, options: Options) -> jax.Array:
+def batched(fn: Callable, query: jax.Array, key: jax.Array, value: jax.Array, options: Options) -> Any:
     """`fn` of `[.., t, h, d]`, `[.., s, g, d]`, `[.., s, g, e]`, its leading axes as one `b` and back."""
     lead = query.shape[:-3]
     if not lead == key.shape[:-3] == value.shape[:-3]:
@@ -54,7 +95,7 @@ def batched(fn: Callable, query: jax.Array, key: jax.Array, value: jax.Array, op
     if len(lead) < 2:
         return fn(query, key, value, **options)
     out = fn(*(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)), **options)
-    return out.reshape(*lead, *out.shape[1:])
+    return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 
 
 def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> jax.Array:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -120,9 +119,7 @@ class MultiHeadAttention(nnx.Module):
         self.query_norm, self.key_norm = norm(), norm()
         self.sinks = nnx.data(nnx.Param(jnp.zeros(heads, param_dtype)) if sinks else None)
         self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and _has_dropout(rngs) else None)
-        leaves, self.structure = jax.tree.flatten(_call.check_names(options, _OPTIONS, "MultiHeadAttention"))
-        self.arrays = nnx.List([_variable(x) for x in leaves if _is_array(x)])
-        self.static = tuple(None if _is_array(x) else x for x in leaves)  # with None where an array belongs
+        self.arrays, self.held = _call.hold(_call.check_names(options, _OPTIONS, "MultiHeadAttention"))
 
     def __call__(
         self,
@@ -158,7 +155,7 @@ class MultiHeadAttention(nnx.Module):
         """
         self._check_inputs(x, context, positions, context_positions)
         query, key, value = self._project(x, context, positions, context_positions)
-        asked = self._asked(self._options(), query.shape[:-3], mask, mods, gates, bias)
+        asked = self._asked(self.held.fill(self.arrays), query.shape[:-3], mask, mods, gates, bias)
         if isinstance(context, Cache):
             asked = _call.join(asked, masks.prefix(context.length.reshape(-1)))
         if self.dropout > 0 and not (self.deterministic if deterministic is None else deterministic):
@@ -231,7 +228,7 @@ class MultiHeadAttention(nnx.Module):
         start, n = cache.length.reshape(-1), cache.room
         cache = _cache.append(cache, key, value)
         sizes = {"b": len(start), "h": self.heads, "t": n, "s": n}
-        own = _shift.cut(self._options(), start, t, sizes)
+        own = _shift.cut(self.held.fill(self.arrays), start, t, sizes)
         asked = _shift.shift(self._asked(own, lead, mask, mods, gates, bias), start)
         asked = _call.join(asked, masks.prefix(start + t))
         out = self.out(_call.batched(api.attention, query, cache.key, cache.value, asked))
@@ -279,19 +276,13 @@ class MultiHeadAttention(nnx.Module):
 
     def _asked(self, own: _call.Options, lead: tuple[int, ...], mask: Any, mods: Any, gates: Any, bias: Any) -> Any:
         """Options of `jattn.attention`: the layer's own and those of a call, but for dropout."""
-        if mask is not None and not isinstance(mask, masks.Mask):
-            mask = masks.dense(_call.merge_lead(mask, lead, "mask"))
-        asked = _call.join(own, mask, mods, gates)
+        asked = _call.join(own, mask, mods, gates, lead)
         asked["precision"] = self.precision
         if bias is not None:
             asked["bias"] = _call.merge_lead(bias, lead, "bias")
         if self.sinks is not None:
             asked["sinks"] = self.sinks[...]
         return asked
-
-    def _options(self) -> dict[str, Any]:
-        arrays = iter(self.arrays)
-        return jax.tree.unflatten(self.structure, [next(arrays)[...] if x is None else x for x in self.static])
 
     def _dropout(self, rngs: Any) -> gates.Gate:
         rngs = self.rngs if rngs is None else rngs
@@ -346,13 +337,3 @@ def _check_sizes(
 
 def _has_dropout(rngs: nnx.Rngs) -> bool:
     return "dropout" in rngs or "default" in rngs
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (jax.Array, np.ndarray))
-
-
-def _variable(array: Any) -> nnx.Variable:
-    """Floating-point arrays learn; ids, lengths and seeds do not."""
-    array = jnp.asarray(array)
-    return nnx.Param(array) if jnp.issubdtype(array.dtype, jnp.floating) else nnx.Variable(array)
