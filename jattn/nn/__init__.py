@@ -4,6 +4,8 @@ from jattn.nn._cache import Cache as Cache
 from jattn.nn._rotary import rotary as rotary
 from jattn.nn.flax_adapter import attention_fn as attention_fn
 from jattn.nn.hierarchical import HierarchicalAttention as HierarchicalAttention
+from jattn.nn.local import LocalAttention as LocalAttention
 from jattn.nn.multi_head import MultiHeadAttention as MultiHeadAttention
 from jattn.nn.pooling import AttentionPooling as AttentionPooling
 from jattn.nn.recurrent import RecurrentAttention as RecurrentAttention
+from jattn.nn.seq2seq import Seq2SeqAttention as Seq2SeqAttention

@@ -1,0 +1,207 @@
+"""The attention between an encoder and a decoder, for Flax NNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jattn import api, masks, scores
+from jattn.nn import _cache, _call
+from jattn.nn._cache import Cache
+
+_OPTIONS = ("normalizer", "mask", "mods", "gates", "implementation", "blocks")
+SCORES = ("dot", "general", "cosine", "concat", "additive")
+
+
+class Seq2SeqAttention(nnx.Module):
+    """What a decoder reads of an encoder's states (Bahdanau et al. 2015; Luong et al. 2015):
+
+        q_i = Wq x_i + bq,  k_j = Wk m_j + bk,  v_j = Wv m_j + bv        for each head
+        weight[i, j] = normalizer over j of score(q_i, k_j)
+        c_i = sum over j of weight[i, j] v_j
+
+    Dynamic attention, as written, has a summary c_i of its own for each state x_i of the decoder.  Static attention has
+    one query q, learned, in the place of all q_i, and so one summary c for all steps.  (Where the query is something
+    else that all steps share, such as the encoder's last state, call dynamic attention with it once.)
+
+    The memory is projected once, by `read`, and serves every step.
+
+    Hard attention reads one place for each query, by the normaliser: `normalizers.hard()` passes no gradient to query,
+    key and score, `hard(straight_through=True)` passes softmax's, `gumbel(key)` draws and passes its own.  `sample`
+    draws from the softmax and returns the log of the probability, for REINFORCE (Xu et al. 2015).
+
+    Args:
+      features: width of the decoder's states x.
+      heads: h.
+      head_dim: width d of a head, features / heads by default.
+      memory_features: width of the encoder's states m, `features` by default.
+      score: "dot", "general", "cosine", "concat", "additive", or any from `jattn.scores`; its floating-point arrays are
+        parameters and learn.  Those of a name are drawn from a normal distribution of variance 1 / d; the scale of
+        "cosine" starts at 10, for a cosine alone is too flat for a softmax.
+      static: whether one query serves all steps.
+      use_bias: whether the projections add bq, bk and bv.
+      kernel_init: initialiser of Wq, Wk and Wv.
+      dtype: of the computation; by default what states and parameters promote to.
+      param_dtype: of the parameters.
+      precision: a `jax.lax.Precision` for all products.
+      rngs: stream `params` for the parameters.
+      **options: options of `jattn.attention` for every call: normalizer, mask, mods, gates, implementation, blocks.
+        Floating-point arrays in them become parameters and learn.
+
+    Parameters (`nnx.Param`):
+      `query.kernel` `[features, h, d]`, `key.kernel` and `value.kernel` `[memory_features, h, d]`, `query.bias`,
+      `key.bias` and `value.bias` `[h, d]`; of static attention `query` `[h, d]`, from a normal distribution, in the
+      place of both of the query's; `arrays[n]`, those of score and options in pytree order: of the names, `[h, d, d]`
+      of "general", a scalar of "cosine", `[h, d]` twice of "concat", `[h, d, d]` twice and `[h, d]` of "additive".
+
+    Raises:
+      ValueError: sizes that do not go together, or a name that is no score.
+      TypeError: an unknown option.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> attention = jattn.nn.Seq2SeqAttention(32, memory_features=48, score="additive", rngs=nnx.Rngs(0))
+    >>> memory = attention.read(jnp.ones((8, 50, 48)), lengths=jnp.arange(8))
+    >>> attention(jnp.ones((8, 5, 32)), memory).shape  # all steps at once, or one after the other
+    (8, 5, 32)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int = 1,
+        *,
+        head_dim: int | None = None,
+        memory_features: int | None = None,
+        score: str | scores.Score = "dot",
+        static: bool = False,
+        use_bias: bool = True,
+        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        if heads < 1 or (head_dim is None and features % heads):
+            raise ValueError(
+                f"features must be a multiple of heads, got features = {features}, heads = {heads}; or give head_dim"
+            )
+        self.features, self.heads, self.static, self.precision = features, heads, static, precision
+        self.memory_features = features if memory_features is None else memory_features
+        self.head_dim = features // heads if head_dim is None else head_dim
+        shape = heads, self.head_dim
+
+        def project(source: int) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(
+                source, shape, use_bias=use_bias, kernel_init=kernel_init,
+                dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs,
+            )  # fmt: skip
+
+        self.query: Any = (
+            nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype)) if static else project(features)
+        )
+        self.key, self.value = project(self.memory_features), project(self.memory_features)
+        if isinstance(score, str):
+            score = _drawn(score, shape, rngs, param_dtype)
+        options = _call.check_names(options, _OPTIONS, "Seq2SeqAttention")
+        self.arrays, self.held = _call.hold({"score": score, **options})
+
+    def read(self, states: Float[Array, "*b s memory_features"], lengths: Any = None) -> Cache:
+        """Projects the encoder's states: the memory, keys and values `[.., s, h, d]` and the lengths.
+
+        Args:
+          states: `[.., s, memory_features]`, with any number of batch axes, or none.
+          lengths: integers `[..]`, how many states of each example are real; no other is attended to.  None for all.
+
+        Raises:
+          ValueError: states or lengths do not fit.
+        """
+        _check_width(states, "states", "s", self.memory_features)
+        lead, s = states.shape[:-2], states.shape[-2]
+        lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _call.as_lengths(lengths, lead)
+        return Cache(self.key(states), self.value(states), lengths)
+
+    def __call__(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b t hd"]:
+        """What each step of the decoder reads.
+
+        Args:
+          x: the decoder's states `[.., t, features]`, with the memory's batch axes.
+          memory: from `read`.
+          **call: of `jattn.attention`: normalizer, in the place of the layer's own; mask, from `jattn.masks` or a
+            boolean array broadcastable to `[.., h, t, s]`, mods and gates, which come after the layer's own.
+
+        Returns:
+          `[.., t, h d]`: the heads side by side, 0 where nothing may be attended to.
+
+        Raises:
+          ValueError, TypeError: input that does not fit.
+        """
+        return self._of_each_step(x, _side_by_side(self._attend(api.attention, x, memory, **call)))
+
+    def weights(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b h t s"]:
+        """The weights with which `__call__` with the same arguments reads, for looking at: O(t * s) memory."""
+        return self._of_each_step(x, self._attend(api.weights, x, memory, **call))
+
+    def sample(
+        self, random_key: jax.Array, x: Float[Array, "*b t features"], memory: Cache, **call: Any
+    ) -> tuple[Float[Array, "*b t hd"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
+        """Reads one place drawn from the softmax for each step and head, as `jattn.sample`.
+
+        Returns:
+          What was read, `[.., t, h d]`; the place, `[.., t, h]`; the log of its probability, `[.., t, h]`, which is
+          differentiable.  Static attention draws one place for all steps.
+        """
+        draw = lambda *arrays, **options: api.sample(random_key, *arrays, **options)
+        out, index, log_prob = self._attend(draw, x, memory, **call)
+        return tuple(self._of_each_step(x, y) for y in (_side_by_side(out), index, log_prob))  # type: ignore[return-value]
+
+    def _attend(
+        self, fn: Callable, x: Any, memory: Cache, *, mask: Any = None, mods: Any = (), gates: Any = (), **call: Any
+    ) -> Any:
+        """`fn` of query, key and value; static attention has one query."""
+        _check_width(x, "x", "t", self.features)
+        lead = x.shape[:-2]
+        _cache.check(memory, lead, self.heads, self.head_dim)
+        real = masks.prefix(memory.length.reshape(-1))
+        mask = real if mask is None else real & _call.as_mask(mask, lead)
+        if self.static:
+            query = jnp.broadcast_to(self.query[...].astype(memory.key.dtype), (*lead, 1, self.heads, self.head_dim))
+        else:
+            query = self.query(x)
+        asked = _call.join(self.held.fill(self.arrays), mask, mods, gates, lead)
+        asked |= {"precision": self.precision, **_call.check_names(call, ("normalizer",), "Seq2SeqAttention")}
+        return _call.batched(fn, query, memory.key, memory.value, asked)
+
+    def _of_each_step(self, x: Any, array: jax.Array) -> jax.Array:
+        """`[.., 1, n]`, of all steps, as `[.., t, n]`."""
+        return jnp.broadcast_to(array, (*array.shape[:-2], x.shape[-2], array.shape[-1]))
+
+
+def _side_by_side(heads: jax.Array) -> jax.Array:
+    return heads.reshape(*heads.shape[:-2], -1)
+
+
+def _drawn(name: str, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> scores.Score:
+    """A score by name, with parameters for each head."""
+    if name not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, or made like jattn.scores.dot(), got {name!r}")
+    heads, d = shape
+    draw = lambda *axes: d**-0.5 * jax.random.normal(rngs.params(), (heads, *axes), dtype)
+    return {
+        "dot": lambda: scores.dot(),
+        "general": lambda: scores.general(draw(d, d), scale=d**-0.5),
+        "cosine": lambda: scores.cosine(jnp.asarray(10.0, dtype)),
+        "concat": lambda: scores.concat(draw(d), draw(d)),
+        "additive": lambda: scores.additive(draw(d, d), draw(d, d), draw(d)),
+    }[name]()
+
+
+def _check_width(x: Any, name: str, axis: str, width: int) -> None:
+    if jnp.ndim(x) < 2 or jnp.shape(x)[-1] != width:
+        raise ValueError(f"{name} must be [.., {axis}, {width}], got shape {list(jnp.shape(x))}")
