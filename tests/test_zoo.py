@@ -32,7 +32,7 @@ TINY = Sizes(embedding=8, hidden=12, heads=2, width=4)
 @functools.cache
 def tiny(score):
     """The dates with a small model."""
-    return dates(score, 0, None, batch=8, sizes=TINY)
+    return dates(score, batch=8, sizes=TINY)
 
 
 def line(**changes):
@@ -130,7 +130,9 @@ def test_every_score_learns(score):
         state, loss = update(task.loss, task.optimizer, graph, state, batch)
         losses.append(float(loss))
     assert losses[-1] < 0.9 * losses[0]
-    before, after = (jax.tree.leaves(nnx.to_pure_dict(each).get("score")) for each in (params, state.params))
+    before, after = (
+        jax.tree.leaves(nnx.to_pure_dict(each)["attention"].get("arrays")) for each in (params, state.params)
+    )
     assert len(after) == {"dot": 0, "general": 1, "cosine": 1, "concat": 2, "additive": 3}[score]
     if score == "concat":
         before, after = before[1:], after[1:]  # the softmax cancels the query's part: its gradient is rounding
@@ -247,11 +249,17 @@ def test_a_checkpoint_made_with_other_settings_is_refused(tmp_path, other, messa
 
 
 def test_every_choice_that_decides_the_result_is_a_setting():
-    settings = {score: dates(score, 0, None, sizes=TINY).settings for score in ("dot", "concat")}
-    assert settings["dot"] != settings["concat"]
-    assert dates("dot", 1, None, sizes=TINY).settings != settings["dot"]
-    assert dates("dot", 0, None, batch=8, sizes=TINY).settings != settings["dot"]
-    assert dates("dot", 0, "reference", sizes=TINY).settings == settings["dot"]  # another way to the same result
+    settings = lambda *choice, **options: dates(*choice, sizes=TINY, **options).settings
+    choices = [
+        settings(),
+        settings("concat"),
+        settings("dot", "gumbel"),
+        settings("dot", "soft", "static"),
+        settings(seed=1),
+        settings(batch=8),
+    ]
+    assert all(a != b for n, a in enumerate(choices) for b in choices[:n])
+    assert settings(implementation="reference") == settings()  # another way to the same result
 
 
 @pytest.mark.parametrize("part", ["settings", "state"])
@@ -317,6 +325,8 @@ def test_progress_evaluations_and_pictures_are_reported(tmp_path, capsys):
         (["dates", "--steps", "1.5"], "'1.5'"),
         (["dates", "--seed", "-1"], "'-1'"),
         (["dates", "--score", "cosign"], "'cosign'"),
+        (["dates", "--attention", "loose"], "'loose'"),
+        (["dates", "--summary", "short"], "'short'"),
         (["dates", "--implementation", "fast"], "'fast'"),
         (["dates", "--colour", "blue"], "--colour"),
         (["dates", "--out", "{file}"], "--out"),
@@ -339,7 +349,7 @@ def test_a_backend_that_cannot_run_is_one_line_and_exit_code_2(tmp_path, capsys,
     def unsupported(*args, **kwargs):
         raise jattn.UnsupportedError("cudnn cannot\ndo this")
 
-    monkeypatch.setattr("jattn.attention", unsupported)
+    monkeypatch.setattr("jattn.api.attention", unsupported)
     assert main(["dates", "--implementation", "cudnn", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "python -m jattn.zoo: cudnn cannot do this"
 
@@ -382,4 +392,7 @@ def test_the_list_and_the_help_name_every_task(capsys):
         main(["dates", "--help"])
     assert exit_.value.code == 0
     described = capsys.readouterr().out
-    assert all(flag in described for flag in ("--steps", "--seed", "--out", "--implementation", "--score"))
+    assert all(
+        flag in described
+        for flag in ("--steps", "--seed", "--out", "--implementation", "--score", "--attention", "--summary")
+    )

@@ -1,21 +1,19 @@
 """An encoder and a decoder joined by nothing but attention, so that its weights tell all that the decoder was told.
 
 The decoder starts from zeros, and its recurrent steps see only what it wrote before: what it knows of the source comes
-through `jattn.attention`, after the recurrent step (Luong et al. 2015), so that in training one call serves all steps.
+through `Seq2SeqAttention`, after the recurrent step (Luong et al. 2015), so that in training one call serves all steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-import jattn
-from jattn import masks, scores
+from jattn.nn import Cache, Seq2SeqAttention
 from jattn.zoo.dates.data import ISO, START, Array
 
 
@@ -29,72 +27,69 @@ class Sizes:
     width: int = 64
 
 
-class Memory(NamedTuple):
-    """What the encoder hands to the decoder.  key, value: [b, s, h, d].  length: [b], of the source."""
-
-    key: jax.Array
-    value: jax.Array
-    length: Array
-
-
-class Score(nnx.Module):
-    """A score of jattn by name, and the parameters that it learns, if any."""
-
-    def __init__(self, name: str, sizes: Sizes, rngs: nnx.Rngs):
-        vector, matrix = (sizes.heads, sizes.width), (sizes.heads, sizes.width, sizes.width)
-        shapes = {"general": [matrix], "concat": [vector] * 2, "additive": [matrix, matrix, vector]}.get(name, [])
-        normal = jax.nn.initializers.normal(sizes.width**-0.5)
-        self.parameters = nnx.List([nnx.Param(normal(rngs.params(), shape)) for shape in shapes])
-        if name == "cosine":
-            self.parameters.append(nnx.Param(jnp.array(10.0)))  # a cosine alone is too flat for a softmax
-        self.make = partial(scores.general, scale=sizes.width**-0.5) if name == "general" else getattr(scores, name)
-
-    def __call__(self) -> scores.Score:
-        return self.make(*(parameter[...] for parameter in self.parameters))
-
-
 class Translator(nnx.Module):
-    """A bidirectional GRU reads the source, a GRU reads what is written so far, and the second attends to the first."""
+    """A bidirectional GRU reads the source, a GRU reads what is written so far, and the second attends to the first.
 
-    def __init__(self, characters: int, score: str, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs):
+    Args:
+      characters: how many tokens a source is made of.
+      score, static, implementation: of the attention.
+      baseline: whether there is an `expected_cost` of each character, of the decoder's state [b, t, hidden], for
+        REINFORCE.
+
+    To its methods, `attention` is what `Seq2SeqAttention` takes for a call: the normaliser, where it is not softmax.
+    """
+
+    def __init__(
+        self,
+        characters: int,
+        sizes: Sizes,
+        *,
+        score: str,
+        static: bool,
+        baseline: bool,
+        implementation: str | None,
+        rngs: nnx.Rngs,
+    ):
         embedding, hidden, attended = sizes.embedding, sizes.hidden, sizes.heads * sizes.width
-        self.sizes, self.implementation = sizes, implementation
+        self.hidden = hidden
         self.source = nnx.Embed(characters, embedding, rngs=rngs)
         self.forward = nnx.GRUCell(embedding, hidden, rngs=rngs)
         self.backward = nnx.GRUCell(embedding, hidden, rngs=rngs)
         self.written = nnx.Embed(len(ISO) + 1, embedding, rngs=rngs)
         self.decoder = nnx.GRUCell(embedding, hidden, rngs=rngs)
-        self.query = nnx.Linear(hidden, attended, rngs=rngs)
-        self.key = nnx.Linear(2 * hidden, attended, rngs=rngs)
-        self.value = nnx.Linear(2 * hidden, attended, rngs=rngs)
-        self.score = Score(score, sizes, rngs)
+        self.attention = Seq2SeqAttention(
+            hidden, sizes.heads, head_dim=sizes.width, memory_features=2 * hidden, score=score, static=static,
+            implementation=implementation, rngs=rngs,
+        )  # fmt: skip
         self.mix = nnx.Linear(hidden + attended, hidden, rngs=rngs)
         self.out = nnx.Linear(hidden, len(ISO), rngs=rngs)
+        self.expected_cost: Any = nnx.data(nnx.Linear(hidden, 1, rngs=rngs) if baseline else None)
 
-    def __call__(self, source: Array, length: Array, target: Array) -> jax.Array:
+    def __call__(self, source: Array, length: Array, target: Array, **attention: Any) -> jax.Array:
         """source [b, s], length [b], target [b, t] -> logits [b, t, 11] of each character, given the ones before."""
-        return self._logits(self._states(target), self.encode(source, length))
+        states = self.states(target)
+        return self.logits(states, self.attention(states, self.encode(source, length), **attention))
 
-    def greedy(self, source: Array, length: Array) -> jax.Array:
+    def greedy(self, source: Array, length: Array, **attention: Any) -> jax.Array:
         """source [b, s], length [b] -> [b, t]: the most likely character, ten times."""
         memory = self.encode(source, length)
 
         def write(carry, _):
             state, previous = carry
             state, _ = self.decoder(state, self.written(previous))
-            character = jnp.argmax(self._logits(state[:, None], memory)[:, 0], axis=-1)
+            states = state[:, None]
+            logits = self.logits(states, self.attention(states, memory, **attention))
+            character = jnp.argmax(logits[:, 0], axis=-1)
             return (state, character), character
 
         start = self._zeros(len(source)), jnp.full(len(source), START)
         return jax.lax.scan(write, start, length=len("YYYY-MM-DD"))[1].T
 
-    def alignment(self, source: Array, length: Array, target: Array) -> jax.Array:
+    def alignment(self, source: Array, length: Array, target: Array, **attention: Any) -> jax.Array:
         """The weights [b, h, t, s] with which each character of the target attends to the source."""
-        memory = self.encode(source, length)
-        query = self._heads(self.query(self._states(target)))
-        return jattn.weights(query, memory.key, memory.value, score=self.score(), mask=masks.lengths(length))
+        return self.attention.weights(self.states(target), self.encode(source, length), **attention)
 
-    def encode(self, source: Array, length: Array) -> Memory:
+    def encode(self, source: Array, length: Array) -> Cache:
         embedded = self.source(jnp.asarray(source)).swapaxes(0, 1)
         inside = (jnp.arange(source.shape[1])[:, None] < length)[..., None]
 
@@ -107,28 +102,17 @@ class Translator(nnx.Module):
             return jax.lax.scan(step, self._zeros(len(source)), (embedded, inside), reverse=reverse)[1]
 
         states = jnp.concatenate([read(self.forward, False), read(self.backward, True)], axis=-1).swapaxes(0, 1)
-        return Memory(self._heads(self.key(states)), self._heads(self.value(states)), length)
+        return self.attention.read(states, length)
 
-    def _states(self, target: Array) -> jax.Array:
+    def states(self, target: Array) -> jax.Array:
         """[b, t] -> [b, t, hidden]: the decoder before each character of the target, which it has not seen yet."""
         previous = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=START)
         states = jax.lax.scan(self.decoder.__call__, self._zeros(len(target)), self.written(previous).swapaxes(0, 1))[1]
         return states.swapaxes(0, 1)
 
-    def _logits(self, states: jax.Array, memory: Memory) -> jax.Array:
-        context = jattn.attention(
-            self._heads(self.query(states)),
-            memory.key,
-            memory.value,
-            score=self.score(),
-            mask=masks.lengths(memory.length),
-            implementation=self.implementation,
-        )
-        both = jnp.concatenate([states, context.reshape(*context.shape[:2], -1)], axis=-1)
-        return self.out(jnp.tanh(self.mix(both)))
-
-    def _heads(self, x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:2], self.sizes.heads, self.sizes.width)
+    def logits(self, states: jax.Array, context: jax.Array) -> jax.Array:
+        """Of the decoder's states [b, t, hidden] and what each of them read of the source."""
+        return self.out(jnp.tanh(self.mix(jnp.concatenate([states, context], axis=-1))))
 
     def _zeros(self, batch: int) -> jax.Array:
-        return jnp.zeros((batch, self.sizes.hidden))
+        return jnp.zeros((batch, self.hidden))

@@ -14,35 +14,58 @@ from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
-from jattn import viz
+from jattn import normalizers, viz
 from jattn.zoo._task import Task
 from jattn.zoo.dates import data
+from jattn.zoo.dates.losses import LOSSES, Example
 from jattn.zoo.dates.model import Sizes, Translator
 
 DRAWN = ("en", "fr", "ru", "el")  # the font that comes with matplotlib has no Devanagari and no Kanji
 
 
-def dates(score: str, seed: int, implementation: str | None, batch: int = 64, sizes: Sizes | None = None) -> Task:
-    """The task for one of the scores.  One head, so that there is one alignment to read; four for `concat`, whose query
-    adds the same to every key, which the softmax cancels: each of its heads reads the same place for all of the output.
+def dates(
+    score: str = "dot",
+    attention: str = "soft",
+    summary: str = "dynamic",
+    *,
+    seed: int = 0,
+    implementation: str | None = None,
+    batch: int = 64,
+    sizes: Sizes | None = None,
+) -> Task:
+    """The task for one score, one kind of attention (of `LOSSES`) and one summary, "dynamic" or "static".
+
+    One head, so that there is one alignment to read; four for `concat`, whose query adds the same to every key, which
+    the softmax cancels: each of its heads reads the same place for all of the output.
     """
     sizes = sizes or (Sizes(heads=4, width=32) if score == "concat" else Sizes())
+    model = Translator(
+        data.alphabet().size, sizes, score=score, static=summary == "static", baseline=attention == "reinforce",
+        implementation=implementation, rngs=nnx.Rngs(seed),
+    )  # fmt: skip
+    read = {} if attention == "soft" else {"normalizer": normalizers.hard()}
+
+    def batch_of(step: int) -> Example:
+        return Example(data.training_batch(seed, step, batch), jax.random.fold_in(jax.random.key(seed), step))
+
     return Task(
         settings={
             "task": "dates",
             "score": score,
+            "attention": attention,
+            "summary": summary,
             "seed": seed,
             "batch": batch,
             **dataclasses.asdict(sizes),
             "data": data.fingerprint(),
         },
-        model=Translator(data.alphabet().size, score, sizes, implementation, nnx.Rngs(seed)),
+        model=model,
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
-        batch=lambda step: data.training_batch(seed, step, batch),
-        loss=_loss,
-        evaluate=_exact_match,
+        batch=batch_of,
+        loss=LOSSES[attention],
+        evaluate=lambda model: _exact_match(model, read),
         metric="held-out exact match",
-        pictures=lambda model: {"alignments.png": _alignments(model)},
+        pictures=lambda model: {"alignments.png": _alignments(model, read)},
     )
 
 
@@ -51,26 +74,24 @@ def _learning_rate(step: Any) -> jax.Array:
     return 3e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
-def _loss(model: Translator, batch: data.Batch) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(model(*batch), batch.target).mean()
+@nnx.jit
+def _write(model: Translator, source: data.Array, length: data.Array, read: dict[str, Any]) -> jax.Array:
+    return model.greedy(source, length, **read)
 
 
 @nnx.jit
-def _write(model: Translator, source: data.Array, length: data.Array) -> jax.Array:
-    return model.greedy(source, length)
+def _align(
+    model: Translator, source: data.Array, length: data.Array, target: data.Array, read: dict[str, Any]
+) -> jax.Array:
+    return model.alignment(source, length, target, **read)
 
 
-@nnx.jit
-def _align(model: Translator, source: data.Array, length: data.Array, target: data.Array) -> jax.Array:
-    return model.alignment(source, length, target)
-
-
-def _exact_match(model: Translator) -> float:
+def _exact_match(model: Translator, read: dict[str, Any]) -> float:
     batch = data.held_out_batch()
-    return float(np.mean(np.all(_write(model, batch.source, batch.length) == batch.target, axis=-1)))
+    return float(np.mean(np.all(_write(model, batch.source, batch.length, read) == batch.target, axis=-1)))
 
 
-def _alignments(model: Translator) -> Figure:
+def _alignments(model: Translator, read: dict[str, Any]) -> Figure:
     """Four days held out, each in the longest format of its language, against what the model writes."""
     days = [datetime.date.fromordinal(int(day)) for day in data.split()[1][: len(DRAWN)]]
     texts = [
@@ -78,8 +99,8 @@ def _alignments(model: Translator) -> Figure:
         for day, language in zip(days, DRAWN, strict=True)
     ]
     source, length, _ = data.encode(days, list(DRAWN), texts)
-    written = _write(model, source, length)
-    weights = _align(model, source, length, written)
+    written = _write(model, source, length, read)
+    weights = _align(model, source, length, written, read)
     figure = Figure(figsize=(15, 9), layout="constrained")
     grid = GridSpec(2, 2, figure)
     panels = [figure.add_subfigure(grid[place]) for place in range(len(DRAWN))]
