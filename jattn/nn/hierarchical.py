@@ -14,16 +14,20 @@ from jattn.nn._recurrent import Summary, read
 
 
 class _Level(nnx.Module):
-    """A bidirectional GRU over the parts, and their sum as one vector of width 2 hidden."""
+    """A bidirectional GRU over the parts, if any, and their sum as one vector of width 2 hidden."""
 
-    def __init__(self, features: int, hidden: int, summary: str, attention: int | None, options: dict[str, Any]):
+    def __init__(
+        self, features: int, hidden: int, gru: bool, summary: str, attention: int | None, options: dict[str, Any]
+    ):
         common = {name: options[name] for name in ("dtype", "param_dtype", "rngs")}
-        self.forward = nnx.GRUCell(features, hidden, **common)
-        self.backward = nnx.GRUCell(features, hidden, **common)
+        self.forward = nnx.data(nnx.GRUCell(features, hidden, **common) if gru else None)
+        self.backward = nnx.data(nnx.GRUCell(features, hidden, **common) if gru else None)
         self.summary = Summary(summary, ("attention", "mean"), 2 * hidden, attention, **options)
 
     def states(self, x: Any, mask: Any) -> Any:
-        """`[.., s, 2 hidden]`: each part, in the light of those before and after it."""
+        """`[.., s, 2 hidden]`: each part, in the light of those before and after it where there is a GRU."""
+        if self.forward is None or self.backward is None:
+            return x
         return jnp.concatenate([read(self.forward, x, mask), read(self.backward, x, mask, reverse=True)], axis=-1)
 
 
@@ -34,11 +38,13 @@ class HierarchicalAttention(nnx.Module):
         sentences:  h_i  = [GRU forward, GRU backward] of s_i along i,     out = AttentionPooling_i(h_i)
 
     Each level has its own GRUs and its own `jattn.nn.AttentionPooling`.  With `summary="mean"` the mean takes its place
-    at both levels, the paper's HN-AVE, to compare with.
+    at both levels, the paper's HN-AVE, to compare with.  Without `sentence_gru` the sentences are a set, h_i = s_i,
+    whose order says nothing.
 
     Args:
       features: width of x.
       hidden: width of each GRU.
+      sentence_gru: whether there are GRUs over the sentences, as in the paper, or over the words alone.
       summary: "attention" or "mean".
       attention: width of u in `AttentionPooling`, 2 hidden by default.
       normalizer, implementation: of `AttentionPooling`.
@@ -47,8 +53,9 @@ class HierarchicalAttention(nnx.Module):
       rngs: stream `params` for the parameters.
 
     Parameters (`nnx.Param`), in `words`, of width f = features, and again in `sentences`, of width f = 2 hidden:
-      `forward` and `backward`, each an `nnx.GRUCell` (gates r, z, n): `dense_i.kernel` `[f, 3 hidden]`, `dense_i.bias`
-      `[3 hidden]`, `dense_h.kernel` `[hidden, 3 hidden]`; `summary.attention`, those of `AttentionPooling`, if any.
+      `forward` and `backward`, if any, each an `nnx.GRUCell` (gates r, z, n): `dense_i.kernel` `[f, 3 hidden]`,
+      `dense_i.bias` `[3 hidden]`, `dense_h.kernel` `[hidden, 3 hidden]`; `summary.attention`, if any, those of
+      `AttentionPooling`.
 
     Raises:
       ValueError: a size below 1, or no such summary.
@@ -70,6 +77,7 @@ class HierarchicalAttention(nnx.Module):
         features: int,
         hidden: int,
         *,
+        sentence_gru: bool = True,
         summary: str = "attention",
         attention: int | None = None,
         normalizer: normalizers.Normalizer = normalizers.softmax(),  # noqa: B008
@@ -84,8 +92,8 @@ class HierarchicalAttention(nnx.Module):
             "normalizer": normalizer, "implementation": implementation,
             "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs,
         }  # fmt: skip
-        self.words = _Level(features, hidden, summary, attention, options)
-        self.sentences = _Level(2 * hidden, hidden, summary, attention, options)
+        self.words = _Level(features, hidden, True, summary, attention, options)
+        self.sentences = _Level(2 * hidden, hidden, sentence_gru, summary, attention, options)
 
     def __call__(
         self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None

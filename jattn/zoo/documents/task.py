@@ -1,0 +1,101 @@
+"""The documents as a task: the model, its loss, accuracy on pages held out, and a page as the model read it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+from jattn.zoo._task import Task
+from jattn.zoo.documents import data
+from jattn.zoo.documents.model import Reader, Sizes
+
+DROPPED = 0.3  # share of the words that training makes unknown
+CHUNK = 100  # pages examined at a time, so that memory does not grow with their number
+
+
+def documents(
+    pooling: str,
+    sentence_gru: bool,
+    seed: int,
+    implementation: str | None,
+    batch: int = 32,
+    sizes: Sizes | None = None,
+    examined: str = "held out",
+) -> Task:
+    """The task for one of the poolings.  examined: "validation" to choose sizes and the like with."""
+    sizes = sizes or Sizes()
+    words = len(data.vocabulary()) + data.UNKNOWN + 1
+    praised = data.examination(examined).praised.mean()
+    return Task(
+        settings={
+            "task": "documents",
+            "pooling": pooling,
+            "sentence_gru": sentence_gru,
+            "seed": seed,
+            "batch": batch,
+            **dataclasses.asdict(sizes),
+        },
+        model=Reader(words, pooling, sentence_gru, sizes, implementation, nnx.Rngs(seed)),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
+        batch=lambda step: data.training_batch(seed, step, batch, DROPPED),
+        loss=_loss,
+        evaluate=lambda model: accuracy(model, data.examination(examined)),
+        metric=f"{examined.replace(' ', '-')} accuracy",
+        pictures=lambda model: {"page.png": draw(model, data.examination(examined))},
+        baseline=("majority class", float(max(praised, 1 - praised))),
+    )
+
+
+def _loss(model: Reader, batch: data.Batch) -> jax.Array:
+    return optax.sigmoid_binary_cross_entropy(model(batch.words), batch.praised).mean()
+
+
+@nnx.jit
+def _examine(model: Reader, words: data.Array) -> jax.Array:
+    return model(words) > 0
+
+
+@nnx.jit
+def _weigh(model: Reader, words: data.Array) -> tuple[jax.Array, jax.Array]:
+    return model.weights(words)
+
+
+def accuracy(model: Reader, batch: data.Batch) -> float:
+    starts = range(0, len(batch.words), CHUNK)
+    found = np.concatenate([_examine(model, batch.words[start : start + CHUNK]) for start in starts])
+    return float(np.mean(found == batch.praised))
+
+
+def draw(model: Reader, batch: data.Batch, page: int = 0) -> Figure:
+    """A page, a line a sentence: how much the sentence counted, and each word for its sentence."""
+    words, place = batch.words[page], int(batch.place[page])
+    by_word, by_sentence = (np.asarray(x)[0] for x in _weigh(model, words[None]))
+    tokens = ["", "?", *data.vocabulary()]
+    figure = Figure(figsize=(17, 6.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, data.LONGEST))
+    _cells(left, by_sentence[:, None], [[f"{weight:.2f}"] for weight in by_sentence])
+    _cells(right, np.where(words == data.PADDING, np.nan, by_word), [[tokens[word] for word in row] for row in words])
+    left.set(title="sentence", ylabel="sentence of the page", xticks=[])
+    left.set_yticks(range(len(words)), ["film" if n == place else str(n) for n in range(len(words))])
+    right.set(title="words, in their sentence", xlabel="word", yticks=[])
+    verdicts = ("pans", "praises")
+    read = verdicts[int(_examine(model, words[None])[0])]
+    figure.suptitle(f"the critic {verdicts[int(batch.praised[page])]} the film; the model reads: {read}")
+    figure.colorbar(right.images[0], ax=right, label="weight, of the greatest in its column or line", pad=0.01)
+    return figure
+
+
+def _cells(axes, weights: np.ndarray, texts: list[list[str]]) -> None:
+    """A heat map with a text in each cell."""
+    shade = weights / max(float(np.nanmax(weights)), 1e-9)
+    axes.imshow(shade, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    for n, row in enumerate(texts):
+        for m, text in enumerate(row):
+            color = "white" if shade[n, m] > 0.6 else "black"
+            short = text if len(text) <= 11 else text[:10] + "\N{HORIZONTAL ELLIPSIS}"
+            axes.text(m, n, short, ha="center", va="center", fontsize=7, color=color, parse_math=False)

@@ -1,0 +1,65 @@
+"""The vowels as a task: the model, its loss, accuracy on the test utterances, and what the classifier listened to."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+from jattn import viz
+from jattn.zoo._task import Task
+from jattn.zoo.vowels import data
+from jattn.zoo.vowels.model import Classifier, Sizes
+
+NOISE = 0.3  # of a standard deviation: 270 utterances are soon learnt by heart
+DRAWN = 2  # utterances of each speaker in the picture
+
+
+def vowels(summary: str, seed: int, implementation: str | None, batch: int = 32, sizes: Sizes | None = None) -> Task:
+    """The task for one of the summaries."""
+    sizes = sizes or Sizes()
+    return Task(
+        settings={"task": "vowels", "summary": summary, "seed": seed, "batch": batch, **dataclasses.asdict(sizes)},
+        model=Classifier(summary, sizes, implementation, nnx.Rngs(seed)),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
+        batch=lambda step: data.training_batch(seed, step, batch, NOISE),
+        loss=_loss,
+        evaluate=_accuracy,
+        metric="held-out accuracy",
+        pictures=lambda model: {"weights.png": _picture(model)},
+        baseline=("largest class", float(np.bincount(data.held_out().speaker).max() / len(data.held_out().speaker))),
+    )
+
+
+def _loss(model: Classifier, batch: data.Utterances) -> jax.Array:
+    logits = model(batch.series, batch.length)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch.speaker).mean()
+
+
+@nnx.jit
+def _examine(model: Classifier, series: data.Array, length: data.Array) -> tuple[jax.Array, jax.Array]:
+    """The speaker [b] that is heard, and the weights [b, s]."""
+    return model(series, length).argmax(axis=-1), model.weights(series, length)
+
+
+def _accuracy(model: Classifier) -> float:
+    series, length, speaker = data.held_out()
+    return float(np.mean(np.asarray(_examine(model, series, length)[0]) == speaker))
+
+
+def _picture(model: Classifier) -> Figure:
+    """Some test utterances of each speaker, in order, and how much each step counted; white after the end."""
+    speakers = data.held_out().speaker
+    rows = np.concatenate([np.flatnonzero(speakers == speaker)[:DRAWN] for speaker in range(data.SPEAKERS)])
+    series, length, speaker = (x[rows] for x in data.held_out())
+    heard, weights = (np.asarray(x) for x in _examine(model, series, length))
+    names = [f"speaker {a + 1}, heard {b + 1}" for a, b in zip(speaker, heard, strict=True)]
+    steps = [str(step) for step in range(series.shape[1])]
+    weights = np.where(np.arange(series.shape[1]) < length[:, None], weights, np.nan)
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    viz.show_weights(weights, names, steps, title="weight of each step of an utterance", figure=figure)
+    return figure
