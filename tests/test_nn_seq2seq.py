@@ -90,7 +90,7 @@ class Case(NamedTuple):
 HOLES = np.random.default_rng(1).random((B, 1, T, S)) < 0.7
 CASES = {
     **{name: Case({"score": name}, {"compare": COMPARE[name], "lengths": LENGTHS}, lengths=LENGTHS) for name in SCORES},
-    **{f"static-{name}": Case({"score": name, "static": True}, {"compare": COMPARE[name], "static": True}) for name in SCORES},
+    "static": Case({"score": "additive", "static": True}, {"compare": COMPARE["additive"], "static": True}),
     "own-score": Case({"score": scores.dot(np.array(0.7)), "use_bias": False},
                       {"compare": lambda q, k, scale: scale * q @ jnp.swapaxes(k, -1, -2)}),
     "no-batch": Case({"score": "general"}, {"compare": COMPARE["general"], "lengths": 4}, lengths=4, lead=()),
