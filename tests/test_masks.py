@@ -128,7 +128,7 @@ def test_static_masks_are_equal_by_value():
 
 
 def placed(mask, sizes=SIZES):
-    mask = _checks._place(mask, {a: getattr(sizes, a) for a in "bhts"})
+    mask = _checks.place(mask, {a: getattr(sizes, a) for a in "bhts"})
     return mask.bound(sizes.b, sizes.h)
 
 
