@@ -54,7 +54,7 @@ class ShiftedGate(Gate):
 def shift(options: Options, start: jax.Array) -> Options:
     """Options of `jattn.attention` with all their terms shifted by start `[b]`."""
     at = Operand(start, "b")
-    wrappers = ((Mask, ShiftedMask), (Mod, ShiftedMod), (Gate, ShiftedGate))
+    wrappers: Any = ((Mask, ShiftedMask), (Mod, ShiftedMod), (Gate, ShiftedGate))
 
     def wrap(term):
         return next((wrapper(term, at) for kind, wrapper in wrappers if isinstance(term, kind)), term)

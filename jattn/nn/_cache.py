@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 
@@ -68,7 +69,7 @@ def check(cache: Any, lead: tuple[int, ...], heads: int, width: int) -> None:
 
 def check_room(cache: Cache, t: int) -> None:
     """Raises where t more positions are known not to fit."""
-    if isinstance(cache.length, jax.core.Tracer):
+    if isinstance(cache.length, Tracer):
         return
     longest = int(jnp.max(cache.length))
     if longest + t > cache.room:
