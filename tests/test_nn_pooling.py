@@ -113,21 +113,22 @@ def test_other_normalizers():
 
 
 def test_under_the_transformations_of_flax():
-    x = normal(3, 7, F).astype(jnp.float32)
-    mask = some(3, 7)
-    layer = pool_of(param_dtype=jnp.float32)
+    x, mask = normal(3, 7, F).astype(jnp.float32), jnp.asarray(some(3, 7))
     loss = lambda m, x, mask: jnp.sum(m(x, mask) ** 2)
-    want = nnx.grad(loss)(layer, x, mask)
-    for grad in (nnx.jit(nnx.grad(loss)), nnx.grad(nnx.remat(loss))):
-        jax.tree.map(lambda a, b: assert_close(a, b, LOOSE), grad(layer, x, mask), want)
+    scan = nnx.scan(lambda carry, m: (carry, m(x, mask)), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+
+    @nnx.jit
+    def every_way(layer, layers):
+        grads = nnx.grad(loss)(layer, x, mask), nnx.grad(nnx.remat(loss))(layer, x, mask)
+        each = nnx.vmap(lambda m: m(x, mask))(layers)
+        return grads, (each, scan(0.0, layers)[1]), (layer(x, mask), jax.vmap(layer)(x, mask))
+
     layers = nnx.split_rngs(splits=2)(nnx.vmap(lambda rngs: AttentionPooling(F, rngs=rngs)))(nnx.Rngs(0))
-    both = nnx.vmap(lambda m: m(x, mask))(layers)
-    _, scanned = nnx.scan(lambda carry, m: (carry, m(x, mask)), in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))(
-        0.0, layers
-    )
-    assert_close(scanned, both, LOOSE)
-    assert_close(jax.vmap(layer)(x, jnp.asarray(mask)), layer(x, mask), LOOSE)
-    assert float(abs(both[0] - both[1]).max()) > 1e-3
+    (plain, again), (each, scanned), (out, mapped) = every_way(pool_of(param_dtype=jnp.float32), layers)
+    jax.tree.map(lambda a, b: assert_close(a, b, LOOSE), again, plain)
+    assert_close(scanned, each, LOOSE)
+    assert_close(mapped, out, LOOSE)
+    assert float(abs(each[0] - each[1]).max()) > 1e-3
 
 
 def test_shapes_and_dtypes():

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jattn.zoo._task import Task
@@ -80,22 +81,22 @@ def draw(model: Reader, batch: data.Batch, page: int = 0) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1, data.LONGEST))
     _cells(left, by_sentence[:, None], [[f"{weight:.2f}"] for weight in by_sentence])
     _cells(right, np.where(words == data.PADDING, np.nan, by_word), [[tokens[word] for word in row] for row in words])
-    left.set(title="sentence", ylabel="sentence of the page", xticks=[])
+    left.set(title="sentence", xticks=[], ylabel="sentence of the page: its weight")
     left.set_yticks(range(len(words)), ["film" if n == place else str(n) for n in range(len(words))])
-    right.set(title="words, in their sentence", xlabel="word", yticks=[])
-    verdicts = ("pans", "praises")
-    read = verdicts[int(_examine(model, words[None])[0])]
-    figure.suptitle(f"the critic {verdicts[int(batch.praised[page])]} the film; the model reads: {read}")
-    figure.colorbar(right.images[0], ax=right, label="weight, of the greatest in its column or line", pad=0.01)
+    right.set(title="words; ? is one that is not in the vocabulary", yticks=[], xlabel="word of the sentence")
+    right.set_xticks(range(data.LONGEST))
+    figure.colorbar(right.images[0], ax=right, label="weight of a word in its sentence", pad=0.01)
+    said, read = (("pans", "praises")[int(x)] for x in (batch.praised[page], _examine(model, words[None])[0]))
+    figure.suptitle(f"the critic {said} the film; the model reads: {read}")
     return figure
 
 
-def _cells(axes, weights: np.ndarray, texts: list[list[str]]) -> None:
+def _cells(axes: Axes, weights: np.ndarray, texts: list[list[str]]) -> None:
     """A heat map with a text in each cell."""
-    shade = weights / max(float(np.nanmax(weights)), 1e-9)
-    axes.imshow(shade, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+    top = max(float(np.nanmax(weights)), 1e-9)
+    axes.imshow(weights, cmap="Blues", vmin=0.0, vmax=top, aspect="auto", interpolation="nearest")
     for n, row in enumerate(texts):
         for m, text in enumerate(row):
-            color = "white" if shade[n, m] > 0.6 else "black"
             short = text if len(text) <= 11 else text[:10] + "\N{HORIZONTAL ELLIPSIS}"
+            color = "white" if weights[n, m] > 0.6 * top else "black"
             axes.text(m, n, short, ha="center", va="center", fontsize=7, color=color, parse_math=False)

@@ -16,7 +16,7 @@ from jattn.zoo.vowels import data
 from jattn.zoo.vowels.model import Classifier, Sizes
 
 NOISE = 0.3  # of a standard deviation: 270 utterances are soon learnt by heart
-DRAWN = 2  # utterances of each speaker in the picture
+DRAWN = (0, 3, 6, 8)  # speakers in the picture
 
 
 def vowels(summary: str, seed: int, implementation: str | None, batch: int = 32, sizes: Sizes | None = None) -> Task:
@@ -52,14 +52,12 @@ def _accuracy(model: Classifier) -> float:
 
 
 def _picture(model: Classifier) -> Figure:
-    """Some test utterances of each speaker, in order, and how much each step counted; white after the end."""
-    speakers = data.held_out().speaker
-    rows = np.concatenate([np.flatnonzero(speakers == speaker)[:DRAWN] for speaker in range(data.SPEAKERS)])
+    """A test utterance of each of some speakers: its coefficients, and how much each step counted."""
+    rows = [int(np.argmax(data.held_out().speaker == speaker)) for speaker in DRAWN]
     series, length, speaker = (x[rows] for x in data.held_out())
     heard, weights = (np.asarray(x) for x in _examine(model, series, length))
-    names = [f"speaker {a + 1}, heard {b + 1}" for a, b in zip(speaker, heard, strict=True)]
-    steps = [str(step) for step in range(series.shape[1])]
-    weights = np.where(np.arange(series.shape[1]) < length[:, None], weights, np.nan)
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    viz.show_weights(weights, names, steps, title="weight of each step of an utterance", figure=figure)
+    names = [f"said by speaker {a + 1}, heard as {b + 1}" for a, b in zip(speaker, heard, strict=True)]
+    figure = Figure(figsize=(10, 2.7 * len(rows) + 1), layout="constrained")
+    title = "weight of each step of an utterance, above its coefficients"
+    viz.show_positions(weights, signal=series, lengths=length, names=names, title=title, figure=figure)
     return figure
