@@ -2,7 +2,7 @@
 
 The sentences of a page stand in no order that matters, so by default no GRU reads them, and to find the one that
 matters is left to the pooling.  With `--sentence-gru`, as in the paper, the gates of the GRUs can pass over the other
-sentences and hold what the critic said to the end of the page: the mean then has far less to lose to attention.
+sentences and hold what the critic said to the end of the page: the mean then does as well as attention.
 """
 
 from __future__ import annotations
