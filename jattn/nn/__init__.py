@@ -9,3 +9,5 @@ from jattn.nn.multi_head import MultiHeadAttention as MultiHeadAttention
 from jattn.nn.pooling import AttentionPooling as AttentionPooling
 from jattn.nn.recurrent import RecurrentAttention as RecurrentAttention
 from jattn.nn.seq2seq import Seq2SeqAttention as Seq2SeqAttention
+from jattn.nn.transformer import BlockCache as BlockCache
+from jattn.nn.transformer import TransformerBlock as TransformerBlock

@@ -1,0 +1,219 @@
+"""The block that Transformers are stacked of, for Flax NNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jattn.nn._cache import Cache
+from jattn.nn.multi_head import MultiHeadAttention
+
+_OF_POSITIONS = ("mask", "mods", "gates", "rotary_base")
+
+
+class BlockCache(NamedTuple):
+    """What `TransformerBlock.decode` remembers.
+
+    past: of the block's self-attention.
+    context: what its cross-attention reads, None for a block without one.
+    """
+
+    past: Cache
+    context: Cache | None
+
+
+class TransformerBlock(nnx.Module):
+    """A Transformer block that normalises first (Vaswani et al. 2017; Xiong et al. 2020):
+
+        x = x + drop(attention(norm(x)))
+        x = x + drop(cross_attention(norm(x), context))           (with context_features)
+        x = x + drop(mlp(norm(x)))
+        mlp(x) = activation(x W_in) W_out,  gated: (activation(x W_gate) * x W_in) W_out      (+ biases)
+
+    A decoder is made of it with `mask=masks.causal()`, one with a sliding window with `masks.causal() &
+    masks.window(left)`, an encoder with neither; `rotary_base` or `mods=mods.alibi(..)` tell positions apart.
+
+    Args:
+      features: width of x and of the output.
+      heads: query heads of both attentions.
+      hidden: width of the MLP inside, 4 * features by default.
+      gated: multiplies by a second projection (Shazeer 2020; with `activation=jax.nn.silu`, SwiGLU).
+      activation: of the MLP.
+      norm: `nnx.LayerNorm` or `nnx.RMSNorm`, or what is made like them.
+      context_features: width of the context; None for a block without cross-attention.
+      dropout: rate at which attention weights and what each part adds to x are dropped, in [0, 1).
+      deterministic: whether dropout is off.  `model.train()` and `model.eval()` set it.
+      use_bias: whether projections add a bias.
+      kernel_init: initialiser of all kernels.
+      dtype: of the computation; by default what x and the parameters promote to.
+      param_dtype: of the parameters.
+      precision: a `jax.lax.Precision` for all products.
+      rngs: stream `params` for the parameters and, with dropout, `dropout`: the block keeps streams forked from it.
+      **options: of the self-attention, as `jattn.nn.MultiHeadAttention` takes them: kv_heads, head_dim, rotary_base,
+        qk_norm, sinks, mask, mods, ...  The cross-attention takes the same but for mask, mods, gates and rotary_base,
+        which are about positions within x.
+
+    Parameters (`nnx.Param`):
+      `attention` and `cross_attention` as `MultiHeadAttention` says, `attention_norm`, `cross_norm` and `mlp_norm` with
+      `scale` (and `bias`) `[features]`, `mlp_in.kernel` and `mlp_gate.kernel` `[features, hidden]`, `mlp_out.kernel`
+      `[hidden, features]`; `mlp_in.bias` and `mlp_gate.bias` `[hidden]`, `mlp_out.bias` `[features]`.
+
+    Raises:
+      ValueError, TypeError: as `MultiHeadAttention` does; hidden < 1.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> block = jattn.nn.TransformerBlock(32, 4, mask=jattn.masks.causal(), rotary_base=10_000.0, rngs=nnx.Rngs(0))
+    >>> x = jnp.ones((8, 5, 32))
+    >>> block(x).shape
+    (8, 5, 32)
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        *,
+        hidden: int | None = None,
+        gated: bool = False,
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
+        norm: Callable[..., Any] = nnx.LayerNorm,
+        context_features: int | None = None,
+        dropout: float = 0.0,
+        deterministic: bool = False,
+        use_bias: bool = True,
+        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        hidden = 4 * features if hidden is None else hidden
+        if hidden < 1:
+            raise ValueError(f"hidden must be >= 1, got {hidden}")
+        self.activation = activation
+        types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        product = {**types, "use_bias": use_bias, "kernel_init": kernel_init, "precision": precision}
+        drop = {"dropout": dropout, "deterministic": deterministic}
+
+        def cross() -> tuple[Any, Any]:
+            if context_features is None:
+                return nnx.data(None), nnx.data(None)
+            rest = {name: value for name, value in options.items() if name not in _OF_POSITIONS}
+            attention = MultiHeadAttention(
+                features, heads, context_features=context_features, **drop, **product, **rest
+            )
+            return norm(features, **types), attention
+
+        self.attention_norm = norm(features, **types)
+        self.attention = MultiHeadAttention(features, heads, **drop, **product, **options)
+        self.cross_norm, self.cross_attention = cross()
+        self.mlp_norm = norm(features, **types)
+        self.mlp_in = nnx.Linear(features, hidden, **product)
+        self.mlp_gate = nnx.Linear(features, hidden, **product) if gated else nnx.data(None)
+        self.mlp_out = nnx.Linear(hidden, features, **product)
+        stream = rngs if dropout > 0 and ("dropout" in rngs or "default" in rngs) else None
+        self.drop = nnx.Dropout(dropout, deterministic=deterministic, rngs=stream)
+
+    def __call__(
+        self,
+        x: Float[Array, "*b t features"],
+        context: Float[Array, "*b s context_features"] | Cache | None = None,
+        *,
+        mask: Any = None,
+        context_mask: Any = None,
+        positions: Any = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "*b t features"]:
+        """One block.
+
+        Args:
+          x: `[.., t, features]`, with any number of batch axes, or none.
+          context: `[.., s, context_features]`, what the cross-attention reads.
+          mask: of the self-attention, beside the block's own: such as `masks.lengths(n)`, where x is padded.
+          context_mask: of the cross-attention, such as `masks.lengths(n)`, where the context is padded.
+          positions: for the rotary embedding alone: numbers broadcastable to `[.., t]`, 0, 1, ... by default.
+          deterministic: in the place of the block's own.
+          rngs: where this call's dropout comes from, in the place of the block's own streams.
+
+        Returns:
+          `[.., t, features]`.
+
+        Raises:
+          ValueError: a block with cross-attention without a context, or the other way round; shapes that do not fit.
+        """
+        self._check_context(context, "context")
+        options = {"deterministic": deterministic, "rngs": rngs}
+        x = x + self.drop(self.attention(self.attention_norm(x), mask=mask, positions=positions, **options), **options)
+        if context is not None:
+            read = self.cross_attention(self.cross_norm(x), context, mask=context_mask, **options)
+            x = x + self.drop(read, **options)
+        return x + self.drop(self._mlp(self.mlp_norm(x)), **options)
+
+    def cache(self, n: int, batch: tuple[int, ...] = (), context: Any = None, dtype: Any = None) -> BlockCache:
+        """What `decode` starts from.
+
+        Args:
+          n: the most positions that will be decoded.
+          batch: the batch axes of x.
+          context: `[.., s, context_features]` for a block with cross-attention, which projects it here, once.
+          dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
+        """
+        self._check_context(context, "context")
+        read = None if context is None else self.cross_attention.read(context)
+        return BlockCache(self.attention.cache(n, batch, dtype), read)
+
+    def decode(
+        self,
+        x: Float[Array, "*b t features"],
+        cache: BlockCache,
+        *,
+        mask: Any = None,
+        context_mask: Any = None,
+        positions: Any = None,
+    ) -> tuple[Float[Array, "*b t features"], BlockCache]:
+        """The next t positions, as `MultiHeadAttention.decode` has them; nothing is dropped.
+
+        Args:
+          x: `[.., t, features]`.
+          cache: from `block.cache(n, batch, context)`, or from the call before.
+          mask, context_mask, positions: as in a call of the block.
+
+        Returns:
+          `[.., t, features]`, and the cache with t more positions.
+
+        >>> import jax.numpy as jnp, jattn
+        >>> from flax import nnx
+        >>> block = jattn.nn.TransformerBlock(32, 4, mask=jattn.masks.causal(), context_features=6, rngs=nnx.Rngs(0))
+        >>> x, context = jnp.ones((8, 5, 32)), jnp.ones((8, 9, 6))
+        >>> first, cache = block.decode(x[:, :2], block.cache(5, (8,), context))
+        >>> rest, cache = block.decode(x[:, 2:], cache)
+        >>> bool(jnp.allclose(rest, block(x, context)[:, 2:], atol=1e-5))
+        True
+        """
+        if not isinstance(cache, BlockCache):
+            raise TypeError(f"cache must be made by the block's cache(), got {type(cache).__name__}")
+        self._check_context(cache.context, "cache.context")
+        out, past = self.attention.decode(self.attention_norm(x), cache.past, mask=mask, positions=positions)
+        x = x + out
+        if cache.context is not None:
+            x = x + self.cross_attention(self.cross_norm(x), cache.context, mask=context_mask, deterministic=True)
+        return x + self._mlp(self.mlp_norm(x)), BlockCache(past, cache.context)
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        if self.mlp_gate is None:
+            return self.mlp_out(self.activation(self.mlp_in(x)))
+        return self.mlp_out(self.activation(self.mlp_gate(x)) * self.mlp_in(x))
+
+    def _check_context(self, context: Any, name: str) -> None:
+        if context is None and self.cross_attention is not None:
+            raise ValueError(f"{name} must be an array: this block has cross-attention, from context_features")
+        if context is not None and self.cross_attention is None:
+            raise ValueError(f"{name} must be None: make the block with context_features for cross-attention")

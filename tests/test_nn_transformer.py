@@ -1,0 +1,245 @@
+"""The Transformer block: against plain jnp, decoded, stacked, under the transformations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jattn import masks, mods
+from jattn.nn import BlockCache, TransformerBlock
+from tests.test_nn import LOOSE, TIGHT, _quick, compare, dense, normal, pure, randomised  # noqa: F401
+from tests.tolerances import assert_close
+
+B, T, S, H, F, C = 2, 5, 7, 4, 8, 3
+causal = masks.causal()
+lower = np.tri(T, dtype=bool)
+slopes = np.array([0.5, 0.25, 0.125, 0.0625])
+
+
+def make(dtype=jnp.float32, rngs=None, **options):
+    return randomised(TransformerBlock(F, H, param_dtype=dtype, rngs=rngs or nnx.Rngs(0), **options))
+
+
+def inputs(block, lead=(B,)):
+    return (normal((*lead, T, F), 1), normal((*lead, S, C), 2))[: 1 if block.cross_attention is None else 2]
+
+
+def written(p, x, context=None, *, activation=jax.nn.gelu, **options):
+    """The block with parameters `p`."""
+
+    def norm(name, x):
+        if "bias" in p[name]:
+            x = x - x.mean(-1, keepdims=True)
+        return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"] + p[name].get("bias", 0)
+
+    project = lambda name, x: x @ p[name]["kernel"] + p[name].get("bias", 0)
+    x = x + dense(p["attention"], norm("attention_norm", x), **options)
+    if context is not None:
+        x = x + dense(p["cross_attention"], norm("cross_norm", x), context)
+    y = norm("mlp_norm", x)
+    inside = activation(project("mlp_in", y))
+    if "mlp_gate" in p:
+        inside = activation(project("mlp_gate", y)) * project("mlp_in", y)
+    return x + project("mlp_out", inside)
+
+
+# options of the block, and of `written`
+CASES = {
+    "encoder": ({}, {}),
+    "decoder": ({"mask": causal, "rotary_base": 1e4, "kv_heads": 2}, {"mask": lower, "base": 1e4}),
+    "window": ({"mask": causal & masks.window(1)}, {"mask": lower & ~np.tri(T, k=-2, dtype=bool)}),
+    "alibi": (
+        {"mask": causal, "mods": mods.alibi(slopes), "hidden": 5},
+        {"mask": lower, "mod": lambda s, p: s - p["arrays"][0][:, None, None] * np.abs(np.subtract.outer(range(T), range(T)))},
+    ),
+    "gated": (
+        {"gated": True, "activation": jax.nn.silu, "norm": nnx.RMSNorm, "use_bias": False},
+        {"activation": jax.nn.silu},
+    ),
+    "cross": (
+        {"context_features": C, "mask": causal, "rotary_base": 1e4, "mods": mods.alibi(0 * slopes), "kv_heads": 1},
+        {"mask": lower, "base": 1e4, "mod": lambda s, p: s - p["arrays"][0][:, None, None] * np.abs(np.subtract.outer(range(T), range(T)))},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("x64")
+def test_block_is_what_is_written(name):
+    options, as_written = CASES[name]
+    block = make(jnp.float64, **options)
+    graph, params, rest = nnx.split(block, nnx.Param, ...)
+    compare(
+        lambda p, *xs: nnx.merge(graph, p, rest)(*xs),
+        lambda p, *xs: written(nnx.to_pure_dict(p), *xs, **as_written),
+        params,
+        inputs(block),
+        10 * TIGHT,
+    )
+
+
+@pytest.mark.parametrize("name", ["decoder", "window", "alibi", "cross"])
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+def test_decoding_is_the_whole_sequence_at_once(name, lead):
+    block = make(**CASES[name][0])
+    x, *context = inputs(block, lead)
+
+    @nnx.jit
+    def both(block, x, *context):
+        first, cache = block.decode(x[..., :3, :], block.cache(T + 1, lead, *context))
+        last, cache = block.decode(x[..., 3:, :], cache)
+        return block(x, *context), jnp.concatenate([first, last], axis=-2), cache
+
+    want, out, cache = both(block, x, *context)
+    assert_close(out, want, LOOSE)
+    assert (cache.past.length == T).all()
+    assert (cache.context is None) == (name != "cross")
+
+
+def test_shapes_of_the_parameters():
+    block = TransformerBlock(F, H, hidden=6, gated=True, context_features=C, head_dim=3, kv_heads=2, rngs=nnx.Rngs(0))
+    shapes = jax.tree.map(jnp.shape, pure(block))
+    assert shapes.pop("attention")["key"] == {"kernel": (F, 2, 3), "bias": (2, 3)}
+    assert shapes.pop("cross_attention")["key"] == {"kernel": (C, 2, 3), "bias": (2, 3)}
+    norm = {"scale": (F,), "bias": (F,)}
+    assert shapes == {
+        "attention_norm": norm,
+        "cross_norm": norm,
+        "mlp_norm": norm,
+        "mlp_in": {"kernel": (F, 6), "bias": (6,)},
+        "mlp_gate": {"kernel": (F, 6), "bias": (6,)},
+        "mlp_out": {"kernel": (6, F), "bias": (F,)},
+    }
+
+
+def test_padding_changes_nothing():
+    block = make(context_features=C)
+    x, context = inputs(block)
+    n, m = jnp.array([2, T]), jnp.array([S, 3])
+
+    def run(x, context):
+        out = block(x, context, mask=masks.lengths(n), context_mask=masks.lengths(m))
+        return jnp.sum(jnp.where((jnp.arange(T) < n[:, None])[..., None], out, 0) ** 2)
+
+    fill = lambda x, n: jnp.where((jnp.arange(x.shape[1]) < n[:, None])[..., None], x, 9.0)
+    value, grads = jax.jit(jax.value_and_grad(run, (0, 1)))(x, context)
+    again, others = jax.jit(jax.value_and_grad(run, (0, 1)))(fill(x, n), fill(context, m))
+    assert_close(again, value, LOOSE)
+    for a, b, n_ in zip(grads, others, (n, m), strict=True):
+        assert_close(a, b, 10 * LOOSE)
+        assert (jnp.where((jnp.arange(a.shape[1]) < n_[:, None])[..., None], 0, a) == 0).all()
+
+
+def test_a_context_of_which_nothing_is_seen():
+    block = make(context_features=C)
+    x, context = inputs(block)
+    out = block(x, context, context_mask=masks.lengths(jnp.array([0, S])))
+    assert jnp.isfinite(out).all()
+    assert_close(out[1], block(x, context)[1], LOOSE)
+
+
+# Dropout
+
+
+def test_dropout():
+    x = normal((B, T, F))
+    block, same = (TransformerBlock(F, H, dropout=0.5, rngs=nnx.Rngs(0)) for _ in range(2))
+    kept = TransformerBlock(F, H, rngs=nnx.Rngs(0))(x)
+    first, second = block(x), block(x)
+    assert float(abs(first - second).max()) > 1e-3
+    assert (first == same(x)).all()
+    assert_close(block(x, deterministic=True), kept, LOOSE)
+    block.eval()
+    assert_close(block(x), kept, LOOSE)
+    assert_close(block.decode(x, block.cache(T, (B,)))[0], kept, LOOSE)
+
+
+def test_dropout_of_a_seed_given_at_call():
+    x = normal((B, T, F))
+    block = TransformerBlock(F, H, dropout=0.5, rngs=nnx.Rngs(params=0))
+    assert not jax.tree.leaves(nnx.state(block, nnx.Not(nnx.Param)))
+    run = lambda seed: block(x, rngs=nnx.Rngs(dropout=seed))
+    assert (run(1) == run(1)).all()
+    assert float(abs(run(1) - run(2)).max()) > 1e-3
+    with pytest.raises(ValueError, match="needs a stream of random keys"):
+        block(x)
+
+
+# Transformations
+
+
+def stacked(n, **options):
+    make = nnx.split_rngs(splits=n)(nnx.vmap(lambda rngs: TransformerBlock(F, H, rngs=rngs, **options)))
+    return make(nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scan_over_a_stack_with_remat(remat):
+    blocks, x = stacked(3, mask=causal, rotary_base=1e4, mods=mods.alibi(slopes)), normal((B, T, F))
+
+    def scanned(blocks, x):
+        body = lambda x, block: block(x)
+        return nnx.scan(nnx.remat(body) if remat else body, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, blocks)
+
+    def looped(blocks, x):
+        graph, state = nnx.split(blocks)
+        for n in range(3):
+            x = nnx.merge(graph, jax.tree.map(lambda leaf, n=n: leaf[n], state))(x)
+        return x
+
+    gradients = lambda run: nnx.jit(nnx.value_and_grad(lambda m, x: jnp.sum(run(m, x) ** 2)))(blocks, x)
+    (value, grads), (want, want_grads) = gradients(scanned), gradients(looped)
+    assert_close(value, want, LOOSE)
+    same = lambda a, b: assert_close(a, b, 20 * LOOSE)
+    jax.tree.map(same, nnx.to_pure_dict(grads), nnx.to_pure_dict(want_grads))
+
+
+def test_a_stack_decodes_in_a_scan_of_scans():
+    """Tokens outside, blocks inside, one compiled step: how a language model writes."""
+    blocks = stacked(2, mask=causal & masks.window(2), kv_heads=2, context_features=C)
+    x, context = normal((B, T, F), 1), normal((B, S, C), 2)
+
+    @nnx.jit
+    def run(blocks, x, context):
+        caches = nnx.vmap(lambda block: block.cache(T, (B,), context))(blocks)
+
+        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
+        def through(x, block, cache):
+            return block.decode(x, cache)
+
+        def step(caches, token):
+            out, caches = through(token[:, None], blocks, caches)
+            return caches, out[:, 0]
+
+        return jax.lax.scan(step, caches, x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+    whole = nnx.scan(lambda x, block: block(x, context), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+    assert_close(run(blocks, x, context), whole(x, blocks), 10 * LOOSE)
+
+
+# Errors
+
+
+def test_errors():
+    x = normal((B, T, F))
+    with pytest.raises(ValueError, match="hidden must be >= 1, got 0"):
+        TransformerBlock(F, H, hidden=0, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="MultiHeadAttention takes no option is_causal"):
+        TransformerBlock(F, H, is_causal=True, rngs=nnx.Rngs(0))
+    plain, cross = (
+        TransformerBlock(F, H, rngs=nnx.Rngs(0)),
+        TransformerBlock(F, H, context_features=C, rngs=nnx.Rngs(0)),
+    )
+    with pytest.raises(ValueError, match="context must be an array: this block has cross-attention"):
+        cross(x)
+    with pytest.raises(ValueError, match="context must be None: make the block with context_features"):
+        plain(x, x)
+    with pytest.raises(ValueError, match="context must be an array"):
+        cross.cache(T, (B,))
+    with pytest.raises(TypeError, match=r"cache must be made by the block's cache\(\), got Cache"):
+        plain.decode(x, plain.attention.cache(T, (B,)))
+    with pytest.raises(ValueError, match=r"cache.context must be an array"):
+        cross.decode(x, BlockCache(plain.attention.cache(T, (B,)), None))
+    with pytest.raises(ValueError, match="positions are those of the rotary embedding"):
+        plain(x, positions=np.arange(T))
