@@ -153,14 +153,34 @@ class MultiHeadAttention(nnx.Module):
         Returns:
           `[.., t, features]`.
         """
-        self._check_inputs(x, context, positions, context_positions)
-        query, key, value = self._project(x, context, positions, context_positions)
-        asked = self._asked(self.held.fill(self.arrays), query.shape[:-3], mask, mods, gates, bias)
-        if isinstance(context, Cache):
-            asked = _call.join(asked, masks.prefix(context.length.reshape(-1)))
+        *inputs, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
         if self.dropout > 0 and not (self.deterministic if deterministic is None else deterministic):
             asked["dropout"] = self._dropout(rngs)
-        return self.out(_call.batched(api.attention, query, key, value, asked))
+        return self.out(_call.batched(api.attention, *inputs, asked))
+
+    def weights(
+        self,
+        x: Float[Array, "*b t features"],
+        context: Float[Array, "*b s context_features"] | Cache | None = None,
+        *,
+        mask: Any = None,
+        mods: Any = (),
+        gates: Any = (),
+        bias: Any = None,
+        positions: Any = None,
+        context_positions: Any = None,
+    ) -> Float[Array, "*b h t s"]:
+        """The weights with which a call with the same arguments attends, without dropout: for looking at, O(t * s)
+        memory.
+
+        Args:
+          x, context, mask, mods, gates, bias, positions, context_positions: as in a call of the layer.
+
+        Returns:
+          `[.., h, t, s]`.
+        """
+        *inputs, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
+        return _call.batched(api.weights, *inputs, asked)
 
     def cache(self, n: int, batch: tuple[int, ...] = (), dtype: Any = None) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.
@@ -254,6 +274,15 @@ class MultiHeadAttention(nnx.Module):
         """
         if deterministic is not None:
             self.deterministic = deterministic
+
+    def _inputs(self, x: Any, context: Any, positions: Any, context_positions: Any, *asked: Any) -> tuple[Any, ...]:
+        """Query, key and value, and the options of `jattn.attention` but for dropout."""
+        self._check_inputs(x, context, positions, context_positions)
+        query, key, value = self._project(x, context, positions, context_positions)
+        options = self._asked(self.held.fill(self.arrays), query.shape[:-3], *asked)
+        if isinstance(context, Cache):
+            options = _call.join(options, masks.prefix(context.length.reshape(-1)))
+        return query, key, value, options
 
     def _project(self, x: Any, context: Any, positions: Any, context_positions: Any) -> tuple[Any, Any, Any]:
         """Query `[.., t, h, d]`, key and value `[.., s, g, d]`, all that comes before the attention."""

@@ -1,0 +1,100 @@
+"""A Transformer that guesses the next byte: a stack of `jattn.nn.TransformerBlock`, scanned."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jattn import masks, mods
+from jattn.nn import TransformerBlock
+from jattn.zoo.text.data import BYTES
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """width: of a byte inside.  layers, heads: of the stack."""
+
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+
+
+class LanguageModel(nnx.Module):
+    """window: how many bytes back each layer looks, None for all.  positions: "rotary", "alibi" or "none".
+    remat: computes a block again for its gradient, so that a long context costs one `[b, t, width]` a layer.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        window: int | None,
+        positions: str,
+        implementation: str | None,
+        rngs: nnx.Rngs,
+        remat: bool = False,
+    ):
+        self.remat = remat
+        mask = masks.causal() if window is None else masks.window(left=window)
+
+        def block(rngs: nnx.Rngs) -> TransformerBlock:
+            return TransformerBlock(
+                sizes.width,
+                sizes.heads,
+                norm=nnx.RMSNorm,
+                use_bias=False,
+                mask=mask,
+                rotary_base=10_000.0 if positions == "rotary" else None,
+                mods=(mods.alibi(mods.alibi_slopes(sizes.heads)),) if positions == "alibi" else (),
+                implementation=implementation,
+                rngs=rngs,
+            )
+
+        self.embed = nnx.Embed(BYTES, sizes.width, rngs=rngs)
+        self.blocks = nnx.split_rngs(splits=sizes.layers)(nnx.vmap(block))(rngs)
+        self.norm = nnx.RMSNorm(sizes.width, rngs=rngs)
+        self.out = nnx.Linear(sizes.width, BYTES, use_bias=False, rngs=rngs)
+
+    def __call__(self, source: jax.Array) -> jax.Array:
+        """source `[b, t]` -> logits `[b, t, 256]` of the byte after each."""
+
+        def through(x: jax.Array, block: TransformerBlock) -> jax.Array:
+            return block(x)
+
+        run = nnx.scan(nnx.remat(through) if self.remat else through, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+        return self.out(self.norm(run(self.embed(source), self.blocks)))
+
+    def weights(self, source: jax.Array) -> jax.Array:
+        """source `[b, t]` -> the attention weights `[layers, b, h, t, t]`."""
+
+        @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
+        def through(x: jax.Array, block: TransformerBlock) -> tuple[jax.Array, jax.Array]:
+            return block(x), block.attention.weights(block.attention_norm(x))
+
+        return through(self.embed(source), self.blocks)[1]
+
+    def write(self, source: jax.Array, count: int, key: jax.Array, temperature: float = 1.0) -> jax.Array:
+        """source `[b, t]` -> the next bytes `[b, count]`, each drawn from what the model makes of those before.
+
+        The source is read once, and each byte written looks at the keys and values kept of those before it.
+        """
+        b, t = source.shape
+        caches = nnx.vmap(lambda block: block.cache(t + count, (b,)))(self.blocks)
+
+        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
+        def through(x, block, cache):
+            return block.decode(x, cache)
+
+        def draw(tokens, caches, key):
+            x, caches = through(self.embed(tokens), self.blocks, caches)
+            logits = self.out(self.norm(x[:, -1]))
+            return jax.random.categorical(key, logits / temperature), caches
+
+        def step(carry, key):
+            token, caches = carry
+            return draw(token[:, None], caches, key), token
+
+        first, *keys = jax.random.split(key, count + 1)
+        return jax.lax.scan(step, draw(source, caches, first), jnp.stack(keys))[1].T
