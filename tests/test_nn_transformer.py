@@ -144,8 +144,8 @@ def test_a_context_of_which_nothing_is_seen():
 
 def test_dropout():
     x = normal((B, T, F))
-    block, same = (TransformerBlock(F, H, dropout=0.5, rngs=nnx.Rngs(0)) for _ in range(2))
-    kept = TransformerBlock(F, H, rngs=nnx.Rngs(0))(x)
+    block, same = (TransformerBlock(F, H, dropout=0.5, rngs=nnx.Rngs(params=0, dropout=1)) for _ in range(2))
+    kept = TransformerBlock(F, H, rngs=nnx.Rngs(params=0))(x)
     first, second = block(x), block(x)
     assert float(abs(first - second).max()) > 1e-3
     assert (first == same(x)).all()
@@ -203,13 +203,13 @@ def test_a_stack_decodes_in_a_scan_of_scans():
     @nnx.jit
     def run(blocks, x, context):
         caches = nnx.vmap(lambda block: block.cache(T, (B,), context))(blocks)
+        graph, state = nnx.split(blocks)
 
-        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
-        def through(x, block, cache):
-            return block.decode(x, cache)
+        def through(x, layer):
+            return nnx.merge(graph, layer[0]).decode(x, layer[1])
 
         def step(caches, token):
-            out, caches = through(token[:, None], blocks, caches)
+            out, caches = jax.lax.scan(through, token[:, None], (state, caches))
             return caches, out[:, 0]
 
         return jax.lax.scan(step, caches, x.swapaxes(0, 1))[1].swapaxes(0, 1)

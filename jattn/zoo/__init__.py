@@ -6,5 +6,5 @@ defaults first), `add_options(parser)` for its own flags, and `build(options) ->
 training loop, the checkpoints and the archives are shared: a new task touches none of them.
 """
 
-TASKS = ("dates", "documents", "text", "vowels")
+TASKS = ("dates", "documents", "text", "translate", "vowels")
 EXTRAS = ("babel", "matplotlib", "orbax.checkpoint", "tqdm")

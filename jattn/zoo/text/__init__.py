@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 DATA = "the source of the standard library, as packaged with the Python that runs this; every 20th file is held out"
 ABOUT = "Guesses the next byte of Python source: causal, sliding-window, rotary and ALiBi attention."
-STEPS = 500
+STEPS = 600
 ARCHIVES = ()
 VARIANTS = {
     "rotary": (),

@@ -18,7 +18,7 @@ class Sizes:
     """width: of a byte inside.  layers, heads: of the stack."""
 
     width: int = 128
-    layers: int = 4
+    layers: int = 3
     heads: int = 4
 
 
@@ -82,13 +82,14 @@ class LanguageModel(nnx.Module):
         """
         b, t = source.shape
         caches = nnx.vmap(lambda block: block.cache(t + count, (b,)))(self.blocks)
+        graph, blocks = nnx.split(self.blocks)  # `jax.lax.scan` inside another takes arrays, and no modules
 
-        @nnx.scan(in_axes=(nnx.Carry, 0, 0), out_axes=(nnx.Carry, 0))
-        def through(x, block, cache):
-            return block.decode(x, cache)
+        def through(x, layer):
+            block, cache = layer
+            return nnx.merge(graph, block).decode(x, cache)
 
         def draw(tokens, caches, key):
-            x, caches = through(self.embed(tokens), self.blocks, caches)
+            x, caches = jax.lax.scan(through, self.embed(tokens), (blocks, caches))
             logits = self.out(self.norm(x[:, -1]))
             return jax.random.categorical(key, logits / temperature), caches
 

@@ -17,8 +17,8 @@ from jattn.zoo._task import Task
 from jattn.zoo.text import data
 from jattn.zoo.text.model import LanguageModel, Sizes
 
-TOKENS = 4096  # a step, as near as the length allows
-EXAMINED = 2**16  # bytes of what is held out
+TOKENS = 2048  # a step, as near as the length allows
+EXAMINED = 2**15  # bytes of what is held out
 DRAWN, SHOWN, WRITTEN = 40, 400, 600  # bytes of the pictures: attended, read, written
 LONG = 1024  # from here on memory counts more than time
 

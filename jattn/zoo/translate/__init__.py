@@ -1,0 +1,38 @@
+"""English to German, a character at a time: an encoder-decoder Transformer whose cross-attention is an alignment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jattn.zoo._task import Task
+
+DATA = (
+    "the sentences of Debian's dictionary trans-de-en (GPL-2+) where it is given or installed,"
+    " else the messages of Django, which fit in a few hundred lines"
+)
+ABOUT = "Translates short English sentences into German with an encoder-decoder Transformer."
+STEPS = 1000
+ARCHIVES = ("django",)
+VARIANTS = {"multi-head": (), "multi-query": ("--kv-heads", "1")}
+INSTALLED = Path("/usr/share/trans/de-en")  # where `apt-get install trans-de-en` puts it
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    found = INSTALLED if INSTALLED.is_file() else None
+    parser.add_argument(
+        "--dictionary", type=Path, default=found, help="file de-en of trans-de-en; None: the messages of Django"
+    )
+    parser.add_argument(
+        "--kv-heads", type=int, choices=(1, 2, 4), default=4, help="key and value heads for the four query heads"
+    )
+
+
+def build(options: argparse.Namespace) -> Task:
+    from jattn.zoo.translate import data
+    from jattn.zoo.translate.task import translate
+
+    pairs = data.messages() if options.dictionary is None else data.dictionary(options.dictionary)
+    return translate(pairs, options.kv_heads, options.seed, options.implementation)
