@@ -96,16 +96,16 @@ def _attention(model: LanguageModel, held_out: np.ndarray) -> Figure:
     """The heads of the last layer, on the last bytes of a snippet."""
     source = _snippet(held_out, 4 * DRAWN)
     weights = np.asarray(_weights(model, source))[-1, 0, :, -DRAWN:, -DRAWN:]
-    tokens = [_readable(byte) for byte in source[0, -DRAWN:]]
+    tokens = [_readable(chr(byte)).replace("\n", "\\n") for byte in source[0, -DRAWN:]]
     title = "the last layer: which bytes of source each byte attends to, of the 40 shown"
     figure = viz.show_weights(weights, tokens, tokens, title=title)
     assert isinstance(figure, Figure)
     return figure
 
 
-def _readable(byte: int) -> str:
-    character = chr(byte)
-    return character if character.isprintable() and byte < 128 else {"\n": "\\n", "\t": "\\t"}.get(character, "?")
+def _readable(text: str) -> str:
+    """With a question mark for what no font draws."""
+    return "".join(x if x == "\n" or (x.isprintable() and x < "\u0250") else "?" for x in text)
 
 
 def _written(model: LanguageModel, held_out: np.ndarray) -> Figure:
@@ -116,7 +116,7 @@ def _written(model: LanguageModel, held_out: np.ndarray) -> Figure:
     parts = (("read", source[0], "0.4"), ("written", np.asarray(write(model, source))[0], "black"))
     for axes, (name, tokens, colour) in zip(figure.subplots(1, 2), parts, strict=True):
         lines = bytes(tokens.astype(np.uint8).tolist()).decode("utf-8", "replace").splitlines()
-        shown = "\n".join(line[:58] for line in lines).replace("\0", "")
+        shown = "\n".join(_readable(line[:58]) for line in lines)
         axes.set_axis_off()
         axes.set_title(name)
         axes.text(0, 1, shown, family="monospace", fontsize=8, va="top", color=colour, parse_math=False)
