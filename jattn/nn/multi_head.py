@@ -153,10 +153,10 @@ class MultiHeadAttention(nnx.Module):
         Returns:
           `[.., t, features]`.
         """
-        *inputs, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
+        query, key, value, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
         if self.dropout > 0 and not (self.deterministic if deterministic is None else deterministic):
             asked["dropout"] = self._dropout(rngs)
-        return self.out(_call.batched(api.attention, *inputs, asked))
+        return self.out(_call.batched(api.attention, query, key, value, asked))
 
     def weights(
         self,
@@ -179,8 +179,8 @@ class MultiHeadAttention(nnx.Module):
         Returns:
           `[.., h, t, s]`.
         """
-        *inputs, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
-        return _call.batched(api.weights, *inputs, asked)
+        query, key, value, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
+        return _call.batched(api.weights, query, key, value, asked)
 
     def cache(self, n: int, batch: tuple[int, ...] = (), dtype: Any = None) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.

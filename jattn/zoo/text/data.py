@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import jax
 import numpy as np
+
+Array = np.ndarray | jax.Array  # of the one kind on the host, of the other in a compiled function
 
 HELD_OUT_EVERY: Final = 20
 LEAVE_OUT: Final = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
@@ -75,11 +78,15 @@ def trigram_bits(training: np.ndarray, pieces: np.ndarray) -> float:
     source, probability = training.astype(np.int64), np.full(pieces[:, 1:].shape, 1 / BYTES)
     padded = np.pad(pieces.astype(np.int64), ((0, 0), (1, 0)), constant_values=START)
     for order in range(3):
-        # a byte and the `order` bytes before it, as one number
-        code = lambda x, order=order: sum(x[..., order - n : x.shape[-1] - n] * BYTES**n for n in range(order + 1))
+        code = functools.partial(_code, order=order)
         counts = np.bincount(code(source), minlength=BYTES ** (order + 1)).reshape(-1, BYTES)
         asked = code(padded)[..., 2 - order :]
         seen, different = counts.sum(-1)[asked // BYTES], (counts > 0).sum(-1)[asked // BYTES]
         known = counts.reshape(-1)[asked] + different * probability
         probability = np.where(seen > 0, known / np.maximum(seen + different, 1), probability)
     return float(-np.log2(probability).mean())
+
+
+def _code(x: np.ndarray, order: int) -> np.ndarray:
+    """Each byte and the `order` bytes before it, as one number."""
+    return np.sum([x[..., order - n : x.shape[-1] - n] * BYTES**n for n in range(order + 1)], axis=0)

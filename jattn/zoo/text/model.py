@@ -10,7 +10,7 @@ from flax import nnx
 
 from jattn import masks, mods
 from jattn.nn import TransformerBlock
-from jattn.zoo.text.data import BYTES
+from jattn.zoo.text.data import BYTES, Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,25 +57,25 @@ class LanguageModel(nnx.Module):
         self.norm = nnx.RMSNorm(sizes.width, rngs=rngs)
         self.out = nnx.Linear(sizes.width, BYTES, use_bias=False, rngs=rngs)
 
-    def __call__(self, source: jax.Array) -> jax.Array:
+    def __call__(self, source: Array) -> jax.Array:
         """source `[b, t]` -> logits `[b, t, 256]` of the byte after each."""
 
         def through(x: jax.Array, block: TransformerBlock) -> jax.Array:
             return block(x)
 
         run = nnx.scan(nnx.remat(through) if self.remat else through, in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
-        return self.out(self.norm(run(self.embed(source), self.blocks)))
+        return self.out(self.norm(run(self.embed(jnp.asarray(source)), self.blocks)))
 
-    def weights(self, source: jax.Array) -> jax.Array:
+    def weights(self, source: Array) -> jax.Array:
         """source `[b, t]` -> the attention weights `[layers, b, h, t, t]`."""
 
         @nnx.scan(in_axes=(nnx.Carry, 0), out_axes=(nnx.Carry, 0))
         def through(x: jax.Array, block: TransformerBlock) -> tuple[jax.Array, jax.Array]:
             return block(x), block.attention.weights(block.attention_norm(x))
 
-        return through(self.embed(source), self.blocks)[1]
+        return through(self.embed(jnp.asarray(source)), self.blocks)[1]
 
-    def write(self, source: jax.Array, count: int, key: jax.Array, temperature: float = 1.0) -> jax.Array:
+    def write(self, source: Array, count: int, key: jax.Array, temperature: float = 1.0) -> jax.Array:
         """source `[b, t]` -> the next bytes `[b, count]`, each drawn from what the model makes of those before.
 
         The source is read once, and each byte written looks at the keys and values kept of those before it.
@@ -98,4 +98,4 @@ class LanguageModel(nnx.Module):
             return draw(token[:, None], caches, key), token
 
         first, *keys = jax.random.split(key, count + 1)
-        return jax.lax.scan(step, draw(source, caches, first), jnp.stack(keys))[1].T
+        return jax.lax.scan(step, draw(jnp.asarray(source), caches, first), jnp.stack(keys))[1].T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,12 +62,12 @@ def text(
     )
 
 
-def _learning_rate(step: jax.Array) -> jax.Array:
+def _learning_rate(step: Any) -> jax.Array:
     """Rises for 50 steps, falls as 1/sqrt(step) after 200.  No part for the length of the run: any run can go on."""
     return 3e-3 * jnp.minimum((step + 1) / 50, jnp.sqrt(200 / jnp.maximum(step, 200)))
 
 
-def _loss(model: LanguageModel, batch: jax.Array) -> jax.Array:
+def _loss(model: LanguageModel, batch: data.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(model(batch[:, :-1]), batch[:, 1:]).mean()
 
 
@@ -88,7 +89,7 @@ def _snippet(source: np.ndarray, size: int) -> np.ndarray:
 
 
 @nnx.jit
-def _weights(model: LanguageModel, source: jax.Array) -> jax.Array:
+def _weights(model: LanguageModel, source: data.Array) -> jax.Array:
     return model.weights(source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def translate(
     )
 
 
-def _learning_rate(step: jax.Array) -> jax.Array:
+def _learning_rate(step: Any) -> jax.Array:
     """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
     return 2e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
