@@ -98,7 +98,7 @@ def _attention(model: LanguageModel, held_out: np.ndarray) -> Figure:
     source = _snippet(held_out, 4 * DRAWN)
     weights = np.asarray(_weights(model, source))[-1, 0, :, -DRAWN:, -DRAWN:]
     tokens = [_readable(chr(byte)).replace("\n", "\\n") for byte in source[0, -DRAWN:]]
-    title = "the last layer: which bytes of source each byte attends to, of the 40 shown"
+    title = "the last layer: what each byte of source (down) attends to, among the last bytes (across)"
     figure = viz.show_weights(weights, tokens, tokens, title=title)
     assert isinstance(figure, Figure)
     return figure
@@ -113,7 +113,7 @@ def _written(model: LanguageModel, held_out: np.ndarray) -> Figure:
     """Source held out, and how the model goes on."""
     source = _snippet(held_out, SHOWN)
     write = nnx.jit(lambda model, source: model.write(source, WRITTEN, jax.random.key(0), temperature=0.7))
-    figure = Figure(figsize=(10, 10), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     parts = (("read", source[0], "0.4"), ("written", np.asarray(write(model, source))[0], "black"))
     for axes, (name, tokens, colour) in zip(figure.subplots(1, 2), parts, strict=True):
         lines = bytes(tokens.astype(np.uint8).tolist()).decode("utf-8", "replace").splitlines()

@@ -88,7 +88,7 @@ def _alignments(model: Translator, held_out: list[data.Pair], characters: str) -
     batch = data.encode(some, characters)
     written = _write(model, batch.source, batch.length)
     weights = np.asarray(_align(model, batch.source, batch.length, written))[-1]
-    figure = Figure(figsize=(15, 12), layout="constrained")
+    figure = Figure(figsize=(16, 13), layout="constrained")
     grid = GridSpec(2, 2, figure)
     for place, (pair, row, tokens) in enumerate(zip(some, weights, np.asarray(written), strict=True)):
         text = data.decode(tokens, characters)
