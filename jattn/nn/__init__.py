@@ -2,6 +2,7 @@
 
 from jattn.nn._cache import Cache as Cache
 from jattn.nn._rotary import rotary as rotary
+from jattn.nn.abcnn import ABCNN as ABCNN
 from jattn.nn.flax_adapter import attention_fn as attention_fn
 from jattn.nn.hierarchical import HierarchicalAttention as HierarchicalAttention
 from jattn.nn.local import LocalAttention as LocalAttention

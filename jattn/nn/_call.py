@@ -120,15 +120,15 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
-def check_sequence(x: Any, mask: Any, features: int, axes: str = "s") -> None:
+def check_sequence(x: Any, mask: Any, features: int, axes: str = "s", name: str = "x") -> None:
     """Raises unless x is `[.., s, features]` and the mask, if any, booleans `[.., s]` with the same axes."""
     shape = jnp.shape(x)
     if len(shape) < 2 + axes.count(",") or shape[-1] != features:
-        raise ValueError(f"x must be [.., {axes}, {features}], got shape {list(shape)}")
+        raise ValueError(f"{name} must be [.., {axes}, {features}], got shape {list(shape)}")
     if mask is None:
         return
     mask = jnp.asarray(mask)
     if mask.dtype != bool:
-        raise TypeError(f"mask must be booleans, True where x is real, got {mask.dtype}")
+        raise TypeError(f"mask must be booleans, True where {name} is real, got {mask.dtype}")
     if mask.shape != shape[:-1]:
-        raise ValueError(f"mask must be [.., {axes}] = {list(shape[:-1])}, as x is, got shape {list(mask.shape)}")
+        raise ValueError(f"mask must be [.., {axes}] = {list(shape[:-1])}, as {name} is, got shape {list(mask.shape)}")
