@@ -6,5 +6,5 @@ defaults first), `add_options(parser)` for its own flags, and `build(options) ->
 training loop, the checkpoints and the archives are shared: a new task touches none of them.
 """
 
-TASKS = ("dates", "documents", "vowels", "text", "translate", "pairs", "boolq")
+TASKS = ("dates", "boolq", "pairs", "documents", "vowels", "text", "translate")
 EXTRAS = ("babel", "matplotlib", "orbax.checkpoint", "tqdm")

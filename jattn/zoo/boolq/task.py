@@ -1,0 +1,80 @@
+"""BoolQ as a task: the model, its loss, how many questions held out it answers, and what one of them attends to."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+
+from jattn import viz
+from jattn.zoo._task import Task
+from jattn.zoo.boolq import data
+from jattn.zoo.boolq.model import Answerer, Reader, Sizes
+
+PENALTY = 1.0  # what the squares of the weights of n-grams cost, shared by all examples
+DRAWN = 50  # words of a passage in the picture
+
+
+def boolq(attention: str, seed: int, implementation: str | None, batch: int = 64, sizes: Sizes | None = None) -> Task:
+    """The task, with attention or with bags of n-grams alone."""
+    sizes = sizes or Sizes()
+    learnt, _, lexicon = data.parts()
+    penalty = PENALTY / (2 * len(learnt))
+
+    def loss(model: Answerer, batch: data.Batch) -> jax.Array:
+        logits, read = model(batch, nnx.Rngs(jax.random.key(batch.seed)))
+        # what is read has to answer alone as well: the bags learn sooner, and would leave it only what they got wrong
+        both = (optax.sigmoid_binary_cross_entropy(each, batch.yes).mean() for each in (logits, read))
+        return sum(both) + penalty * model.penalty()
+
+    return Task(
+        settings={"task": "boolq", "attention": attention, "seed": seed, "batch": batch, **dataclasses.asdict(sizes)},
+        model=Answerer(lexicon, attention, sizes, implementation, nnx.Rngs(seed)),
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
+        batch=lambda step: data.training_batch(seed, step, batch),
+        loss=loss,
+        evaluate=_accuracy,
+        metric="held-out accuracy",
+        pictures=lambda model: {} if model.reader is None else {"attention.png": _attention(model, model.reader)},
+        baseline=("majority class", data.majority()),
+    )
+
+
+def _learning_rate(step: Any) -> jax.Array:
+    """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
+    return 1e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
+
+
+@nnx.jit
+def _logits(model: Answerer, batch: data.Batch) -> jax.Array:
+    return model(batch)[0]
+
+
+def _accuracy(model: Answerer, size: int = 256) -> float:
+    _, held_out = data.encoded()
+    logits = [_logits(model, data.rows(held_out, slice(n, n + size))) for n in range(0, len(held_out.yes), size)]
+    return float(np.mean((np.concatenate(logits) > 0) == held_out.yes))
+
+
+def _attention(model: Answerer, reader: Reader) -> Figure:
+    """A question held out, and where its words look: the stretch of the passage at which they look most."""
+    example, batch = data.parts().held_out[0], data.rows(data.encoded()[1], slice(0, 1))
+    question, passage = example.question[: data.QUESTION], example.passage[: data.PASSAGE]
+    weights = np.asarray(reader.weights(batch))[0].mean(0)[: len(question), : len(passage)]
+    seen = np.convolve(weights.sum(0), np.ones(min(DRAWN, len(passage))), "valid")
+    first = int(seen.argmax())
+    shown = slice(first, first + DRAWN)
+    chance = float(jax.nn.sigmoid(_logits(model, batch)[0]))
+    answer = "yes" if example.yes else "no"
+    title = f"{' '.join(question)}?  {answer}; the model: {chance:.0%} yes"
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    viz.show_weights(weights[:, shown], question, passage[shown], title=title, figure=figure)
+    share = seen[first] / len(question)
+    figure.axes[0].set(xlabel=f"passage, where {share:.0%} of the attention is", ylabel="question")
+    return figure
