@@ -22,6 +22,7 @@ from bench._tpu_report import Row
 
 _ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "out"
+KEPT = Path(__file__).parent / "tpu_kept.json"  # in the repository: the peer's kernels change with its version alone
 LEGEND = """\
 Nothing ran: the TPU compiler made each kernel's final instruction bundles, and the benchmark walked them, adding stalls
 for DMAs and matrix units. On v5p and v6e such estimates are 0.91 to 0.97 of published hardware times of the splash
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         return complain(parser.prog, "no case matches; names look like v5e-causal-t2048-d128-fwd")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        kept = Kept(options.out / "tpu_kept.json")
+        kept = Kept(options.kept)
     except (OSError, ValueError) as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
     return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], kept, options.out)
@@ -71,6 +72,8 @@ def _parser() -> Parser:
     parser.add_argument("--peers", type=choices(PEERS), help="default: splash, if tokamax is installed")
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
+    text = "counts of peers, by their versions; what is missing is added; default: bench/tpu_kept.json"
+    parser.add_argument("--kept", type=Path, default=KEPT, metavar="FILE", help=text)
     return parser
 
 

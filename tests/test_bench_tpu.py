@@ -561,7 +561,7 @@ def stand_in(monkeypatch):
 
 def test_tpu_end_to_end(tmp_path, capsys, stand_in):
     arguments = ["tpu", "--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
-    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    assert bench.main([*arguments, "--out", str(tmp_path), "--kept", str(tmp_path / "tpu_kept.json")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "v5e full fwd 8x16x2048x128 3.20 44%" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tpu.json", "tpu.txt", "tpu_kept.json"]
