@@ -54,7 +54,7 @@ Er ist der/die Beste hier. :: He is the best here.
 
 
 def tiny(pairs=PAIRS, seed=0):
-    return translate(pairs, 2, seed, None, batch=8, sizes=TINY)
+    return translate(pairs, "a sample", 2, seed, None, batch=8, sizes=TINY)
 
 
 def model():
@@ -239,6 +239,6 @@ def test_progress_evaluations_and_pictures(tmp_path, capsys):
 def test_every_choice_that_decides_the_result_is_a_setting():
     assert tiny().settings != tiny(seed=1).settings
     assert tiny().settings != tiny(PAIRS[1:]).settings
-    settings = [translate(PAIRS, n, 0, None).settings for n in (1, 4)]
+    settings = [translate(PAIRS, "a sample", n, 0, None).settings for n in (1, 4)]
     assert settings[0] != settings[1]
-    assert translate(PAIRS, 4, 0, "reference").settings == settings[1]
+    assert translate(PAIRS, "a sample", 4, 0, "reference").settings == settings[1]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 DATA = (
     "the sentences of Debian's dictionary trans-de-en (GPL-2+) where it is given or installed,"
-    " else the messages of Django, which fit in a few hundred lines"
+    " else the messages of Django, some 700, which are too few to learn to translate from"
 )
 ABOUT = "Translates short English sentences into German with an encoder-decoder Transformer."
 STEPS = 1000
@@ -34,5 +34,7 @@ def build(options: argparse.Namespace) -> Task:
     from jattn.zoo.translate import data
     from jattn.zoo.translate.task import translate
 
-    pairs = data.messages() if options.dictionary is None else data.dictionary(options.dictionary)
-    return translate(pairs, options.kv_heads, options.seed, options.implementation)
+    given = options.dictionary is not None
+    pairs = data.dictionary(options.dictionary) if given else data.messages()
+    name = "the dictionary" if given else "Django's messages"
+    return translate(pairs, name, options.kv_heads, options.seed, options.implementation)

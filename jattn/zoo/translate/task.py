@@ -24,13 +24,14 @@ DRAWN = 4
 
 def translate(
     pairs: list[data.Pair],
+    name: str,
     kv_heads: int,
     seed: int,
     implementation: str | None,
     batch: int = 32,
     sizes: Sizes | None = None,
 ) -> Task:
-    """The task on these pairs.
+    """The task on these pairs, which have a name.
 
     The baseline is to leave the English as it is: names, numbers and what stands between % ( ) are right already.
     """
@@ -50,7 +51,7 @@ def translate(
         batch=lambda step: data.training_batch(learnt, characters, seed, step, batch),
         loss=_loss,
         evaluate=lambda model: chrf(_translations(model, held_out, characters), [pair.german for pair in held_out]),
-        metric="held-out chrF2, written greedily",
+        metric=f"held-out chrF2 on {name}",
         pictures=lambda model: {"alignments.png": _alignments(model, held_out, characters)},
         baseline=("the English itself", chrf(*zip(*held_out, strict=True))),
     )
