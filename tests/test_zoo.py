@@ -376,7 +376,7 @@ def test_an_interrupt_is_not_a_traceback(tmp_path, capsys, monkeypatch):
 def test_as_a_program(tmp_path):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "jattn.zoo", "dates", "--steps", "many"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
