@@ -127,13 +127,13 @@ def test_learns_and_draws(small, attention):
     assert 0 <= task.evaluate(model) <= 1
     assert task.baseline == ("majority class", pytest.approx(2 / 3))
     fixed = lambda m: [m.rarity[...], m.passage.rarity[...], *([m.reader.vectors[...]] if m.reader else [])]
-    jax.tree.map(np.testing.assert_array_equal, fixed(model), fixed(task.model))
+    jax.tree.map(np.testing.assert_array_equal, fixed(model.mean), fixed(task.model.now))
     figures = task.pictures(model)
     assert set(figures) == ({"attention.png"} if attention == "cross" else set())
 
 
 def test_padding_changes_nothing(small):
-    model = boolq("cross", 0, None, sizes=TINY).model
+    model = boolq("cross", 0, None, sizes=TINY).model.now
     batch = data.encode(small.held_out, small.lexicon)
     cut = lambda x: x[:, : int((batch.passage > 0).sum(1).max())]
     short = batch._replace(
@@ -144,7 +144,7 @@ def test_padding_changes_nothing(small):
 
 
 def test_weights_are_those_of_the_question(small):
-    model = boolq("cross", 0, None, sizes=TINY).model
+    model = boolq("cross", 0, None, sizes=TINY).model.now
     batch = data.encode(small.held_out, small.lexicon)
     weights = np.asarray(model.reader.weights(batch))
     assert weights.shape == (30, 2, data.QUESTION, data.PASSAGE)

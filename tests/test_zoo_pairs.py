@@ -153,7 +153,7 @@ def test_learns_and_draws(small, attention, pooling):
 
 
 def test_padding_and_the_order_of_a_pair_change_nothing(small):
-    model = pairs("abcnn3", "attention", 0, None, sizes=TINY).model
+    model = pairs("abcnn3", "attention", 0, None, sizes=TINY).model.now
     batch = data.encode(small.held_out[:4], small.vocabulary)
     want = model(batch.left, batch.right)
     np.testing.assert_allclose(model(batch.right, batch.left), want, atol=1e-5)

@@ -13,6 +13,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jattn import viz
+from jattn.zoo._average import Averaged, averaging
 from jattn.zoo._task import Task
 from jattn.zoo.boolq import data
 from jattn.zoo.boolq.model import Answerer, Reader, Sizes
@@ -27,21 +28,21 @@ def boolq(attention: str, seed: int, implementation: str | None, batch: int = 64
     learnt, _, lexicon = data.parts()
     penalty = PENALTY / (2 * len(learnt))
 
-    def loss(model: Answerer, batch: data.Batch) -> jax.Array:
-        logits, read = model(batch, nnx.Rngs(jax.random.key(batch.seed)))
+    def loss(model: Averaged, batch: data.Batch) -> jax.Array:
+        logits, read = model.now(batch, nnx.Rngs(jax.random.key(batch.seed)))
         # what is read has to answer alone as well: the bags learn sooner, and would leave it only what they got wrong
         both = (optax.sigmoid_binary_cross_entropy(each, batch.yes).mean() for each in (logits, read))
-        return sum(both) + penalty * model.penalty()
+        return sum(both) + penalty * model.now.penalty()
 
     return Task(
         settings={"task": "boolq", "attention": attention, "seed": seed, "batch": batch, **dataclasses.asdict(sizes)},
-        model=Answerer(lexicon, attention, sizes, implementation, nnx.Rngs(seed)),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
+        model=Averaged(Answerer(lexicon, attention, sizes, implementation, nnx.Rngs(seed))),
+        optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
         batch=lambda step: data.training_batch(seed, step, batch),
         loss=loss,
-        evaluate=_accuracy,
+        evaluate=lambda model: _accuracy(model.mean),
         metric="held-out accuracy",
-        pictures=lambda model: {} if model.reader is None else {"attention.png": _attention(model, model.reader)},
+        pictures=lambda model: _pictures(model.mean),
         baseline=("majority class", data.majority()),
     )
 
@@ -60,6 +61,10 @@ def _accuracy(model: Answerer, size: int = 256) -> float:
     _, held_out = data.encoded()
     logits = [_logits(model, data.rows(held_out, slice(n, n + size))) for n in range(0, len(held_out.yes), size)]
     return float(np.mean((np.concatenate(logits) > 0) == held_out.yes))
+
+
+def _pictures(model: Answerer) -> dict[str, Figure]:
+    return {} if model.reader is None else {"attention.png": _attention(model, model.reader)}
 
 
 def _attention(model: Answerer, reader: Reader) -> Figure:

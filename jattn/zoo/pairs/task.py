@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from jattn import viz
+from jattn.zoo._average import Averaged, averaging
 from jattn.zoo._task import Task
 from jattn.zoo.pairs import data
 from jattn.zoo.pairs.model import Reader, Sizes
@@ -35,13 +36,13 @@ def pairs(
             "batch": batch,
             **dataclasses.asdict(sizes),
         },
-        model=Reader(data.parts().size, attention, pooling, sizes, implementation, nnx.Rngs(seed)),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
+        model=Averaged(Reader(data.parts().size, attention, pooling, sizes, implementation, nnx.Rngs(seed))),
+        optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
         batch=lambda step: data.training_batch(seed, step, batch),
         loss=_loss,
-        evaluate=_accuracy,
+        evaluate=lambda model: _accuracy(model.mean),
         metric="held-out accuracy",
-        pictures=lambda model: {"matches.png": _matches(model)},
+        pictures=lambda model: {"matches.png": _matches(model.mean)},
         baseline=("counting shared words", data.counting()),
     )
 
@@ -51,8 +52,8 @@ def _learning_rate(step: Any) -> jax.Array:
     return 2e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
-def _loss(model: Reader, batch: data.Batch) -> jax.Array:
-    logits = model(batch.left, batch.right, nnx.Rngs(jax.random.key(batch.seed)))
+def _loss(model: Averaged, batch: data.Batch) -> jax.Array:
+    logits = model.now(batch.left, batch.right, nnx.Rngs(jax.random.key(batch.seed)))
     return optax.sigmoid_binary_cross_entropy(logits, batch.same).mean()
 
 
