@@ -15,37 +15,12 @@ from flax import nnx
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
 from jattn.nn import MultiHeadAttention, attention_fn, rotary
+from tests.layers import LOOSE, TIGHT, normal, pure, randomised
 from tests.tolerances import TOLERANCES, assert_close
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 B, T, S, H, D, F, C = 2, 6, 9, 4, 4, 16, 5  # F and C: widths of x and of the context
-# projections before and after add their own rounding to that of the attention
-TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = float) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def randomised(layer: Any) -> Any:
-    """The layer with every parameter drawn anew, also those that start at 0 or 1."""
-    state = nnx.state(layer, nnx.Param)
-    leaves, tree = jax.tree.flatten(state)
-    drawn = [x + 0.3 * normal(x.shape, 100 + n, x.dtype) for n, x in enumerate(leaves)]
-    nnx.update(layer, jax.tree.unflatten(tree, drawn))
-    return layer
-
-
-def pure(layer: Any) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(layer, nnx.Param))
 
 
 # The layer, written down

@@ -9,20 +9,13 @@ from flax import nnx
 from jattn.nn import ABCNN, AttentionPooling
 from tests.tolerances import TOLERANCES, assert_close
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 F, O, W, LONGEST = 5, 4, 3, 9
 VARIANTS = {"bcnn": (False, False), "abcnn1": (True, False), "abcnn2": (False, True), "abcnn3": (True, True)}
 # a distance is the root of a difference: it keeps about half of its digits where two steps are close, and here all are
 # apart, so that of float64 nothing is lost that the tolerance of a layer does not have
 TIGHT, LOOSE = (50 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def normal(*shape, seed=0, dtype=float):

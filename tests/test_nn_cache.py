@@ -8,8 +8,10 @@ from flax import nnx
 
 from jattn import gates, masks, mods, normalizers, operand, scores
 from jattn.nn import Cache, MultiHeadAttention
-from tests.test_nn import LOOSE, TIGHT, _quick, normal, randomised  # noqa: F401
+from tests.layers import LOOSE, TIGHT, normal, randomised
 from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 B, N, H, F = 2, 7, 4, 16
 random = np.random.default_rng(0)

@@ -10,32 +10,17 @@ from flax import nnx
 
 from jattn import gates, masks, normalizers
 from jattn.nn import LocalAttention, MultiHeadAttention
-from tests.tolerances import TOLERANCES, assert_close
+from tests.layers import LOOSE, TIGHT, normal, pure
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 B, T, S, H, D, F, C = 2, 5, 11, 2, 3, 6, 4  # F and C: widths of x and of the context
-TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = float) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def make(window, dtype: Any = jnp.float32, **options) -> LocalAttention:
     options = {"head_dim": D, "context_features": C, **options}
     return LocalAttention(F, H, window, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
-
-
-def pure(layer: Any) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(layer, nnx.Param))
 
 
 # The layer, written down

@@ -8,19 +8,12 @@ from flax import nnx
 
 from jattn import normalizers
 from jattn.nn import AttentionPooling
+from tests.layers import LOOSE, TIGHT
 from tests.tolerances import TOLERANCES, assert_close
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 F, M, H = 5, 3, 2
-TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def normal(*shape, seed=0):

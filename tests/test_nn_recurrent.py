@@ -11,20 +11,13 @@ from flax import nnx
 
 from jattn import normalizers
 from jattn.nn import HierarchicalAttention, RecurrentAttention
+from tests.layers import LOOSE, TIGHT
 from tests.tolerances import TOLERANCES, assert_close
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 F, D = 3, 2  # widths of x and of a state
-TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
 SUMMARIES = ("attention", "mean", "last")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def normal(*shape: int, seed: int = 0, dtype: Any = float) -> jax.Array:

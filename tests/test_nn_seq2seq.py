@@ -14,34 +14,19 @@ import jattn
 from jattn import gates, masks, mods, normalizers, scores
 from jattn.nn import Seq2SeqAttention
 from jattn.nn.seq2seq import SCORES
-from tests.tolerances import TOLERANCES, assert_close
+from tests.layers import LOOSE, TIGHT, normal, pure
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 B, T, S, H, D, F, M = 2, 3, 7, 2, 5, 6, 4  # F and M: widths of the decoder's and the encoder's states
-TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
 LENGTHS = np.array([3, 7])
 DRAWS = 4000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = float) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def make(dtype: Any = jnp.float32, **options) -> Seq2SeqAttention:
     options = {"heads": H, "head_dim": D, "memory_features": M, **options}
     return Seq2SeqAttention(F, param_dtype=dtype, rngs=nnx.Rngs(0), **options)
-
-
-def pure(layer: Any) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(layer, nnx.Param))
 
 
 def inputs(lead=(B,), t=T, s=S, dtype=float):

@@ -8,8 +8,11 @@ from flax import nnx
 
 from jattn import masks, mods
 from jattn.nn import BlockCache, TransformerBlock
-from tests.test_nn import LOOSE, TIGHT, _quick, compare, dense, normal, pure, randomised  # noqa: F401
+from tests.layers import LOOSE, TIGHT, normal, pure, randomised
+from tests.test_nn import compare, dense
 from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 B, T, S, H, F, C = 2, 5, 7, 4, 8, 3
 causal = masks.causal()

@@ -17,20 +17,13 @@ from jattn.zoo.dates.losses import LOSSES
 from jattn.zoo.dates.model import Sizes
 from jattn.zoo.dates.task import dates
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 TINY = Sizes(embedding=8, hidden=12, heads=2, width=4)
 KEY_BIAS = (
     "['attention']['key']['bias']"  # adds the same to all scores of a row, which the softmax cancels: it gets rounding
 )
 HARD = {"normalizer": normalizers.hard()}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Compiling is what these tests spend their time on."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache

@@ -1,0 +1,30 @@
+"""What tests of layers share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tests.tolerances import TOLERANCES
+
+# projections before and after add their own rounding to that of the attention
+TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
+
+
+def normal(shape: tuple[int, ...], seed: int = 0, dtype: Any = float) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def randomised(layer: Any) -> Any:
+    """The layer with every parameter drawn anew, also those that start at 0 or 1."""
+    state = nnx.state(layer, nnx.Param)
+    leaves, tree = jax.tree.flatten(state)
+    drawn = [x + 0.3 * normal(x.shape, 100 + n, x.dtype) for n, x in enumerate(leaves)]
+    nnx.update(layer, jax.tree.unflatten(tree, drawn))
+    return layer
+
+
+def pure(layer: Any) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(layer, nnx.Param))
