@@ -44,8 +44,10 @@ def test_a_bible_is_read():
     text = "And God\N{RIGHT SINGLE QUOTATION MARK}s Spirit: it moved\N{EM DASH}upon the face."
     connection.execute("INSERT INTO verses VALUES (1, 2, 3, ?)", (text,))
     connection.commit()
+    database = connection.serialize()
+    connection.close()
     verse = ("and", "god's", "spirit", "it", "moved", "upon", "the", "face")
-    assert data.parse(connection.serialize()) == {(1, 2, 3): verse}
+    assert data.parse(database) == {(1, 2, 3): verse}
 
 
 def test_overlap_is_a_share_of_different_words():

@@ -9,6 +9,7 @@ alone tells nothing.  What the count still tells is measured, as the baseline.
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import re
 import sqlite3
@@ -62,10 +63,10 @@ class Parts(NamedTuple):
 
 
 def parse(database: bytes) -> dict[Verse, Words]:
-    connection = sqlite3.connect(":memory:")
-    connection.deserialize(database)
-    rows = connection.execute("SELECT book_id, chapter_number, verse_number, text FROM verses ORDER BY 1, 2, 3")
-    return {(book, chapter, number): words(text) for book, chapter, number, text in rows}
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.deserialize(database)
+        rows = connection.execute("SELECT book_id, chapter_number, verse_number, text FROM verses ORDER BY 1, 2, 3")
+        return {(book, chapter, number): words(text) for book, chapter, number, text in rows}
 
 
 def words(text: str) -> Words:
