@@ -64,7 +64,7 @@ def page(figures: Figures, machine: str) -> str:
         "# What the zoo's tasks come to",
         "",
         "Made by `python -m bench zoo`: every task in every variant, with the default flags otherwise, seed 0 unless",
-        "the command said another. Figures are of examples held out; seconds are of training with its evaluations and",
+        "the command said another. Figures are of examples held out; seconds are of training with all its evaluations but the last and",
         f"compilation, on a machine that may have been busy. Last run on: {machine}.",
         "",
         "| task | variant | figure | | baseline | steps | seconds |",
