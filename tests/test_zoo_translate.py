@@ -18,6 +18,7 @@ from jattn.zoo.translate.model import Sizes, Translator
 from jattn.zoo.translate.task import translate
 
 TINY = Sizes(width=8, layers=2, heads=4, kv_heads=2, dropout=0.3)
+MOST = 60  # pieces
 ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 EINS = ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun", "zehn"]
 PAIRS = [Pair(f"{a} and {b}", f"{c} und {d}") for a, c in zip(ONES, EINS, strict=True) for b, d in zip(ONES, EINS, strict=True)]  # fmt: skip
@@ -54,7 +55,7 @@ Er ist der/die Beste hier. :: He is the best here.
 
 
 def tiny(pairs=PAIRS, seed=0):
-    return translate(pairs, "a sample", 2, seed, None, batch=8, sizes=TINY)
+    return translate(pairs, "a sample", 2, seed, None, batch=8, sizes=TINY, most=MOST)
 
 
 def model():
@@ -111,22 +112,39 @@ def test_what_is_held_out_is_not_learnt_from_whatever_comes_beside_it():
     assert 0 < len(held_out) < 30
     fewer = data.split(PAIRS[::-2])
     assert set(fewer[0]) <= set(learnt) and set(fewer[1]) <= set(held_out)
-    drawn = {data.decode(row, characters) for characters in [data.alphabet(learnt)] for step in range(9) for row in data.training_batch(learnt, characters, 0, step, 16).target}  # fmt: skip
+    vocabulary = data.pieces(learnt, MOST)
+    drawn = {data.decode(row, vocabulary) for step in range(9) for row in data.training_batch(learnt, vocabulary, 0, step, 16).target}
     assert drawn <= {pair.german for pair in learnt}
 
 
 def test_texts_are_read_back_from_their_tokens():
-    pairs = [Pair("x" * data.LONGEST, "fünf"), Pair("a", "b" * (data.LONGEST - 1))]
-    characters = data.alphabet(pairs)
-    found = data.encode(pairs, characters)
-    assert found.source.shape == found.target.shape == (2, data.LONGEST)
-    assert found.length.tolist() == [data.LONGEST, 1]
-    assert [data.decode(row, characters) for row in found.target] == ["fünf", "b" * (data.LONGEST - 1)]
-    assert data.decode(data.encode([Pair("a", "!")], characters).target[0], characters) == "\N{REPLACEMENT CHARACTER}"
+    pairs = [Pair("one " * 30, "fünf"), Pair("a", "eins " * 30), Pair("%(n)s … 3.5", " zwei  Wörter ")]
+    vocabulary = data.pieces([*PAIRS, *pairs], MOST)
+    found = data.encode(pairs, vocabulary)
+    assert found.source.shape == found.target.shape == (3, data.TOKENS)
+    assert found.length[0] == data.TOKENS and 1 <= found.length[1] <= 2
+    texts = [data.decode(row, vocabulary) for row in found.target]
+    assert texts[0] == "fünf" and texts[2].split() == ["zwei", "Wörter"]
+    assert ("eins " * 30).startswith(texts[1]) and data.END not in found.target[1]
+    assert data.decode(found.source[2], vocabulary) == "%(n)s … 3.5"
+
+
+def test_characters_never_seen_are_one_token():
+    vocabulary = data.pieces(PAIRS, MOST)
+    target = data.encode([Pair("a", "Ω")], vocabulary).target[0]
+    assert data.UNKNOWN in target and "Ω" not in data.decode(target, vocabulary)
+
+
+def test_the_vocabulary_is_that_of_the_pairs_and_no_larger_than_asked():
+    a, b = data.pieces(PAIRS, MOST), data.pieces(PAIRS, MOST)
+    assert a.serialized_model_proto() == b.serialized_model_proto()
+    assert a.get_piece_size() <= MOST and data.pieces(PAIRS).get_piece_size() < data.PIECES
+    assert (a.pad_id(), a.bos_id(), a.eos_id(), a.unk_id()) == (data.PAD, data.START, data.END, data.UNKNOWN)
 
 
 def test_batches_are_a_pure_function_of_seed_and_step():
-    draw = lambda seed, step: data.training_batch(PAIRS, data.alphabet(PAIRS), seed, step, 4)
+    vocabulary = data.pieces(PAIRS, MOST)
+    draw = lambda seed, step: data.training_batch(PAIRS, vocabulary, seed, step, 4)
     for a, b in zip(draw(3, 7), draw(3, 7), strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(draw(3, 7).source, draw(3, 8).source)
@@ -239,6 +257,6 @@ def test_progress_evaluations_and_pictures(tmp_path, capsys):
 def test_every_choice_that_decides_the_result_is_a_setting():
     assert tiny().settings != tiny(seed=1).settings
     assert tiny().settings != tiny(PAIRS[1:]).settings
-    settings = [translate(PAIRS, "a sample", n, 0, None).settings for n in (1, 4)]
+    settings = [translate(PAIRS, "a sample", n, 0, None, most=MOST).settings for n in (1, 4)]
     assert settings[0] != settings[1]
-    assert translate(PAIRS, "a sample", 4, 0, "reference").settings == settings[1]
+    assert translate(PAIRS, "a sample", 4, 0, "reference", most=MOST).settings == settings[1]

@@ -7,4 +7,4 @@ training loop, the checkpoints and the archives are shared: a new task touches n
 """
 
 TASKS = ("dates", "boolq", "pairs", "documents", "vowels", "text", "translate")
-EXTRAS = ("babel", "matplotlib", "orbax.checkpoint", "tqdm")
+EXTRAS = ("babel", "matplotlib", "orbax.checkpoint", "sentencepiece", "tqdm")

@@ -1,4 +1,4 @@
-"""English to German, a character at a time: an encoder-decoder Transformer whose cross-attention is an alignment."""
+"""English to German in pieces of words: an encoder-decoder Transformer whose cross-attention is an alignment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = (
     " else the messages of Django, some 700, which are too few to learn to translate from"
 )
 ABOUT = "Translates short English sentences into German with an encoder-decoder Transformer."
-STEPS = 1000
+STEPS = 3000
 ARCHIVES = ("django",)
 VARIANTS = {"multi-head": (), "multi-query": ("--kv-heads", "1")}
 INSTALLED = Path("/usr/share/trans/de-en")  # where `apt-get install trans-de-en` puts it

@@ -1,4 +1,4 @@
-"""English sentences and their German translations, from a dictionary or from the messages of a program, as characters.
+"""English sentences and their German translations, from a dictionary or from the messages of a program, in pieces.
 
 A pair is held out by the hash of its English, so that more pairs, or their order, move none across.
 """
@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import jax
 import numpy as np
 from babel.messages.pofile import read_po
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from jattn.zoo import _archives
 from jattn.zoo._errors import UsageError
@@ -22,7 +23,9 @@ from jattn.zoo._errors import UsageError
 LONGEST: Final = 64  # characters of either side; longer ones are left out
 HELD_OUT: Final = 0.1  # of the pairs
 EXAMINED: Final = 500  # of those held out, at most
-PAD, START, END, UNKNOWN, FIRST = range(5)  # tokens; from FIRST on, the characters of an alphabet
+PIECES: Final = 8000  # whole words where they are common, at most so many
+TOKENS: Final = 24  # of either side; the one sentence in a hundred that has more is cut off
+PAD, START, END, UNKNOWN = range(4)
 
 PARTS: Final = (
     *(f"contrib/{name}" for name in ("admin", "admindocs", "auth", "contenttypes", "flatpages", "gis", "humanize")),
@@ -42,8 +45,8 @@ class Pair(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """source: [b, s] tokens, `PAD` after the end.  length: [b], of the source.  target: [b, t] tokens, the last of a
-    sentence `END`, `PAD` after it.  seed: of the step's dropout."""
+    """source: [b, TOKENS], `PAD` after the end.  length: [b], of the source.  target: [b, TOKENS], with an `END` and
+    `PAD` after it.  seed: of the step's dropout."""
 
     source: Array
     length: Array
@@ -122,32 +125,51 @@ def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
 
 
 def fingerprint(pairs: list[Pair]) -> str:
-    return hashlib.sha256(repr((split(pairs), LONGEST)).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr((split(pairs), TOKENS)).encode()).hexdigest()[:8]
 
 
-def alphabet(pairs: list[Pair]) -> str:
-    return "".join(sorted({*"".join(side for pair in pairs for side in pair)}))
+def pieces(pairs: list[Pair], most: int = PIECES) -> SentencePieceProcessor:
+    """The words and pieces of words, at most so many, that both sides of the pairs are best written in (Kudo 2018)."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([side for pair in pairs for side in pair]),
+        model_writer=model,
+        vocab_size=most,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        pad_id=PAD,
+        bos_id=START,
+        eos_id=END,
+        unk_id=UNKNOWN,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return SentencePieceProcessor(model_proto=model.getvalue())
 
 
-def encode(pairs: list[Pair], characters: str, seed: int = 0) -> Batch:
-    tokens = {character: FIRST + n for n, character in enumerate(characters)}
-    source, target = (np.full((len(pairs), LONGEST), PAD, np.int32) for _ in range(2))
-    for n, (english, german) in enumerate(pairs):
-        source[n, : len(english)] = [tokens.get(character, UNKNOWN) for character in english]
-        target[n, : len(german) + 1] = [*(tokens.get(character, UNKNOWN) for character in german), END]
-    length = np.array([len(pair.english) for pair in pairs], np.int32)
-    return Batch(source, length, target, np.asarray(seed, np.uint32))
+def encode(pairs: list[Pair], vocabulary: SentencePieceProcessor, seed: int = 0) -> Batch:
+    read = [vocabulary.encode(pair.english)[:TOKENS] for pair in pairs]
+    written = [[*vocabulary.encode(pair.german), END][:TOKENS] for pair in pairs]
+    source, target = (np.full((len(pairs), TOKENS), PAD, np.int32) for _ in range(2))
+    for array, sentences in ((source, read), (target, written)):
+        for row, tokens in zip(array, sentences, strict=True):
+            row[: len(tokens)] = tokens
+    return Batch(source, np.array([*map(len, read)], np.int32), target, np.asarray(seed, np.uint32))
 
 
-def decode(target: Array, characters: str) -> str:
-    """The characters before `END`."""
+def before_end(target: Array) -> list[int]:
     tokens = np.asarray(target).tolist()
-    tokens = tokens[: tokens.index(END)] if END in tokens else tokens
-    return "".join(characters[token - FIRST] if token >= FIRST else "\N{REPLACEMENT CHARACTER}" for token in tokens)
+    return tokens[: tokens.index(END)] if END in tokens else tokens
 
 
-def training_batch(pairs: list[Pair], characters: str, seed: int, step: int, size: int) -> Batch:
+def decode(target: Array, vocabulary: SentencePieceProcessor) -> str:
+    """The text before `END`."""
+    return vocabulary.decode(before_end(target))
+
+
+def training_batch(pairs: list[Pair], vocabulary: SentencePieceProcessor, seed: int, step: int, size: int) -> Batch:
     """A pure function of its arguments."""
     random = np.random.default_rng([seed, step])
     chosen = random.integers(len(pairs), size=size)
-    return encode([pairs[n] for n in chosen], characters, int(random.integers(2**32)))
+    return encode([pairs[n] for n in chosen], vocabulary, int(random.integers(2**32)))

@@ -16,10 +16,10 @@ from jattn.zoo.translate.data import START, Array
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """width: of a character inside.  layers: of the encoder, and of the decoder.  heads: of every attention, kv_heads
-    of its keys and values.  dropout: in training."""
+    """width: of a token inside.  layers: of the encoder, and of the decoder.  heads: of every attention, kv_heads of
+    its keys and values.  dropout: in training."""
 
-    width: int = 96
+    width: int = 128
     layers: int = 2
     heads: int = 4
     kv_heads: int = 4
@@ -27,10 +27,11 @@ class Sizes:
 
 
 class Translator(nnx.Module):
-    """Source and target have the same characters and share their embedding."""
+    """Source and target have the same tokens; both embeddings and the weights of the output are one matrix (Vaswani et
+    al. 2017, 3.4), which is 1 / sqrt(width) in size, so that what goes into the blocks is multiplied by sqrt(width)."""
 
     def __init__(self, tokens: int, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs):
-        self.layers = sizes.layers
+        self.layers, self.scale = sizes.layers, sizes.width**0.5
 
         def stack(**options: Any) -> TransformerBlock:
             def block(rngs: nnx.Rngs) -> TransformerBlock:
@@ -52,7 +53,6 @@ class Translator(nnx.Module):
         self.encoder = stack()
         self.decoder = stack(mask=masks.causal(), context_features=sizes.width)
         self.read_norm, self.write_norm = (nnx.LayerNorm(sizes.width, rngs=rngs) for _ in range(2))
-        self.out = nnx.Linear(sizes.width, tokens, rngs=rngs)
 
     def __call__(self, source: Array, length: Array, target: Array, seed: Array | None = None) -> jax.Array:
         """source [b, s], length [b], target [b, t] -> logits [b, t, tokens] of each, given those before it.
@@ -65,8 +65,8 @@ class Translator(nnx.Module):
         def through(x, block, key):
             return block(x, read, context_mask=masks.lengths(length), **_drop(key))
 
-        x = self._stacked(through)(self.embed(_before(target)), self.decoder, None if keys is None else keys[1])
-        return self.out(self.write_norm(x))
+        x = self._stacked(through)(self._embed(_before(target)), self.decoder, None if keys is None else keys[1])
+        return self._logits(x)
 
     def encode(self, source: Array, length: Array, keys: jax.Array | None = None) -> jax.Array:
         """[b, s], [b] -> [b, s, width]."""
@@ -74,7 +74,7 @@ class Translator(nnx.Module):
         def through(x, block, key):
             return block(x, mask=masks.lengths(length), **_drop(key))
 
-        return self.read_norm(self._stacked(through)(self.embed(jnp.asarray(source)), self.encoder, keys))
+        return self.read_norm(self._stacked(through)(self._embed(source), self.encoder, keys))
 
     def greedy(self, source: Array, length: Array, count: int) -> jax.Array:
         """source [b, s], length [b] -> [b, count]: the most likely token each time.
@@ -91,8 +91,8 @@ class Translator(nnx.Module):
 
         def write(carry, _):
             previous, caches = carry
-            x, caches = jax.lax.scan(through, self.embed(previous[:, None]), (blocks, caches))
-            token = jnp.argmax(self.out(self.write_norm(x[:, 0])), axis=-1)
+            x, caches = jax.lax.scan(through, self._embed(previous[:, None]), (blocks, caches))
+            token = jnp.argmax(self._logits(x[:, 0]), axis=-1)
             return (token, caches), token
 
         return jax.lax.scan(write, (jnp.full(b, START), caches), length=count)[1].T
@@ -107,7 +107,13 @@ class Translator(nnx.Module):
             weights = block.cross_attention.weights(block.cross_norm(y), read, mask=seen)
             return block(x, read, context_mask=seen, deterministic=True), weights
 
-        return through(self.embed(_before(target)), self.decoder)[1]
+        return through(self._embed(_before(target)), self.decoder)[1]
+
+    def _embed(self, tokens: Array) -> jax.Array:
+        return self.scale * self.embed(jnp.asarray(tokens))
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        return self.embed.attend(self.write_norm(x))
 
     def _stacked(self, through: Any) -> Any:
         return nnx.scan(through, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry)

@@ -12,14 +12,17 @@ import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
+from sentencepiece import SentencePieceProcessor
 
 from jattn import viz
+from jattn.zoo._average import Averaged, averaging
 from jattn.zoo._task import Task
 from jattn.zoo.translate import data
 from jattn.zoo.translate.chrf import chrf
 from jattn.zoo.translate.model import Sizes, Translator
 
 DRAWN = 4
+SMOOTHING = 0.1
 
 
 def translate(
@@ -30,6 +33,7 @@ def translate(
     implementation: str | None,
     batch: int = 32,
     sizes: Sizes | None = None,
+    most: int = data.PIECES,
 ) -> Task:
     """The task on these pairs, which have a name.
 
@@ -37,22 +41,25 @@ def translate(
     """
     sizes = sizes or Sizes(kv_heads=kv_heads)
     learnt, held_out = data.split(pairs)
-    characters = data.alphabet(learnt)
+    vocabulary = data.pieces(learnt, most)
     return Task(
         settings={
             "task": "translate",
             "seed": seed,
             "batch": batch,
             **dataclasses.asdict(sizes),
+            "most": most,
             "data": data.fingerprint(pairs),
         },
-        model=Translator(data.FIRST + len(characters), sizes, implementation, nnx.Rngs(seed)),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
-        batch=lambda step: data.training_batch(learnt, characters, seed, step, batch),
+        model=Averaged(Translator(vocabulary.get_piece_size(), sizes, implementation, nnx.Rngs(seed))),
+        optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.99),
+        batch=lambda step: data.training_batch(learnt, vocabulary, seed, step, batch),
         loss=_loss,
-        evaluate=lambda model: chrf(_translations(model, held_out, characters), [pair.german for pair in held_out]),
+        evaluate=lambda model: chrf(
+            _translations(model.mean, held_out, vocabulary), [pair.german for pair in held_out]
+        ),
         metric=f"held-out chrF2 on {name}",
-        pictures=lambda model: {"alignments.png": _alignments(model, held_out, characters)},
+        pictures=lambda model: {"alignments.png": _alignments(model.mean, held_out, vocabulary)},
         baseline=("the English itself", chrf(*zip(*held_out, strict=True))),
     )
 
@@ -62,15 +69,18 @@ def _learning_rate(step: Any) -> jax.Array:
     return 2e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
-def _loss(model: Translator, batch: data.Batch) -> jax.Array:
-    """Nats a token, of those that are no padding."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(model(*batch), batch.target)
+def _loss(model: Averaged, batch: data.Batch) -> jax.Array:
+    """Nats a token, of those that are no padding; a share of each goes to all tokens alike (Szegedy et al. 2016)."""
+    logits = model.now(*batch)
+    logs = jax.nn.log_softmax(logits)
+    right = jnp.take_along_axis(logs, batch.target[..., None], -1)[..., 0]
+    losses = (SMOOTHING - 1) * right - SMOOTHING * jnp.mean(logs, -1)
     return jnp.average(losses, weights=batch.target != data.PAD)
 
 
 @nnx.jit
 def _write(model: Translator, source: data.Array, length: data.Array) -> jax.Array:
-    return model.greedy(source, length, data.LONGEST)
+    return model.greedy(source, length, data.TOKENS)
 
 
 @nnx.jit
@@ -78,23 +88,34 @@ def _align(model: Translator, source: data.Array, length: data.Array, target: da
     return model.alignment(source, length, target)
 
 
-def _translations(model: Translator, pairs: list[data.Pair], characters: str) -> list[str]:
-    batch = data.encode(pairs, characters)
-    return [data.decode(row, characters) for row in np.asarray(_write(model, batch.source, batch.length))]
+def _translations(model: Translator, pairs: list[data.Pair], vocabulary: SentencePieceProcessor) -> list[str]:
+    batch = data.encode(pairs, vocabulary)
+    return [data.decode(row, vocabulary) for row in np.asarray(_write(model, batch.source, batch.length))]
 
 
-def _alignments(model: Translator, held_out: list[data.Pair], characters: str) -> Figure:
+def _alignments(model: Translator, held_out: list[data.Pair], vocabulary: SentencePieceProcessor) -> Figure:
     """Sentences held out, against what the model writes: the last layer, the mean of its heads."""
-    some = [pair for pair in held_out if 12 <= len(pair.english) <= 40][:DRAWN] or held_out[:DRAWN]
-    batch = data.encode(some, characters)
+    some = held_out[:DRAWN]
+    batch = data.encode(some, vocabulary)
     written = _write(model, batch.source, batch.length)
     weights = np.asarray(_align(model, batch.source, batch.length, written))[-1]
     figure = Figure(figsize=(16, 13), layout="constrained")
     grid = GridSpec(2, 2, figure)
-    for place, (pair, row, tokens) in enumerate(zip(some, weights, np.asarray(written), strict=True)):
-        text = data.decode(tokens, characters)
+    rows = zip(some, weights, batch.source, batch.length, np.asarray(written), strict=True)
+    for place, (pair, row, source, length, target) in enumerate(rows):
+        text = data.decode(target, vocabulary)
         shown = f"{pair.english} \N{RIGHTWARDS ARROW} {text}\n(wanted: {pair.german})"
-        target = [*text, "end"][: data.LONGEST]
-        part = row[:, : len(target), : len(pair.english)]
-        viz.show_alignment(part, pair.english, target, title=shown, figure=figure.add_subfigure(grid[place]))
+        read = _labels(source[:length].tolist(), vocabulary)
+        labels = [*_labels(data.before_end(target), vocabulary), "end"][: data.TOKENS]
+        part = row[:, : len(labels), : len(read)]
+        viz.show_alignment(part, read, labels, title=shown, figure=figure.add_subfigure(grid[place]))
     return figure
+
+
+def _labels(tokens: list[int], vocabulary: SentencePieceProcessor) -> list[str]:
+    """Words and their beginnings as they are, what continues a word after a dot."""
+    found = (vocabulary.id_to_piece(token) for token in tokens)
+    return [piece[1:] or "_" if piece[0] == _SPACE else f"\N{MIDDLE DOT}{piece}" for piece in found]
+
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # with which a piece begins that begins a word
