@@ -52,7 +52,8 @@ class LanguageModel(nnx.Module):
                 rngs=rngs,
             )
 
-        self.embed = nnx.Embed(BYTES, sizes.width, rngs=rngs)
+        # as large as what the blocks add to it: at nnx.Embed's own 1 / sqrt(width) the bytes themselves drown
+        self.embed = nnx.Embed(BYTES, sizes.width, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
         self.blocks = nnx.split_rngs(splits=sizes.layers)(nnx.vmap(block))(rngs)
         self.norm = nnx.RMSNorm(sizes.width, rngs=rngs)
         self.out = nnx.Linear(sizes.width, BYTES, use_bias=False, rngs=rngs)

@@ -113,10 +113,10 @@ def _written(model: LanguageModel, held_out: np.ndarray) -> Figure:
     """Source held out, and how the model goes on."""
     source = _snippet(held_out, SHOWN)
     write = nnx.jit(lambda model, source: model.write(source, WRITTEN, jax.random.key(0), temperature=0.7))
-    figure = Figure(figsize=(10, 6), layout="constrained")
     parts = (("read", source[0], "0.4"), ("written", np.asarray(write(model, source))[0], "black"))
-    for axes, (name, tokens, colour) in zip(figure.subplots(1, 2), parts, strict=True):
-        lines = bytes(tokens.astype(np.uint8).tolist()).decode("utf-8", "replace").splitlines()
+    texts = [bytes(tokens.astype(np.uint8).tolist()).decode("utf-8", "replace").splitlines() for _, tokens, _ in parts]
+    figure = Figure(figsize=(10, 0.6 + 0.14 * max(map(len, texts))), layout="constrained")
+    for axes, (name, _, colour), lines in zip(figure.subplots(1, 2), parts, texts, strict=True):
         shown = "\n".join(_readable(line[:58]) for line in lines)
         axes.set_axis_off()
         axes.set_title(name)
