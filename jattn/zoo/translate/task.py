@@ -104,7 +104,7 @@ def _alignments(model: Translator, held_out: list[data.Pair], vocabulary: Senten
     rows = zip(some, weights, batch.source, batch.length, np.asarray(written), strict=True)
     for place, (pair, row, source, length, target) in enumerate(rows):
         text = data.decode(target, vocabulary)
-        shown = f"{pair.english} \N{RIGHTWARDS ARROW} {text}\n(wanted: {pair.german})"
+        shown = f"{pair.english}\n\N{RIGHTWARDS ARROW} {text}\n(wanted: {pair.german})"
         read = _labels(source[:length].tolist(), vocabulary)
         labels = [*_labels(data.before_end(target), vocabulary), "end"][: data.TOKENS]
         part = row[:, : len(labels), : len(read)]
