@@ -13,8 +13,8 @@ ratios are better than times.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 
@@ -46,6 +46,11 @@ class Count:
     matrix_stall: int
     dma_bytes: int
     products: int
+
+
+def total(counts: Iterable[Count]) -> Count:
+    """What several runs of a kernel take, one after the other."""
+    return Count(*map(sum, zip(*map(astuple, counts), strict=True)))
 
 
 def count(program: Program, chip: Chip, operands: Mapping[int, np.ndarray] | None = None) -> Count:

@@ -16,27 +16,31 @@ LARGEST = 2**20  # bytes: SMEM holds no more
 
 
 class Table(NamedTuple):
-    """The integer operands of a call of a kernel, by index, but for those that depend on the program's arguments."""
+    """The integer operands of a kernel, by index, but for those that depend on the program's arguments: of each run, as
+    a kernel in a loop has several."""
 
     kernel: str
-    operands: dict[int, np.ndarray]
+    runs: list[dict[int, np.ndarray]]
 
 
 @dataclass(eq=False)
 class _Scope:
-    """A call of a function: the caller's values that its arguments stand for. None for the program's own arguments."""
+    """A run of a block: the values outside that its arguments stand for, None for the program's own arguments; and the
+    run of the block around it, for that of a loop."""
 
+    block: Any
     arguments: list[tuple[Any, "_Scope"]] | None
+    outside: "_Scope | None" = None
 
 
 @dataclass
 class _Kernel:
     name: str
-    operands: dict[int, tuple[Any, _Scope]]
+    runs: list[dict[int, tuple[Any, _Scope]]]
 
 
 class _FromArguments(Exception):
-    """A value that depends on the program's arguments."""
+    """A value that depends on the program's arguments, or on what a kernel makes of them."""
 
 
 def tables(module: ir.Module) -> list[Table]:
@@ -47,37 +51,63 @@ def tables(module: ir.Module) -> list[Table]:
             for op in module.body.operations
             if op.operation.name == "func.func"
         }
-        kernels = list(_kernels(functions, "main", _Scope(None)))
+        kernels = list(_kernels(functions, _Scope(_block(functions["main"]), None)))
         slices = _Slice(functions)
         wanted = [
-            {index: at for index, operand in kernel.operands.items() if (at := slices.add(*operand)) is not None}
+            [{n: at for n, one in run.items() if (at := slices.try_to_add(*one)) is not None} for run in kernel.runs]
             for kernel in kernels
         ]
         values = slices.run()
     return [
-        Table(kernel.name, {index: values[at] for index, at in indices.items()})
-        for kernel, indices in zip(kernels, wanted, strict=True)
+        Table(kernel.name, [{n: values[at] for n, at in run.items()} for run in runs])
+        for kernel, runs in zip(kernels, wanted, strict=True)
     ]
 
 
-def _kernels(functions: Mapping[str, Any], name: str, scope: _Scope) -> Iterator[_Kernel]:
-    """The kernels that a function calls, through other functions too."""
-    yield from _in_block(functions, _block(functions[name]), scope)
-
-
-def _in_block(functions: Mapping[str, Any], block: Any, scope: _Scope) -> Iterator[_Kernel]:
-    for op in block.operations:
+def _kernels(functions: Mapping[str, Any], scope: _Scope) -> Iterator[_Kernel]:
+    """The kernels that a block calls, through functions and loops too."""
+    for op in scope.block.operations:
         match op.operation.name:
             case "func.call":
                 arguments = [(value, scope) for value in op.operands]
-                yield from _kernels(functions, _callee(op), _Scope(arguments))
-            case "stablehlo.custom_call" if _text(op, "call_target_name") == "tpu_custom_call":
+                yield from _kernels(functions, _Scope(_block(functions[_callee(op)]), arguments))
+            case "stablehlo.custom_call" if _is_kernel(op):
                 operands = {index: (value, scope) for index, value in enumerate(op.operands) if _is_small(value)}
-                yield _Kernel(_text(op, "kernel_name"), operands)
-            case _:
-                inner = (inner for region in op.regions for inner in region.blocks)
-                if any(True for one in inner for _ in _in_block(functions, one, _Scope(None))):
-                    raise NotImplementedError(f"a kernel inside {op.operation.name}: how often it runs is not known")
+                yield _Kernel(_text(op, "kernel_name"), [operands])
+            case "stablehlo.while" as name if _holds_kernels(functions, op):
+                try:
+                    trips = _trips(functions, op, scope)
+                except _FromArguments:
+                    raise NotImplementedError(f"a kernel inside {name}: arguments say how often it runs") from None
+                for same in zip(*(list(_kernels(functions, trip)) for trip in trips), strict=True):
+                    yield _Kernel(same[0].name, [run for kernel in same for run in kernel.runs])
+            case name if _holds_kernels(functions, op):
+                raise NotImplementedError(f"a kernel inside {name}: how often it runs is not known")
+
+
+def _holds_kernels(functions: Mapping[str, Any], op: Any) -> bool:
+    """Whether an operation's regions, or the functions that they call, call kernels."""
+    return any(
+        _is_kernel(one)
+        or _holds_kernels(functions, one)
+        or (one.operation.name == "func.call" and _holds_kernels(functions, functions[_callee(one)]))
+        for region in op.operation.regions
+        for block in region.blocks
+        for one in block.operations
+    )
+
+
+def _trips(functions: Mapping[str, Any], loop: Any, scope: _Scope) -> list[_Scope]:
+    """The runs of a loop's body."""
+    condition, body = (region.blocks[0] for region in loop.operation.regions)
+    trips, arguments = [], [(value, scope) for value in loop.operands]
+    while True:
+        again = _Slice(functions)
+        again.add(_results(condition)[0], _Scope(condition, arguments, scope))
+        if not again.run()[0]:
+            return trips
+        trips.append(_Scope(body, arguments, scope))
+        arguments = [(value, trips[-1]) for value in _results(body)]
 
 
 class _Slice:
@@ -92,15 +122,26 @@ class _Slice:
         with ir.InsertionPoint(self.module.body):
             attributes = {"sym_name": ir.StringAttr.get("main"), "function_type": kind}
             self.main = ir.Operation.create("func.func", attributes=attributes, regions=1)
+            for name, function in functions.items():
+                if name != "main" and not _holds_kernels(functions, function):
+                    function.operation.clone()  # a loop that is copied may call it
         self.block = self.main.regions[0].blocks.append()
 
-    def add(self, value: Any, scope: _Scope) -> int | None:
-        """Have the value computed: its place among the results, or None if it depends on the program's arguments."""
+    def add(self, value: Any, scope: _Scope) -> int:
+        """Have the value computed: its place among the results.
+
+        Raises:
+            _FromArguments: it cannot be.
+        """
+        self.values.append(self._copy(value, scope))
+        return len(self.values) - 1
+
+    def try_to_add(self, value: Any, scope: _Scope) -> int | None:
+        """The same, but None for a value that cannot be computed."""
         try:
-            self.values.append(self._copy(value, scope))
+            return self.add(value, scope)
         except _FromArguments:
             return None
-        return len(self.values) - 1
 
     def run(self) -> list[np.ndarray]:
         """The values, in the order in which they were added."""
@@ -122,14 +163,22 @@ class _Slice:
 
     def _make(self, value: Any, scope: _Scope) -> Any:
         if isinstance(value, ir.BlockArgument):
+            while value.owner != scope.block:
+                assert scope.outside is not None
+                scope = scope.outside
             if scope.arguments is None:
                 raise _FromArguments
             return self._copy(*scope.arguments[value.arg_number])
         op, number = value.owner, value.result_number
         if op.name == "func.call":
             block = _block(self.functions[_callee(op)])
-            arguments = [(one, scope) for one in op.operands]
-            return self._copy(block.operations[len(block.operations) - 1].operands[number], _Scope(arguments))
+            return self._copy(_results(block)[number], _Scope(block, [(one, scope) for one in op.operands]))
+        if _is_kernel(op):
+            raise _FromArguments
+        if op.name == "stablehlo.while" and _holds_kernels(self.functions, op):
+            trips = _trips(self.functions, op, scope)
+            last = (_results(trips[-1].block)[number], trips[-1]) if trips else (op.operands[number], scope)
+            return self._copy(*last)
         operands = [self._copy(one, scope) for one in op.operands]
         copy = op.clone(ir.InsertionPoint(self.block))
         for index, operand in enumerate(operands):
@@ -139,6 +188,15 @@ class _Slice:
 
 def _block(function: Any) -> Any:
     return function.operation.regions[0].blocks[0]
+
+
+def _results(block: Any) -> Any:
+    """What a block returns."""
+    return block.operations[len(block.operations) - 1].operands
+
+
+def _is_kernel(op: Any) -> bool:
+    return op.operation.name == "stablehlo.custom_call" and _text(op, "call_target_name") == "tpu_custom_call"
 
 
 def _text(op: Any, name: str) -> str:

@@ -26,13 +26,13 @@ from bench._tpu_bundles import parse
 from bench._tpu_cases import Case
 from bench._tpu_chips import CHIPS, Chip
 from bench._tpu_contenders import CONTENDERS
-from bench._tpu_cycles import count
+from bench._tpu_cycles import count, total
 from bench._tpu_tables import tables
 
 _KERNEL = re.compile(r"%(\S+) = [^\n]*custom_call_target=\"tpu_custom_call\"")
 _INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\[([\d,]*)\]")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call", "after-all"}
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call", "after-all", "while"}
 
 
 def compile_and_count(
@@ -61,12 +61,12 @@ def compile_and_count(
     module = lowered.compiler_ir("stablehlo")
     assert module is not None
     for table in tables(module):
-        operands[table.kernel].append(table.operands)
+        operands[table.kernel].append(table.runs)
     counts = {}
     for name in _KERNEL.findall(optimised):
         known = operands[name.rpartition(".")[0] if name not in operands else name]
         program = parse(_only(dump, rf"\d+-{re.escape(name)}-\d+-final_bundles\.txt"))
-        counts[name] = asdict(count(program, chip, known.pop(0) if known else None))
+        counts[name] = asdict(total(count(program, chip, run) for run in (known.pop(0) if known else [None])))
     return {"kernels": counts, "between_bytes": between_bytes(optimised)}
 
 
@@ -81,7 +81,7 @@ def _only(dump: Path, pattern: str) -> str:
 def between_bytes(optimised: str) -> int:
     """What the entry computation of an optimised program reads and writes outside its kernels: operands and results.
 
-    What is started and done later is taken for a copy.
+    What is started and done later is taken for a copy.  What a loop does besides its kernels is left out.
     """
     entry = optimised[optimised.index("\nENTRY ") :].splitlines()[1:]
     sizes: dict[str, int] = {}

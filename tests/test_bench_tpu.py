@@ -20,7 +20,7 @@ from bench import _tpu_bundles, _tpu_cases, _tpu_compile, _tpu_contenders, _tpu_
 from bench._tpu_bundles import Instruction, parse, split
 from bench._tpu_cases import Case
 from bench._tpu_chips import CHIPS
-from bench._tpu_cycles import DMA_LATENCY, QUEUE, count
+from bench._tpu_cycles import DMA_LATENCY, QUEUE, Count, count, total
 from bench._tpu_estimate import Estimate, Kept, estimate
 from bench._tpu_scalar import ScalarCore, WalkError, words
 from bench._tpu_tables import tables
@@ -301,21 +301,64 @@ def test_tables_are_computed_from_the_program_around_the_kernel():
 
     found = tables(_lowered(outer, (16, 128)))
     assert [one.kernel for one in found] == ["copies", "copies"]
-    assert [one.operands[0].tolist() for one in found] == [[6, 0, 2, 4], [8, 2, 4, 6]]
-    assert [list(one.operands) for one in found] == [[0], [0]]
+    assert [[run[0].tolist() for run in one.runs] for one in found] == [[[6, 0, 2, 4]], [[8, 2, 4, 6]]]
+    assert [[list(run) for run in one.runs] for one in found] == [[[0]], [[0]]]
 
 
 def test_tables_that_depend_on_arguments_are_left_out():
     (found,) = tables(_lowered(lambda table, x: _call(2)(table, x), (4,), (16, 128)))
-    assert found.operands == {}
+    assert found.runs == [{}]
 
 
-def test_a_kernel_in_a_loop_is_refused():
+def test_a_kernel_in_a_loop_has_the_tables_of_each_run():
     def loop(x):
-        return jax.lax.fori_loop(0, 3, lambda i, x: _call(2)(jnp.arange(4, dtype=jnp.int32), x), x)
+        first = jnp.arange(4, dtype=jnp.int32)
 
+        def body(carry, n):
+            x, grown = carry
+            return (_call(2)(first * n, _call(2)(grown, x)), grown + 1), x.sum()
+
+        (x, grown), _ = jax.lax.scan(body, (x, first), 10 * jnp.arange(3, dtype=jnp.int32))
+        return _call(2)(grown, x)
+
+    grown, scaled, last = tables(_lowered(loop, (16, 128)))
+    assert [run[0].tolist() for run in grown.runs] == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+    assert [run[0].tolist() for run in scaled.runs] == [[0, 0, 0, 0], [0, 10, 20, 30], [0, 20, 40, 60]]
+    assert [run[0].tolist() for run in last.runs] == [[3, 4, 5, 6]]
+
+
+def test_a_loop_in_a_loop():
+    def loop(x):
+        inner = lambda n: lambda m, x: _call(2)(jnp.stack([n, m, n, m]), x)
+        return jax.lax.fori_loop(0, 2, lambda n, x: jax.lax.fori_loop(5, 7, inner(n), x), x)
+
+    (found,) = tables(_lowered(loop, (16, 128)))
+    assert [run[0].tolist()[:2] for run in found.runs] == [[0, 5], [0, 6], [1, 5], [1, 6]]
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        lambda n, x: jax.lax.fori_loop(0, n[0], lambda i, x: _call(2)(n, x), x),
+        lambda n, x: jax.lax.cond(n[0] > 0, lambda x: _call(2)(n, x), lambda x: x, x),
+    ],
+)
+def test_a_kernel_that_runs_as_often_as_an_argument_says_is_refused(loop):
     with pytest.raises(NotImplementedError, match="how often it runs"):
-        tables(_lowered(loop, (16, 128)))
+        tables(_lowered(loop, (4,), (16, 128)))
+
+
+def test_loops_without_kernels_are_not_followed():
+    def loop(n, x):
+        table = jax.lax.fori_loop(0, 3, lambda i, y: y + i, jnp.zeros(4, jnp.int32))
+        return _call(2)(table, jax.lax.fori_loop(0, n[0], lambda i, y: y + 1, x))
+
+    (found,) = tables(_lowered(loop, (4,), (16, 128)))
+    assert len(found.runs) == 1
+
+
+def test_runs_add_up():
+    assert total([Count(9, 2, 3, 4, 5, 6), Count(1, 1, 1, 1, 1, 1)]) == Count(10, 3, 4, 5, 6, 7)
 
 
 def test_bytes_between_kernels():

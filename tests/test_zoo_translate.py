@@ -113,7 +113,11 @@ def test_what_is_held_out_is_not_learnt_from_whatever_comes_beside_it():
     fewer = data.split(PAIRS[::-2])
     assert set(fewer[0]) <= set(learnt) and set(fewer[1]) <= set(held_out)
     vocabulary = data.pieces(learnt, MOST)
-    drawn = {data.decode(row, vocabulary) for step in range(9) for row in data.training_batch(learnt, vocabulary, 0, step, 16).target}
+    drawn = {
+        data.decode(row, vocabulary)
+        for step in range(9)
+        for row in data.training_batch(learnt, vocabulary, 0, step, 16).target
+    }
     assert drawn <= {pair.german for pair in learnt}
 
 
