@@ -11,6 +11,8 @@ import hypothesis
 import jax
 import pytest
 
+import jattn  # noqa: F401  else collecting doctests imports its modules once more, as others
+
 hypothesis.settings.register_profile("jattn", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("jattn")
 
