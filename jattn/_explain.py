@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.core import Tracer
 
 from jattn import _dispatch, _target, _terms
-from jattn._problem import Problem, Spec, reduce
+from jattn._problem import Cut, Problem, Spec, reduce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +74,6 @@ def _short(n: int, unit: int) -> str:
     power = min(power, 5)
     suffix = ["", "K", "M", "G", "T", "P"][power] + ("i" if unit == 1024 and power else "")
     return f"{n / unit**power:.3g} {suffix}" if n < 1000 * unit**power else f"{n / unit**power:.0f} {suffix}"
-
-
-class Cut(NamedTuple):
-    """How a backend cuts the work of a call."""
-
-    tile: tuple[int, int]
-    blocks: tuple[int, int, int] | None  # empty, partial and full, over batch and heads
-    tuned: str | None = None
-    milliseconds: float | None = None
 
 
 def plan(problem: Problem, implementation: str | None, override: tuple[int, int] | None, device: str | None) -> Plan:

@@ -61,6 +61,15 @@ class Spec:
         return self.signature.fill([_terms.Operand(*x) for x in zip(operands, self.signature.axes, strict=True)])
 
 
+class Cut(NamedTuple):
+    """How a backend cuts the work of a call, for `explain`."""
+
+    tile: tuple[int, int]
+    blocks: tuple[int, int, int] | None  # empty, partial and full, over batch and heads
+    tuned: str | None = None
+    milliseconds: float | None = None
+
+
 class Reduced(NamedTuple):
     """A problem as products of tiles and terms between them; the softmax's sinks are left for later."""
 

@@ -18,9 +18,8 @@ import numpy as np
 from jattn_kernels import online_softmax
 
 from jattn import _blocks, _terms
-from jattn._explain import Cut
 from jattn._geometry import Geometry, Step
-from jattn._problem import Spec, tile_width
+from jattn._problem import Cut, Spec, tile_width
 from jattn.scores import Product
 
 

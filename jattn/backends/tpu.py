@@ -14,8 +14,7 @@ from jattn_kernels.tpu.operands import Frame
 from jax.lax import Precision
 
 from jattn import _blocks
-from jattn._explain import Cut
-from jattn._problem import Spec
+from jattn._problem import Cut, Spec
 from jattn.backends import blockwise
 from jattn.backends._tpu_terms import Pieces, heads_first
 from jattn.backends._tpu_terms import unfit as unfit
