@@ -1,6 +1,8 @@
 """English to German: what is read out of catalogues and dictionaries, the model, the figure."""
 
+import argparse
 import collections
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from jattn.zoo import _archives
 from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
 from jattn.zoo._train import State, train, update
-from jattn.zoo.translate import data
+from jattn.zoo.translate import add_options, data
 from jattn.zoo.translate.chrf import chrf
 from jattn.zoo.translate.data import Pair
 from jattn.zoo.translate.model import Sizes, Translator
@@ -172,6 +174,13 @@ def test_a_file_that_is_no_dictionary(tmp_path, content, capsys):
         data.dictionary(path)
     assert main(["translate", "--dictionary", str(path), "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("given", "path"), [("none", None), ("de-en", Path("de-en"))])
+def test_the_dictionary_is_a_choice_where_there_is_one(given, path):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert parser.parse_args(["--dictionary", given]).dictionary == path
 
 
 # chrF
