@@ -11,12 +11,16 @@ if TYPE_CHECKING:
 
 DATA = (
     "the sentences of Debian's dictionary trans-de-en (GPL-2+) where it is given or installed,"
-    " else the messages of Django, some 700, which are too few to learn to translate from"
+    " else the 700 messages of Django"
 )
 ABOUT = "Translates short English sentences into German with an encoder-decoder Transformer."
 STEPS = 3000
 ARCHIVES = ("django",)
-VARIANTS = {"multi-head": (), "multi-query": ("--kv-heads", "1")}
+VARIANTS = {
+    "multi-head": (),
+    "multi-query": ("--kv-heads", "1"),
+    "multi-head, Django's messages": ("--dictionary", "none"),
+}
 INSTALLED = Path("/usr/share/trans/de-en")  # where `apt-get install trans-de-en` puts it
 
 
