@@ -71,7 +71,7 @@ def _kernels(functions: Mapping[str, Any], scope: _Scope) -> Iterator[_Kernel]:
             case "func.call":
                 arguments = [(value, scope) for value in op.operands]
                 yield from _kernels(functions, _Scope(_block(functions[_callee(op)]), arguments))
-            case "stablehlo.custom_call" if _is_kernel(op):
+            case _ if _is_kernel(op):
                 operands = {index: (value, scope) for index, value in enumerate(op.operands) if _is_small(value)}
                 yield _Kernel(_text(op, "kernel_name"), [operands])
             case "stablehlo.while" as name if _holds_kernels(functions, op):
