@@ -10,6 +10,7 @@ from jattn import normalizers as normalizers
 from jattn import scores as scores
 from jattn._dispatch import UnsupportedError as UnsupportedError
 from jattn._explain import Plan as Plan
+from jattn._primitives import RESIDUAL_NAMES as RESIDUAL_NAMES
 from jattn._terms import Operand as Operand
 from jattn._terms import operand as operand
 from jattn.api import attention as attention

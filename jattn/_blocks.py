@@ -75,8 +75,13 @@ class Tiling(NamedTuple):
 
 
 def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
-    """Minima and maxima of an operand over the blocks of its `t` and `s` axes."""
+    """Minima and maxima of an operand over the blocks of its `t` and `s` axes.
+
+    Where a block holds a NaN they are -inf and inf: of such a block nothing is certain, and it is looked at.
+    """
     lo = hi = array
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        lo, hi = (jnp.where(jnp.isnan(array), x, array) for x in (-jnp.inf, jnp.inf))
     for dim, axis in enumerate(axes):
         if axis in tilings:
             found = tilings[axis].range()

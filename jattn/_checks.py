@@ -3,6 +3,7 @@ the way out."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -10,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jattn import _functions, _terms, masks, mods, normalizers, scores
 from jattn import gates as gates_
-from jattn import masks, mods, normalizers, scores
 from jattn._problem import Problem
 from jattn._terms import AXES, Operand, Term, broadcast_operand
+
+
+_DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
 def array(x: Any, name: str) -> Any:
@@ -23,7 +27,7 @@ def array(x: Any, name: str) -> Any:
             x = jnp.asarray(x)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+    if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; cast it first")
     return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
 
@@ -37,8 +41,10 @@ def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
             f"query, key and value must be [b, t, h, d], [b, s, g, d], [b, s, g, e], or all without b, {got};"
             " use jax.vmap for more batch axes"
         )
-    if 0 in (*q, *k, *v):
-        raise ValueError(f"every axis must have size >= 1, {got}")
+    if not all(isinstance(n, int) for n in (*q, *k, *v)):
+        raise ValueError(f"sizes must be numbers, {got}: export the function once for each size, or vmap it over b")
+    if 0 in (*q[-2:], *k[-2:], *v[-2:]):
+        raise ValueError(f"heads and widths must be >= 1, {got}")
     if len(q) == 4 and not q[0] == k[0] == v[0]:
         raise ValueError(f"query, key and value must have the same batch size b, {got}")
     hint = ""
@@ -79,6 +85,8 @@ def problem(
         query, key, value = query[None], key[None], value[None]
     sizes = {"b": query.shape[0], "t": query.shape[1], "s": key.shape[1], "h": query.shape[2]}
 
+    if isinstance(mask, (list, tuple)) and any(isinstance(x, masks.Mask) for x in mask):
+        raise TypeError("mask must be one mask, got a sequence of them: join them with & or |")
     mods_ = _sequence(mods_, mods.Mod, "mods", "mods.softcap(30.0)")
     gates = _sequence(gates, gates_.Gate, "gates", "gates.dropout(0.1, seed)")
     if bias is not None:
@@ -105,7 +113,24 @@ def problem(
     whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sinks, precision)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
-    return whole
+    _functions.check((mask, mods_, gates), query.dtype)
+    return _narrowed(whole)
+
+
+def _narrowed(whole: Problem) -> Problem:
+    """The problem with no operand wider than its query is computed in: float64 slopes do not widen a float32 loop."""
+
+    def narrowed(x):
+        dtype = jnp.dtype(_terms.working(x.array, whole.query.dtype))
+        if x.array.dtype.itemsize <= dtype.itemsize:
+            return x
+        shape_only = isinstance(x.array, jax.ShapeDtypeStruct)
+        return Operand(jax.ShapeDtypeStruct(x.array.shape, dtype) if shape_only else x.array.astype(dtype), x.axes)
+
+    parts = {name: getattr(whole, name) for name in ("score", "normalizer", "mask", "mods", "gates", "sinks")}
+    is_operand = lambda x: isinstance(x, Operand)
+    parts = jax.tree.map(lambda x: narrowed(x) if is_operand(x) else x, parts, is_leaf=is_operand)
+    return dataclasses.replace(whole, **parts)
 
 
 def blocks(value: Any) -> tuple[int, int] | None:
@@ -145,7 +170,7 @@ def _sequence(value: Any, kind: type, name: str, example: str) -> tuple[Any, ...
 def _mask_array(mask: Any) -> masks.Mask:
     if callable(mask):
         raise TypeError("mask must be a mask or a boolean array, got a function: wrap it in jattn.masks.function")
-    if not isinstance(mask, (jax.Array, np.ndarray, list)):
+    if not isinstance(mask, (jax.Array, np.ndarray, list, tuple)):
         raise TypeError(f"mask must be made like jattn.masks.causal(), or a boolean array, got {_short(mask)}")
     return masks.dense(mask)
 

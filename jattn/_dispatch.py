@@ -93,6 +93,24 @@ BACKENDS = {  # in order of preference
 }
 
 
+def empty(problem: Problem) -> bool:
+    """Whether there is no query, no key or no batch element."""
+    sizes = problem.sizes
+    return 0 in (sizes["b"], sizes["t"], sizes["s"])
+
+
+def run(
+    problem: Problem, backend: str, blocks: tuple[int, int] | None, target: Target
+) -> tuple[jax.Array, jax.Array | None]:
+    """out and, of a softmax, lse.  Where there is nothing to attend to no backend is asked."""
+    if empty(problem):
+        sizes, dtype = problem.sizes, problem.query.dtype
+        shape = tuple(sizes[a] for a in "bth")
+        lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
+        return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
+    return BACKENDS[backend].run(problem, blocks, target)
+
+
 def choose(problem: Problem, implementation: str | None, target: Target) -> tuple[str, dict[str, str]]:
     """The backend's name, and of each other one the reason why it was not chosen."""
     if implementation is not None and implementation not in BACKENDS:

@@ -81,14 +81,14 @@ def plan(problem: Problem, implementation: str | None, override: tuple[int, int]
     target = _target.current() if device is None else _target.named(device)
     chosen, others = _dispatch.choose(problem, implementation, target)
     sizes = problem.sizes
-    run = jax.jit(lambda p: _dispatch.BACKENDS[chosen].run(p, override, target))
+    run = jax.jit(lambda p: _dispatch.run(p, chosen, override, target))
     as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
     memory = None
     if device is None:
         memory = getattr(run.lower(as_shapes).compile().memory_analysis(), "temp_size_in_bytes", None)
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     cut, pairs = Cut((0, 0), None), sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
-    tiled = chosen != "reference" and problem.normalizer.is_softmax
+    tiled = chosen != "reference" and problem.normalizer.is_softmax and not _dispatch.empty(problem)
     if tiled:
         cut = _cut(problem, chosen, override, target)
         pairs = None if cut.blocks is None else (cut.blocks[1] + cut.blocks[2]) * cut.tile[0] * cut.tile[1]

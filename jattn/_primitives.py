@@ -19,12 +19,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jattn import _strips
+from jattn._modes import ordinary
 from jattn._problem import Spec
 
 
@@ -134,6 +136,7 @@ def _lowering(compute: Callable) -> Callable:
 
 
 def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
+    compute = ordinary(compute)  # what is lowered is traced later, under the settings of then
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(compute)
@@ -150,8 +153,17 @@ _attend_backward = _primitive("attend_backward", _backward, _backward_shapes)
 # Derivatives
 
 
+RESIDUAL_NAMES = ("jattn_out", "jattn_lse")
+"""Names that `jax.checkpoint`'s policies know attention's residuals by, out and lse: saved, the kernel does not run again.
+
+>>> import jax, jattn
+>>> policy = jax.checkpoint_policies.save_only_these_names(*jattn.RESIDUAL_NAMES)
+>>> layer = jax.checkpoint(lambda x: jattn.attention(x, x, x), policy=policy)
+"""
+
+
 def _attend_jvp(args, tangents, *, spec):
-    out = _attend.bind(*args, spec=spec)
+    out = [checkpoint_name(x, name) for x, name in zip(_attend.bind(*args, spec=spec), RESIDUAL_NAMES, strict=True)]
     active = (True,) * 3 + tuple(not isinstance(x, ad.Zero) for x in tangents[3:])
     chosen = map(ad.instantiate_zeros, _chosen(tangents, active))
     return out, _attend_tangent.bind(*args, *out, *chosen, spec=spec, active=active)
@@ -166,6 +178,7 @@ def _attend_tangent_transpose(cotangents, *flat, spec, active):
 
 
 def _twin_jvp(twin: Callable) -> Callable:
+    @ordinary
     def rule(primals, tangents, **params):
         moving = tuple(not isinstance(x, ad.Zero) for x in tangents)
 

@@ -38,6 +38,10 @@ class ShiftedMod(Mod):
     mod: Mod
     start: Any
 
+    @property
+    def hides(self):
+        return self.mod.hides
+
     def __call__(self, score, i, j):
         return self.mod(score, i + self.start, j)
 

@@ -51,25 +51,55 @@ def operand(array: Any, axes: str = "") -> Operand:
     """
     if not isinstance(axes, str) or "".join(a for a in AXES if a in axes) != axes:
         raise ValueError(f'axes must name a subset of "bhts" in that order, got {axes!r}')
-    if not isinstance(array, (jax.Array, np.ndarray)):
-        array = jnp.asarray(array)
+    array = as_array(array, "an operand")
     if array.ndim < len(axes):
         raise ValueError(f"an operand with axes {axes!r} needs {len(axes)} or more axes, got shape {array.shape}")
     return Operand(array, axes)
 
 
+def as_array(x: Any, name: str) -> Any:
+    """`x` as an array.  Raises where JAX would wrap its integers around, as ids of 64 bits where x64 is off."""
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        try:
+            x = np.asarray(x) if isinstance(x, (list, tuple, bool, int, float, np.generic)) else jnp.asarray(x)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
+    if isinstance(x, np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.size:
+        kept = jnp.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        if x.min() < kept.min or x.max() > kept.max:
+            raise ValueError(
+                f"{name} holds integers that {kept.dtype} cannot (from {x.min()} to {x.max()}), and x64 is off:"
+                " renumber them, or turn on jax_enable_x64"
+            )
+    return x
+
+
 def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
     """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies."""
-    array = array if isinstance(array, (jax.Array, np.ndarray)) else jnp.asarray(array)
+    array = as_array(array, name)
     full = tuple(sizes[a] for a in AXES)
     shape = (1,) * (4 - array.ndim) + array.shape
     if array.ndim > 4 or any(n not in (1, want) for n, want in zip(shape, full, strict=True)):
         raise ValueError(
             f"{name} must be broadcastable to [b, h, t, s] = {list(full)}, got shape {list(array.shape)};"
-            " give missing axes size 1"
+            f" give missing axes size 1{_padding_hint(array.shape, sizes, name)}"
         )
     axes = "".join(a for a, n in zip(AXES, shape, strict=True) if n != 1)
     return Operand(array.reshape([n for n in shape if n != 1]), axes)
+
+
+def _padding_hint(shape: tuple[int, ...], sizes: dict[str, int], name: str) -> str:
+    padding = shape == (sizes["b"], sizes["s"])
+    return f": {name}[:, None, None, :] where [b, s] says which keys are real" if padding else ""
+
+
+def working(array: Any, dtype: Any) -> Any:
+    """The dtype in which an operand takes part where queries are of `dtype`: float32 or wider, but never wider than
+    what the query is computed in."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array.dtype
+    own, computed = (jnp.promote_types(x, jnp.float32) for x in (array.dtype, dtype))
+    return computed if jnp.dtype(own).itemsize > jnp.dtype(computed).itemsize else own
 
 
 def wide(array: Any) -> Any:
@@ -146,8 +176,7 @@ class Terms(Term):
 
     def finish(self, score: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
         """`scores` once query and key are compared."""
-        for mod in self.mods:
-            score = mod(score, i, j)  # type: ignore[operator]
+        score = modified(score, self.mods, i, j)
         live = fresh
         if masked and self.mask is not None:
             live = self.mask(i, j) & fresh  # type: ignore[operator]
@@ -158,6 +187,22 @@ class Terms(Term):
         for gate in self.gates:
             weight = gate(weight, i, j)  # type: ignore[operator]
         return weight
+
+
+def modified(score: Any, mods: Any, i: Any, j: Any) -> Any:
+    """The score after the mods.  One that is -inf is hidden: it stays so, and no mod after that sees it.
+
+    -inf times a temperature or under a soft cap would come back to life, and make the gradient of either NaN.
+    """
+    hides = False
+    for mod in mods:
+        if hides:
+            live = score != -jnp.inf
+            score = jnp.where(live, mod(jnp.where(live, score, 0), i, j), -jnp.inf)
+        else:
+            score = mod(score, i, j)
+        hides = hides or mod.hides
+    return score
 
 
 class Signature(NamedTuple):

@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jattn import _checks, _dispatch, _strips, _target, masks, normalizers, reference, scores
+from jattn import _checks, _dispatch, _hints, _modes, _strips, _target, masks, normalizers, reference, scores
 from jattn._explain import Plan, plan
 from jattn._problem import Problem, reduce
 
 _DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
 
 
+@_hints.hinted
+@_modes.ordinary
 def attention(
     query: Float[Array, "*b t h d"],
     key: Float[Array, "*b s g d"],
@@ -90,10 +92,11 @@ def attention(
 def _run(
     problem: Problem, backend: str, blocks: tuple[int, int] | None, return_lse: bool, target: _target.Target
 ) -> Any:
-    out, lse = _dispatch.BACKENDS[backend].run(problem, blocks, target)
+    out, lse = _dispatch.run(problem, backend, blocks, target)
     return out, lse if return_lse else None
 
 
+@_modes.ordinary
 def explain(
     query: Any,
     key: Any,
@@ -121,34 +124,42 @@ def explain(
     arrays = [_checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
     if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
         arrays = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in arrays]
-    return plan(_checks.problem(*arrays, **_named(options)), implementation, _checks.blocks(blocks), device)
+    return plan(_checks.problem(*arrays, **_named("explain", options)), implementation, _checks.blocks(blocks), device)
 
 
+@_modes.ordinary
 def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*b h t s"]:
     """The weights of `attention` with the same arguments, `[b, h, t, s]`: for looking at, O(t * s) memory.
 
-    They are what multiplies the values: after masks, normaliser, sinks, gates and dropout.
+    They are what multiplies the values: after masks, normaliser, sinks, gates and dropout.  All pairs are computed at
+    once, by the definition: it takes no `implementation` and no `blocks`.
     """
-    for name in ("implementation", "blocks"):
-        options.pop(name, None)
-    problem = _checks.problem(query, key, value, **_named(options))
+    problem = _checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
     found = _weights(problem)
     return found[0] if jnp.ndim(query) == 3 else found
 
 
-_weights = jax.jit(lambda problem: reference.attention(problem)[2])
+@jax.jit
+def _weights(problem: Problem) -> jax.Array:
+    sizes = problem.sizes
+    if _dispatch.empty(problem):
+        return jnp.zeros([sizes[a] for a in "bhts"], jnp.promote_types(problem.query.dtype, jnp.float32))
+    return reference.attention(problem)[2]
 
 
-def _named(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `attention` as `_checks.problem` names them."""
-    unknown = sorted(set(options) - set(inspect.signature(attention).parameters))
+def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Options of `attention` as `_checks.problem` names them; raises for those that `where` does not take."""
+    known = [x for x in inspect.signature(attention).parameters if x not in ("query", "key", "value", *refused)]
+    unknown = [name for name, given in options.items() if name not in known and not (name in refused and given is None)]
     if unknown:
-        raise TypeError(f"unexpected option {', '.join(unknown)}: see the arguments of jattn.attention")
+        raise TypeError(_hints.unexpected(where, unknown, known))
+    options = {name: given for name, given in options.items() if name in known}
     options = {"score": _DOT, "normalizer": _SOFTMAX, **options}
     options["mods_"] = options.pop("mods", ())
     return options
 
 
+@_modes.ordinary
 def sample(
     random_key: jax.Array, query: Any, key: Any, value: Any, **options: Any
 ) -> tuple[Float[Array, "*b t h e"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
@@ -171,15 +182,18 @@ def sample(
         given = options.pop(name, None)
         if bool(given) if isinstance(given, (tuple, list, bool)) else given is not None:
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
-    for name in ("implementation", "blocks"):
-        options.pop(name, None)
-    problem = _checks.problem(query, key, value, **_named({**options, "normalizer": normalizers.gumbel(random_key)}))
+    options = _named("sample", options, ("implementation", "blocks"))
+    problem = _checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
     found = _sample(problem)
     return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
 
 
 @jax.jit
 def _sample(problem: Problem) -> Any:
+    if _dispatch.empty(problem):
+        (b, t, h, _), e = problem.query.shape, problem.value.shape[-1]
+        lse = jnp.full((b, t, h), -jnp.inf, jnp.promote_types(problem.query.dtype, jnp.float32))
+        return jnp.zeros((b, t, h, e), problem.query.dtype), jnp.full((b, t, h), -1, jnp.int32), lse
     noise = problem.normalizer.mods[0].bound(problem.sizes["b"], problem.sizes["h"])
     q, k, v, operands, signature = reduce(dataclasses.replace(problem, normalizer=_SOFTMAX))
 
@@ -195,6 +209,7 @@ def _sample(problem: Problem) -> Any:
     return _strips.rows(signature, q, k, v, operands, draw, noise)
 
 
+@_modes.ordinary
 def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Joins (out, lse) of the same queries over disjoint sets of keys into (out, lse) over all of them.
 
@@ -221,6 +236,7 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     return out.astype(parts[0][0].dtype), lse
 
 
+@_modes.ordinary
 def dot_product_attention(query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, **options: Any) -> Any:
     """A drop-in for `jax.nn.dot_product_attention`, with the signature of the installed one.
 

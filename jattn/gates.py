@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn import _hash
+from jattn._closures import Closure
 from jattn._terms import Operand, Term, number, operand, piece
+from jattn.mods import function_parts
 
 
 class Gate(Term):
@@ -98,15 +100,14 @@ def gaussian(center: Any, sigma: Any) -> Gate:
 
 @piece
 class Function(Gate):
-    fn: Callable
+    closure: Closure
     operands: tuple[Operand, ...]
+    held: tuple[Operand, ...] = ()
 
     def __call__(self, weight, i, j):
-        return self.fn(weight, i, j, *self.operands)
+        return jnp.asarray(self.closure.build(self.held)(weight, i, j, *self.operands), weight.dtype)
 
 
 def function(fn: Callable, *operands: Operand) -> Gate:
     """fn(weight, i, j, *operands), elementwise and linear in weight; see `jattn.mods.function` for the arguments."""
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, got {fn!r}")
-    return Function(fn, tuple(x if isinstance(x, Operand) else operand(x) for x in operands))
+    return Function(*function_parts("gates.function", fn, operands, 3))

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn._blocks import Answer, Range
-from jattn._terms import Operand, Term, number, operand, piece, wide
+from jattn._closures import Closure
+from jattn._terms import Operand, Term, as_array, number, piece, wide
+from jattn.mods import function_parts
 
 
 class Mask(Term):
@@ -30,17 +32,28 @@ class Mask(Term):
         del i, j
         return Answer(np.True_, np.False_)
 
-    def __and__(self, other: Mask) -> Mask:
-        return And(self, other) if isinstance(other, Mask) else NotImplemented
+    __array_ufunc__ = None  # `array & mask` is this class's to answer, not NumPy's
 
-    def __or__(self, other: Mask) -> Mask:
-        return Or(self, other) if isinstance(other, Mask) else NotImplemented
+    def __and__(self, other: Any) -> Mask:
+        return _joined(And, self, other)
+
+    def __or__(self, other: Any) -> Mask:
+        return _joined(Or, self, other)
+
+    __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> Mask:
         return Not(self)
 
     def __bool__(self) -> bool:
         raise TypeError("a mask has no truth value: combine masks with & | ~, not with `and`, `or`, `not`")
+
+
+def _joined(kind: type, left: Mask, right: Any) -> Mask:
+    """`left & right` or `left | right`."""
+    if isinstance(right, (np.ndarray, jax.Array)):
+        raise TypeError(f"& and | join masks, got an array {list(right.shape)}: make a mask of it with jattn.masks.dense")
+    return kind(left, right) if isinstance(right, Mask) else NotImplemented
 
 
 @piece
@@ -83,6 +96,26 @@ def _range(value: Any) -> Range:
     return value if isinstance(value, Range) else Range(value, value)
 
 
+_FAR = 2**31 - 1  # the greatest position there can be
+
+
+def _shifted(position: Any, by: Any) -> Any:
+    """position + by, at most the greatest position: in int32 a sum beyond it would come out negative."""
+    if isinstance(by, int) and abs(by) < 2**30:  # positions themselves stay far below that
+        return position + by
+    if isinstance(position, np.ndarray) and isinstance(by, int):
+        return np.minimum(position.astype(np.int64) + by, _FAR)
+    if jnp.issubdtype(position.dtype, jnp.floating):
+        return position + by
+    by = jnp.asarray(by, jnp.int32)
+    return jnp.minimum(position, _FAR - jnp.maximum(by, 0)) + by
+
+
+def _negative(value: Any) -> Any:
+    """-value of an int, an array or a range of either."""
+    return Range(-value.hi, -value.lo) if isinstance(value, Range) else -value
+
+
 @piece
 class Window(Mask):
     """-left <= j - i <= right; None leaves a side open."""
@@ -93,19 +126,19 @@ class Window(Mask):
     def __call__(self, i, j):
         inside = True
         if self.left is not None:
-            inside = j >= i - self.left
+            inside = j >= _shifted(i, _negative(self.left))
         if self.right is not None:
-            inside = (j <= i + self.right) & inside
+            inside = (j <= _shifted(i, self.right)) & inside
         return inside | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
 
     def blocks(self, i, j):
         answer = Answer(np.True_, np.True_)
         if self.left is not None:
-            left = _range(self.left)
-            answer &= Answer(j.hi >= i.lo - left.hi, j.lo >= i.hi - left.lo)
+            first = _range(_negative(self.left))
+            answer &= Answer(j.hi >= _shifted(i.lo, first.lo), j.lo >= _shifted(i.hi, first.hi))
         if self.right is not None:
-            right = _range(self.right)
-            answer &= Answer(j.lo <= i.hi + right.hi, j.hi <= i.lo + right.lo)
+            last = _range(self.right)
+            answer &= Answer(j.lo <= _shifted(i.hi, last.hi), j.hi <= _shifted(i.lo, last.lo))
         return answer
 
 
@@ -121,12 +154,32 @@ def causal(offset: Any = 0) -> Mask:
      [1 1 0]
      [1 1 1]]
     """
-    return Window(None, _integer(offset, "offset"))
+    return Window(None, _side(offset, "offset"))
 
 
 def window(left: Any, right: Any = 0) -> Mask:
-    """i - left <= j <= i + right: sliding-window (local) attention.  None leaves a side open (Beltagy et al. 2020)."""
-    return Window(None if left is None else _integer(left, "left"), None if right is None else _integer(right, "right"))
+    """i - left <= j <= i + right: sliding-window (local) attention (Beltagy et al. 2020).
+
+    `left` and `right` are ints, or integer scalar arrays known at run time; None, and what reaches past the greatest
+    position 2^31 - 1, leaves a side open.
+
+    Raises ValueError where left + right < 0: no key would be left.
+
+    >>> import numpy as np, jattn
+    >>> print(jattn.masks.window(1)(np.arange(3)[:, None], np.arange(3)[None]).astype(int))
+    [[1 0 0]
+     [1 1 0]
+     [0 1 1]]
+    """
+    if isinstance(left, (int, np.integer)) and isinstance(right, (int, np.integer)) and int(left) + int(right) < 0:
+        raise ValueError(f"a window must leave a key: left + right must be >= 0, got left {left}, right {right}")
+    return Window(_side(left, "left"), _side(right, "right"))
+
+
+def _side(value: Any, name: str) -> Any:
+    """A side of a window: an int, an operand, or None where it is open."""
+    value = None if value is None else _integer(value, name)
+    return None if isinstance(value, int) and value >= _FAR else value
 
 
 @piece
@@ -164,10 +217,22 @@ def around(center: Any, left: Any, right: Any) -> Mask:
 
 
 def _integer(value: Any, name: str) -> Any:
+    """An int or an int32 operand, within the positions that there can be."""
     value = number(value, name)
     if isinstance(value, float) or (isinstance(value, Operand) and not jnp.issubdtype(value.array.dtype, jnp.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    return value
+    if isinstance(value, Operand):
+        return Operand(_int32(value.array), value.axes)
+    return max(-_FAR, min(value, _FAR))
+
+
+def _int32(array: Any) -> Any:
+    """Integers as int32, those beyond it as its least or greatest."""
+    if array.dtype in (jnp.int8, jnp.int16, jnp.int32, jnp.uint8, jnp.uint16):
+        return array.astype(jnp.int32)
+    least = 0 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else -_FAR
+    xp = np if isinstance(array, np.ndarray) else jnp
+    return xp.clip(array, xp.asarray(least, array.dtype), xp.asarray(_FAR, array.dtype)).astype(jnp.int32)
 
 
 @piece
@@ -196,7 +261,7 @@ def segments(q_ids: Any, kv_ids: Any = None) -> Mask:
 
 
 def _ids(array: Any, name: str, axis: str) -> Operand:
-    array = array if isinstance(array, (np.ndarray, jax.Array)) else jnp.asarray(array)
+    array = as_array(array, name)
     if array.ndim not in (1, 2) or not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(
             f"{name} must be integers of shape [b, {axis}] or [{axis}], got {array.dtype}{list(array.shape)}"
@@ -235,8 +300,10 @@ def lengths_operand(value: Any, name: str) -> Any:
     """An int, or integers `[b]` as an operand."""
     if isinstance(value, (list, tuple)):
         value = np.asarray(value)
-    if isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 1 and jnp.issubdtype(value.dtype, jnp.integer):
-        return Operand(value, "b")
+    if isinstance(value, (np.ndarray, jax.Array)) and value.ndim:
+        if value.ndim > 1 or not jnp.issubdtype(value.dtype, jnp.integer):
+            raise TypeError(f"{name} must be an int or integers [b], got {value.dtype}{list(value.shape)}")
+        return Operand(_int32(value), "b")
     return _integer(value, name)
 
 
@@ -254,9 +321,9 @@ class Dilated(Mask):
 
 def dilated(stride: int) -> Mask:
     """(i - j) % stride == 0: every stride-th key, counted from the query (Child et al. 2019)."""
-    if not isinstance(stride, int) or stride < 1:
+    if not isinstance(stride, (int, np.integer)) or stride < 1:
         raise ValueError(f"stride must be an int >= 1, got {stride!r}")
-    return Dilated(stride)
+    return Dilated(min(int(stride), _FAR))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,9 +373,9 @@ def blocks(layout: Any, block: int) -> Mask:
         raise ValueError(
             f"layout must be a boolean array [.., ..] or [h, .., ..], got {array.dtype}{list(array.shape)}"
         )
-    if not isinstance(block, int) or block < 1:
+    if not isinstance(block, (int, np.integer)) or block < 1:
         raise ValueError(f"block must be an int >= 1, got {block!r}")
-    return Blocks(_Layout(array.shape, array.tobytes()), block, None)
+    return Blocks(_Layout(array.shape, array.tobytes()), int(block), None)
 
 
 @piece
@@ -332,23 +399,31 @@ class Unplaced(Mask):
 
 def dense(array: Any) -> Mask:
     """A boolean array broadcastable to `[b, h, t, s]`, True = attend."""
-    array = array if isinstance(array, (np.ndarray, jax.Array)) else jnp.asarray(array)
+    array = as_array(array, "a mask")
     if array.dtype != bool:
-        raise TypeError(f"a mask array must be boolean, got {array.dtype}: numbers to add to the score go in bias=")
+        raise TypeError(
+            f"a mask array must be boolean, got {array.dtype}{list(array.shape)}: numbers to add to the score go in bias=,"
+            " a padding mask [b, s] of ones and zeros is padding.astype(bool)[:, None, None, :] or"
+            " jattn.masks.lengths(padding.sum(-1))"
+        )
     return Unplaced(array)
 
 
 @piece
 class Function(Mask):
-    fn: Callable
+    closure: Closure
     operands: tuple[Any, ...]
+    held: tuple[Any, ...] = ()
 
     def __call__(self, i, j):
-        return self.fn(i, j, *self.operands) | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
+        found = jnp.asarray(self.closure.build(self.held)(i, j, *self.operands))
+        if found.dtype != bool:
+            raise TypeError(f"masks.function: {self.closure.name} returns {found.dtype}, must return bool")
+        return found | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
 
     def blocks(self, i, j):
         rows, columns = i.hi[:, 0] - i.lo[:, 0] + 1, j.hi[0, -1] + 1
-        if self.operands or not isinstance(rows, np.ndarray) or rows.sum() * columns > _MOST_PAIRS:
+        if self.operands or self.held or not isinstance(rows, np.ndarray) or rows.sum() * columns > _MOST_PAIRS:
             return super().blocks(i, j)
         spans = [slice(a, b + 1) for a, b in zip(j.lo[0], j.hi[0], strict=True)]
 
@@ -372,11 +447,12 @@ _MOST_PAIRS = 2**30  # a static function is looked at pair by pair while tracing
 def function(fn: Callable, *operands: Operand) -> Mask:
     """fn(i, j, *operands) -> bool: any mask you can write; `i` is `[bt, 1]`, `j` is `[1, bs]`, int32.
 
-    Without operands it is static: evaluated once per block while tracing, so that empty blocks are skipped.
+    Without operands it is static: evaluated once per block while tracing, so that empty blocks are skipped.  It may
+    close over arrays: NumPy arrays of up to 65,536 entries stay static, all others become operands, known at run time.
 
-    >>> import jattn
+    >>> import numpy as np, jattn
     >>> even = jattn.masks.function(lambda i, j: j % 2 == 0)
+    >>> document = np.array([0, 0, 0, 1, 1])
+    >>> packed = jattn.masks.function(lambda i, j: document[i] == document[j])
     """
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, got {fn!r}")
-    return Function(fn, tuple(x if isinstance(x, Operand) else operand(x) for x in operands))
+    return Function(*function_parts("masks.function", fn, operands, 2, tables=True))

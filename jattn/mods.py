@@ -6,6 +6,7 @@ Each is a frozen dataclass pytree called with one tile: `score` `[bt, bs]`, posi
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -16,11 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn import _hash
+from jattn._closures import Closure, hoist
 from jattn._terms import Operand, Term, number, operand, piece
 
 
 class Mod(Term):
     """What `attention(mods=...)` takes.  Make one with the functions of this module."""
+
+    hides = False  # whether it may give -inf: such a score is hidden from the mods that follow
 
     def __call__(self, score: Any, i: Any, j: Any) -> Any:
         raise NotImplementedError
@@ -76,6 +80,8 @@ def alibi_slopes(heads: int) -> jax.Array:
 
 @piece
 class Bias(Mod):
+    hides = True
+
     array: Any
 
     def __call__(self, score, i, j):
@@ -98,8 +104,27 @@ def bias(array: Any, axes: str) -> Mod:
 
 @piece
 class Relative(Mod):
+    hides = True
+
     table: Any
-    bucket: Callable
+    closure: Closure  # of the bucket
+    held: tuple[Operand, ...] = ()
+
+    def bucket(self, relative: Any) -> Any:
+        """Columns of the table, of positions relative to the query."""
+        try:
+            found = self.closure.build(self.held)(relative)
+        except jax.errors.UnexpectedTracerError:
+            raise TypeError(
+                f"mods.relative: bucket {self.closure.name} uses a traced array that is out of reach when it runs:"
+                " let it close over the array itself, or make the bias with jattn.mods.function and jattn.operand"
+            ) from None
+        if jnp.shape(found) != relative.shape or not jnp.issubdtype(jnp.result_type(found), jnp.integer):
+            raise TypeError(
+                f"mods.relative: bucket {self.closure.name} must map integers {list(relative.shape)} to as many,"
+                f" returns {jnp.result_type(found)}{list(jnp.shape(found))}"
+            )
+        return found
 
     def __call__(self, score, i, j):
         # the bias is constant along diagonals: look up each diagonal of the tile once, then shear the strip
@@ -168,30 +193,63 @@ def relative(table: Any, bucket: Callable | None = None) -> Mod:
     named = operand(table, "h")
     if named.array.ndim != 2:
         raise ValueError(f"table must be [h, buckets], got shape {named.array.shape}")
-    return Relative(named, t5_bucket(True, named.array.shape[1]) if bucket is None else bucket)
+    bucket = t5_bucket(True, named.array.shape[1]) if bucket is None else bucket
+    if not callable(bucket):
+        raise TypeError(f"bucket must be a function of j - i, like jattn.mods.t5_bucket(True), got {bucket!r}")
+    return Relative(named, *hoist(bucket))
 
 
 @piece
 class Function(Mod):
-    fn: Callable
+    hides = True
+
+    closure: Closure
     operands: tuple[Operand, ...]
+    held: tuple[Operand, ...] = ()
 
     def __call__(self, score, i, j):
-        return self.fn(score, i, j, *self.operands)
+        return jnp.asarray(self.closure.build(self.held)(score, i, j, *self.operands), score.dtype)
 
 
 def function(fn: Callable, *operands: Operand) -> Mod:
-    """fn(score, i, j, *operands): any score function you can write in JAX, with gradients to its operands.
+    """fn(score, i, j, *operands): any score function you can write in JAX (He et al. 2024, "FlexAttention").
 
     It is called on tiles and must be elementwise: `score` `[bt, bs]`, `i` `[bt, 1]`, `j` `[1, bs]`, each operand (made
-    with `jattn.operand`) broadcastable to `[bt, bs]` (He et al. 2024, "FlexAttention").
+    with `jattn.operand`) broadcastable to `[bt, bs]`.  Arrays that it closes over, traced ones too, become operands
+    without axes: they reach it whole.  Operands and closed-over arrays get gradients.
 
-    >>> import jax.numpy as jnp, jattn
+    >>> import jax, jax.numpy as jnp, jattn
     >>> tilt = jattn.mods.function(lambda s, i, j, m: s - m * (i - j), jattn.operand(jnp.ones(4), "h"))
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+    >>> def loss(temperature):
+    ...     sharper = jattn.mods.function(lambda s, i, j: s * temperature)
+    ...     return jattn.attention(q, k, v, mods=(sharper,)).sum()
+    >>> bool(jax.grad(loss)(2.0) != 0)
+    True
     """
+    return Function(*function_parts("mods.function", fn, operands, 3))
+
+
+def function_parts(
+    name: str, fn: Any, operands: Any, arguments: int, tables: bool = False
+) -> tuple[Closure, tuple[Operand, ...], tuple[Operand, ...]]:
+    """A user's function, its operands, and those that it closes over; raises where it cannot be called with them."""
     if not callable(fn):
-        raise TypeError(f"fn must be callable, got {fn!r}")
-    return Function(fn, tuple(x if isinstance(x, Operand) else operand(x) for x in operands))
+        raise TypeError(f"{name}: fn must be callable, got {fn!r}")
+    closure, held = hoist(fn, tables)
+    wanted = arguments + len(operands)
+    try:
+        inspect.signature(fn).bind(*[None] * wanted)
+    except ValueError:  # built-in functions do not tell
+        pass
+    except TypeError:
+        takes = {2: "i, j", 3: "score, i, j" if name.startswith("mods") else "weight, i, j"}[arguments]
+        raise TypeError(
+            f"{name}: {closure.name}{inspect.signature(fn)} must take ({takes}) and an argument for each of its"
+            f" {len(operands)} operands, {wanted} in all; indices of batch elements and heads (FlexAttention's b and h)"
+            ' are operands too: jattn.operand(jnp.arange(h), "h")'
+        ) from None
+    return closure, tuple(x if isinstance(x, Operand) else operand(x) for x in operands), held
 
 
 @piece

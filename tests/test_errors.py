@@ -30,7 +30,8 @@ BAD = {
     "key and value": (attend(v=V[:, :4]), ValueError, ["key and value", "same length s", "[2, 4, 2, 3]"]),
     "width": (attend(k=K[..., :7]), ValueError, ["same width d", "[2, 5, 2, 7]"]),
     "heads": (attend(Q[:, :, :3]), ValueError, ["h = 3", "multiple", "g = 2"]),
-    "empty axis": (attend(Q[:, :0]), ValueError, [">= 1", "[2, 0, 4, 8]"]),
+    "no heads": (attend(Q[:, :, :0]), ValueError, [">= 1", "[2, 6, 0, 8]"]),
+    "no width": (attend(Q[..., :0], K[..., :0]), ValueError, [">= 1", "[2, 6, 4, 0]"]),
     # mask
     "float mask": (attend(mask=np.zeros((6, 5), np.float32)), TypeError, ["boolean", "float32", "bias="]),
     "int mask": (attend(mask=np.ones((6, 5), int)), TypeError, ["boolean", "int64"]),

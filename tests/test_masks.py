@@ -52,7 +52,6 @@ FORMULAS = {
     "window-open-right": (masks.window(2, None), J >= I - 2),
     "window-open": (masks.window(None, None), I == I),
     "window-beside": (masks.window(5, -2), (J >= I - 5) & (J <= I - 2)),
-    "window-empty": (masks.window(-3, 1), I != I),
     "window-traced": (masks.window(jnp.asarray(3), jnp.asarray(1)), (J >= I - 3) & (J <= I + 1)),
     "around": (masks.around(CENTERS["t"], 3, 2), near(CENTERS["t"][:, None], 3, 2)),
     "around-batch": (masks.around(CENTERS["bt"], 1, 4), near(CENTERS["bt"][:, None, :, None], 1, 4)),

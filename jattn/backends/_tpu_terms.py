@@ -111,7 +111,8 @@ def unfit(problem: Problem) -> str | None:
             return f"takes operands with axes b h t s alone, not {list(x.array.shape)} with axes {x.axes!r}"
     for kind, first in ((mods.Function, (_TILE,)), (masks.Function, ()), (gates.Function, (_TILE,))):
         for x in parts_of(terms, kind):
-            reason = _unfit_function(x.fn, first, tuple((o.array.dtype, o.axes) for o in x.operands))
+            operands = tuple((o.array.dtype, o.axes) for o in (*x.held, *x.operands))
+            reason = _unfit_function(x.closure, len(x.held), first, operands)
             if reason is not None:
                 return reason
     return None
@@ -130,14 +131,14 @@ def _primitives(jaxpr: Any) -> set[str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _unfit_function(fn: Any, first: tuple[Any, ...], operands: tuple[Any, ...]) -> str | None:
+def _unfit_function(closure: Any, held: int, first: tuple[Any, ...], operands: tuple[Any, ...]) -> str | None:
     wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
     along = lambda axes: tuple(n if a in axes else 1 for a, n in zip("ts", _TILE, strict=True))
     shape = lambda axes: along(axes) if set("ts") & set(axes) else ()
     arguments = [jax.ShapeDtypeStruct(x, jnp.float32) for x in first]
     arguments += [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_TILE[0], 1), (1, _TILE[1]))]
-    arguments += [jax.ShapeDtypeStruct(shape(axes), wide(dtype)) for dtype, axes in operands]
-    traced = jax.make_jaxpr(fn)(*arguments)
+    tiles = [jax.ShapeDtypeStruct(shape(axes), wide(dtype)) for dtype, axes in operands]
+    traced = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(tiles[:held], *arguments, *tiles[held:])
     if any(jnp.ndim(x) for x in traced.consts):
         return "takes functions without arrays of their own: give the array as a jattn.operand"
     found = _primitives(traced.jaxpr) & _LOOK_UPS
