@@ -16,7 +16,6 @@ from jattn import gates as gates_
 from jattn._problem import Problem
 from jattn._terms import AXES, Operand, Term, broadcast_operand
 
-
 _DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
@@ -41,8 +40,6 @@ def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
             f"query, key and value must be [b, t, h, d], [b, s, g, d], [b, s, g, e], or all without b, {got};"
             " use jax.vmap for more batch axes"
         )
-    if not all(isinstance(n, int) for n in (*q, *k, *v)):
-        raise ValueError(f"sizes must be numbers, {got}: export the function once for each size, or vmap it over b")
     if 0 in (*q[-2:], *k[-2:], *v[-2:]):
         raise ValueError(f"heads and widths must be >= 1, {got}")
     if len(q) == 4 and not q[0] == k[0] == v[0]:

@@ -194,7 +194,9 @@ class _Reader:
         if isinstance(value, types.MethodType):
             return _Method(self.read(value.__func__), self.read(value.__self__))
         if callable(value) and isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
-            inner = self.read(value.__wrapped__)  # of jax.jit and its like: elementwise functions need no jit of their own
+            inner = self.read(
+                value.__wrapped__
+            )  # of jax.jit and its like: elementwise functions need no jit of their own
             return inner if _arrays_in(inner) else _whole(value)
         recipe = self._parts(value)
         # what holds no array is used as it is, so that a list that a function appends to stays that list

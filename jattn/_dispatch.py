@@ -96,7 +96,7 @@ BACKENDS = {  # in order of preference
 def empty(problem: Problem) -> bool:
     """Whether there is no query, no key or no batch element."""
     sizes = problem.sizes
-    return 0 in (sizes["b"], sizes["t"], sizes["s"])
+    return any(isinstance(sizes[a], int) and sizes[a] == 0 for a in "bts")
 
 
 def run(
@@ -116,6 +116,15 @@ def choose(problem: Problem, implementation: str | None, target: Target) -> tupl
     if implementation is not None and implementation not in BACKENDS:
         raise ValueError(f"implementation must be None or one of {', '.join(sorted(BACKENDS))}, got {implementation!r}")
     reasons = {name: x.refuses(problem, target) for name, x in BACKENDS.items()}
+    symbolic = [str(n) for n in problem.sizes.values() if not isinstance(n, int)]
+    if symbolic:  # sizes of `jax.export`: tiles are cut while tracing
+        reason = f"takes sizes that are numbers, not {' and '.join(dict.fromkeys(symbolic))}"
+        reasons = {name: None if name == "reference" else reason for name in reasons}
+        if implementation is None:
+            raise UnsupportedError(
+                f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
+                " computes all pairs at once"
+            )
     able = [name for name, reason in reasons.items() if reason is None]
     if implementation is not None and reasons[implementation] is not None:
         raise UnsupportedError(

@@ -17,7 +17,10 @@ from jattn import gates, masks, mods
 from jattn._closures import Closure
 from jattn._terms import Operand, working
 
-_ROWS, _COLUMNS = 1009, 2003  # primes, so that an axis of this length is one of the tile's; nothing of this size is made
+_ROWS, _COLUMNS = (
+    1009,
+    2003,
+)  # primes, so that an axis of this length is one of the tile's; nothing of this size is made
 _ACROSS = ("reduce_", "arg", "cum", "sort", "rev")  # what primitives that mix the entries of an axis begin with
 
 
@@ -107,4 +110,3 @@ def _across(jaxpr: Any) -> str:
             if hasattr(inner, "eqns") and (found := _across(inner)):
                 return found
     return ""
-

@@ -62,4 +62,8 @@ def unexpected(where: str, unknown: Any, known: Any) -> str:
     """One line for arguments that there are not."""
     meant = [f"{x} is {_OURS[x]}" for x in unknown if x in _OURS]
     listed = "" if len(meant) == len(unknown) else f"; there are {', '.join(known)}"
-    return f"{where} takes no {', '.join(unknown)}" + (f": {'; '.join(meant)}" if meant else "") + f"{listed} (see jattn.attention)"
+    return (
+        f"{where} takes no {', '.join(unknown)}"
+        + (f": {'; '.join(meant)}" if meant else "")
+        + f"{listed} (see jattn.attention)"
+    )

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.core import ShapedArray
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
@@ -28,6 +31,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jattn import _strips
 from jattn._modes import ordinary
 from jattn._problem import Spec
+from jattn._target import ANY
 
 
 def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
@@ -63,11 +67,13 @@ def _forward(*args, spec):
 def _tangent(*flat, spec, active):
     n = len(active)
     args, (out, lse), tangents = flat[:n], flat[n : n + 2], _placed(flat[n + 2 :], active)
+    lse = _with_infinity(lse)
     return list(spec.kernels().tangent(spec, *args[:3], list(args[3:]), out, lse, (*tangents[:3], tangents[3:])))
 
 
 def _backward(*flat, spec, active):
     args, (out, lse, dout, dlse) = flat[: len(active)], flat[len(active) :]
+    lse = _with_infinity(lse)
     dq, dk, dv, doperands = spec.kernels().backward(spec, *args[:3], list(args[3:]), out, lse, dout, dlse, active[3:])
     return [dq, dk, dv, *_chosen(doperands, active[3:])]
 
@@ -126,10 +132,22 @@ def _plain(avals: Any) -> list[ShapedArray]:
     return [ShapedArray(x.shape, x.dtype) for x in avals]
 
 
+def _check_platform(traced: str, lowered: tuple[str, ...]) -> None:
+    """Says so where a backend was chosen for another platform than it is compiled for, as `jax.export` may."""
+    if traced != ANY and "tpu" in lowered and traced != "tpu":
+        warnings.warn(
+            f"attention was traced for {traced} and is compiled for {' and '.join(lowered)}, without TPU kernels: trace it"
+            " inside jax.set_mesh of a mesh of TPU devices (those of jax.experimental.topologies need no TPU), or choose"
+            " with implementation=",
+            stacklevel=2,
+        )
+
+
 def _lowering(compute: Callable) -> Callable:
     lower = mlir.lower_fun(compute, multiple_results=True)
 
     def rule(ctx, *args, **params):
+        _check_platform(params["spec"].target.platform, ctx.module_context.platforms)
         return lower(ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out)), *args, **params)
 
     return rule
@@ -162,11 +180,61 @@ RESIDUAL_NAMES = ("jattn_out", "jattn_lse")
 """
 
 
+def _without_infinity(lse: jax.Array) -> jax.Array:
+    """lse as a residual: the greatest number stands for -inf, which `jax_debug_infs` would not let pass."""
+    return jnp.where(jnp.isneginf(lse), jnp.finfo(lse.dtype).max, lse)
+
+
+def _with_infinity(held: jax.Array) -> jax.Array:
+    return jnp.where(held == jnp.finfo(held.dtype).max, -jnp.inf, held)
+
+
+@ordinary
 def _attend_jvp(args, tangents, *, spec):
-    out = [checkpoint_name(x, name) for x, name in zip(_attend.bind(*args, spec=spec), RESIDUAL_NAMES, strict=True)]
+    out, lse = _attend.bind(*args, spec=spec)
+    held = out, _without_infinity(lse)
+    out, lse = (checkpoint_name(x, name) for x, name in zip(held, RESIDUAL_NAMES, strict=True))
     active = (True,) * 3 + tuple(not isinstance(x, ad.Zero) for x in tangents[3:])
     chosen = map(ad.instantiate_zeros, _chosen(tangents, active))
-    return out, _attend_tangent.bind(*args, *out, *chosen, spec=spec, active=active)
+    # what is returned is made of what is saved, so that a policy that saves both leaves the kernel without a use
+    return [out, _with_infinity(lse)], _attend_tangent.bind(*args, out, lse, *chosen, spec=spec, active=active)
+
+
+@ordinary
+def _attend_transpose(cotangents, *args, spec):
+    """`attend` is linear in the values, and lse does not depend on them."""
+    if [n for n, x in enumerate(args) if ad.is_undefined_primal(x)] != [2]:
+        raise NotImplementedError(
+            "attention is linear in the values alone: jax.linear_transpose takes a function of them"
+        )
+    values = args[2].aval
+    args = [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
+    out, lse = _attend.bind(*args, spec=spec)
+    active = (True,) * 3 + (False,) * (len(args) - 3)
+    dout, dlse = (ad.instantiate_zeros(x) for x in cotangents)
+    _, _, dv = _attend_backward.bind(*args, out, _without_infinity(lse), dout, dlse, spec=spec, active=active)
+    return [None, None, dv, *[None] * (len(args) - 3)]
+
+
+def _attend_jet(primals, series, *, spec):
+    """Taylor coefficients along the curve x + x1 t + x2 t^2 + ..: its derivatives by t, in forward mode, nested."""
+    order = len(series[0])
+
+    def along(t):
+        powers = [t**n for n in range(1, order + 1)]
+        move = lambda x, terms: sum((p * y for p, y in zip(powers, terms, strict=True)), start=x).astype(x.dtype)
+        moved = [
+            move(x, y) if jnp.issubdtype(x.dtype, jnp.floating) else x for x, y in zip(primals, series, strict=True)
+        ]
+        return _attend.bind(*moved, spec=spec)
+
+    def differentiated(fn, _):
+        return lambda t: jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+    start = jnp.zeros((), jnp.promote_types(primals[0].dtype, jnp.float32))
+    derivatives = itertools.accumulate(range(order), differentiated, initial=along)
+    out, *terms = ([x / math.factorial(n) for x in fn(start)] for n, fn in enumerate(derivatives))
+    return out, [list(x) for x in zip(*terms, strict=True)]
 
 
 def _attend_tangent_transpose(cotangents, *flat, spec, active):
@@ -194,7 +262,9 @@ def _twin_jvp(twin: Callable) -> Callable:
 ad.primitive_jvps[_attend] = _attend_jvp
 ad.primitive_jvps[_attend_tangent] = _twin_jvp(_tangent_twin)
 ad.primitive_jvps[_attend_backward] = _twin_jvp(_backward_twin)
+ad.primitive_transposes[_attend] = _attend_transpose
 ad.primitive_transposes[_attend_tangent] = _attend_tangent_transpose
+jet.jet_rules[_attend] = ordinary(_attend_jet)
 
 
 # vmap: the new axis joins the batch axis, in front.  Arrays that it leaves alone keep their length: element b of the

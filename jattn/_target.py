@@ -13,6 +13,9 @@ CHIPS = {  # device kinds, as jax names them
 }  # fmt: skip
 
 
+ANY = "any"  # the platform of a call whose backend was asked for: it runs wherever it is compiled for
+
+
 class Target(NamedTuple):
     """A platform, which chip of it (TPU only), and whether its kernels are interpreted instead (how, for Pallas)."""
 

@@ -104,6 +104,7 @@ def working(array: Any, dtype: Any) -> Any:
 
 def wide(array: Any) -> Any:
     """Floating operands reach a term in float32 or wider: positions times a bfloat16 slope would skip integers."""
+    array = jnp.asarray(array)
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if floating else array
 

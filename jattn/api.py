@@ -82,6 +82,8 @@ def attention(
     )  # fmt: skip
     target = _target.current()
     chosen, _ = _dispatch.choose(problem, implementation, target)
+    if implementation is not None:
+        target = target._replace(platform=_target.ANY)
     out, lse = _run(problem, chosen, _checks.blocks(blocks), return_lse, target)
     if jnp.ndim(query) == 3:
         out, lse = jax.tree.map(lambda x: x[0], (out, lse))

@@ -52,7 +52,9 @@ class Mask(Term):
 def _joined(kind: type, left: Mask, right: Any) -> Mask:
     """`left & right` or `left | right`."""
     if isinstance(right, (np.ndarray, jax.Array)):
-        raise TypeError(f"& and | join masks, got an array {list(right.shape)}: make a mask of it with jattn.masks.dense")
+        raise TypeError(
+            f"& and | join masks, got an array {list(right.shape)}: make a mask of it with jattn.masks.dense"
+        )
     return kind(left, right) if isinstance(right, Mask) else NotImplemented
 
 

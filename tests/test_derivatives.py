@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax import export
+from jax.experimental import jet
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -378,3 +380,72 @@ def test_donated_arrays():
     got = jax.jit(fn, donate_argnums=0)(given)
     assert given.is_deleted()
     assert_close(got, wanted, 1e-5)
+
+
+# residuals by name
+
+
+def _block(x):
+    return x + jattn.attention(jnp.sin(x), x, x, mask=masks.causal(), sinks=jnp.ones(H), blocks=(2, 3))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("names", "kernels"), [(jattn.RESIDUAL_NAMES, 1), ((), 2), (jattn.RESIDUAL_NAMES[:1], 2)])
+def test_saved_residuals_leave_the_kernel_without_a_second_run(names, kernels):
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    layer = jax.checkpoint(_block, policy=policy)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(layer(x))))
+    x = floats(1)["q"]
+    assert len(list(_equations(jax.make_jaxpr(gradient)(x).jaxpr, "attend"))) == kernels
+    assert_close(gradient(x), jax.grad(lambda x: jnp.sum(jnp.sin(_block(x))))(x), 1e-5)
+
+
+# transformations that need rules of their own
+
+
+@pytest.mark.usefixtures("x64")
+def test_linear_transpose_in_the_values():
+    x = floats(1)
+    fn = lambda v: jattn.attention(x["q"], x["k"], v, mask=masks.causal(-1), bias=x["bias"], blocks=(2, 3))
+    u = jnp.cos(jnp.arange(B * T * H * E, dtype=float)).reshape(B, T, H, E)
+    (got,), (wanted,) = jax.linear_transpose(fn, x["v"])(u), jax.vjp(fn, x["v"])[1](u)
+    assert_close(got, wanted, 1e-12)
+    with pytest.raises(NotImplementedError, match="linear in the values alone"):
+        jax.linear_transpose(lambda q: jattn.attention(q, x["k"], x["v"]), x["q"])(u)
+
+
+@pytest.mark.usefixtures("x64")
+def test_jet():
+    """Taylor coefficients of attention along a curve are the derivatives along it."""
+    x, dx = floats(1), floats(2)
+    fn = lambda q, k, v, implementation: jattn.attention(q, k, v, mask=masks.causal(1), implementation=implementation)
+    names = ("q", "k", "v")
+    first = tuple(x[y] for y in names)
+    series = tuple((dx[y], x[y], dx[y]) for y in names)
+    out, terms = jet.jet(functools.partial(fn, implementation="blockwise"), first, series)
+
+    def curve(t):
+        return fn(
+            *(x + t * a + t**2 / 2 * b + t**3 / 6 * c for x, (a, b, c) in zip(first, series, strict=True)), "reference"
+        )
+
+    assert_close(out, curve(0.0), 1e-12)
+    derivative = curve
+    for term in terms:
+        derivative = jax.jacfwd(derivative)
+        assert_close(term, derivative(0.0), 1e-10)
+
+
+def test_export():
+    x = floats(1)
+    arrays = x["q"], x["k"], x["v"]
+    (n,) = export.symbolic_shape("n")
+    shapes = [jax.ShapeDtypeStruct((n, *y.shape[1:]), y.dtype) for y in arrays]
+    of = lambda **options: jax.jit(lambda q, k, v: jattn.attention(q, k, v, mask=masks.causal(), **options))
+    with pytest.raises(jattn.UnsupportedError, match="numbers, not n.*implementation='reference'"):
+        export.export(of())(*shapes)
+    got = export.export(of(implementation="reference"))(*shapes).call(*arrays)
+    assert_close(got, of()(*arrays), 1e-6)
+    with pytest.warns(UserWarning, match=r"traced for cpu and is compiled for tpu.*jax\.set_mesh"):
+        export.export(of(), platforms=["tpu"])(*arrays)
+    export.export(of(implementation="blockwise"), platforms=["tpu"])(*arrays)

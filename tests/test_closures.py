@@ -1,0 +1,239 @@
+"""Functions that close over arrays, under every transformation; functions made anew; and what cannot be reached."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+import jattn
+from jattn import api, gates, masks, mods
+from jattn._closures import hoist
+from tests.tolerances import assert_close
+
+SIZES = (2, 8, 2, 4)
+Q, K, V = (np.random.default_rng(n).standard_normal(SIZES).astype(np.float32) for n in range(3))
+TABLE = np.random.default_rng(3).standard_normal(7).astype(np.float32)
+IDS = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+BACKENDS = ["blockwise", "reference"]
+
+
+def _attend(implementation, **options):
+    blocks = (3, 5) if implementation == "blockwise" else None
+    return jattn.attention(Q, K, V, implementation=implementation, blocks=blocks, **options)
+
+
+def _by_operand(x, implementation):
+    """What every way of closing over x must come to."""
+    scaled = mods.function(lambda s, i, j, x: s * x + jnp.cos(x * i), jattn.operand(x))
+    return jnp.sum(_attend(implementation, mods=(scaled,), mask=masks.causal()) ** 2)
+
+
+class _Scaled:
+    def __init__(self, x):
+        self.x = {"by": x}
+
+    def mod(self, s, i, j):
+        return s * self.x["by"] + jnp.cos(self.x["by"] * i)
+
+
+def _with_default(x):
+    def fn(s, i, j, x=x):
+        return s * x + jnp.cos(x * i)
+
+    return fn
+
+
+def _through_a_helper(x):
+    turn = lambda i: jnp.cos(x * i)
+    return lambda s, i, j: s * x + turn(i)
+
+
+def _jitted(x):
+    return jax.jit(lambda s, i, j: s * x + jnp.cos(x * i))
+
+
+WAYS = {
+    "cell": lambda x: lambda s, i, j: s * x + jnp.cos(x * i),
+    "default": _with_default,
+    "helper": _through_a_helper,
+    "partial": lambda x: functools.partial(lambda x, s, i, j: s * x + jnp.cos(x * i), x),
+    "method": lambda x: _Scaled(x).mod,
+    "container": lambda x: (lambda y: lambda s, i, j: s * y["a"][0] + jnp.cos(y["a"][0] * i))({"a": [x]}),
+    "jit": _jitted,
+}
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_traced_scalar_gets_its_gradient_however_it_is_held(way, implementation):
+    def loss(x):
+        return jnp.sum(_attend(implementation, mods=(mods.function(WAYS[way](x)),), mask=masks.causal()) ** 2)
+
+    wanted = jax.grad(_by_operand)(0.7, implementation)
+    assert abs(wanted) > 0.1
+    assert_close(jax.grad(loss)(0.7), wanted, 1e-5)
+    assert_close(jax.jit(jax.grad(loss))(0.7), wanted, 1e-5)
+
+
+_MESH = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+TRANSFORMS = {
+    "vmap": lambda f: jax.vmap(f)(jnp.array([0.5, 0.7])),
+    "vmap of grad": lambda f: jax.vmap(jax.grad(f))(jnp.array([0.5, 0.7])),
+    "scan": lambda f: jax.lax.scan(lambda c, x: (c + f(x), f(x)), 0.0, jnp.array([0.5, 0.7])),
+    "grad of scan": lambda f: jax.grad(lambda y: jax.lax.scan(lambda c, x: (c + f(x * y), None), 0.0, jnp.ones(2))[0])(0.7),
+    "checkpoint": lambda f: jax.grad(jax.checkpoint(f))(0.7),
+    "jvp": lambda f: jax.jvp(f, (0.7,), (1.0,)),
+    "hessian": lambda f: jax.hessian(f)(0.7),
+    "shard_map": lambda f: jax.shard_map(
+        lambda x: f(x[0])[None], mesh=_MESH, in_specs=PartitionSpec("x"), out_specs=PartitionSpec("x")
+    )(jnp.array([0.5, 0.7])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transformations(name):
+    def loss(x):
+        scaled = mods.function(lambda s, i, j: s * x + jnp.cos(x * i))
+        return jnp.sum(_attend("blockwise", mods=(scaled,), mask=masks.causal()) ** 2)
+
+    wanted = TRANSFORMS[name](lambda x: _by_operand(x, "blockwise"))
+    for got in (TRANSFORMS[name](loss), jax.jit(lambda: TRANSFORMS[name](loss))()):
+        jax.tree.map(functools.partial(assert_close, tolerance=2e-5), got, wanted)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_a_table_and_its_gradient(implementation):
+    """Looked up at computed places; in NumPy, in JAX, and traced."""
+
+    def of(table):
+        looked_up = mods.function(lambda s, i, j: s + table[i % 7] * table[j % 7])
+        return jnp.sum(_attend(implementation, mods=(looked_up,)) ** 2)
+
+    at = np.arange(8) % 7
+
+    def wanted(table):
+        return jnp.sum(_attend(implementation, bias=table[at][:, None] * table[at]) ** 2)
+
+    assert_close(of(TABLE), wanted(TABLE), 1e-5)
+    assert_close(of(jnp.asarray(TABLE)), wanted(TABLE), 1e-5)
+    assert_close(jax.grad(of)(TABLE), jax.grad(wanted)(TABLE), 1e-4)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_gates_and_buckets_close_over_arrays_too(implementation):
+    def of(x):
+        scaled = gates.function(lambda w, i, j: w * x)
+        return jnp.sum(_attend(implementation, gates=(scaled,)))
+
+    plain = jnp.sum(_attend(implementation))
+    assert_close(of(3.0), 3 * plain, 1e-5)
+    assert_close(jax.grad(of)(3.0), plain, 1e-5)
+
+    def relative(n):
+        near = mods.relative(jnp.asarray(TABLE[None, :5].repeat(2, 0)), lambda r: jnp.clip(r, -n, n) + n)
+        return _attend(implementation, mods=(near,))
+
+    assert_close(jax.jit(relative)(2), relative(2), 1e-6)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_masks_close_over_arrays(implementation):
+    wanted = _attend(implementation, mask=masks.segments(IDS))
+    same = lambda ids: _attend(implementation, mask=masks.function(lambda i, j: ids[i[:, 0]][:, None] == ids[j]))
+    for got in (same(IDS), same(jnp.asarray(IDS)), jax.jit(same)(IDS)):
+        assert_close(got, wanted, 1e-6)
+    below = lambda n: _attend(implementation, mask=masks.function(lambda i, j: j < n))
+    for got in (
+        below(3),
+        below(np.int64(3)),
+        below(jnp.int32(3)),
+        jax.jit(below)(3),
+        jax.vmap(below)(jnp.array([3]))[0],
+    ):
+        assert_close(got, _attend(implementation, mask=masks.prefix(3)), 1e-6)
+
+
+def test_a_numpy_table_leaves_a_mask_static():
+    """So blocks that it leaves empty are skipped."""
+    ids = np.arange(64) // 16
+    mask = masks.function(lambda i, j: ids[i] == ids[j])
+    x = jax.ShapeDtypeStruct((1, 64, 1, 4), jnp.float32)
+    plan = jattn.explain(x, x, x, mask=mask, blocks=(16, 16))
+    assert plan.blocks == (12, 0, 4)
+
+
+def test_a_function_made_anew_does_not_compile_again():
+    def use(x, n):
+        tilt = mods.function(lambda s, i, j: s * x - n * (i - j))
+        near = masks.function(lambda i, j: abs(i - j) < n)
+        return jattn.attention(Q, K, V, mods=(tilt,), mask=near)
+
+    use(jnp.float32(0.5), 3)
+    before = api._run._cache_size()
+    use(jnp.float32(0.7), 3)
+    assert api._run._cache_size() == before
+    use(jnp.float32(0.7), 3.0)  # not the same program: a float is not an int
+    use(jnp.float32(0.7), 4)
+    assert api._run._cache_size() == before + 2
+
+
+LEVEL = 2.0
+
+
+def test_a_changed_global_is_not_the_old_one(monkeypatch):
+    of = lambda: jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: s * LEVEL),))
+    first = of()
+    monkeypatch.setitem(globals(), "LEVEL", 3.0)
+    assert_close(of(), jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: s * 3.0),)), 1e-6)
+    assert abs(first - of()).max() > 1e-3
+
+
+def test_what_a_function_appends_to_stays_the_same_list():
+    seen = []
+
+    def fn(s, i, j):
+        seen.append(s.shape)
+        return s
+
+    jattn.attention(Q, K, V, mods=(mods.function(fn),))
+    assert seen
+
+
+class _Hidden:
+    """Holds an array where nobody looks for one."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, x):
+        self.x = x
+
+
+def test_what_is_out_of_reach_is_named():
+    def loss(x):
+        held = _Hidden(x)
+        return jnp.sum(jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: s * held.x),)))
+
+    with pytest.raises(TypeError, match=r"mods\.function: .*traced array.*jattn\.operand"):
+        jax.grad(loss)(2.0)
+
+
+def test_equal_functions_have_equal_keys():
+    make = lambda x, n: hoist(lambda s, i, j: s * x + n)[0]
+    assert make(jnp.ones(3), 1) == make(jnp.zeros(3), 1)
+    assert hash(make(jnp.ones(3), 1)) == hash(make(jnp.zeros(3), 1))
+    for other in (2, 1.0, True):
+        assert make(jnp.ones(3), 1) != make(jnp.ones(3), other)
+    assert make(jnp.ones(3), 0.0) != make(jnp.ones(3), -0.0)
+
+
+def test_a_recursive_function_is_kept_whole():
+    def power(s, n):
+        return s if n == 0 else s * power(s, n - 1)
+
+    got = jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: power(s, 2)),))
+    assert_close(got, jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: s * s * s),)), 1e-5)
