@@ -1,10 +1,10 @@
 """What a user's function closes over: arrays become operands, all else becomes part of a key.
 
-A function given to a mask, a mod or a gate runs later, inside a loop or a kernel, where the traced values of now are gone
-and gradients cannot reach them.  So the arrays that it uses are taken out when the piece is made, and put back, as what
-an operand has become by then, when the function is called.  They are looked for where Python keeps them: in the cells of
-its closure, in defaults, in the globals that its code names, in `functools.partial` and bound methods, in containers and
-plain objects, and so on in the functions that it uses.
+A function given to a mask, a mod or a gate runs later, inside a loop or a kernel, where the traced values of now are
+gone and gradients cannot reach them.  So the arrays that it uses are taken out when the piece is made, and put back, as
+what an operand has become by then, when the function is called.  They are looked for where Python keeps them: in the
+cells of its closure, in defaults, in the globals that its code names, in `functools.partial` and bound methods, in
+containers and plain objects, and so on in the functions that it uses.
 
 What is left is static and hashable, and equal for functions made anew from the same code and values: a lambda written
 inside a training loop does not compile again.

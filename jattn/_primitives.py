@@ -136,9 +136,9 @@ def _check_platform(traced: str, lowered: tuple[str, ...]) -> None:
     """Says so where a backend was chosen for another platform than it is compiled for, as `jax.export` may."""
     if traced != ANY and "tpu" in lowered and traced != "tpu":
         warnings.warn(
-            f"attention was traced for {traced} and is compiled for {' and '.join(lowered)}, without TPU kernels: trace it"
-            " inside jax.set_mesh of a mesh of TPU devices (those of jax.experimental.topologies need no TPU), or choose"
-            " with implementation=",
+            f"attention was traced for {traced} and is compiled for {' and '.join(lowered)}, without TPU kernels: trace"
+            " it inside jax.set_mesh of a mesh of TPU devices (those of jax.experimental.topologies need no TPU), or"
+            " choose with implementation=",
             stacklevel=2,
         )
 
@@ -172,7 +172,8 @@ _attend_backward = _primitive("attend_backward", _backward, _backward_shapes)
 
 
 RESIDUAL_NAMES = ("jattn_out", "jattn_lse")
-"""Names that `jax.checkpoint`'s policies know attention's residuals by, out and lse: saved, the kernel does not run again.
+"""Names by which `jax.checkpoint`'s policies know attention's residuals, out and lse: where both are saved, the kernel
+does not run again.
 
 >>> import jax, jattn
 >>> policy = jax.checkpoint_policies.save_only_these_names(*jattn.RESIDUAL_NAMES)

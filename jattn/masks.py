@@ -404,8 +404,8 @@ def dense(array: Any) -> Mask:
     array = as_array(array, "a mask")
     if array.dtype != bool:
         raise TypeError(
-            f"a mask array must be boolean, got {array.dtype}{list(array.shape)}: numbers to add to the score go in bias=,"
-            " a padding mask [b, s] of ones and zeros is padding.astype(bool)[:, None, None, :] or"
+            f"a mask array must be boolean, got {array.dtype}{list(array.shape)}: numbers to add to the score go in"
+            " bias=, a padding mask [b, s] of ones and zeros is padding.astype(bool)[:, None, None, :] or"
             " jattn.masks.lengths(padding.sum(-1))"
         )
     return Unplaced(array)

@@ -1,0 +1,121 @@
+"""Corners where a wrong number would be silent: nothing to attend to, far positions, infinities, NaN in a range."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import masks, mods, normalizers, scores
+from tests.tolerances import assert_close
+
+BACKENDS = ["blockwise", "reference"]
+Q, K, V = (np.random.default_rng(n).standard_normal((2, 8, 2, 4)).astype(np.float32) for n in range(3))
+
+
+def _attend(implementation, q=Q, k=K, v=V, **options):
+    blocks = (3, 3) if implementation == "blockwise" else None
+    return jattn.attention(q, k, v, implementation=implementation, blocks=blocks, **options)
+
+
+FAR = {
+    "right": (lambda: masks.window(7, 2**31 - 1), lambda: masks.window(7, None)),
+    "left": (lambda: masks.window(sys.maxsize), lambda: masks.causal()),
+    "nearly": (lambda: masks.window(2**31 - 5, 2**31 - 5), lambda: None),
+    "both": (lambda: masks.window(2**40, 2**40), lambda: None),
+    "traced": (lambda: masks.causal(jnp.int32(2**31 - 1)), lambda: None),
+    "traced both": (lambda: masks.window(jnp.int32(2**31 - 1), jnp.int32(2**31 - 1)), lambda: None),
+    "traced before": (lambda: masks.causal(jnp.int32(-(2**31))), lambda: masks.prefix(0)),
+    "wider": (lambda: masks.causal(np.int64(2**40)), lambda: None),
+    "unsigned": (lambda: masks.causal(jnp.uint32(2**32 - 1)), lambda: None),
+    "bytes": (lambda: masks.causal(jnp.int8(2)), lambda: masks.causal(2)),
+    "length": (lambda: masks.lengths(np.array([2**40, 3])), lambda: masks.lengths(np.array([8, 3]))),
+    "prefix": (lambda: masks.prefix(2**40), lambda: None),
+    "stride": (lambda: masks.dilated(2**40), lambda: masks.window(0, 0)),
+}
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("name", FAR)
+def test_sums_of_positions_never_wrap(name, implementation):
+    mask, same = FAR[name]
+    got = _attend(implementation, mask=mask())
+    assert_close(got, _attend(implementation, mask=same()), 1e-6)
+    assert_close(jax.jit(lambda q: _attend(implementation, q, mask=mask()))(Q), got, 1e-6)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_a_nan_in_one_centre_is_that_row_alone(implementation):
+    center = np.arange(8.0, dtype=np.float32)
+    wanted = _attend(implementation, mask=masks.around(center, 1, 1))
+    center[2] = np.nan
+    got = _attend(implementation, mask=masks.around(center, 1, 1))
+    assert not got[:, 2].any()
+    rest = np.delete(np.arange(8), 2)
+    assert_close(got[:, rest], wanted[:, rest], 1e-6)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("size", [(0, 8, 8), (2, 0, 8), (2, 8, 0), (0, 0, 0)], ids=str)
+def test_nothing(size, implementation):
+    b, t, s = size
+    q, k, v = jnp.ones((b, t, 4, 5)), jnp.ones((b, s, 2, 5)), jnp.ones((b, s, 2, 3))
+    options = {"mask": masks.causal() & masks.lengths(np.ones(b, int)), "mods": mods.alibi(jnp.ones(4))}
+    of = lambda q, k, v: _attend(implementation, q, k, v, return_lse=True, **options)
+    (out, lse), pull = jax.vjp(of, q, k, v)
+    assert out.shape == (b, t, 4, 3)
+    assert lse.shape == (b, t, 4)
+    assert not out.any()
+    assert np.isneginf(lse).all()
+    for x, y in zip(pull((out, lse)), (q, k, v), strict=True):
+        assert x.shape == y.shape
+        assert not x.any()
+    assert (_attend(implementation, q, k, v, sinks=jnp.ones(4), return_lse=True)[1] == 1).all()
+    assert jattn.weights(q, k, v, **options).shape == (b, 4, t, s)
+    assert _attend(implementation, q, k, v, normalizer=normalizers.sparsemax()).shape == (b, t, 4, 3)
+    drawn, index, log_prob = jattn.sample(jax.random.key(0), q, k, v)
+    assert (drawn.shape, index.shape, log_prob.shape) == ((b, t, 4, 3), (b, t, 4), (b, t, 4))
+    assert (index == -1).all()
+    jattn.explain(q, k, v, **options)
+
+
+HIDING = {
+    "bias": lambda bias: {"bias": bias},
+    "mod": lambda bias: {"mods": (mods.bias(bias, "ts"),)},
+    "function": lambda bias: {"mods": (mods.function(lambda s, i, j: jnp.where(j < 3, s, -jnp.inf)),)},
+}
+AFTER = {
+    "soft cap": (lambda x: mods.softcap(x), 2.0),
+    "temperature": (lambda x: mods.function(lambda s, i, j: s * x), -0.5),
+    "look-up": (lambda x: mods.relative(jnp.full((2, 3), x), lambda r: jnp.clip(r, -1, 1) + 1), 0.3),
+}
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("after", AFTER)
+@pytest.mark.parametrize("hiding", HIDING)
+def test_what_is_hidden_stays_hidden_under_the_mods_that_follow(hiding, after, implementation):
+    """With zero gradients: those of the mods are what a mask in the place of the bias gives."""
+    bias = np.where(np.arange(8) < 3, 0, -np.inf).astype(np.float32)[None].repeat(8, 0)
+    mod, x = AFTER[after]
+
+    def hidden(x, q, k):
+        first = HIDING[hiding](bias)
+        return jnp.sum(
+            _attend(implementation, q, k, bias=first.get("bias"), mods=(*first.get("mods", ()), mod(x))) ** 2
+        )
+
+    masked = lambda x, q, k: jnp.sum(_attend(implementation, q, k, mask=masks.prefix(3), mods=(mod(x),)) ** 2)
+    got, wanted = (jax.value_and_grad(f, (0, 1, 2))(x, Q, K) for f in (hidden, masked))
+    jax.tree.map(lambda a, b: assert_close(a, b, 2e-5), got, wanted)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+def test_a_row_of_the_lowest_number_is_the_mean(implementation):
+    bias = jnp.zeros((8, 8)).at[3].set(jnp.finfo(jnp.float32).min)
+    out = _attend(implementation, bias=bias, score=scores.dot(0.1))
+    assert_close(out[:, 3], V.mean(1), 1e-6)
