@@ -57,6 +57,8 @@ class Step:
             part = jnp.sum(part, axis=0, keepdims=True)
         if add:
             part = jax.lax.dynamic_slice(array, start, size) + part
+        elif size == list(array.shape):
+            return part.astype(array.dtype)
         return jax.lax.dynamic_update_slice(array, part.astype(array.dtype), start)
 
     # tiles put heads in front: the query side is [b, g, r, bt, ..], the key side [b, g, bs, ..]
@@ -103,6 +105,7 @@ class Geometry:
     key: Tiling
     batch: int  # batch elements a step
     heads: int  # key heads a step
+    joined: bool = False  # whether key heads stay side by side, as in memory
 
     @property
     def group(self) -> int:

@@ -1,15 +1,12 @@
 """Attention in plain XLA, a tile at a time: the fast path on CPU and the fallback everywhere.
 
-Query rows are taken a strip at a time; for each strip a loop visits the full key blocks, which never look at the mask,
-and another the partial ones; empty blocks are never visited.  Memory is the output and one tile per loop.
+What is computed for each tile; `_walk` says which tiles, `_products` how they are multiplied.  Memory is the output and
+one tile per loop.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,131 +17,39 @@ from jattn_kernels import online_softmax
 from jattn import _blocks, _terms
 from jattn._geometry import Geometry, Step
 from jattn._problem import Cut, Spec, tile_width
+from jattn.backends._walk import Walk
 from jattn.scores import Product
 
 
-def _loop(lower: Any, upper: Any, body: Callable, carry: Any) -> Any:
-    """`fori_loop` that leaves out loops known to be empty, and the loop around a single step."""
-    if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= 1:
-        return body(lower, carry) if upper > lower else carry
-    return jax.lax.fori_loop(jnp.int32(lower), jnp.int32(upper), body, carry)
-
-
-class _Walk:
-    """Visits the tiles of one call."""
-
-    def __init__(self, spec: Spec, q: Any, k: Any, v: Any, operands: Any):
-        self.axes, self.dtype = spec.signature.axes, jnp.promote_types(q.dtype, jnp.float32)
-        self.spec, self.arrays, self.terms = spec, operands, spec.terms(operands)
-        self.geo = geometry(spec, q, k, v, operands)
-        self.table = _blocks.table(
-            self.terms.mask, self.geo.query, self.geo.key, self.geo.batch, self.geo.heads * self.geo.group
-        )
-
-    def strips(self, body: Callable, carry: Any) -> Any:
-        """carry = body(step, indices, carry) for every strip of query rows."""
-        return _loop(0, self.geo.strips, lambda n, c: body(*self.geo.strip(n), c), carry)
-
-    def keys(self, step: Step, where: tuple[Any, Any, Any], body: Callable, carry: Any) -> Any:
-        """carry = body(step, tile, masked, fresh, carry) for every key block of a strip, the full ones first.
-
-        `fresh` is which pairs of the tile belong to no other tile, True for all.
-        """
-        batch, head, block = where
-        index, full, partial = self.table
-        row = (batch % index.shape[0], head if index.shape[1] > 1 else 0, block)
-        fulls, partials = _uniform(full), _uniform(partial)
-        all_full = fulls == self.geo.key.count
-        if fulls is None or partials is None:
-            fulls, partials = jnp.asarray(full)[row], jnp.asarray(partial)[row]
-
-        def visit(masked):
-            def one(n, carry):
-                c = n if all_full else jnp.asarray(index)[row][n]
-                here = step.along("s", self.geo.key.start(c), self.geo.key.block)
-                fresh = True
-                if masked and not self.geo.key.whole:
-                    fresh = here.positions()[1] >= c * self.geo.key.block
-                return body(here, masked, fresh, carry)
-
-            return one
-
-        carry = _loop(0, fulls, visit(False), carry)
-        return _loop(fulls, fulls + partials, visit(True), carry)
-
-    def tiles(self, step: Step, arrays: Any = None) -> list[jax.Array]:
-        return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
-
-    def scores(self, step: Step, masked: bool, fresh: Any) -> Callable:
-        """Scores of a tile `[b, g, r, bt, bs]` as a function of query, key and operand tiles."""
-        i, j = step.positions()
-
-        def one(query, key, tiles):
-            return self.spec.signature.fill(tiles).scores(query, key, i, j, masked, fresh)
-
-        return _terms.lift(one, self.axes, ("bgr", "bg"))
-
-    def weights(self, step: Step) -> Callable:
-        """What the gates make of weights `[b, g, r, bt, bs]`, as a function of weights and operand tiles."""
-        i, j = step.positions()
-        return _terms.lift(lambda w, tiles: self.spec.signature.fill(tiles).weights(w, i, j), self.axes, ("bgr",))
-
-    def pull_scores(self, step: Step, masked: bool, fresh: Any, *tiles: Any) -> tuple[jax.Array, Callable]:
-        """`jax.vjp` of `scores`, with the products of its transpose in the order that XLA's CPU runs fastest."""
-        i, j = step.positions()
-
-        def one(query, key, tiles):
-            terms = self.spec.signature.fill(tiles)
-            if isinstance(terms.compare, Product):
-                product, scale = _product(self.spec.precision), terms.compare.scale
-                terms = dataclasses.replace(terms, compare=lambda q, k: product(q * scale, k))
-            return terms.scores(query, key, i, j, masked, fresh)
-
-        return jax.vjp(_terms.lift(one, self.axes, ("bgr", "bg")), *tiles)
-
-    def pair(self, weights: jax.Array, values: jax.Array, subscripts: str) -> jax.Array:
-        return jnp.einsum(subscripts, weights, values, precision=self.spec.precision)
-
-
-@functools.cache
-def _product(precision: Any) -> Callable:
-    """q k' of `[bt, d]` and `[bs, d]`, whose transpose has the tile on the right of both products.
-
-    XLA's CPU runs a product about twice as slow with a transposed tile on the left as with one on the right.
-    """
-    dot = functools.partial(jnp.matmul, precision=precision)
-    product = jax.custom_vjp(lambda q, k: dot(q, k.T))
-    product.defvjp(
-        lambda q, k: (dot(q, k.T), (q, k)),
-        lambda held, ds: (dot(ds, held[1]), jax.lax.optimization_barrier(dot(held[0].T, ds)).T),
-    )
-    return product
-
-
-def _uniform(counts: Any) -> int | None:
-    """The one value of a static array, None if there are several or they are known only at run time."""
-    if isinstance(counts, np.ndarray) and counts.min() == counts.max():
-        return int(counts.min())
-    return None
+def _nothing(q: jax.Array, k: jax.Array) -> bool:
+    """Whether there is no pair at all."""
+    return 0 in (*q.shape[:2], *k.shape[:2])
 
 
 def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, t, h]`."""
-    walk = _Walk(spec, q, k, v, operands)
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    if _nothing(q, k):
+        shape = (q.shape[0], *q.shape[1:3])
+        return jnp.zeros((*shape, v.shape[-1]), spec.dtype), jnp.full(shape, -jnp.inf, dtype)
+    walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
 
     def strip(step, where, carry):
-        query = step.rows(q).astype(walk.dtype)
+        query, _ = walk.scaled(step, walk.rows(step, q))
 
         def tile(here, masked, fresh, state):
-            key, value = (here.columns(x).astype(walk.dtype) for x in (k, v))
             tiles = walk.tiles(here)
-            scores = walk.scores(here, masked, fresh)(query, key, tiles)
-            top, p, shrink = online_softmax.exponentials(state, scores)
+            seen = walk.seen(here, masked, fresh, tiles)
+            key, value = (walk.key(here, x, seen) for x in (k, v))
+            top, p, shrink = online_softmax.exponentials(state, walk.scores(here, masked, fresh)(query, key, tiles))
             p = jax.lax.optimization_barrier(p)  # else XLA computes the exponentials again for their sum
-            out = walk.pair(walk.weights(here)(p, tiles), value, "bgrqk,bgke->bgrqe")
-            return online_softmax.State(top, state.total * shrink + jnp.sum(p, -1), state.out * shrink[..., None] + out)
+            total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(here)(p, tiles), value)
+            if state is not None:
+                total, out = state.total * shrink + total, state.out * shrink[..., None] + out
+            return online_softmax.State(top, total, out)
 
-        state = walk.keys(step, where, tile, online_softmax.start(query.shape[:-1], v.shape[-1], walk.dtype))
+        start = online_softmax.start(query.shape[:-1], v.shape[-1], walk.dtype)
+        state = walk.keys(step, where, tile, start if walk.geo.key.count > 1 else None)
         return tuple(
             step.put_rows(whole, part) for whole, part in zip(carry, online_softmax.finish(state), strict=True)
         )
@@ -166,17 +71,24 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
     """Tangents of out and lse: with p the weights before the gates and W the gates, s and ds of a tile,
 
     dlse = sum p ds,  dout = sum (W(p ds) + dW(p)) v + W(p) dv  -  dlse out.
+
+    Rows that see nothing have none, whatever stands in them.
     """
-    walk = _Walk(spec, q, k, v, operands)
+    if _nothing(q, k):
+        return jnp.zeros_like(out), jnp.zeros_like(lse)
+    walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
     dq, dk, dv, doperands = tangents
 
     def strip(step, where, carry):
-        query, dquery = (step.rows(x).astype(walk.dtype) for x in (q, dq))
         strip_lse = step.rows(lse)
+        live = strip_lse != -jnp.inf
+        plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
+        query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
         def tile(here, masked, fresh, state):
-            key, dkey, value, dvalue = (here.columns(x).astype(walk.dtype) for x in (k, dk, v, dv))
             tiles = walk.tiles(here)
+            seen = walk.seen(here, masked, fresh, tiles)
+            key, dkey, value, dvalue = (walk.key(here, x, seen) for x in (k, dk, v, dv))
             dtiles = [
                 _steady(x) if d is None else here.operand(d, a)
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
@@ -184,17 +96,28 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
             scores, ds = jax.jvp(walk.scores(here, masked, fresh), (query, key, tiles), (dquery, dkey, dtiles))
             p = _probabilities(scores, strip_lse)
             pds = p * ds
-            gates = walk.weights(here)
-            w, dw = jax.jvp(gates, (p, tiles), (pds, dtiles))
-            add = walk.pair(dw, value, "bgrqk,bgke->bgrqe") + walk.pair(w, dvalue, "bgrqk,bgke->bgrqe")
+            w, dw = jax.jvp(walk.weights(here), (p, tiles), (pds, dtiles))
+            add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
             return state[0] + add, state[1] + jnp.sum(pds, -1)
 
         start = (jnp.zeros((*query.shape[:-1], v.shape[-1]), walk.dtype), jnp.zeros(query.shape[:-1], walk.dtype))
         dout, dlse = walk.keys(step, where, tile, start)
-        dout = dout - dlse[..., None] * step.rows(out).astype(walk.dtype)
+        dlse = jnp.where(live, dlse, 0)
+        dout = jnp.where(live[..., None], dout - dlse[..., None] * walk.rows(step, out), 0)
         return tuple(step.put_rows(whole, part) for whole, part in zip(carry, (dout, dlse), strict=True))
 
     return walk.strips(strip, (jnp.zeros(out.shape, out.dtype), jnp.zeros(lse.shape, lse.dtype)))
+
+
+def _scaled_tangent(walk: Walk, step: Step, query: Any, dquery: Any, doperands: Any) -> tuple[Any, Any]:
+    """The scaled query and its tangent."""
+    scaled = lambda x: walk.scaled(step, x)[0]
+    _, at = walk.scale()
+    found, dfound = jax.jvp(scaled, (query,), (dquery,))
+    if at is not None and doperands[at] is not None:  # both factors move
+        times = _terms.lift(lambda x, tiles: x * tiles[0], (walk.axes[at],), ("bgr",))
+        dfound = dfound + times(query, [step.operand(doperands[at], walk.axes[at])])
+    return found, dfound
 
 
 def backward(
@@ -204,43 +127,14 @@ def backward(
 
     With p = exp(s - lse), w the weights after the gates, delta = dout . out - dlse:
     dv = w' dout,  dp = the gates' transpose of dout v',  ds = p (dp - delta),  and s pulls ds back to q, k, operands.
+
+    Rows that see nothing have gradient 0 and give none, whatever stands in them.
     """
-    walk = _Walk(spec, q, k, v, operands)
-
-    def strip(step, where, grads):
-        query, upstream = (step.rows(x).astype(walk.dtype) for x in (q, dout))
-        delta = jnp.sum(upstream * step.rows(out), -1) - step.rows(dlse)
-        strip_lse = step.rows(lse)
-        fresh_rows = True
-        if not walk.geo.query.whole:
-            fresh_rows = step.positions()[0] >= where[2] * walk.geo.query.block
-
-        def tile(here, masked, fresh, carry):
-            dquery, dk, dv, doperands = carry
-            key, value = (here.columns(x).astype(walk.dtype) for x in (k, v))
-            tiles = walk.tiles(here)
-            scores, pull = walk.pull_scores(here, masked, fresh_rows & fresh, query, key, tiles)
-            p = jax.lax.optimization_barrier(_probabilities(scores, strip_lse))
-            w, gates_pull = jax.vjp(walk.weights(here), p, tiles)
-            dvalue = jax.lax.optimization_barrier(walk.pair(upstream, w, "bgrqe,bgrqk->bgek"))
-            dv = here.put_columns(dv, jnp.swapaxes(dvalue, -1, -2), add=True)
-            dp, dtiles_gates = gates_pull(walk.pair(upstream, value, "bgrqe,bgke->bgrqk"))
-            ds = jax.lax.optimization_barrier(p * (dp - delta[..., None]))
-            dq, dkey, dtiles = pull(ds)
-            dk = here.put_columns(dk, dkey, add=True)
-            doperands = [
-                here.put_operand(whole, axes, a + b) if whole is not None else None
-                for whole, axes, a, b in zip(doperands, walk.axes, dtiles, dtiles_gates, strict=True)
-            ]
-            return dquery + dq, dk, dv, doperands
-
-        dq, dk, dv, doperands = grads
-        dquery, dk, dv, doperands = walk.keys(step, where, tile, (jnp.zeros_like(query), dk, dv, doperands))
-        return step.put_rows(dq, dquery, add=True), dk, dv, doperands
-
     wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
     grads = (wide(q), wide(k), wide(v), [wide(x) if y else None for x, y in zip(operands, learn, strict=True)])
-    dq, dk, dv, doperands = walk.strips(strip, grads)
+    if not _nothing(q, k):
+        grads = _backward(Walk(spec, geometry(spec, q, k, v, operands), q, operands), (q, k, v), (out, lse, dout, dlse), grads)
+    dq, dk, dv, doperands = grads
     cast = lambda x, like: x.astype(like.dtype)
     return (
         cast(dq, q),
@@ -250,18 +144,68 @@ def backward(
     )
 
 
+def _backward(walk: Walk, arrays: tuple[Any, Any, Any], results: tuple[Any, Any, Any, Any], grads: Any) -> Any:
+    """`backward`, added to zeros `grads`."""
+    (q, k, v), (out, lse, dout, dlse) = arrays, results
+    query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
+
+    def strip(step, where, grads):
+        strip_lse = step.rows(lse)
+        live = strip_lse != -jnp.inf
+        query, unscale = walk.scaled(step, walk.rows(step, q, live))
+        upstream = jax.lax.optimization_barrier(walk.rows(step, dout, live))
+        query = jax.lax.optimization_barrier(query)
+        delta = jnp.where(live, jnp.sum(upstream * walk.rows(step, out), -1) - walk.rows(step, dlse), 0)
+        fresh_rows = True
+        if not walk.geo.query.whole:
+            fresh_rows = step.positions()[0] >= where[2] * walk.geo.query.block
+
+        def tile(here, masked, fresh, carry):
+            dquery, dk, dv, doperands = carry
+            tiles = walk.tiles(here)
+            seen = walk.seen(here, masked, fresh, tiles)
+            key, value = (walk.key(here, x, seen) for x in (k, v))
+            scores, pull = walk.pull_scores(here, masked, fresh_rows & fresh, query, key, tiles)
+            p = jax.lax.optimization_barrier(_probabilities(scores, strip_lse))
+            w, gates_pull = jax.vjp(walk.weights(here), p, tiles)
+            dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
+            dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))
+            dq, dkey, dtiles = pull(p * (dp - delta[..., None]))
+            dk = walk.put_key(here, dk, dkey)
+            doperands = [
+                here.put_operand(whole, axes, a + b) if whole is not None else None
+                for whole, axes, a, b in zip(doperands, walk.axes, dtiles, dtiles_gates, strict=True)
+            ]
+            return dq if dquery is None else dquery + dq, dk, dv, doperands
+
+        dq, dk, dv, doperands = grads
+        start = jnp.zeros_like(query) if walk.geo.key.count > 1 else None
+        dquery, dk, dv, doperands = walk.keys(step, where, tile, (start, dk, dv, doperands))
+        dquery, dscale = unscale(jnp.where(live[..., None], dquery, 0))
+        _, at = walk.scale()
+        if at is not None and doperands[at] is not None:
+            doperands[at] = step.put_operand(doperands[at], walk.axes[at], dscale)
+        return step.put_rows(dq, dquery, add=not query_once), dk, dv, doperands
+
+    return walk.strips(strip, grads)
+
+
 # Tile sizes
 
 
-_STEP = 2**20  # pairs a step works on, over heads and batch: fewer, larger steps wake the threads less often
+_STEP = 3 * 2**19  # numbers a step holds, over heads and batch: fewer wake the threads too often, more leave the caches
+_FEW = 64  # query rows, over all heads, up to which a head's keys are not worth a copy
 
 
-def tile_sizes(group: int, masked: bool, width: int) -> tuple[int, int]:
+def tile_sizes(t: int, s: int, group: int, masked: bool, width: int, joined: bool) -> tuple[int, int]:
     """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
 
     Products run faster the larger the tile; a mask wastes less the smaller it is; a score that holds `width` numbers a
-    pair wants as many times fewer pairs.  The query heads of a group lie side by side in one product.
+    pair wants as many times fewer pairs.  The query heads of a group lie side by side in one product.  Keys that lie as
+    in memory are read where they are, all at once, unless a mask may have some of them skipped.
     """
+    if joined:
+        return t, 1024 if masked else s
     side = 64 if width > 1 else 512 if masked else 1024
     return max(side // group, 16), side
 
@@ -280,16 +224,21 @@ def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
     (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
     lengths = [x.shape[0] for x in (q, k, v)]
     lengths += [x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes]
+    alike = math.gcd(*(n for n in lengths if n > 1)) or 1  # batch elements that one step can take
     terms = spec.terms(operands)
-    width = tile_width(terms, q)
-    rows, columns = spec.blocks or tile_sizes(h // g, terms.mask is not None, width)
+    masked, width, group = terms.mask is not None, tile_width(terms, q), h // g
+    joined = spec.blocks is None and g > 1 and t * h <= _FEW and isinstance(terms.compare, Product)
+    rows, columns = spec.blocks or tile_sizes(t, s, group, masked, width, joined)
     query, key = (_blocks.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
-    pairs = query.block * key.block * width
-    heads = _divisor(g, _STEP // (pairs * (h // g)))
+    if joined and not masked:
+        return Geometry(max(lengths), h, g, query, key, alike, g, joined)
+    held = group * query.block * key.block * width  # by the scores of a key head, and by its rows
+    held += (group * query.block + key.block) * (q.shape[-1] + v.shape[-1])
+    heads = g if joined else _divisor(g, _STEP // held)
     batch = 1
-    if heads == g and (query.count * key.count == 1 or not _blocks.ragged(terms.mask)):
-        batch = _divisor(math.gcd(*(n for n in lengths if n > 1)) or 1, _STEP // (pairs * h))
-    return Geometry(max(lengths), h, g, query, key, batch, heads)
+    if heads == g and (key.count == 1 or not _blocks.ragged(terms.mask)):
+        batch = _divisor(alike, _STEP // (held * g))
+    return Geometry(max(lengths), h, g, query, key, batch, heads, joined)
 
 
 def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
@@ -305,3 +254,4 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     alike = geo.batch * heads  # every row of the table stands for this many batch elements and heads
     full, partial = (int(np.broadcast_to(x, rows).sum()) * alike for x in (full, partial))
     return Cut(tile, (geo.b * geo.h * geo.query.count * geo.key.count - full - partial, partial, full))
+

@@ -30,15 +30,21 @@ def finite(top: jax.Array) -> jax.Array:
     return jnp.where(jnp.isneginf(top), 0, top)
 
 
-def exponentials(state: State, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of a tile of scores `[.., bs]`: the new greatest score, exp(score - it), the factor that the past shrinks by."""
-    top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
+def exponentials(state: State | None, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of a tile of scores `[.., bs]`: the new greatest score, exp(score - it), the factor that the past shrinks by.
+
+    Rows without a state have no past, and this tile is all there is.
+    """
+    top = jnp.max(scores, axis=-1)
+    past = jnp.full_like(top, -jnp.inf) if state is None else state.top
+    top = jnp.maximum(past, top)
     safe = finite(top)
-    return top, jnp.exp(scores - safe[..., None]), jnp.exp(state.top - safe)
+    return top, jnp.exp(scores - safe[..., None]), jnp.exp(past - safe)
 
 
 def finish(state: State) -> tuple[jax.Array, jax.Array]:
-    """Output `[.., e]` and lse `[..]`."""
-    seen = state.total > 0
-    total = jnp.where(seen, state.total, 1)
-    return state.out / total[..., None], jnp.where(seen, state.top + jnp.log(total), -jnp.inf)
+    """Output `[.., e]` and lse `[..]`; NaN, not nothing, for a row that has seen NaN or +inf."""
+    unseen = state.total == 0
+    total = jnp.where(unseen, 1, state.total)
+    lse = jnp.where(unseen, -jnp.inf, state.top + jnp.log(total))
+    return jnp.where(unseen[..., None], 0, state.out / total[..., None]), lse
