@@ -40,12 +40,29 @@ class Answer(NamedTuple):
         return Answer(~self.every, ~self.some)
 
 
+class Runs(NamedTuple):
+    """Rows of a table whose visited blocks are a run, and whose full blocks are a run within it."""
+
+    visited: Any  # [1, 1, query blocks] int32: the first block that is visited
+    full: Any  # [1, 1, query blocks] int32: the first full one
+
+
 class BlockTable(NamedTuple):
     """For every query block: its full key blocks, then its partial ones.  Leading axes `[b or 1, head groups or 1]`."""
 
-    index: Any  # [.., .., query blocks, key blocks] int32: the first `full + partial` entries of a row count
+    index: (
+        Any  # [.., .., query blocks, longest row] int32: the first `full + partial` entries of a row count; or `Runs`
+    )
     full: Any  # [.., .., query blocks] int32
     partial: Any  # [.., .., query blocks] int32
+
+    def block(self, row: tuple[Any, Any, Any], n: Any) -> Any:
+        """The n-th key block of a row."""
+        if not isinstance(self.index, Runs):
+            return jnp.asarray(self.index)[row][n]
+        visited, first, count = (jnp.asarray(x)[row] for x in (*self.index, self.full))
+        partial = visited + n - count
+        return jnp.where(n < count, first + n, jnp.where(partial >= first, partial + count, partial))
 
 
 class Tiling(NamedTuple):
@@ -100,9 +117,10 @@ def _spread(found: Range, longest: int) -> Range:
     return Range(*(jnp.tile(x, (longest // x.shape[0], 1, 1, 1)) for x in found))
 
 
-def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
-    """The mask's answer for every block, `[b or 1, h or 1, query blocks, key blocks]`."""
-    i, j = query.range(), key.range()
+def answers(mask: Any, query: Tiling, key: Tiling, rows: slice = slice(None)) -> Answer:
+    """The mask's answer for every block, `[b or 1, h or 1, query blocks, key blocks]`; `rows` are the query blocks to
+    ask for, all or, of a static mask, some."""
+    i, j = Range(*(x[rows] for x in query.range())), key.range()
     i, j = Range(*(x[:, None] for x in i)), Range(*(x[None] for x in j))
     if mask is None:
         answer = Answer(np.True_, np.True_)
@@ -118,7 +136,7 @@ def answers(mask: Any, query: Tiling, key: Tiling) -> Answer:
     if not key.whole:  # the last key block repeats keys of the one before, or has too few: it must look at positions
         every = every & (np.arange(key.count) < key.count - 1)
     wide = tuple(x[(None,) * (4 - x.ndim)] if x.ndim else x[None, None, None, None] for x in (answer.some, every))
-    shape = np.broadcast_shapes(*(x.shape for x in wide), (1, 1, query.count, key.count))
+    shape = np.broadcast_shapes(*(x.shape for x in wide), (1, 1, i.lo.size, key.count))
     static = all(isinstance(x, (np.ndarray, np.generic)) for x in wide)
     some, every = (np.broadcast_to(x, shape) if static else jnp.broadcast_to(x, shape) for x in wide)
     return Answer(some, every)
@@ -140,9 +158,31 @@ def ragged(mask: Any) -> bool:
     return any("b" in axes for axes in _terms.split(mask)[1].axes)
 
 
+_MOST_ENTRIES = 2**20  # of a static table, which is a constant of the program
+
+
 @functools.lru_cache(maxsize=256)
 def _static_table(mask: Any, query: Tiling, key: Tiling) -> BlockTable:
-    return _table(answers(mask, query, key), 1, 1)
+    if query.count * key.count <= _MOST_ENTRIES:
+        return _table(answers(mask, query, key), 1, 1)
+    rows = max(1, 4 * _MOST_ENTRIES // key.count)
+    parts = [_run_table(answers(mask, query, key, slice(n, n + rows))) for n in range(0, query.count, rows)]
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
+
+
+def _run_table(answer: Answer) -> BlockTable:
+    """A table of three numbers a row.  Where the full blocks are no run all that is visited counts as partial, and what
+    lies between two visited blocks is visited: a mask of many small holes, on a very long sequence."""
+    some, every = answer.some, answer.every & answer.some
+
+    def run(blocks):
+        first = blocks.argmax(-1)
+        past = np.where(blocks.any(-1), blocks.shape[-1] - blocks[..., ::-1].argmax(-1), first)
+        return first, past
+
+    (visited, end), (full, full_end) = run(some), run(every)
+    count = np.where(every.sum(-1) == full_end - full, full_end - full, 0)
+    return BlockTable(*jax.tree.map(lambda x: x.astype(np.int32), (Runs(visited, full), count, end - visited - count)))
 
 
 def _table(answer: Answer, batch: int, heads: int) -> BlockTable:
@@ -156,4 +196,7 @@ def _table(answer: Answer, batch: int, heads: int) -> BlockTable:
     every = every & some
     rank = xp.where(every, 0, xp.where(some, 1, 2))
     index = xp.argsort(rank, axis=-1, stable=True).astype(np.int32)
-    return BlockTable(index, every.sum(-1).astype(np.int32), (some & ~every).sum(-1).astype(np.int32))
+    full, partial = every.sum(-1).astype(np.int32), (some & ~every).sum(-1).astype(np.int32)
+    if xp is np:
+        index = index[..., : max(1, int((full + partial).max()))]
+    return BlockTable(index, full, partial)

@@ -424,18 +424,22 @@ class Function(Mask):
         return found | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
 
     def blocks(self, i, j):
-        rows, columns = i.hi[:, 0] - i.lo[:, 0] + 1, j.hi[0, -1] + 1
-        if self.operands or self.held or not isinstance(rows, np.ndarray) or rows.sum() * columns > _MOST_PAIRS:
+        if self.operands or self.held or not isinstance(i.lo, np.ndarray):
             return super().blocks(i, j)
-        spans = [slice(a, b + 1) for a, b in zip(j.lo[0], j.hi[0], strict=True)]
+        rows, columns = (_positions(lo, hi) for lo, hi in ((i.lo[:, 0], i.hi[:, 0]), (j.lo[0], j.hi[0])))
+        if rows.size * columns.size > _MOST_PAIRS:
+            return super().blocks(i, j)
+
+        def strip(rows):
+            found = self(rows[:, None], columns.reshape(1, -1))
+            over = lambda reduce: reduce(reduce(found, axis=0).reshape(columns.shape), axis=1)
+            return over(jnp.any), over(jnp.all)
 
         def look() -> Answer:
-            some, every = [], []
-            for lo, n in zip(i.lo[:, 0], rows, strict=True):
-                at = np.arange(lo, lo + n, dtype=np.int32)[:, None], np.arange(columns, dtype=np.int32)[None]
-                strip = np.asarray(self(*at))
-                some.append([strip[:, x].any() for x in spans])
-                every.append([strip[:, x].all() for x in spans])
+            if rows.size * columns.size > _EAGER_PAIRS:
+                some, every = jax.jit(lambda rows: jax.lax.map(strip, rows))(rows)
+            else:
+                some, every = zip(*map(strip, rows), strict=True)
             return Answer(np.array(some), np.array(every))
 
         # jax keeps what it is tracing, and for which mesh, to each thread: in a new one the function just runs
@@ -443,7 +447,14 @@ class Function(Mask):
             return thread.submit(look).result()
 
 
+def _positions(lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+    """Every position of every block, `[blocks, size]` int32; shorter blocks repeat their last."""
+    size = int((hi - lo).max()) + 1
+    return np.minimum(lo[:, None] + np.arange(size), hi[:, None]).astype(np.int32)
+
+
 _MOST_PAIRS = 2**30  # a static function is looked at pair by pair while tracing: beyond about a second, not worth it
+_EAGER_PAIRS = 2**22  # compiled, it looks ten times faster, but compiling takes longer than to look at so few
 
 
 def function(fn: Callable, *operands: Operand) -> Mask:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import api, masks, mods
+from jattn import _blocks, api, masks, mods, scores
 from jattn.backends import blockwise
 from tests.cases import CASES, make
 from tests.evaluate import assert_agree, evaluate
@@ -49,3 +49,129 @@ def _qkv(b=2, t=4, s=12, h=4, g=2, d=8):
     random = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(random.standard_normal(shape), jnp.float32)
     return draw(b, t, h, d), draw(b, s, g, d), draw(b, s, g, d)
+
+
+# What nobody sees
+
+
+def _gradients(q, k, v, dout, dlse, **options):
+    fn = functools.partial(jattn.attention, implementation="blockwise", return_lse=True, **options)
+    (out, lse), pull = jax.vjp(fn, q, k, v)
+    return out, lse, *pull((dout, dlse))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize("blocks", [None, (2, 4), (3, 5)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_nobody_sees_reaches_nothing(bad, blocks):
+    """A row that sees nothing, with all that stands in it, and keys past every length, of one batch element."""
+    q, k, v = _qkv()
+    dout, dlse = jnp.ones_like(q), jnp.ones(q.shape[:3])
+    mask = masks.lengths(jnp.asarray([5, 12]), jnp.asarray([4, 3])) & masks.causal(6)
+    wanted = _gradients(q, k, v, dout, dlse, mask=mask, blocks=blocks)
+    spoil = lambda x, *at: x.at[at].set(bad)
+    got = _gradients(
+        spoil(q, 1, 3),
+        spoil(k, 0, slice(5, None)),
+        spoil(v, 0, slice(5, None)),
+        spoil(dout, 1, 3),
+        spoil(dlse, 1, 3),
+        mask=mask,
+        blocks=blocks,
+    )
+    for x, y in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert np.all(got[0][1, 3] == 0)
+    assert np.all(np.isneginf(got[1][1, 3]))
+    assert np.all(got[2][1, 3] == 0)
+    assert np.all(got[3][0, 5:] == 0)
+
+
+@pytest.mark.parametrize("blocks", [None, (2, 4)])
+def test_tangents_of_what_nobody_sees(blocks):
+    q, k, v = _qkv()
+    mask = masks.lengths(jnp.asarray([5, 12]), jnp.asarray([4, 3]))
+    fn = functools.partial(jattn.attention, mask=mask, implementation="blockwise", return_lse=True, blocks=blocks)
+    clean = jax.jvp(fn, (q, k, v), (q, k, v))
+    q, k, v = q.at[1, 3].set(jnp.nan), k.at[0, 5:].set(jnp.nan), v.at[0, 5:].set(jnp.nan)
+    for x, y in zip(jax.tree.leaves(jax.jvp(fn, (q, k, v), (q, k, v))), jax.tree.leaves(clean), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize("blocks", [None, (4, 4), (2, 5)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_seen_is_told(bad, blocks):
+    q, k, v = _qkv()
+    mod = mods.function(lambda s, i, j: jnp.where((i == 1) & (j == 5), bad, s))
+    out, lse = jattn.attention(q, k, v, mods=mod, implementation="blockwise", blocks=blocks, return_lse=True)
+    assert np.isnan(out[:, 1]).all()
+    assert np.isnan(lse[:, 1]).all()
+    assert np.isfinite(np.delete(out, 1, axis=1)).all()
+    assert np.isfinite(np.delete(lse, 1, axis=1)).all()
+
+
+@pytest.mark.parametrize("blocks", [None, (2, 4), (2, 5)])
+def test_a_row_of_the_least_bias_is_the_mean(blocks):
+    q, k, v = _qkv(h=2)
+    least = float(jnp.finfo(jnp.float32).min)
+    bias = jnp.zeros((1, 1, 4, 1)).at[0, 0, 2].set(least)
+    out, lse = jattn.attention(q, k, v, bias=bias, implementation="blockwise", blocks=blocks, return_lse=True)
+    np.testing.assert_allclose(out[:, 2], v.mean(1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(lse[:, 2], least, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [{"b": 0}, {"t": 0}, {"s": 0}])
+def test_nothing_at_all(sizes):
+    q, k, v = _qkv(**sizes)
+    fn = functools.partial(jattn.attention, implementation="blockwise", return_lse=True, mask=masks.causal())
+    (out, lse), pull = jax.vjp(fn, q, k, v)
+    assert (out.shape, lse.shape) == (q.shape, q.shape[:3])
+    assert not out.any()
+    assert np.isneginf(lse).all()
+    assert [x.shape for x in pull((out, lse))] == [x.shape for x in (q, k, v)]
+    assert not any(x.any() for x in pull((jnp.ones_like(out), jnp.ones_like(lse))))
+    (_, _), (dout, dlse) = jax.jvp(fn, (q, k, v), (q, k, v))
+    assert not dout.any()
+    assert not dlse.any()
+
+
+# Tables
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "not causal", "holes", "nothing"])
+def test_long_tables_say_the_same_in_three_numbers_a_row(name, monkeypatch):
+    mask = {
+        "causal": masks.causal(5),
+        "window": masks.window(17, 9),
+        "not causal": ~masks.causal(),
+        "holes": masks.dilated(20),
+        "nothing": masks.prefix(0),
+    }[name]
+    query, key = _blocks.Tiling(60, 4), _blocks.Tiling(50, 3)
+    wanted = _blocks.table(mask, query, key)
+    monkeypatch.setattr(_blocks, "_MOST_ENTRIES", 20)
+    _blocks._static_table.cache_clear()
+    found = _blocks.table(mask, query, key)
+    _blocks._static_table.cache_clear()
+    assert isinstance(found.index, _blocks.Runs)
+    for row in range(query.count):
+        at = (0, 0, row)
+        cut = lambda x, at=at: [int(x.block(at, n)) for n in range(int(x.full[at] + x.partial[at]))]
+        full = int(found.full[at])
+        if name == "holes":  # visits more, never less
+            assert full == 0
+            assert set(cut(wanted)) <= set(cut(found))
+        else:
+            assert full == wanted.full[at]
+            assert cut(found) == cut(wanted)
+
+
+def test_long_additive_masks_are_traced_at_once():
+    x = jax.ShapeDtypeStruct((1, 10**6, 1, 16), jnp.float32)
+    score = scores.additive(jnp.ones((16, 8)), jnp.ones((16, 8)), jnp.ones(8))
+    fn = functools.partial(jattn.attention, score=score, mask=masks.causal())
+    text = jax.jit(fn).lower(x, x, x).as_text()
+    assert len(text) < 2**21

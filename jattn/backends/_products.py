@@ -12,6 +12,7 @@ differ in:
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -20,17 +21,25 @@ import jax.numpy as jnp
 from jattn._geometry import KEY, Step
 
 
+_TERMS = 8  # products that one elementwise sum has at most
+
+
 def _still(x: jax.Array) -> jax.Array:
     """x as an array of its own: XLA fuses copies with what comes next, and then walks memory in the wrong order."""
     return jax.lax.optimization_barrier(x)
+
+
+def _turned(x: jax.Array, source: int, destination: int) -> jax.Array:
+    """`jnp.moveaxis`, done once: XLA would turn the product around in its place, or each of its users."""
+    return _still(jnp.moveaxis(_still(x), source, destination))
 
 
 @dataclasses.dataclass(frozen=True)
 class PerHead:
     """Key tiles `[b, g, bs, d]`.
 
-    XLA's CPU multiplies `[m, k]` by `[k, n]` and transposes what does not lie so.  `narrow` says that a tile of scores is
-    smaller than a tile of keys: then scores are transposed, else keys are.
+    XLA's CPU multiplies `[m, k]` by `[k, n]` and transposes what does not lie so.  `narrow` says that a tile of scores
+    is smaller than a tile of keys: then scores are transposed, else keys are.
     """
 
     precision: Any
@@ -48,7 +57,7 @@ class PerHead:
     def scores(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """query . key of every pair."""
         if self.narrow:
-            return jnp.moveaxis(_still(self._einsum("bgkd,bgrqd->bgkrq", key, query)), 2, -1)
+            return _turned(self._einsum("bgkd,bgrqd->bgkrq", key, query), 2, -1)
         return self._einsum("bgrqd,bgkd->bgrqk", query, key)
 
     def rows(self, weights: jax.Array, key: jax.Array) -> jax.Array:
@@ -81,14 +90,21 @@ class Joined:
         return step.put(array, KEY, tile.reshape(*tile.shape[:2], *array.shape[2:]), add)
 
     def scores(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        found = _still(self._einsum("bkx,bnx->bkn", key, _spread(query)))
-        return jnp.swapaxes(found, 1, 2).reshape(*query.shape[:-1], -1)
+        found = _turned(self._einsum("bkx,bnx->bkn", key, _spread(query)), 1, 2)
+        return found.reshape(*query.shape[:-1], -1)
 
     def rows(self, weights: jax.Array, key: jax.Array) -> jax.Array:
         return _gathered(self._einsum("bnk,bkx->bnx", _flat(weights), key), weights.shape[:-1])
 
     def columns(self, weights: jax.Array, query: jax.Array) -> jax.Array:
-        return self._einsum("bnk,bnx->bkx", _flat(weights), _spread(query))
+        b, g, r, t, d = query.shape
+        if r * t > _TERMS:
+            return self._einsum("bnk,bnx->bkx", _flat(weights), _spread(query))
+        # a sum of so few products is written as fast as memory takes it
+        weights = jnp.moveaxis(weights.reshape(b, g, r * t, -1), -1, 1)[..., None]  # [b, bs, g, r * t, 1]
+        query = query.reshape(b, 1, g, r * t, d)
+        found = functools.reduce(jnp.add, (weights[..., n, :] * query[..., n, :] for n in range(r * t)))
+        return found.reshape(b, found.shape[1], -1)
 
     def _einsum(self, subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, x, y, precision=self.precision)

@@ -57,8 +57,8 @@ class Walk:
         if self.geo.key.count == 1:
             return body(step, self.terms.mask is not None, True, carry)
         batch, head, block = where
-        index, full, partial = self.table
-        row = (batch % index.shape[0], head if index.shape[1] > 1 else 0, block)
+        _, full, partial = self.table
+        row = (batch % full.shape[0], head if full.shape[1] > 1 else 0, block)
         fulls, partials = _uniform(full), _uniform(partial)
         all_full = fulls == self.geo.key.count
         if fulls is None or partials is None:
@@ -66,7 +66,7 @@ class Walk:
 
         def visit(masked):
             def one(n, carry):
-                c = n if all_full else jnp.asarray(index)[row][n]
+                c = n if all_full else self.table.block(row, n)
                 here = step.along("s", self.geo.key.start(c), self.geo.key.block)
                 fresh = True
                 if masked and not self.geo.key.whole:

@@ -133,7 +133,9 @@ def backward(
     wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
     grads = (wide(q), wide(k), wide(v), [wide(x) if y else None for x, y in zip(operands, learn, strict=True)])
     if not _nothing(q, k):
-        grads = _backward(Walk(spec, geometry(spec, q, k, v, operands), q, operands), (q, k, v), (out, lse, dout, dlse), grads)
+        grads = _backward(
+            Walk(spec, geometry(spec, q, k, v, operands), q, operands), (q, k, v), (out, lse, dout, dlse), grads
+        )
     dq, dk, dv, doperands = grads
     cast = lambda x, like: x.astype(like.dtype)
     return (
@@ -254,4 +256,3 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     alike = geo.batch * heads  # every row of the table stands for this many batch elements and heads
     full, partial = (int(np.broadcast_to(x, rows).sum()) * alike for x in (full, partial))
     return Cut(tile, (geo.b * geo.h * geo.query.count * geo.key.count - full - partial, partial, full))
-
