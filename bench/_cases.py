@@ -1,12 +1,13 @@
 """What is timed: the cases, their masks, their useful flops and their random inputs.
 
-Axis letters are those of the library: b batch, t query length (here also the key length), h heads, d width.
+Axis letters are those of the library: b batch, t query length, s key length, h query heads, g key heads, d width.  The
+square cases have s = t and g = h; the named ones are shapes of their own, each for a way of using attention.
 """
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,9 @@ DIRECTIONS = ("fwd", "fwdbwd")
 WINDOW = 512  # keys that a query of the window mask attends to: itself and the 511 before it
 QUICK = ("causal-t1024-d64-fwdbwd", "full-t1024-d64-fwd", "window-t4096-d64-fwdbwd", "segments-t2048-d128-fwd")
 
+SMALL = ("decode", "small", "pooling", "cross")  # named cases of few query rows or short sequences
+NORMALIZERS = ("softmax", "sparsemax", "entmax15")
+
 _ROWS = 16384  # b * t * h of every case, up to rounding: work then grows with t, not with its square
 _HEADS = 8
 _DOCUMENT = 512  # mean length of a packed document
@@ -25,7 +29,10 @@ _BACKWARD = 3.5  # forward and backward flops over forward's: the backward has f
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the benchmark: a mask, a shape, and whether the gradients are taken as well."""
+    """One row of the benchmark: a mask, a shape, and whether the gradients are taken as well.
+
+    `group` names the cases that are not square, "" are those that are; s and g are 0 where they are t and h.
+    """
 
     mask: str
     t: int
@@ -33,11 +40,26 @@ class Case:
     direction: str
     b: int
     h: int
+    group: str = ""
+    s: int = 0
+    g: int = 0
+    window: int = WINDOW
+    score: str = "dot"
+    normalizer: str = "softmax"
 
     @property
     def name(self) -> str:
-        """What `--filter` searches, e.g. `causal-t1024-d64-fwdbwd`."""
-        return f"{self.mask}-t{self.t}-d{self.d}-{self.direction}"
+        """What `--filter` searches, e.g. `causal-t1024-d64-fwdbwd` or `decode-fwd`."""
+        return f"{self.group or f'{self.mask}-t{self.t}-d{self.d}'}-{self.direction}"
+
+    @property
+    def keys(self) -> int:
+        """How many keys each query has before the mask."""
+        return self.s or self.t
+
+    @property
+    def key_heads(self) -> int:
+        return self.g or self.h
 
     @property
     def backward(self) -> bool:
@@ -45,7 +67,7 @@ class Case:
 
 
 class Inputs(NamedTuple):
-    """q, k, v and the cotangent g of the output, float32 [b, t, h, d]; document ids, int32 [b, t]."""
+    """q and the cotangent g of the output, float32 [b, t, h, d]; k and v [b, s, g, d]; document ids, int32 [b, t]."""
 
     q: np.ndarray
     k: np.ndarray
@@ -67,6 +89,23 @@ def cases(
     ]
 
 
+_NAMED: dict[str, dict[str, Any]] = {
+    "decode": {"mask": "full", "t": 1, "s": 8192, "d": 64, "b": 8, "h": 32, "g": 8},  # one token, after a long cache
+    "small": {"mask": "full", "t": 64, "d": 64, "b": 64, "h": 8},
+    "pooling": {"mask": "full", "t": 1, "s": 40, "d": 64, "b": 512, "h": 8},  # a sentence into a vector
+    "cross": {"mask": "full", "t": 16, "s": 4096, "d": 64, "b": 4, "h": 8},
+    "window-32k": {"mask": "window", "t": 32768, "d": 64, "b": 1, "h": 1, "window": 128},
+    "additive": {"mask": "full", "t": 1024, "d": 64, "b": 1, "h": 1, "score": "additive"},
+    **{x: {"mask": "full", "t": 2048, "d": 64, "b": 1, "h": 4, "normalizer": x} for x in NORMALIZERS},
+}
+GROUPS = tuple(_NAMED)
+
+
+def named_cases(directions: Sequence[str] = DIRECTIONS) -> list[Case]:
+    """The cases that are not square."""
+    return [Case(direction=way, group=group, **sizes) for group, sizes in _NAMED.items() for way in directions]
+
+
 def _batch_and_heads(t: int) -> tuple[int, int]:
     both = max(1, _ROWS // t)
     return max(1, both // _HEADS), min(_HEADS, both)
@@ -75,7 +114,8 @@ def _batch_and_heads(t: int) -> tuple[int, int]:
 def inputs(case: Case) -> Inputs:
     """Standard normal arrays and random documents, the same for the same shape; documents whatever d and h."""
     rng = np.random.default_rng([case.b, case.t, case.h, case.d])
-    q, k, v, g = rng.standard_normal((4, case.b, case.t, case.h, case.d), np.float32)
+    rows, columns = (case.b, case.t, case.h, case.d), (case.b, case.keys, case.key_heads, case.d)
+    q, k, v, g = (rng.standard_normal(shape, np.float32) for shape in (rows, columns, columns, rows))
     return Inputs(q, k, v, g, documents(case.b, case.t, np.random.default_rng([case.b, case.t])))
 
 
@@ -88,18 +128,18 @@ def documents(b: int, t: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def dense_mask(case: Case, ids: np.ndarray) -> np.ndarray:
-    """The mask as booleans broadcastable to [b, h, t, t], True = attend."""
+    """The mask as booleans broadcastable to [b, h, t, s], True = attend."""
     i = np.arange(case.t, dtype=np.int32)[:, None]
-    j = i.T
+    j = np.arange(case.keys, dtype=np.int32)[None]
     match case.mask:
         case "causal":
             attend = j <= i
         case "window":
-            attend = (j <= i) & (j > i - WINDOW)
+            attend = (j <= i) & (j > i - case.window)
         case "segments":
             return (ids[:, :, None] == ids[:, None, :])[:, None]
         case _:
-            attend = np.ones((case.t, case.t), bool)
+            attend = np.ones((case.t, case.keys), bool)
     return attend[None, None]
 
 
@@ -110,12 +150,12 @@ def attended_pairs(case: Case, ids: np.ndarray) -> int:
         case "causal":
             return case.b * t * (t + 1) // 2
         case "window":
-            w = min(t, WINDOW)
+            w = min(t, case.window)
             return case.b * (t * w - w * (w - 1) // 2)
         case "segments":
             return sum(int(np.square(np.bincount(row), dtype=np.int64).sum()) for row in ids)
         case _:
-            return case.b * t * t
+            return case.b * t * case.keys
 
 
 def useful_flops(case: Case, ids: np.ndarray) -> float:

@@ -35,6 +35,14 @@ class Row:
         """Median seconds of a contender, None where it has no time."""
         return statistics.median(self.seconds[name]) if self.seconds.get(name) else None
 
+    def quartiles(self, name: str) -> tuple[float, float] | None:
+        """The first and third quartile of a contender's seconds, None where it has no time."""
+        seconds = self.seconds.get(name)
+        if not seconds:
+            return None
+        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+        return low, high
+
     def gflops(self, name: str) -> float | None:
         """Useful GFLOP/s of a contender."""
         median = self.median(name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench._cases import DIRECTIONS, MASKS
+from bench._cases import DIRECTIONS, MASKS, NORMALIZERS, SMALL
 from bench._contenders import JATTN
 from bench._measure import Row
 
@@ -34,14 +34,30 @@ class Finding(NamedTuple):
     target: float | None = None
 
 
+class Limit(NamedTuple):
+    """One line of the summary: a number, and the most it ought to be."""
+
+    label: str
+    value: float
+    most: float
+    suffix: str = "x"
+
+
 def columns(names: Sequence[str], baseline: Mapping[str, float] | None = None) -> list[Column]:
     """The table's columns for these contenders, jattn first; `baseline`: jattn's earlier seconds by case name."""
     peers = names[1:]
     return [
-        Column("mask", lambda row: row.case.mask, 8, left=True),
+        Column("mask", lambda row: row.case.group or row.case.mask, 10, left=True),
         Column("pass", lambda row: row.case.direction, 6, left=True),
         *(Column(axis, lambda row, axis=axis: str(getattr(row.case, axis)), width) for axis, width in _AXES.items()),
-        *(Column(f"{name} ms", lambda row, name=name: number(row.median(name), 1e3), 9) for name in names),
+        *(
+            column
+            for name in names
+            for column in (
+                Column(f"{name} ms", lambda row, name=name: number(row.median(name), 1e3), 9),
+                Column("quartiles", lambda row, name=name: _quartiles(row, name), 12),
+            )
+        ),
         *(Column(f"{name} GF/s", lambda row, name=name: number(row.gflops(name)), 10) for name in names),
         *(Column(f"{peer}/jattn", lambda row, peer=peer: number(row.ratio(peer), suffix="x"), 11) for peer in peers),
         Column("rounds", lambda row: "/".join(str(len(row.seconds.get(name, ())) or "-") for name in names), 8),
@@ -50,7 +66,12 @@ def columns(names: Sequence[str], baseline: Mapping[str, float] | None = None) -
     ]
 
 
-_AXES = {"t": 5, "d": 3, "b": 2, "h": 2}
+_AXES = {"t": 5, "d": 3, "b": 3, "h": 2, "keys": 5, "key_heads": 9}
+
+
+def _quartiles(row: Row, name: str) -> str:
+    found = row.quartiles(name)
+    return "-" if found is None else "..".join(number(x, 1e3) for x in found)
 
 
 def _difference(row: Row) -> str:
@@ -99,8 +120,10 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def findings(rows: Sequence[Row]) -> list[Finding]:
-    """The summary, as far as the rows allow: means and the worst case against torch, means against jax.nn."""
+def findings(every: Sequence[Row]) -> list[Finding]:
+    """The summary, as far as the rows allow: of the square cases means and the worst against torch and means against
+    jax.nn; of the named ones each against torch, and the worst of all against jax.nn."""
+    rows = [row for row in every if not row.case.group]
 
     def mean(label: str, peer: str, target: float | None, wanted: Callable[[Row], bool] = lambda row: True):
         ratios = [ratio for row in rows if wanted(row) and (ratio := row.ratio(peer)) is not None]
@@ -116,6 +139,33 @@ def findings(rows: Sequence[Row]) -> list[Finding]:
         *([] if worst is None else [Finding(f"torch / jattn, worst case: {worst[1]}", worst[0], 0.8)]),
         *mean(f"jax.nn / jattn, geometric mean, t >= {LONG}", "jax", 5.0, lambda row: row.case.t >= LONG),
         *mean("jax.nn / jattn, geometric mean", "jax", None),
+        *_named_findings(every),
+    ]
+
+
+def _named_findings(rows: Sequence[Row]) -> list[Finding]:
+    named = [(row, ratio) for row in rows if row.case.group and (ratio := row.ratio("torch")) is not None]
+    small = [ratio for row, ratio in named if row.case.group in SMALL]
+    against_jax = [(ratio, row.case.name) for row in rows if (ratio := row.ratio("jax")) is not None]
+    worst = min(against_jax, default=None)
+    return [
+        *(Finding(f"torch / jattn, {row.case.name}", ratio) for row, ratio in named),
+        *(
+            [Finding(f"torch / jattn, geometric mean, small ones ({len(small)} cases)", geometric_mean(small), 0.8)]
+            * bool(small)
+        ),
+        *([] if worst is None else [Finding(f"jax.nn / jattn, worst case: {worst[1]}", worst[0], 1.0)]),
+    ]
+
+
+def sparse_limits(rows: Sequence[Row]) -> list[Limit]:
+    """How much longer the sparse normalisers take than softmax of the same scores."""
+    seconds = {(row.case.group, row.case.direction): row.median(JATTN.name) for row in rows}
+    return [
+        Limit(f"{name} / softmax, {TITLES[way]}", sparse / soft, 4.0)
+        for name in NORMALIZERS[1:]
+        for way in DIRECTIONS
+        if (sparse := seconds.get((name, way))) and (soft := seconds.get((NORMALIZERS[0], way)))
     ]
 
 
@@ -123,12 +173,18 @@ def _has(mask: str) -> Callable[[Row], bool]:
     return lambda row: row.case.mask == mask
 
 
-def summary(found: Sequence[Finding]) -> str:
+def summary(found: Sequence[Finding | Limit]) -> str:
     """The findings as text, each next to its target."""
-    return aligned([(one.label, number(one.value, suffix="x"), _verdict(one)) for one in found]) if found else ""
+    suffix = lambda one: one.suffix if isinstance(one, Limit) else "x"
+    return (
+        aligned([(one.label, number(one.value, suffix=suffix(one)), _verdict(one)) for one in found]) if found else ""
+    )
 
 
-def _verdict(one: Finding) -> str:
+def _verdict(one: Finding | Limit) -> str:
+    if isinstance(one, Limit):
+        shown = number(one.most, suffix=one.suffix)
+        return f"target <= {shown}: {'met' if one.value <= one.most else 'MISSED'}"
     if one.target is None:
         return ""
     return f"target >= {number(one.target, suffix='x')}: {'met' if one.value >= one.target else 'MISSED'}"
@@ -152,6 +208,9 @@ def plot(rows: Sequence[Row], names: Sequence[str], title: str, path: Path) -> N
     """GFLOP/s of useful work over t, both logarithmic: a panel for each mask (across) and pass (down)."""
     from matplotlib.figure import Figure
 
+    rows = [row for row in rows if not row.case.group]
+    if not rows:
+        return
     masks = [mask for mask in MASKS if any(row.case.mask == mask for row in rows)]
     directions = [direction for direction in DIRECTIONS if any(row.case.direction == direction for row in rows)]
     figure = Figure(figsize=(1 + 4 * len(masks), 1.5 + 3.5 * len(directions)), dpi=110, layout="constrained")

@@ -1,9 +1,18 @@
 """Interleaved timing: A B C A B C ..., so that a slow minute of the machine falls on every contender alike."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
-PAUSE = 0.005  # seconds before each run, in which the threads of the run before stop spinning
+PAUSE = 0.01  # seconds before each run, in which the threads of the run before stop spinning
+
+
+def wait_passively() -> None:
+    """Has OpenMP's threads sleep while they wait.  Call it before torch is imported.
+
+    Left to itself torch's pool spins on after a call, and takes a core from whoever runs next.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def rounds_within(budget: float, seconds: float, floor: int, ceiling: int) -> int:

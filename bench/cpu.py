@@ -1,6 +1,7 @@
 """`python -m bench cpu`: jattn on the CPU beside torch's and jax.nn's attention, in one process, in turns.
 
-Float32, forward and forward + backward, four masks, two widths, t from 256 to 16384.
+Float32, forward and forward + backward: four masks, two widths, t from 256 to 16384; and shapes of their own, for
+decoding, small problems, pooling, cross attention, a narrow window, an additive score and the sparse normalisers.
 A legend says how to read the table.
 """
 
@@ -12,15 +13,16 @@ from typing import Any
 
 import jax
 
-from bench import _machine, _memory, _report
-from bench._cases import DIRECTIONS, LENGTHS, MASKS, QUICK, WIDTHS, Case, cases
+from bench import _machine, _memory, _programs, _report, _timing
+from bench._cases import DIRECTIONS, LENGTHS, MASKS, QUICK, WIDTHS, Case, cases, named_cases
 from bench._cli import Parser, choices, complain, integers, missing, positive
 from bench._contenders import JATTN, PEERS, Contender
 from bench._measure import Row, measure
 
 OUT = Path(__file__).parent / "out"
 LEGEND = """\
-Times are medians of runs in turns (A B C A B C ...), float32, random data. GF/s counts the same useful flops for all:
+Times are medians of runs in turns (A B C A B C ...), float32, random data, after a pause before each run; beside them
+their quartiles. torch's threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE). GF/s counts the same for all:
 4 d for every head and attended (query, key) pair, 3.5 times that with the backward (the gradient of sum(out * g)).
 torch/jattn and jax/jattn: the peer's time over jattn's; above 1, jattn is faster. rounds: how many runs of each.
 torch: [b, h, t, d] contiguous, is_causal for causal. It has no window or documents: there it gets its fastest form, an
@@ -29,7 +31,9 @@ jax: its own causal and window arguments; "-" where its [b, h, t, t] scores woul
   rounds where the others have at least 5.
 max diff: the largest absolute difference of jattn's arrays and a peer's; WRONG names peers further off than 2e-5 of
   their largest value.
-Masks: causal; full; window: causal, 512 keys a query; segments: packed documents, 512 tokens each on average."""
+Masks: causal; full; window: causal, 512 keys a query; segments: packed documents, 512 tokens each on average.
+Named cases: window-32k has 128 keys a query, torch a loop over chunks; additive has jax.lax.map over rows under jax;
+  softmax, sparsemax and entmax15 are the normalisers, jattn alone for the last two."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     if absent:
         hint = "pip install 'jattn[bench]'" + (", or choose --peers jax" if "torch" in absent else "")
         return complain(parser.prog, f"{' and '.join(absent)} not installed: {hint}")
+    _timing.wait_passively()
     chosen = [case for case in _chosen(options) if options.filter in case.name]
     if not chosen:
         return complain(parser.prog, "no case matches; names look like causal-t1024-d64-fwdbwd")
@@ -58,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="bench cpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cases, less than a minute")
+    parser.add_argument("--no-programs", action="store_true", help="leave out the seconds to trace and to compile")
     parser.add_argument("--memory", action="store_true", help="temporary memory of the compiled programs, not times")
     parser.add_argument("--peers", type=choices(PEERS), default=tuple(PEERS), help="default: torch,jax")
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
@@ -77,6 +83,8 @@ def _chosen(options: Any) -> list[Case]:
     if options.memory:
         return _memory.memory_cases(options.t, options.d, options.mask, directions)
     found = cases(options.t or LENGTHS, options.d or WIDTHS, options.mask or MASKS, directions)
+    if not (options.t or options.d or options.mask):
+        found += named_cases(directions)
     return [case for case in found if case.name in QUICK] if options.quick else found
 
 
@@ -103,7 +111,9 @@ def _time(chosen: Sequence[Case], contenders: Sequence[Contender], options: Any,
         progress.write(text[-1])
         sys.stdout.flush()
         _report.write_json(options.out / "cpu.json", {**document, "complete": False, "rows": _as_json(rows)})
-    found = _report.findings(rows)
+    found = [*_report.findings(rows), *_report.sparse_limits(rows)]
+    if not (options.no_programs or options.quick or options.filter or options.t or options.d or options.mask):
+        found += _programs.limits()
     ending = ["", _report.summary(found), "", LEGEND]
     print("\n".join(ending))
     summary = [one._asdict() for one in found]
@@ -112,7 +122,8 @@ def _time(chosen: Sequence[Case], contenders: Sequence[Contender], options: Any,
     )
     (options.out / "cpu.txt").write_text("\n".join([*text, *ending]) + "\n")
     _report.plot(rows, names, f"float32 attention on {document['machine']['cpu']}", options.out / "cpu.png")
-    print(f"\nWritten: {', '.join(str(options.out / name) for name in ('cpu.txt', 'cpu.json', 'cpu.png'))}")
+    written = [options.out / name for name in ("cpu.txt", "cpu.json", "cpu.png")]
+    print(f"\nWritten: {', '.join(str(path) for path in written if path.exists())}")
     return _verdict(rows)
 
 

@@ -40,6 +40,13 @@ class Answer(NamedTuple):
         return Answer(~self.every, ~self.some)
 
 
+def entry(array: Any, index: tuple[Any, ...]) -> Any:
+    """array[index] for an index within bounds: whether it might be negative is not looked at."""
+    size = [1] * array.ndim
+    at = [jnp.asarray(x, jnp.int32) for x in index]
+    return jax.lax.dynamic_slice(jnp.asarray(array), at, size, allow_negative_indices=False).reshape(())
+
+
 class Runs(NamedTuple):
     """Rows of a table whose visited blocks are a run, and whose full blocks are a run within it."""
 
@@ -59,8 +66,8 @@ class BlockTable(NamedTuple):
     def block(self, row: tuple[Any, Any, Any], n: Any) -> Any:
         """The n-th key block of a row."""
         if not isinstance(self.index, Runs):
-            return jnp.asarray(self.index)[row][n]
-        visited, first, count = (jnp.asarray(x)[row] for x in (*self.index, self.full))
+            return entry(self.index, (*row, n))
+        visited, first, count = (entry(x, row) for x in (*self.index, self.full))
         partial = visited + n - count
         return jnp.where(n < count, first + n, jnp.where(partial >= first, partial + count, partial))
 

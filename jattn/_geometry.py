@@ -19,6 +19,13 @@ from jattn._terms import wide
 QUERY, KEY = "bth", "bsg"
 
 
+def split(n: Any, size: int) -> tuple[Any, Any]:
+    """n // size and n % size of an index n >= 0, in the fewest operations: each is one more that XLA compiles."""
+    if size == 1 or isinstance(n, int):
+        return (n, 0) if size == 1 else divmod(n, size)
+    return jax.lax.div(n, jnp.int32(size)), jax.lax.rem(n, jnp.int32(size))
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """One step's place: first index and length along every axis."""
@@ -39,13 +46,17 @@ class Step:
         for dim, axis in enumerate(axes):
             first, n = self.at[axis]
             if n < size[dim]:
-                start[dim], size[dim] = (first % size[dim] if axis == "b" else first), n
+                start[dim], size[dim] = (split(first, size[dim])[1] if axis == "b" else first), n
         start = [jnp.asarray(x, jnp.int32) for x in start]
         return start, size
 
     def cut(self, array: jax.Array, axes: str) -> jax.Array:
         start, size = self._window(array, axes)
-        part = array if size == list(array.shape) else jax.lax.dynamic_slice(array, start, size)
+        part = (
+            array
+            if size == list(array.shape)
+            else jax.lax.dynamic_slice(array, start, size, allow_negative_indices=False)
+        )
         if "b" in axes and size[0] < self.at["b"][1]:
             part = jnp.broadcast_to(part, (self.at["b"][1], *part.shape[1:]))
         return part
@@ -56,10 +67,10 @@ class Step:
         if part.shape[0] > size[0]:
             part = jnp.sum(part, axis=0, keepdims=True)
         if add:
-            part = jax.lax.dynamic_slice(array, start, size) + part
+            part = jax.lax.dynamic_slice(array, start, size, allow_negative_indices=False) + part
         elif size == list(array.shape):
             return part.astype(array.dtype)
-        return jax.lax.dynamic_update_slice(array, part.astype(array.dtype), start)
+        return jax.lax.dynamic_update_slice(array, part.astype(array.dtype), start, allow_negative_indices=False)
 
     # tiles put heads in front: the query side is [b, g, r, bt, ..], the key side [b, g, bs, ..]
 
@@ -118,8 +129,8 @@ class Geometry:
 
     def strip(self, n: Any) -> tuple[Step, tuple[Any, Any, Any]]:
         """Strip n: its place, all keys, and its indices (batch step, head step, query block)."""
-        block, rest = n % self.query.count, n // self.query.count
-        head, batch = rest % (self.g // self.heads), rest // (self.g // self.heads)
+        rest, block = split(n, self.query.count)
+        batch, head = split(rest, self.g // self.heads)
         at = {
             "b": (batch * self.batch, self.batch),
             "g": (head * self.heads, self.heads),

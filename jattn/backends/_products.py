@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from jattn._geometry import KEY, Step
 
-
 _TERMS = 8  # products that one elementwise sum has at most
 
 

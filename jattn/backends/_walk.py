@@ -1,7 +1,7 @@
 """The walk over the tiles of one call: which are visited, what is cut for them, and their scores.
 
-Query rows are taken a strip at a time; for each strip a loop visits the full key blocks, which never look at the mask,
-and another the partial ones; empty blocks are never visited.  Where all keys are one block there is no loop and no
+Query rows are taken a strip at a time; for each strip a loop visits first the full key blocks, which never look at the
+mask, then the partial ones; empty blocks are never visited.  Where all keys are one block there is no loop and no
 table: the strip looks at them once.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jattn import _blocks, _terms
-from jattn._geometry import Geometry, Step
+from jattn._geometry import Geometry, Step, split
 from jattn._problem import Spec
 from jattn.backends._products import Joined, PerHead
 from jattn.scores import Product
@@ -27,6 +27,19 @@ def _loop(lower: Any, upper: Any, body: Callable, carry: Any) -> Any:
     if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= 1:
         return body(lower, carry) if upper > lower else carry
     return jax.lax.fori_loop(jnp.int32(lower), jnp.int32(upper), body, carry)
+
+
+class Hidden(NamedTuple):
+    """Whether some pairs of a tile do not attend in it: by the mask, or since its first keys belong to another tile."""
+
+    some: Any  # False, True, or a flag known only in the loop
+    first: Any = None  # the first key that belongs to no other tile, None for the tile's own first
+
+    def choose(self, partial: Callable, full: Callable, x: Any) -> Any:
+        """partial(x) of a tile that hides some pairs, full(x) of one that hides none; only that one is computed."""
+        if isinstance(self.some, bool):
+            return partial(x) if self.some else full(x)
+        return jax.lax.cond(self.some, partial, full, x)
 
 
 class Walk:
@@ -50,33 +63,28 @@ class Walk:
         return _loop(0, self.geo.strips, lambda n, c: body(*self.geo.strip(n), c), carry)
 
     def keys(self, step: Step, where: tuple[Any, Any, Any], body: Callable, carry: Any) -> Any:
-        """carry = body(tile, masked, fresh, carry) for every key block of a strip, the full ones first.
+        """carry = body(tile, hidden, carry) for every key block of a strip, the full ones first.
 
-        `fresh` is which pairs of the tile belong to no other tile, True for all.
+        One loop visits both kinds, so that the program holds its body once.
         """
         if self.geo.key.count == 1:
-            return body(step, self.terms.mask is not None, True, carry)
+            return body(step, Hidden(self.terms.mask is not None), carry)
         batch, head, block = where
         _, full, partial = self.table
-        row = (batch % full.shape[0], head if full.shape[1] > 1 else 0, block)
+        row = (split(batch, full.shape[0])[1], head if full.shape[1] > 1 else 0, block)
         fulls, partials = _uniform(full), _uniform(partial)
         all_full = fulls == self.geo.key.count
-        if fulls is None or partials is None:
-            fulls, partials = jnp.asarray(full)[row], jnp.asarray(partial)[row]
+        some: Any = {(True, False): True, (False, True): False}.get((fulls == 0, partials == 0))
+        fulls = _blocks.entry(full, row) if fulls is None else fulls
+        partials = _blocks.entry(partial, row) if partials is None else partials
 
-        def visit(masked):
-            def one(n, carry):
-                c = n if all_full else self.table.block(row, n)
-                here = step.along("s", self.geo.key.start(c), self.geo.key.block)
-                fresh = True
-                if masked and not self.geo.key.whole:
-                    fresh = here.positions()[1] >= c * self.geo.key.block
-                return body(here, masked, fresh, carry)
+        def visit(n, carry):
+            c = n if all_full else self.table.block(row, n)
+            here = step.along("s", self.geo.key.start(c), self.geo.key.block)
+            fresh = None if self.geo.key.whole else c * self.geo.key.block
+            return body(here, Hidden(n >= fulls if some is None else some, fresh), carry)
 
-            return one
-
-        carry = _loop(0, fulls, visit(False), carry)
-        return _loop(fulls, fulls + partials, visit(True), carry)
+        return _loop(0, fulls + partials, visit, carry)
 
     def tiles(self, step: Step, arrays: Any = None) -> list[jax.Array]:
         return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
@@ -86,19 +94,30 @@ class Walk:
         x = step.rows(array).astype(self.dtype)
         return x if live is None else jnp.where(live.reshape(*live.shape, *[1] * (x.ndim - live.ndim)), x, 0)
 
-    def seen(self, step: Step, masked: bool, fresh: Any, tiles: list[jax.Array]) -> Any:
+    def live(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> jax.Array:
+        """Which pairs of a tile attend in it, `[b|1, g|1, r|1, bt, bs]`."""
+        i, j = step.positions()
+        fresh = True if hidden.first is None else jnp.broadcast_to(j >= hidden.first, (i.shape[0], j.shape[1]))
+        if self.terms.mask is None:
+            return jnp.asarray(fresh)[None, None, None]
+        found = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).mask(i, j) & fresh, self.axes, ())(tiles)
+        has = [any(a in axes for axes in self.axes) for a in "bhh"]
+        sizes = (self.geo.batch, self.geo.heads, self.geo.group)
+        return found.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *found.shape[-2:])
+
+    def hide(self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array) -> jax.Array:
+        """The scores of a tile, -inf where the mask forbids or the pair belongs to another tile."""
+        return hidden.choose(lambda s: jnp.where(self.live(step, hidden, tiles), s, -jnp.inf), lambda s: s, scores)
+
+    def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
 
         The others are 0 to the products, whatever stands in them: 0 * NaN would be NaN.
         """
-        if not masked or self.terms.mask is None:
+        if hidden.some is False or self.terms.mask is None:
             return None
-        i, j = step.positions()
-        seen = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).mask(i, j) & fresh, self.axes, ())(tiles)
-        heads = any("h" in axes for axes in self.axes)
-        seen = seen.reshape(*(seen.shape[:1] if any("b" in axes for axes in self.axes) else (1,)), -1, *seen.shape[-2:])
-        seen = seen.reshape(seen.shape[0], self.geo.heads if heads else 1, -1, seen.shape[-1])
-        return jnp.any(seen, axis=2)
+        found = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
+        return hidden.choose(found, lambda _: jnp.ones_like(found(None)), None)
 
     def key(self, step: Step, array: jax.Array, seen: Any) -> jax.Array:
         return self.products.key(step, array, self.dtype, seen)
@@ -117,34 +136,27 @@ class Walk:
         times = _terms.lift(lambda x, tiles: x * tiles[0], (self.axes[at],), ("bgr",))
         return jax.vjp(lambda x, y: times(x, [y]), query, step.operand(self.arrays[at], self.axes[at]))
 
-    def finish(self, step: Step, masked: bool, fresh: Any) -> Callable:
-        """Scores of a tile `[b, g, r, bt, bs]` as a function of its products and operand tiles."""
+    def finish(self, step: Step) -> Callable:
+        """Scores of a tile `[b, g, r, bt, bs]`, without the mask, as a function of its products and operand tiles."""
         i, j = step.positions()
-
-        def one(score, tiles):
-            return self.spec.signature.fill(tiles).finish(score, i, j, masked, fresh)
-
+        one = lambda score, tiles: self.spec.signature.fill(tiles).finish(score, i, j, masked=False)
         return _terms.lift(one, self.axes, ("bgr",))
 
-    def scores(self, step: Step, masked: bool, fresh: Any) -> Callable:
-        """Scores of a tile `[b, g, r, bt, bs]` as a function of its scaled query, key and operand tiles."""
+    def scores(self, step: Step) -> Callable:
+        """Scores of a tile, without the mask, as a function of its scaled query, key and operand tiles."""
         if self.product:
-            finish = self.finish(step, masked, fresh)
-            return lambda query, key, tiles: finish(self.products.scores(query, key), tiles)
+            return lambda query, key, tiles: self.finish(step)(self.products.scores(query, key), tiles)
         i, j = step.positions()
-
-        def one(query, key, tiles):
-            return self.spec.signature.fill(tiles).scores(query, key, i, j, masked, fresh)
-
+        one = lambda query, key, tiles: self.spec.signature.fill(tiles).scores(query, key, i, j, masked=False)
         return _terms.lift(one, self.axes, ("bgr", "bg"))
 
     def pull_scores(
-        self, step: Step, masked: bool, fresh: Any, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
+        self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
     ) -> tuple[jax.Array, Callable]:
         """`jax.vjp` of `scores`, with the products of its transpose written out."""
         if not self.product:
-            return jax.vjp(self.scores(step, masked, fresh), query, key, tiles)
-        scores, pull = jax.vjp(self.finish(step, masked, fresh), self.products.scores(query, key), tiles)
+            return jax.vjp(self.scores(step), query, key, tiles)
+        scores, pull = jax.vjp(self.finish(step), self.products.scores(query, key), tiles)
 
         def pull_all(ds):
             ds, dtiles = pull(ds)

@@ -37,11 +37,12 @@ def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any)
     def strip(step, where, carry):
         query, _ = walk.scaled(step, walk.rows(step, q))
 
-        def tile(here, masked, fresh, state):
+        def tile(here, hidden, state):
             tiles = walk.tiles(here)
-            seen = walk.seen(here, masked, fresh, tiles)
+            seen = walk.seen(here, hidden, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
-            top, p, shrink = online_softmax.exponentials(state, walk.scores(here, masked, fresh)(query, key, tiles))
+            scores = walk.hide(here, hidden, tiles, walk.scores(here)(query, key, tiles))
+            top, p, shrink = online_softmax.exponentials(state, scores)
             p = jax.lax.optimization_barrier(p)  # else XLA computes the exponentials again for their sum
             total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(here)(p, tiles), value)
             if state is not None:
@@ -85,16 +86,16 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
-        def tile(here, masked, fresh, state):
+        def tile(here, hidden, state):
             tiles = walk.tiles(here)
-            seen = walk.seen(here, masked, fresh, tiles)
+            seen = walk.seen(here, hidden, tiles)
             key, dkey, value, dvalue = (walk.key(here, x, seen) for x in (k, dk, v, dv))
             dtiles = [
                 _steady(x) if d is None else here.operand(d, a)
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
             ]
-            scores, ds = jax.jvp(walk.scores(here, masked, fresh), (query, key, tiles), (dquery, dkey, dtiles))
-            p = _probabilities(scores, strip_lse)
+            scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
+            p = _probabilities(walk.hide(here, hidden, tiles, scores), strip_lse)
             pds = p * ds
             w, dw = jax.jvp(walk.weights(here), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
@@ -154,21 +155,20 @@ def _backward(walk: Walk, arrays: tuple[Any, Any, Any], results: tuple[Any, Any,
     def strip(step, where, grads):
         strip_lse = step.rows(lse)
         live = strip_lse != -jnp.inf
+        if not walk.geo.query.whole:  # rows that belong to another strip as well count there
+            live = live & (step.positions()[0][:, 0] >= where[2] * walk.geo.query.block)
         query, unscale = walk.scaled(step, walk.rows(step, q, live))
         upstream = jax.lax.optimization_barrier(walk.rows(step, dout, live))
         query = jax.lax.optimization_barrier(query)
         delta = jnp.where(live, jnp.sum(upstream * walk.rows(step, out), -1) - walk.rows(step, dlse), 0)
-        fresh_rows = True
-        if not walk.geo.query.whole:
-            fresh_rows = step.positions()[0] >= where[2] * walk.geo.query.block
 
-        def tile(here, masked, fresh, carry):
+        def tile(here, hidden, carry):
             dquery, dk, dv, doperands = carry
             tiles = walk.tiles(here)
-            seen = walk.seen(here, masked, fresh, tiles)
+            seen = walk.seen(here, hidden, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
-            scores, pull = walk.pull_scores(here, masked, fresh_rows & fresh, query, key, tiles)
-            p = jax.lax.optimization_barrier(_probabilities(scores, strip_lse))
+            scores, pull = walk.pull_scores(here, query, key, tiles)
+            p = jax.lax.optimization_barrier(_probabilities(walk.hide(here, hidden, tiles, scores), strip_lse))
             w, gates_pull = jax.vjp(walk.weights(here), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))
