@@ -145,17 +145,16 @@ def findings(every: Sequence[Row]) -> list[Finding]:
 
 def _named_findings(rows: Sequence[Row]) -> list[Finding]:
     named = [(row, ratio) for row in rows if row.case.group and (ratio := row.ratio("torch")) is not None]
+    found = [Finding(f"torch / jattn, {row.case.name}", ratio) for row, ratio in named]
     small = [ratio for row, ratio in named if row.case.group in SMALL]
+    if small:
+        label = f"torch / jattn, geometric mean, small ones ({len(small)} cases)"
+        found.append(Finding(label, geometric_mean(small), 0.8))
     against_jax = [(ratio, row.case.name) for row in rows if (ratio := row.ratio("jax")) is not None]
-    worst = min(against_jax, default=None)
-    return [
-        *(Finding(f"torch / jattn, {row.case.name}", ratio) for row, ratio in named),
-        *(
-            [Finding(f"torch / jattn, geometric mean, small ones ({len(small)} cases)", geometric_mean(small), 0.8)]
-            * bool(small)
-        ),
-        *([] if worst is None else [Finding(f"jax.nn / jattn, worst case: {worst[1]}", worst[0], 1.0)]),
-    ]
+    if against_jax:
+        worst, name = min(against_jax)
+        found.append(Finding(f"jax.nn / jattn, worst case: {name}", worst, 1.0))
+    return found
 
 
 def sparse_limits(rows: Sequence[Row]) -> list[Limit]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as bench
-from bench import _cases, _contenders, _measure, _memory, _report, _timing, cpu
+from bench import _cases, _contenders, _measure, _memory, _programs, _report, _timing, cpu
 from bench._cases import Case
 
 SMALL = [Case(mask, 600, 8, direction, b=2, h=1) for mask in _cases.MASKS for direction in _cases.DIRECTIONS]
@@ -44,6 +44,49 @@ def test_cases_cover_what_is_promised():
     assert {case.b * case.t * case.h for case in found} == {16384}
     assert len({case.name for case in found}) == len(found)
     assert set(_cases.QUICK) < {case.name for case in found}
+
+
+def test_named_cases_are_the_shapes_that_are_promised():
+    found = {case.group: case for case in _cases.named_cases(("fwd",))}
+    shape = lambda case: (case.t, case.keys, case.b, case.h, case.key_heads)
+    assert shape(found["decode"]) == (1, 8192, 8, 32, 8)
+    assert shape(found["small"]) == (64, 64, 64, 8, 8)
+    assert shape(found["pooling"]) == (1, 40, 512, 8, 8)
+    assert shape(found["cross"]) == (16, 4096, 4, 8, 8)
+    assert (found["window-32k"].t, found["window-32k"].window) == (32768, 128)
+    assert (found["additive"].t, found["additive"].score) == (1024, "additive")
+    assert {x.normalizer for x in found.values()} == set(_cases.NORMALIZERS)
+    assert set(_cases.SMALL) < set(found)
+    names = [case.name for case in [*_cases.cases(), *_cases.named_cases()]]
+    assert len(set(names)) == len(names)
+
+
+NAMED = [
+    Case("full", 3, 8, "fwdbwd", b=2, h=4, group="decode", s=40, g=2),
+    Case("window", 512, 8, "fwdbwd", b=1, h=1, group="window-32k", window=100),
+    Case("full", 20, 8, "fwdbwd", b=1, h=1, group="additive", score="additive"),
+]
+
+
+@pytest.mark.parametrize("case", NAMED, ids=lambda case: case.group)
+def test_peers_of_named_cases_agree(case):
+    data = _cases.inputs(case)
+    contenders = [x for x in (_contenders.JATTN, *_contenders.PEERS.values()) if not x.skips(case)]
+    if len(contenders) > 2:
+        pytest.importorskip("torch")
+    ours, *theirs = (x.arrays(x.prepare(case, data)()) for x in contenders)
+    assert theirs
+    assert all(_measure.compare(ours, x)[1] for x in theirs)
+    pairs = np.broadcast_to(_cases.dense_mask(case, data.ids), (case.b, 1, case.t, case.keys)).sum()
+    assert _cases.attended_pairs(case, data.ids) == pairs
+
+
+def test_peers_sit_out_what_they_have_not():
+    skips = {
+        (case.group, name) for case in _cases.named_cases() for name, x in _contenders.PEERS.items() if x.skips(case)
+    }
+    sparse = {(group, peer) for group in ("sparsemax", "entmax15") for peer in ("torch", "jax")}
+    assert skips == {*sparse, ("additive", "torch"), ("window-32k", "jax")}
 
 
 @by_name
@@ -150,6 +193,12 @@ def test_nan_agrees_with_nothing():
     assert _measure.compare(one, one) == (0.0, True)
 
 
+def test_threads_sleep_while_they_wait(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    _timing.wait_passively()
+    assert _timing.os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
 # What is written
 
 
@@ -205,6 +254,45 @@ def test_findings_stand_next_to_their_targets():
     text = " ".join(_report.summary(list(found.values())).split())
     assert "0.500x target >= 0.800x: MISSED" in text
     assert "8.00x target >= 5.00x: met" in text
+
+
+def test_named_cases_stand_next_to_their_targets():
+    named = [row(case, 0.1, 0.09, 0.08) for case in _cases.named_cases()]
+    found = _report.findings(named)
+    text = " ".join(_report.summary(found).split())
+    assert "torch / jattn, decode-fwd 0.900x" in text
+    assert "torch / jattn, geometric mean, small ones (8 cases) 0.900x target >= 0.800x: met" in text
+    assert "jax.nn / jattn, worst case: additive-fwd 0.800x target >= 1.00x: MISSED" in text
+    slow = [dataclasses.replace(x, seconds={"jattn": [0.5]}) if x.case.group == "entmax15" else x for x in named]
+    text = " ".join(_report.summary(_report.sparse_limits(slow)).split())
+    assert "sparsemax / softmax, forward 1.00x target <= 4.00x: met" in text
+    assert "entmax15 / softmax, forward + backward 5.00x target <= 4.00x: MISSED" in text
+
+
+def test_programs_are_held_against_their_limits(monkeypatch):
+    monkeypatch.setattr(_programs, "trace_seconds", lambda: {"causal": 0.1, "function": 1.5})
+    monkeypatch.setattr(
+        _programs, "compile_seconds", lambda attend_of: 1.4 if attend_of is _contenders.jattn_attend else 1.0
+    )
+    text = " ".join(_report.summary(_programs.limits()).split())
+    assert "longest trace of a mask, t = 32768: function 1.50s target <= 1.00s: MISSED" in text
+    assert "compile time, causal-t2048-d64-fwdbwd 1.40x target <= 1.50x: met" in text
+
+
+def test_programs_are_timed(monkeypatch):
+    monkeypatch.setattr(_programs, "LONG", 256)
+    monkeypatch.setattr(_programs, "COMPILED", Case("causal", 64, 8, "fwd", b=1, h=1))
+    assert set(_programs.trace_seconds()) == {"causal", "window", "dilated", "blocks", "segments", "function"}
+    assert _programs.compile_seconds(_contenders.jattn_attend, repeats=1) > 0
+
+
+def test_quartiles():
+    found = dataclasses.replace(
+        row(_cases.cases()[0], 0.1, 0.1), seconds={"jattn": [0.1, 0.2, 0.3, 0.4, 0.5], "torch": [1.0]}
+    )
+    assert found.quartiles("jattn") == pytest.approx((0.2, 0.4))
+    assert found.quartiles("torch") == (1.0, 1.0)
+    assert found.quartiles("jax") is None
 
 
 def test_findings_of_nothing():
