@@ -56,7 +56,8 @@ class Perceptron(Term):
     v: Any
 
     def __call__(self, query, key):
-        return jnp.sum(self.v * jnp.tanh(query[:, None] + key[None]), axis=-1)
+        # a product, forward and backward: as a sum it is one number at a time on a CPU
+        return jnp.matmul(jnp.tanh(query[:, None] + key[None]), self.v, precision=_HIGH)
 
 
 @piece

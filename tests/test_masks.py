@@ -274,8 +274,9 @@ def test_a_table_for_shorter_arrays_serves_the_longer():
     np.testing.assert_array_equal(found.full[:, 0, 0], [1, 2, 1, 2])
 
 
-# Empty blocks are never visited.  A visited block with a NaN among its values makes NaN of whole rows, even where the mask
-# gives it no weight (0 * NaN): so what is not NaN has not been visited.
+# Empty blocks are never visited.  A visited block with a NaN among the values that some query of the tile sees makes NaN
+# of all its rows that see something, even where the mask gives it no weight (0 * NaN): so what is not NaN has not been
+# visited, or holds nothing that is seen.
 
 LENGTH, BLOCK = 16, 4
 QKV = tuple(jnp.asarray(RANDOM.standard_normal((2, LENGTH, 2, 4)), jnp.float32) for _ in range(3))
@@ -298,7 +299,6 @@ def visits(mask, fn=attend) -> np.ndarray:
         return fn(QKV[0], QKV[1], jnp.where(bad, jnp.nan, QKV[2]), mask)
 
     found = [np.isnan(one(mask, n)).any((2, 3)).reshape(2, -1, BLOCK) for n in range(LENGTH // BLOCK)]
-    assert all((x.all(-1) == x.any(-1)).all() for x in found)
     return np.stack([x.any(-1) for x in found], axis=-1)
 
 
@@ -321,7 +321,11 @@ SKIPS = {
     "blocks-heads": (masks.blocks(np.stack([HOLES, np.zeros((4, 4), bool)]), BLOCK), HOLES),
     "dense": (masks.dense(np.kron(HOLES, np.eye(BLOCK)) > 0), HOLES),
     "function": (masks.function(lambda i, j: (j < 4) & (i >= 8)), np.outer([0, 0, 1, 1], [1, 0, 0, 0])),
-    "function-operands": (masks.function(lambda i, j, n: j < n, operand(jnp.asarray(4))), np.ones((4, 4))),
+    # visited everywhere, but nothing is seen beyond the first block
+    "function-operands": (
+        masks.function(lambda i, j, n: j < n, operand(jnp.asarray(4))),
+        np.outer(np.ones(4), [1, 0, 0, 0]),
+    ),
     "or": (masks.prefix(4) | masks.window(0), np.eye(4) + np.eye(1, 4) > 0),
 }  # fmt: skip
 

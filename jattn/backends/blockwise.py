@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import online_softmax
 
-from jattn import _blocks, _terms
+from jattn import _blocks, _terms, masks
 from jattn._geometry import Geometry, Step
 from jattn._problem import Cut, Spec, tile_width
 from jattn.backends._walk import Walk
@@ -199,17 +199,31 @@ _STEP = 3 * 2**19  # numbers a step holds, over heads and batch: fewer wake the 
 _FEW = 64  # query rows, over all heads, up to which a head's keys are not worth a copy
 
 
-def tile_sizes(t: int, s: int, group: int, masked: bool, width: int, joined: bool) -> tuple[int, int]:
+def tile_sizes(t: int, s: int, group: int, mask: Any, width: int, joined: bool) -> tuple[int, int]:
     """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
 
-    Products run faster the larger the tile; a mask wastes less the smaller it is; a score that holds `width` numbers a
-    pair wants as many times fewer pairs.  The query heads of a group lie side by side in one product.  Keys that lie as
+    Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a tile
+    wastes most of it; a score that holds `width` numbers a pair wants as many times fewer pairs.  The query heads of a group lie side by side in one product.  Keys that lie as
     in memory are read where they are, all at once, unless a mask may have some of them skipped.
     """
     if joined:
-        return t, 1024 if masked else s
-    side = 64 if width > 1 else 512 if masked else 1024
+        return t, s if mask is None else 1024
+    if width > 1:
+        side = 64
+    elif mask is None:
+        side = 1024
+    else:
+        side = min(512, max(128, _reach(mask)))
     return max(side // group, 16), side
+
+
+def _reach(mask: Any) -> int:
+    """How many keys a query sees at most, as far as windows of a fixed width say."""
+    if isinstance(mask, masks.And):
+        return min(_reach(mask.left), _reach(mask.right))
+    if isinstance(mask, masks.Window) and isinstance(mask.left, int) and isinstance(mask.right, int):
+        return mask.left + mask.right + 1
+    return 2**31
 
 
 def _even(length: int, block: int) -> int:
@@ -230,7 +244,7 @@ def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
     terms = spec.terms(operands)
     masked, width, group = terms.mask is not None, tile_width(terms, q), h // g
     joined = spec.blocks is None and g > 1 and t * h <= _FEW and isinstance(terms.compare, Product)
-    rows, columns = spec.blocks or tile_sizes(t, s, group, masked, width, joined)
+    rows, columns = spec.blocks or tile_sizes(t, s, group, terms.mask, width, joined)
     query, key = (_blocks.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
     if joined and not masked:
         return Geometry(max(lengths), h, g, query, key, alike, g, joined)
