@@ -61,7 +61,8 @@ def compile_seconds(attend_of: Callable[[Case], Attend], repeats: int = 3) -> fl
 
 def limits() -> list[Limit]:
     """The longest trace, and jattn's compile time over jax.nn's."""
-    traced, cached = trace_seconds(), jax.config.jax_enable_compilation_cache
+    traced = trace_seconds()
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     slowest = max(traced, key=lambda name: traced[name])
     jax.config.update("jax_enable_compilation_cache", False)
     try:

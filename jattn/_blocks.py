@@ -124,7 +124,7 @@ def _spread(found: Range, longest: int) -> Range:
     return Range(*(jnp.tile(x, (longest // x.shape[0], 1, 1, 1)) for x in found))
 
 
-def answers(mask: Any, query: Tiling, key: Tiling, rows: slice = slice(None)) -> Answer:
+def answers(mask: Any, query: Tiling, key: Tiling, *, rows: slice = slice(None)) -> Answer:
     """The mask's answer for every block, `[b or 1, h or 1, query blocks, key blocks]`; `rows` are the query blocks to
     ask for, all or, of a static mask, some."""
     i, j = Range(*(x[rows] for x in query.range())), key.range()
@@ -173,7 +173,7 @@ def _static_table(mask: Any, query: Tiling, key: Tiling) -> BlockTable:
     if query.count * key.count <= _MOST_ENTRIES:
         return _table(answers(mask, query, key), 1, 1)
     rows = max(1, 4 * _MOST_ENTRIES // key.count)
-    parts = [_run_table(answers(mask, query, key, slice(n, n + rows))) for n in range(0, query.count, rows)]
+    parts = [_run_table(answers(mask, query, key, rows=slice(n, n + rows))) for n in range(0, query.count, rows)]
     return jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
 
 

@@ -28,9 +28,9 @@ def _wanted(name):
 def way(request, monkeypatch):
     """One of the two ways to hold keys; traces are not shared with other tests."""
     monkeypatch.setattr(blockwise, "_FEW", WAYS[request.param])
-    api._run.clear_cache()
+    api._run.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
     yield
-    api._run.clear_cache()
+    api._run.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 SOFTMAX = [x for x in CASES if not any(y in x for y in ("sigmoid", "sparsemax", "entmax15", "hard"))]

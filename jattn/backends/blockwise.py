@@ -202,9 +202,10 @@ _FEW = 64  # query rows, over all heads, up to which a head's keys are not worth
 def tile_sizes(t: int, s: int, group: int, mask: Any, width: int, joined: bool) -> tuple[int, int]:
     """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
 
-    Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a tile
-    wastes most of it; a score that holds `width` numbers a pair wants as many times fewer pairs.  The query heads of a group lie side by side in one product.  Keys that lie as
-    in memory are read where they are, all at once, unless a mask may have some of them skipped.
+    Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a
+    tile wastes most of it; a score that holds `width` numbers a pair wants as many times fewer pairs.  The query heads
+    of a group lie side by side in one product.  Keys that lie as in memory are read where they are, all at once, unless
+    a mask may have some of them skipped.
     """
     if joined:
         return t, s if mask is None else 1024
