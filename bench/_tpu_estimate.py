@@ -25,15 +25,18 @@ class Estimate:
 
     Attributes:
         milliseconds: of all its kernels; None if none of its settings compiled.
-        between: of what XLA does around them, milliseconds: bytes over bandwidth.
+        end_to_end: of its kernels and what XLA does around them, at the settings that are best for both together.
         kernels: by name, the counts, setting and milliseconds of each kernel at its best.
         errors: what kept settings from counting.
+        counted, of: how many of the contender's settings the compiler has answered for, and how many there are.
     """
 
     milliseconds: float | None
-    between: float = 0.0
+    end_to_end: float | None = None
     kernels: Mapping[str, Mapping[str, Any]] | None = None
     errors: Sequence[str] = ()
+    counted: int = 0
+    of: int = 0
 
     def utilisation(self, case: Case) -> float | None:
         """Useful flops over what the matrix units could do in that time."""
@@ -49,13 +52,20 @@ class Kept:
         self.path = path
         self.answers: dict[str, Answer] = json.loads(path.read_text()) if path.exists() else {}
 
-    def count(self, compile_and_count: Compile, case: Case, contender: Contender, setting: Setting) -> Answer:
-        """The compiler's answer, from the file if it is there and the contender's results may be kept."""
+    def count(
+        self, compile_and_count: Compile, case: Case, contender: Contender, setting: Setting, fresh: bool = True
+    ) -> Answer | None:
+        """The compiler's answer, from the file if it is there and the contender's results may be kept.
+
+        None if it is not there and the compiler is not to be asked: if `fresh` is False.
+        """
         if not contender.cached:
             return compile_and_count(case, contender.name, setting)
         key = f"{_versions(contender.package)} {case.name} {case.shape} {json.dumps(setting, sort_keys=True)}"
         if key in self.answers:
             return self.answers[key]
+        if not fresh:
+            return None
         answer = compile_and_count(case, contender.name, setting)
         if not answer.get("died"):
             self.answers[key] = answer
@@ -69,8 +79,10 @@ def _versions(package: str) -> str:
     return f"{packages} model={MODEL}"
 
 
-def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Answer]) -> Estimate:
+def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Answer | None]) -> Estimate:
     """Count every setting of the contender with fewer heads, scale up, and take the best.
+
+    Settings for which `count` gives None are left out.
 
     Forward and backward kernels take their best settings separately, among those that one call may mix.
     """
@@ -80,8 +92,9 @@ def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], 
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     betweens: dict[str, float] = {}
     errors = []
-    for setting in contender.settings(case):
-        answer = count(walked, setting)
+    settings = contender.settings(case)
+    answers = [(setting, answer) for setting in settings if (answer := count(walked, setting)) is not None]
+    for setting, answer in answers:
         if "error" in answer:
             errors.append(f"{json.dumps(setting)}: {answer['error']}")
             continue
@@ -92,12 +105,14 @@ def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], 
             cycles = counts["startup"] + scale * (counts["cycles"] - counts["startup"])
             milliseconds = 1e3 * cycles / chip.hertz
             groups[group].append({"name": name, "milliseconds": milliseconds, "setting": setting, **counts})
+    counted = {"errors": errors, "counted": len(answers), "of": len(settings)}
     if not groups:
-        return Estimate(None, errors=errors)
+        return Estimate(None, **counted)
     bests = {group: _best(kernels) for group, kernels in groups.items()}
     totals = {group: sum(one["milliseconds"] for one in best.values()) for group, best in bests.items()}
     fastest = min(totals, key=totals.__getitem__)
-    return Estimate(totals[fastest], betweens[fastest], bests[fastest], errors)
+    end_to_end = min(total + betweens[group] for group, total in totals.items())
+    return Estimate(totals[fastest], end_to_end, bests[fastest], **counted)
 
 
 def _best(kernels: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,12 +1,13 @@
-"""The table of `python -m bench tpu` and its summary, each figure next to its target."""
+"""The table of `python -m bench tpu` and its summary, each figure next to its target; and the README's tables."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from bench._report import number
 from bench._tpu_cases import Case
 from bench._tpu_estimate import Estimate
+from bench._tpu_published import published
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class Row:
     case: Case
     estimates: Mapping[str, Estimate]
 
-    def ratio(self, peer: str) -> float | None:
-        """jattn's time over the peer's: below 1, jattn is faster."""
-        ours, theirs = (self.estimates[name].milliseconds for name in ("jattn", peer))
+    def ratio(self, peer: str, time: str = "milliseconds") -> float | None:
+        """jattn's time over the peer's, of the kernels or `end_to_end`: below 1, jattn is faster."""
+        ours, theirs = (getattr(self.estimates[name], time) for name in ("jattn", peer))
         return None if ours is None or theirs is None else ours / theirs
 
     @property
@@ -80,10 +81,11 @@ def columns(names: Sequence[str]) -> list[Column]:
         found += [
             Column(f"{name} ms", lambda row, name=name: number(row.estimates[name].milliseconds), 9),
             Column("util", lambda row, name=name: _percent(row.estimates[name].utilisation(row.case)), 5),
-            Column("+XLA", lambda row, name=name: number(row.estimates[name].between), 6),
+            Column("+ XLA", lambda row, name=name: number(row.estimates[name].end_to_end), 6),
         ]
     if "splash" in names:
         found += [
+            Column("+ XLA", lambda row: number(row.ratio("splash", "end_to_end")), 6),
             Column("ratio", lambda row: number(_ratio(row)), 6),
             Column("target", lambda row: number(row.case.target), 6),
             Column("", RATIO.verdict, 6, left=True),
@@ -121,13 +123,55 @@ def summary(rows: Sequence[Row]) -> str:
                 f"{number(goal.reached(worst))}, target {'<=' if goal.most else '>='} {number(goal.target(worst))}"
             )
             lines.append(f"{goal.label}: {met} of {len(judged)} targets met; worst: {worst.case.name}, {figures}")
+    for peer in [name for name in rows[0].estimates if name != "jattn"] if rows else []:
+        counted, of = (sum(getattr(row.estimates[peer], name) for row in rows) for name in ("counted", "of"))
+        if counted < of:
+            lines.append(f"{peer}: {counted} of its {of} settings are counted; --settings all counts the others")
     for row in rows:
         for name, one in row.estimates.items():
             if one.milliseconds is None:
-                lines.append(
-                    f"{row.case.name}: no estimate for {name}: {one.errors[0] if one.errors else 'no settings'}"
-                )
+                reason = one.errors[0] if one.errors else "no setting is counted"
+                lines.append(f"{row.case.name}: no estimate for {name}: {reason}")
     return "\n".join(lines)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The tables of the README: by pass, for every chip jattn's and splash's kernels, and both with what XLA does."""
+    return "\n\n".join(
+        _markdown([row for row in rows if row.case.direction == direction])
+        for direction in dict.fromkeys(row.case.direction for row in rows)
+    )
+
+
+def _markdown(rows: Sequence[Row]) -> str:
+    chips = list(dict.fromkeys(row.case.chip for row in rows))
+    timed = [chip for chip in chips if any(_published(row.case) for row in rows if row.case.chip == chip)]
+    titles = ["mask", "b h t d"]
+    for chip in chips:
+        titles += [f"{chip} kernels", f"{chip} + XLA", *([f"{chip} splash, timed"] if chip in timed else [])]
+    lines = [titles, ["---"] * len(titles)]
+    found = {(row.case.mask, row.case.shape, row.case.chip): row for row in rows}
+    for mask, shape in dict.fromkeys((row.case.mask, row.case.shape) for row in rows):
+        cells = [mask, shape.replace("x", " ")]
+        for chip in chips:
+            row = found.get((mask, shape, chip))
+            cells += ["-", "-"] if row is None else [_pair(row, "milliseconds"), _pair(row, "end_to_end")]
+            if chip in timed:
+                cells.append(number(row and _published(row.case)))
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _pair(row: Row, time: str) -> str:
+    return " / ".join(number(getattr(one, time)) for one in row.estimates.values())
+
+
+def _published(case: Case) -> float | None:
+    """What tokamax's cache says a call of this shape takes, forward and backward timed apart."""
+    passes = ("lse", "bwd") if case.backward else ("fwd",)
+    wanted = [replace(case, direction=one) for one in passes]
+    times = {one.case: one.milliseconds for one in published() if one.group == 1}
+    return sum(times[one] for one in wanted) if all(one in times for one in wanted) else None
 
 
 def _distance(goal: Goal, row: Row) -> float:

@@ -6,35 +6,38 @@ A legend says how to read the table.
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import _machine, _report, _tpu_report
+from bench import _machine, _report, _tpu_report, _tpu_spread
 from bench._cases import DIRECTIONS
 from bench._cli import Parser, choices, complain, missing
 from bench._tpu_cases import CHIP_NAMES, MASKS, QUICK, SHAPES, Case, cases
 from bench._tpu_chips import CHIPS
 from bench._tpu_compile import Compiler
-from bench._tpu_contenders import JATTN, PEERS, Contender
-from bench._tpu_estimate import Kept, estimate
+from bench._tpu_contenders import JATTN, PEERS, TOKAMAX, Contender, Setting
+from bench._tpu_estimate import Answer, Kept, estimate
+from bench._tpu_published import Published, published
 from bench._tpu_report import Row
 
 _ROOT = Path(__file__).parent.parent
 OUT = Path(__file__).parent / "out"
 KEPT = Path(__file__).parent / "tpu_kept.json"  # in the repository: the peer's kernels change with its version alone
 LEGEND = """\
-Nothing ran: the TPU compiler made each kernel's final instruction bundles, and the benchmark walked them, adding stalls
-for DMAs and matrix units. On v5p and v6e such estimates are 0.91 to 0.97 of published hardware times of the splash
-kernel: ratios are better than times.
+Nothing ran on a TPU: the TPU compiler made each kernel's final instruction bundles, and the benchmark walked them and
+added stalls for DMAs and matrix units. The table above says how near that comes to the times in tokamax's tuning cache;
+for chips that are not in it, nobody knows. Differences smaller than that spread mean nothing.
 ms: all Pallas kernels of the pass. Where a walk of every head would be long, fewer are compiled and walked (at least
   two; megacores split them), and the cycles after the first product are scaled to b * h.
 util: useful flops over the peak of the matrix units; 4 d flops for every head and attended pair, 3.5 times that with
   the backward, the same for all. On v6e and 7x a product 128 wide can use half of the units.
-+XLA: what the rest of the program adds at least, its bytes over the bandwidth, in ms; not part of ms, ratio and util.
-ratio: jattn's ms over splash's; below 1, jattn is faster. splash: tokamax's kernel on [b * h, t, d], the best of eight
-  settings, forward and backward each at its own best: tile sizes, layout of k, use_experimental_scheduler both ways;
-  causal and window with its own mask tables.
++ XLA: the kernels and what the rest of the program takes at least, its bytes over the bandwidth, in ms; then jattn's
+  over splash's. Each is given its own layout: jattn [b, t, h, d], which XLA transposes to [b, h, t, d] and back; splash
+  [b * h, t, d], so that nothing is transposed for it but what its setting asks for.
+ratio: jattn's ms over splash's; below 1, jattn is faster. splash: tokamax's kernel at the best of the settings that are
+  counted, forward and backward each at its own best, causal and window with its own mask tables. Its settings: those
+  of tokamax's tuning cache, tiles of 4096, and eight more for every mask, with use_experimental_scheduler both ways.
 v4, v5p: one chip with two cores. 7x: one of a chip's two cores, which is one JAX device.
 Masks: full; causal; window: causal, 1024 keys a query."""
 
@@ -50,14 +53,17 @@ def main(arguments: Sequence[str]) -> int:
     if absent:
         return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[aot,bench]'")
     chosen = [case for case in _chosen(options) if options.filter in case.name]
-    if not chosen:
+    entries = [one for one in published() if options.filter in one.case.name and one.case.chip in _chips(options)]
+    if not (entries if options.published else chosen):
         return complain(parser.prog, "no case matches; names look like v5e-causal-t2048-d128-fwd")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         kept = Kept(options.kept)
     except (OSError, ValueError) as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
-    return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], kept, options.out)
+    if options.published:
+        return _spread(entries, kept, options.settings != "kept", options.out)
+    return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], kept, options.settings, options.out)
 
 
 def _parser() -> Parser:
@@ -69,7 +75,12 @@ def _parser() -> Parser:
     parser.add_argument("--shape", type=choices(shapes), metavar="BxHxTxD", help=f"of {','.join(shapes)}")
     parser.add_argument("--mask", type=choices(MASKS), help=f"of {','.join(MASKS)}")
     parser.add_argument("--pass", type=choices(DIRECTIONS), dest="directions", help=f"of {','.join(DIRECTIONS)}")
+    parser.add_argument(
+        "--published", action="store_true", help="the times in tokamax's cache beside estimates instead"
+    )
     parser.add_argument("--peers", type=choices(PEERS), help="default: splash, if tokamax is installed")
+    text = "of peers: those counted before; also the likely ones; or all, which takes days on one core; default: near"
+    parser.add_argument("--settings", choices=("kept", "near", "all"), default="near", help=text)
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
     text = "counts of peers, by their versions; what is missing is added; default: bench/tpu_kept.json"
@@ -77,42 +88,74 @@ def _parser() -> Parser:
     return parser
 
 
+def _chips(options: Any) -> Sequence[str]:
+    return options.chip or CHIP_NAMES
+
+
 def _chosen(options: Any) -> list[Case]:
     shapes = [shape for shape in SHAPES if options.shape is None or "x".join(map(str, shape)) in options.shape]
-    found = cases(options.chip or CHIP_NAMES, options.mask or MASKS, shapes, options.directions or DIRECTIONS)
+    found = cases(_chips(options), options.mask or MASKS, shapes, options.directions or DIRECTIONS)
     return [case for case in found if case.name in QUICK] if options.quick else found
 
 
-def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, out: Path) -> int:
+def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, settings: str, out: Path) -> int:
     columns = _tpu_report.columns([one.name for one in contenders])
     facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", *(one.package for one in contenders[1:])])
-    text = [", ".join(f"{name} {value}" for name, value in facts.items()), "", _tpu_report.header(columns)]
+    text = [_facts(facts), "", _tpu_report.header(columns)]
     print("\n".join(text))
     rows: list[Row] = []
     progress = _report.progress(chosen)
     with Compiler() as compiler:
         for case in progress:
             progress.set_postfix_str(case.name)
-            rows.append(_row(case, contenders, kept, compiler))
+            rows.append(_row(case, contenders, kept, settings, compiler))
             text.append(_tpu_report.line(columns, rows[-1]))
             progress.write(text[-1])
             sys.stdout.flush()
             _write(out, facts, rows, complete=len(rows) == len(chosen))
-    ending = ["", _tpu_report.summary(rows), "", LEGEND]
+    known = _tpu_spread.compare(published(), lambda case, setting: kept.count(_never, case, TOKAMAX, setting, False))
+    ending = ["", _tpu_report.summary(rows), "", _tpu_spread.table(known), "", LEGEND]
     print("\n".join(ending))
     (out / "tpu.txt").write_text("\n".join([*text, *ending]) + "\n")
-    print(f"\nWritten: {out / 'tpu.txt'}, {out / 'tpu.json'}")
+    (out / "tpu.md").write_text(_tpu_report.markdown(rows) + "\n")
+    print(f"\nWritten: {', '.join(str(out / name) for name in ('tpu.txt', 'tpu.json', 'tpu.md'))}")
     return 0
 
 
-def _row(case: Case, contenders: Sequence[Contender], kept: Kept, compiler: Compiler) -> Row:
-    return Row(
-        case,
-        {
-            one.name: estimate(case, one, lambda case, setting, one=one: kept.count(compiler.count, case, one, setting))
-            for one in contenders
-        },
-    )
+def _spread(entries: Sequence[Published], kept: Kept, fresh: bool, out: Path) -> int:
+    """Estimate every published time that was chosen."""
+    text = [_facts(_machine.facts(["jax", "libtpu", "tokamax"])), "", _tpu_spread.HEADER]
+    print("\n".join(text))
+    found = []
+    progress = _report.progress(entries)
+    with Compiler() as compiler:
+        count = lambda case, setting: kept.count(compiler.count, case, TOKAMAX, setting, fresh)
+        for entry in progress:
+            progress.set_postfix_str(entry.case.name)
+            found += _tpu_spread.compare([entry], count)
+            text.append(_tpu_spread.line(found[-1]))
+            progress.write(text[-1])
+    text.append("\n" + _tpu_spread.table(found))
+    print(text[-1])
+    (out / "tpu_published.txt").write_text("\n".join(text) + "\n")
+    print(f"\nWritten: {out / 'tpu_published.txt'}")
+    return 0
+
+
+def _facts(facts: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _never(case: Case, name: str, setting: Setting) -> Answer:
+    raise AssertionError("only what is kept is asked for")
+
+
+def _row(case: Case, contenders: Sequence[Contender], kept: Kept, settings: str, compiler: Compiler) -> Row:
+    def count(one: Contender, near: Sequence[Setting]) -> Callable[[Case, Setting], Answer | None]:
+        fresh = lambda setting: settings == "all" or (settings == "near" and setting in near)
+        return lambda case, setting: kept.count(compiler.count, case, one, setting, fresh(setting))
+
+    return Row(case, {one.name: estimate(case, one, count(one, one.near(case))) for one in contenders})
 
 
 def _write(out: Path, facts: dict[str, object], rows: Sequence[Row], complete: bool) -> None:

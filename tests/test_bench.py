@@ -320,7 +320,6 @@ def test_json_and_plot_of_recorded_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "bench: which subcommand? (there is: cpu, tpu, tune, zoo; each has --help)"),
         (["cqu"], "bench: unknown subcommand 'cqu' (there is: cpu, tpu, tune, zoo; each has --help)"),
         (["cpu", "--filter", "nothing"], "bench cpu: no case matches; names look like causal-t1024-d64-fwdbwd"),
         (["cpu", "--t", "0"], "bench cpu: argument --t: '0' is not a positive integer"),

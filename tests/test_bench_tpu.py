@@ -1,9 +1,12 @@
 """The estimates for TPUs: bundles read and walked, tables found, figures next to their targets. No TPU and no libtpu."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,12 +19,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from bench import __main__ as bench
-from bench import _tpu_bundles, _tpu_cases, _tpu_compile, _tpu_contenders, _tpu_report, _tpu_worker, tpu, tune
+from bench import (
+    _tpu_bundles,
+    _tpu_cases,
+    _tpu_compile,
+    _tpu_contenders,
+    _tpu_published,
+    _tpu_report,
+    _tpu_spread,
+    _tpu_worker,
+    tpu,
+    tune,
+)
 from bench._tpu_bundles import Instruction, parse, split
 from bench._tpu_cases import Case
 from bench._tpu_chips import CHIPS
 from bench._tpu_cycles import DMA_LATENCY, QUEUE, Count, count, total
 from bench._tpu_estimate import Estimate, Kept, estimate
+from bench._tpu_published import published
 from bench._tpu_scalar import ScalarCore, WalkError, words
 from bench._tpu_tables import tables
 
@@ -425,12 +440,73 @@ def test_fewer_heads_are_walked_evenly(case):
 
 def test_splash_settings_fit_every_case():
     for case in _tpu_cases.cases():
-        settings = _tpu_contenders.splash_settings(case)
-        assert len(settings) == 8
-        assert {one["scheduler"] for one in settings} == {False, True}
-        assert all(case.t % size == 0 for one in settings for size in one["tiles"])
-        assert all(one["tiles"][1] % one["tiles"][2] == 0 for one in settings)
+        near, settings = _tpu_contenders.near_settings(case), _tpu_contenders.splash_settings(case)
+        assert settings[: len(near)] == near
+        assert len({json.dumps(one, sort_keys=True) for one in settings}) == len(settings)
+        assert all(("backward" in one) == case.backward for one in settings)
+        for tiles in (one[name] for one in settings for name in ("tiles", "backward") if name in one):
+            assert all(case.t % size == 0 for size in tiles)
+            assert tiles[1] % tiles[2] == 0
+        large = [one for one in settings if 4096 in one["tiles"]]
+        assert {one["scheduler"] for one in large} == ({False, True} if case.t >= 4096 else set())
 
+
+needs_tokamax = pytest.mark.skipif(not published(), reason="tokamax is not installed")
+
+
+@needs_tokamax
+@pytest.mark.parametrize(
+    "case", [c for c in _tpu_cases.cases(["v5e"]) if c.mask != "window"], ids=lambda case: case.name
+)
+def test_splash_gets_every_setting_of_tokamaxs_cache(case):
+    settings = _tpu_contenders.splash_settings(case)
+    near = _tpu_contenders.near_settings(case)
+    for entry in published():
+        config = entry.config
+        here = (entry.case.mask, entry.case.t, entry.case.d) == (case.mask, case.t, case.d)
+        found = near if here else settings
+        fit = lambda names, config=config: [min(config[name], case.t) for name in names]
+        if entry.case.direction != "bwd":
+            tiles = fit(("block_q", "block_kv", "block_kv_compute"))
+            layouts = "".join(name for name in "qkv" if config[f"{name}_layout"] == 2)
+            same = [one["scheduler"] for one in found if (one["tiles"], one["transposed"]) == (tiles, layouts)]
+            assert set(same) == {False, True}
+        elif case.backward:
+            tiles = fit(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"))
+            assert {one["scheduler"] for one in found if one["backward"] == tiles} == {False, True}
+
+
+@needs_tokamax
+def test_published_times_are_read():
+    entries = published()
+    assert len({(one.case, one.group) for one in entries}) == len(entries)
+    count = lambda *directions: sum(one.case.direction in directions for one in entries)
+    assert count("fwd", "lse") >= 76
+    assert count("bwd") >= 36
+    grouped = Case("tpu7x", "causal", 32, 32, 4096, 128, "fwd")
+    assert next((one.group, one.milliseconds) for one in entries if one.case == grouped) == (4, 21.084)
+    assert all(one.case.h % one.group == one.case.walked().h % one.group == 0 for one in entries)
+
+
+def test_entries_that_are_no_plain_call_are_left_out(tmp_path, monkeypatch):
+    call = {"q": "bf16[2,512,4,64]", "k": "bf16[2,512,2,64]", "return_residuals": False, "mask": {"is_causal": True}}
+    call |= dict.fromkeys(_tpu_published.PLAIN)
+    calls = [call, {**call, "q": "f32[2,512,4,64]"}, {**call, "logits_soft_cap": 30.0}]
+    calls.append({**call, "mask": {"is_causal": True, "k_start": "i32[512]"}})
+    folder = tmp_path / "data" / "autotuning" / "tpu_v6_lite"
+    folder.mkdir(parents=True)
+    times = {json.dumps({"block_q": 512}): {"evaluation_times_ms": [3.0, 1.0, 2.0]}, "{}": {"evaluation_times_ms": []}}
+    text = json.dumps({json.dumps(one): times for one in calls})
+    (folder / "pallas_mosaic_tpu_flash_attention.json").write_text(text)
+    (folder / "pallas_mosaic_tpu_flash_attention_vjp.json").write_text("")
+    spec = importlib.machinery.ModuleSpec("tokamax", None)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    case = Case("v6e", "causal", 2, 4, 512, 64, "fwd")
+    assert published.__wrapped__() == (_tpu_published.Published(case, 2, {"block_q": 512}, 2.0),)
+
+
+NEAR_AND_ALL = (_tpu_contenders.near_settings, _tpu_contenders.splash_settings)
 
 # Estimates
 
@@ -464,9 +540,24 @@ def test_estimate_takes_the_best_that_one_call_may_mix():
     assert found.milliseconds == pytest.approx((10 * scale + 1 + 49 * scale) * 1e-3)
     assert found.kernels is not None
     assert [found.kernels[name]["setting"]["n"] for name in ("forward.1", "backward.1")] == [0, 1]
-    assert found.between == 0.0
+    assert found.end_to_end == found.milliseconds
+    assert (found.counted, found.of) == (4, 4)
     assert found.errors == ['{"n": 3, "layout": 1}: RuntimeError: out of memory']
     assert found.utilisation(CASE) == pytest.approx(CASE.flops / (1e-3 * found.milliseconds * V5E.peak))
+
+
+def test_end_to_end_has_its_own_best_setting():
+    def answer(case, setting):
+        assert setting["n"] < 3
+        return {
+            "kernels": {"forward.1": counts(1500 * (10 + setting["n"]))},
+            "between_bytes": 819e6 * (3 - setting["n"]),
+        }
+
+    found = estimate(CASE, contender(), lambda case, setting: None if setting["n"] == 3 else answer(case, setting))
+    assert found.milliseconds == pytest.approx(0.01 * 32)
+    assert found.end_to_end == pytest.approx(0.012 * 32 + 1 * 32)
+    assert (found.counted, found.of) == (3, 4)
 
 
 def test_nothing_compiled():
@@ -493,6 +584,7 @@ def test_kept_answers_are_not_counted_again(tmp_path, monkeypatch):
     assert asked == [1, 2, 1, 1]
     died = {"error": "the compiler died", "died": True}
     assert kept.count(lambda *_: died, CASE, contender(cached=True), {"n": 3}) == died
+    assert kept.count(answer, CASE, contender(cached=True), {"n": 3}, fresh=False) is None
     assert kept.count(answer, CASE, contender(cached=True), {"n": 3})["between_bytes"] == 3
     assert list(tmp_path.iterdir()) == [path]
 
@@ -502,7 +594,9 @@ def test_kept_answers_are_not_counted_again(tmp_path, monkeypatch):
 
 def row(chip: str, mask: str, t: int, jattn: float | None, splash: float | None) -> _tpu_report.Row:
     case = next(case for case in _tpu_cases.cases([chip], [mask], directions=["fwd"]) if case.t == t)
-    return _tpu_report.Row(case, {"jattn": Estimate(jattn, errors=["too large"]), "splash": Estimate(splash)})
+    ends = [None if time is None else time + 0.5 for time in (jattn, splash)]
+    jattn_estimate = Estimate(jattn, ends[0], errors=["too large"], counted=1, of=1)
+    return _tpu_report.Row(case, {"jattn": jattn_estimate, "splash": Estimate(splash, ends[1], counted=8, of=40)})
 
 
 def test_table_says_what_was_met():
@@ -526,10 +620,11 @@ def test_table_says_what_was_met():
         "8x16x2048x128",
         "1.49",
         "94%",
-        "0",
+        "1.99",
         "1.50",
         "93%",
-        "0",
+        "2.00",
+        "0.995",
         "0.993",
         "1.00",
         "met",
@@ -539,7 +634,7 @@ def test_table_says_what_was_met():
     assert lines[1][-5:] == ["1.20", "1.00", "MISSED", "85%", "MISSED"]
     assert lines[2][-4:] == ["0.833", "0.850", "met", "-"]
     assert lines[3][-3:] == ["1.50", "-", "-"]
-    assert lines[4][4:7] == ["-", "-", "0"]
+    assert lines[4][4:7] == ["-", "-", "-"]
     assert lines[4][-3:] == ["-", "0.850", "-"]
 
 
@@ -562,9 +657,62 @@ def test_summary_names_the_worst_and_what_failed():
     text = _tpu_report.summary(rows)
     assert "jattn / splash: 0 of 2 targets met; worst: v6e-causal-t2048-d128-fwd, 0.900, target <= 0.800" in text
     assert "v6e-full-t4096-d256-fwd: no estimate for jattn: too large" in text
+    assert "splash: 24 of its 120 settings are counted; --settings all counts the others" in text
     document = json.loads(json.dumps([one.as_json() for one in rows]))
     assert document[0]["estimates"]["jattn"]["milliseconds"] == 1.1
     assert document[2]["estimates"]["jattn"]["utilisation"] is None
+
+
+def test_tables_of_the_readme(monkeypatch):
+    case = row("tpu7x", "full", 2048, None, None).case
+    entry = _tpu_published.Published(case, 1, {}, 0.956)
+    monkeypatch.setattr(
+        _tpu_report, "published", lambda: (entry, dataclasses.replace(entry, group=4, milliseconds=1.0))
+    )
+    rows = [
+        row("v5e", "full", 2048, 1.4, 1.5),
+        row("tpu7x", "full", 2048, 0.7, 0.8),
+        row("v5e", "causal", 2048, 1, None),
+    ]
+    assert _tpu_report.markdown(rows).splitlines() == [
+        "| mask | b h t d | v5e kernels | v5e + XLA | tpu7x kernels | tpu7x + XLA | tpu7x splash, timed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| full | 8 16 2048 128 | 1.40 / 1.50 | 1.90 / 2.00 | 0.700 / 0.800 | 1.20 / 1.30 | 0.956 |",
+        "| causal | 8 16 2048 128 | 1.00 / - | 1.50 / - | - | - | - |",
+    ]
+
+
+def test_spread_is_by_chip_pass_and_width():
+    entries = [
+        _tpu_published.Published(Case("tpu7x", "full", 8, 16, 2048, d, direction), 1, {"n": n}, milliseconds)
+        for n, (d, direction, milliseconds) in enumerate(
+            [(64, "bwd", 1.0), (128, "fwd", 1.0), (128, "fwd", 2.0), (256, "fwd", 4.0), (256, "fwd", 5.0)]
+        )
+    ]
+    times = [0.5, 0.9, 2.0, 3.6, None]
+
+    def answer(case, setting):
+        milliseconds = times[setting["config"]["n"]]
+        return milliseconds and {"kernels": {"a.1": counts(round(1.75e6 * milliseconds))}, "between_bytes": 0}
+
+    found = _tpu_spread.compare(entries, answer)
+    assert [one.ratio for one in found] == [0.5, 0.9, 1.0, 0.9, None]
+    first, _, *rest = _tpu_spread.table(found).splitlines()
+    assert first.startswith("Estimate over published time, 4 of the 5 times in tokamax's cache; 1 not counted yet")
+    assert [one.split() for one in rest] == [
+        ["tpu7x", "forward", "128", "2", "0.90", "0.95", "1.00"],
+        ["tpu7x", "forward", "256", "1", "0.90", "0.90", "0.90"],
+        ["tpu7x", "forward", "all", "3", "0.90", "0.90", "1.00"],
+        ["tpu7x", "backward", "64", "1", "0.50", "0.50", "0.50"],
+        ["tpu7x", "backward", "all", "1", "0.50", "0.50", "0.50"],
+    ]
+    assert _tpu_spread.line(found[1]).split() == [
+        "tpu7x-full-t2048-d128-fwd",
+        "8x16x2048x128",
+        "1.000",
+        "0.900",
+        "0.900",
+    ]
 
 
 # The command lines
@@ -607,11 +755,51 @@ def test_tpu_end_to_end(tmp_path, capsys, stand_in):
     assert bench.main([*arguments, "--out", str(tmp_path), "--kept", str(tmp_path / "tpu_kept.json")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "v5e full fwd 8x16x2048x128 3.20 44%" in printed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tpu.json", "tpu.txt", "tpu_kept.json"]
+    names = ["tpu.json", "tpu.md", "tpu.txt", "tpu_kept.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     document = json.loads((tmp_path / "tpu.json").read_text())
     assert document["complete"]
     assert [one["name"] for one in document["rows"]] == ["v5e-full-t2048-d128-fwd"]
-    assert len(json.loads((tmp_path / "tpu_kept.json").read_text())) == 8
+    near, settings = (f(Case("v5e", "full", 8, 16, 2048, 128, "fwd")) for f in NEAR_AND_ALL)
+    assert len(json.loads((tmp_path / "tpu_kept.json").read_text())) == len(near)
+    assert f"splash: {len(near)} of its {len(settings)} settings are counted" in printed or len(near) == len(settings)
+
+
+@pytest.mark.parametrize("which", ["kept", "all"])
+def test_tpu_counts_what_is_asked_for(which, tmp_path, capsys, stand_in):
+    arguments = ["tpu", "--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
+    path = tmp_path / "tpu_kept.json"
+    assert bench.main([*arguments, "--settings", which, "--out", str(tmp_path), "--kept", str(path)]) == 0
+    _, settings = (f(Case("v5e", "full", 8, 16, 2048, 128, "fwd")) for f in NEAR_AND_ALL)
+    if which == "kept":
+        assert not path.exists()
+        assert "no estimate for splash: no setting is counted" in capsys.readouterr().out
+    else:
+        assert len(json.loads(path.read_text())) == len(settings)
+
+
+@needs_tokamax
+def test_tpu_published(tmp_path, capsys, stand_in):
+    arguments = ["tpu", "--published", "--filter", "full-t2048-d128", "--kept", str(tmp_path / "tpu_kept.json")]
+    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of the 3 times" in printed
+    assert (tmp_path / "tpu_published.txt").read_text() in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["cpu", "--help"], ["tpu", "--help"], ["tune", "--help"], ["zoo", "--help"]]
+)
+def test_help(arguments):
+    found = subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("usage: ")
+    assert not found.stderr
+
+
+def test_no_subcommand(capsys):
+    assert bench.main([]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.split()[:2]) == ("", ["usage:", "python"])
 
 
 @pytest.mark.parametrize("case", [Case(chip, mask, 1, 16, 16384, d, "fwdbwd") for chip in CHIPS for mask in ("full", "causal", "window") for d in (64, 256)], ids=str)  # fmt: skip
