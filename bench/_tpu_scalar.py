@@ -152,7 +152,7 @@ class ScalarCore:
             self._write(dest, None if holds is None else self.value(instruction.otherwise))
         elif holds is None:
             self._write(dest, None)
-        elif dest.startswith("%p"):  # behind a taken branch, what is guarded by it is as good as not there
+        elif dest.startswith("%p"):  # in the delay slots of a taken branch: it skips what this guards
             self.registers.setdefault(dest, False)
 
     def _write(self, name: str, value: Value) -> None:

@@ -50,20 +50,20 @@ HEADER = f"{'case':32} {'b x h x t x d':16} {'timed ms':>8} {'estimate':>8} {'ra
 
 
 def table(found: Sequence[Comparison]) -> str:
-    """Spread of estimate over published time by chip, pass and width, and of each chip and pass as a whole."""
-    groups: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    """Spread of estimate over published time by chip and pass: of each width, of each length, and of all."""
+    groups: dict[tuple[str, str, str, int], list[float]] = defaultdict(list)
     for one in found:
-        case = one.entry.case
         if one.ratio is not None:
-            groups[case.chip, case.direction, str(case.d)].append(one.ratio)
-            groups[case.chip, case.direction, "all"].append(one.ratio)
-    order = list(_PASSES)
-    rows = sorted(groups, key=lambda key: (key[0], order.index(key[1]), key[2].zfill(4)))
-    lines = [f"{'chip':6} {'pass':18} {'d':>4} {'times':>6} {'min':>6} {'median':>6} {'max':>6}"]
-    for chip, direction, d in rows:
-        ratios = groups[chip, direction, d]
-        figures = f"{min(ratios):6.2f} {statistics.median(ratios):6.2f} {max(ratios):6.2f}"
-        lines.append(f"{chip:6} {_PASSES[direction]:18} {d:>4} {len(ratios):6} {figures}")
+            case = one.entry.case
+            for axis, size in (("d", case.d), ("t", case.t), ("all", 0)):
+                groups[case.chip, case.direction, axis, size].append(one.ratio)
+    order = (*_PASSES, "d", "t", "all")
+    lines = [f"{'chip':6} {'pass':18} {'':8} {'times':>6} {'min':>6} {'median':>6} {'max':>6}"]
+    for key in sorted(groups, key=lambda key: (key[0], order.index(key[1]), order.index(key[2]), key[3])):
+        chip, direction, axis, size = key
+        figures = "".join(f" {f(groups[key]):6.2f}" for f in (min, statistics.median, max))
+        which = f"{axis} {size}" if size else axis
+        lines.append(f"{chip:6} {_PASSES[direction]:18} {which:8} {len(groups[key]):6}{figures}")
     counted, of = sum(one.ratio is not None for one in found), len(found)
     missing = f"; {of - counted} not counted yet: python -m bench tpu --published" if counted < of else ""
     return "\n".join([f"Estimate over published time, {counted} of the {of} times in tokamax's cache{missing}", *lines])

@@ -243,6 +243,14 @@ def test_predicates(text, value):
     assert core_after(*given, f"%p3_p3 = {text}").registers["%p3_p3"] is value
 
 
+def test_what_a_taken_branch_guards_does_not_hold():
+    """`dma.done.wait (%p2)` may stand in the delay slots of a branch on %p1, where nothing has written %p2."""
+    guarded = "%p2_p2 = scmp.eq.s32.totalorder (!%p1_p1), 1, 1"
+    assert core_after("%p1_p1 = scmp.eq.s32.totalorder 1, 1", guarded).registers["%p2_p2"] is False
+    before = "%p2_p2 = scmp.eq.s32.totalorder 1, 1"
+    assert core_after(before, "%p1_p1 = scmp.eq.s32.totalorder 1, 1", guarded).registers["%p2_p2"] is True
+
+
 def test_guards_selects_and_spills():
     core = core_after(
         "%p1_p1 = scmp.eq.s32.totalorder 1, 1",
@@ -683,7 +691,7 @@ def test_tables_of_the_readme(monkeypatch):
     ]
 
 
-def test_spread_is_by_chip_pass_and_width():
+def test_spread_is_by_chip_pass_width_and_length():
     entries = [
         _tpu_published.Published(Case("tpu7x", "full", 8, 16, 2048, d, direction), 1, {"n": n}, milliseconds)
         for n, (d, direction, milliseconds) in enumerate(
@@ -701,10 +709,12 @@ def test_spread_is_by_chip_pass_and_width():
     first, _, *rest = _tpu_spread.table(found).splitlines()
     assert first.startswith("Estimate over published time, 4 of the 5 times in tokamax's cache; 1 not counted yet")
     assert [one.split() for one in rest] == [
-        ["tpu7x", "forward", "128", "2", "0.90", "0.95", "1.00"],
-        ["tpu7x", "forward", "256", "1", "0.90", "0.90", "0.90"],
+        ["tpu7x", "forward", "d", "128", "2", "0.90", "0.95", "1.00"],
+        ["tpu7x", "forward", "d", "256", "1", "0.90", "0.90", "0.90"],
+        ["tpu7x", "forward", "t", "2048", "3", "0.90", "0.90", "1.00"],
         ["tpu7x", "forward", "all", "3", "0.90", "0.90", "1.00"],
-        ["tpu7x", "backward", "64", "1", "0.50", "0.50", "0.50"],
+        ["tpu7x", "backward", "d", "64", "1", "0.50", "0.50", "0.50"],
+        ["tpu7x", "backward", "t", "2048", "1", "0.50", "0.50", "0.50"],
         ["tpu7x", "backward", "all", "1", "0.50", "0.50", "0.50"],
     ]
     assert _tpu_spread.line(found[1]).split() == [
