@@ -6,10 +6,9 @@ are added: waiting for a DMA, where all DMAs share the main memory's bandwidth a
 that is offered products faster than it takes them. Not modelled: bank conflicts, instruction fetch, refresh, two cores
 in each other's way, semaphores other than those of DMAs, stalls of other units.
 
-How good it is: on v5p and v6e, for eight settings of tokamax's splash kernel with published hardware times, the
-estimate is 0.91 to 0.97 of the time measured. On 7x, for one published setting each, the forward kernel is 0.92 and the
-backward kernel 0.87 of a time that includes transposes around it. It flatters, by about the same factor each time:
-ratios are better than times.
+How good it is: `python -m bench tpu --published` holds estimates against every time of splash attention in tokamax's
+tuning cache, all of them on 7x, and bench/tpu.md keeps what came of it. From 2048 keys on they are near; the shorter the
+sequence, the more they flatter. Nothing is known of other chips: there, compare estimates with each other alone.
 """
 
 from collections import defaultdict, deque

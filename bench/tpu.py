@@ -26,18 +26,20 @@ OUT = Path(__file__).parent / "out"
 KEPT = Path(__file__).parent / "tpu_kept.json"  # in the repository: the peer's kernels change with its version alone
 LEGEND = """\
 Nothing ran on a TPU: the TPU compiler made each kernel's final instruction bundles, and the benchmark walked them and
-added stalls for DMAs and matrix units. The table above says how near that comes to the times in tokamax's tuning cache;
-for chips that are not in it, nobody knows. Differences smaller than that spread mean nothing.
+added stalls for DMAs and matrix units. The table above says how near that comes to the times of splash in tokamax's
+tuning cache; of chips that are not in it nothing is known. Differences smaller than that spread mean nothing.
 ms: all Pallas kernels of the pass. Where a walk of every head would be long, fewer are compiled and walked (at least
   two; megacores split them), and the cycles after the first product are scaled to b * h.
 util: useful flops over the peak of the matrix units; 4 d flops for every head and attended pair, 3.5 times that with
   the backward, the same for all. On v6e and 7x a product 128 wide can use half of the units.
 + XLA: the kernels and what the rest of the program takes at least, its bytes over the bandwidth, in ms; then jattn's
   over splash's. Each is given its own layout: jattn [b, t, h, d], which XLA transposes to [b, h, t, d] and back; splash
-  [b * h, t, d], so that nothing is transposed for it but what its setting asks for.
+  [b * h, t, d], so that nothing is transposed for it but what its setting asks for. From [b, t, h, d], as it is timed
+  in the cache, splash would need the same transposes as jattn.
 ratio: jattn's ms over splash's; below 1, jattn is faster. splash: tokamax's kernel at the best of the settings that are
   counted, forward and backward each at its own best, causal and window with its own mask tables. Its settings: those
-  of tokamax's tuning cache, tiles of 4096, and eight more for every mask, with use_experimental_scheduler both ways.
+  of tokamax's tuning cache and tiles of 4096, with use_experimental_scheduler both ways, and eight more for every mask.
+  What does not fit the on-chip memory that the compiler gives a kernel unasked is out.
 v4, v5p: one chip with two cores. 7x: one of a chip's two cores, which is one JAX device.
 Masks: full; causal; window: causal, 1024 keys a query."""
 
