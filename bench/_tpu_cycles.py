@@ -7,8 +7,8 @@ that is offered products faster than it takes them. Not modelled: bank conflicts
 in each other's way, semaphores other than those of DMAs, stalls of other units.
 
 How good it is: `python -m bench tpu --published` holds estimates against every time of splash attention in tokamax's
-tuning cache, all of them on 7x, and bench/tpu.md keeps what came of it. From 2048 keys on they are near; the shorter the
-sequence, the more they flatter. Nothing is known of other chips: there, compare estimates with each other alone.
+tuning cache, all of them on 7x, and bench/tpu.md keeps what came of it. From 2048 keys on they are near; the shorter
+the sequence, the more they flatter. Nothing is known of other chips: there, compare estimates with each other alone.
 """
 
 from collections import defaultdict, deque
