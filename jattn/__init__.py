@@ -9,12 +9,12 @@ from jattn import mods as mods
 from jattn import normalizers as normalizers
 from jattn import scores as scores
 from jattn._dispatch import UnsupportedError as UnsupportedError
+from jattn._drop_in import dot_product_attention as dot_product_attention
 from jattn._explain import Plan as Plan
 from jattn._primitives import RESIDUAL_NAMES as RESIDUAL_NAMES
 from jattn._terms import Operand as Operand
 from jattn._terms import operand as operand
 from jattn.api import attention as attention
-from jattn.api import dot_product_attention as dot_product_attention
 from jattn.api import explain as explain
 from jattn.api import merge as merge
 from jattn.api import sample as sample

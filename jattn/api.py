@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jattn import _checks, _dispatch, _hints, _modes, _strips, _target, masks, normalizers, reference, scores
+from jattn import _checks, _dispatch, _hints, _modes, _strips, _target, normalizers, reference, scores
 from jattn._explain import Plan, plan
 from jattn._problem import Problem, reduce
 
@@ -236,48 +236,3 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
     out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, (out, _) in enumerate(parts)))
     return out.astype(parts[0][0].dtype), lse
-
-
-@_modes.ordinary
-def dot_product_attention(query: Any, key: Any, value: Any, bias: Any = None, mask: Any = None, **options: Any) -> Any:
-    """A drop-in for `jax.nn.dot_product_attention`, with the signature of the installed one.
-
-    All its arguments mean what they mean there: `scale`, `is_causal`, `query_seq_lengths`, `key_value_seq_lengths`,
-    `local_window_size`, `return_residual`.  `implementation` takes jattn's names.  Results agree to rounding, except
-    for a query that may attend to nothing: here it gives 0 (lse -inf), there the mean of the values (or NaN).
-
-    >>> import jax, jattn
-    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
-    >>> jattn.dot_product_attention(q, k, v, is_causal=True).shape
-    (2, 16, 4, 8)
-    """
-    given = _SIGNATURE.bind(query, key, value, bias, mask, **options)
-    given.apply_defaults()
-    a = given.arguments
-    found = []
-    if a["mask"] is not None:
-        found.append(a["mask"] if isinstance(a["mask"], masks.Mask) else masks.dense(a["mask"]))
-    if a["is_causal"]:
-        found.append(masks.causal())
-    if a["local_window_size"] is not None:
-        size = a["local_window_size"]
-        found.append(masks.window(*((size, size) if isinstance(size, int) else size)))
-    single = jnp.ndim(query) == 3
-    for name, axis in (("query_seq_lengths", "t"), ("key_value_seq_lengths", "s")):
-        if a[name] is not None:
-            lengths = jnp.atleast_1d(jnp.asarray(a[name], jnp.int32))
-            found.append(masks.Before(masks.lengths_operand(lengths, name), axis))
-    arrays = [x[None] if single else x for x in map(jnp.asarray, (query, key, value))]
-    result = attention(
-        *arrays,
-        score=scores.dot(a["scale"]),
-        mask=functools.reduce(lambda x, y: x & y, found) if found else None,
-        bias=a["bias"],
-        return_lse=bool(a.get("return_residual")),
-        implementation=a["implementation"],
-    )
-    return jax.tree.map(lambda x: x[0], result) if single else result
-
-
-_SIGNATURE = inspect.signature(jax.nn.dot_product_attention)
-dot_product_attention.__signature__ = _SIGNATURE  # type: ignore[attr-defined]

@@ -1,6 +1,5 @@
-"""The functions beside `attention`: weights, sample, merge, dot_product_attention, and shapes without a batch axis."""
+"""The functions beside `attention`: weights, sample, merge, and shapes without a batch axis."""
 
-import inspect
 import itertools
 
 import jax
@@ -129,64 +128,6 @@ def test_sinks_are_a_key_with_value_zero(x64):
     step = 1e-6 * jnp.asarray([1.0, -2, 3, 1])
     f = lambda s: jnp.sum(jnp.sin(jattn.attention(q, k, v, sinks=s, mask=mask)))
     np.testing.assert_allclose((f(sinks + step) - f(sinks - step)) / 2, jnp.vdot(slope, step), rtol=1e-6)
-
-
-JAX_NN = {
-    "plain": {},
-    "scale": {"scale": 0.3},
-    "zero scale": {"scale": 0.0},
-    "causal": {"is_causal": True},
-    "bias": {"bias": np.random.default_rng(0).normal(size=(1, 4, 9, 11)).astype(np.float32)},
-    "mask": {"mask": np.random.default_rng(1).random((2, 1, 9, 11)) < 0.7},
-    "window": {"local_window_size": 3},
-    "window pair": {"local_window_size": (2, 5)},
-    "key lengths": {"key_value_seq_lengths": np.array([4, 11], np.int32)},
-    "query lengths": {"query_seq_lengths": np.array([9, 5], np.int32)},
-    "residual": {"return_residual": True, "is_causal": True},
-    "all": {
-        "scale": 0.5, "is_causal": True, "local_window_size": (4, 2), "bias": np.ones((2, 1, 9, 11), np.float32),
-        "mask": np.ones((1, 1, 9, 11), bool), "key_value_seq_lengths": np.array([8, 11], np.int32),
-        "query_seq_lengths": np.array([9, 5], np.int32),
-    },
-}  # fmt: skip
-
-
-@pytest.mark.smoke
-@pytest.mark.parametrize("name", JAX_NN)
-def test_drop_in_for_jax_nn(name):
-    q, k, v = _arrays(e=5)
-    options = JAX_NN[name]
-    got, wanted = (
-        jax.tree.leaves(fn(q, k, v, **options)) for fn in (jattn.dot_product_attention, jax.nn.dot_product_attention)
-    )
-    rows = slice(None)
-    for x, y in zip(got, wanted, strict=True):
-        seen = jnp.arange(9) < jnp.asarray(options.get("query_seq_lengths", [9, 9]))[:, None]
-        assert x.shape == y.shape
-        assert x.dtype == y.dtype
-        np.testing.assert_allclose(x[seen][rows], y[seen][rows], rtol=2e-5, atol=2e-6)
-
-
-def test_drop_in_without_batch_axis_and_by_position():
-    q, k, v = (x[0] for x in _arrays(e=5))
-    bias = jnp.ones((4, 9, 11))
-    mask = jnp.tril(jnp.ones((4, 9, 11), bool))
-    got, wanted = (
-        fn(q, k, v, bias, mask, scale=0.2) for fn in (jattn.dot_product_attention, jax.nn.dot_product_attention)
-    )
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_drop_in_has_the_installed_signature():
-    assert inspect.signature(jattn.dot_product_attention) == inspect.signature(jax.nn.dot_product_attention)
-    with pytest.raises(TypeError, match="unexpected keyword"):
-        jattn.dot_product_attention(*_arrays(e=5), causal=True)
-
-
-def test_drop_in_gives_zero_where_nothing_is_seen():
-    q, k, v = _arrays(e=5)
-    out = jattn.dot_product_attention(q, k, v, mask=jnp.zeros((1, 1, 9, 11), bool))
-    np.testing.assert_array_equal(out, 0)
 
 
 def test_score_of_every_kind_goes_through_sample():
