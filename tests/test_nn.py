@@ -470,7 +470,7 @@ def test_split_and_merge():
         ({"heads": 4, "kv_heads": 3}, "heads = 4, kv_heads = 3"),
         ({"heads": 3}, "features = 16, heads = 3"),
         ({"dropout": 1.0}, r"dropout must be a rate in \[0, 1\), got 1.0"),
-        ({"rotary_base": True}, "rotary_base must be a number > 0, like 10_000.0, or None, got True"),
+        ({"rotary_base": True}, "rotary_base must be a number > 0, like 10_000.0, got True"),
         ({"rotary_base": 1e4, "head_dim": 3}, "rotary_base needs an even head_dim, got 3"),
     ],
 )
@@ -480,8 +480,8 @@ def test_errors_of_making(options, message):
 
 
 def test_unknown_option():
-    with pytest.raises(TypeError, match=r"no option is_causal, sinks_; the options are score, normalizer, mask"):
-        MultiHeadAttention(F, H, is_causal=True, sinks_=1, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"no option masks, sinks_; the options are score, normalizer, mask"):
+        MultiHeadAttention(F, H, masks=True, sinks_=1, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
@@ -680,6 +680,78 @@ def test_linen_decoding():
         return jnp.concatenate(out, axis=1)
 
     assert_close(decoded(attention_fn=attention_fn()), decoded(), LOOSE)
+
+
+OF_POSITIONS = {
+    "causal": {"mask": masks.causal()},
+    "window": {"mask": masks.prefix(T) & masks.window(2)},
+    "function": {"mask": masks.function(lambda i, j: (i - j) % 2 == 0)},
+    "blocks": {"mask": masks.blocks(np.ones((T, T), bool), 1)},
+    "array": {"mask": np.tri(T, dtype=bool)},
+    "segments": {"mask": masks.segments(np.arange(T) // 2)},
+    "around": {"mask": masks.around(np.arange(T), 1, 1)},
+    "alibi": {"mods": (mods.softcap(3.0), mods.alibi(slopes))},
+    "relative": {"mods": mods.relative(np.ones((H, 32)))},
+    "gaussian": {"gates": gates.gaussian(np.ones((B, T)), 1.0)},
+}
+WITHOUT = {
+    "keys": {"mask": masks.lengths(np.array([T, 3])) | masks.prefix(1)},
+    "array of keys": {"mask": np.arange(T) != 2},
+    "bias of keys": {"mods": (mods.softcap(3.0), mods.bias(normal((T,)), "s"))},
+    "function of keys": {"mods": mods.function(lambda s, i, j, x: s - x * j, jattn.operand(slopes, "h"))},
+    "gate of keys": {"gates": gates.function(lambda w, i, j: w / (1 + j))},
+}  # fmt: skip
+
+
+def nnx_step(options):
+    layer = nnx.MultiHeadAttention(
+        num_heads=H, in_features=F, decode=True, rngs=nnx.Rngs(0), attention_fn=attention_fn(**options)
+    )
+    layer.init_cache((B, T, F))
+    return layer(normal((B, 1, F)))
+
+
+def linen_step(options):
+    layer = linen.MultiHeadDotProductAttention(num_heads=H, decode=True, attention_fn=attention_fn(**options))
+    variables = layer.init(jax.random.key(0), normal((B, T, F)))
+    return layer.apply(variables, normal((B, 1, F)), mutable=["cache"])[0]
+
+
+@pytest.mark.parametrize("step", [nnx_step, linen_step])
+@pytest.mark.parametrize("name", OF_POSITIONS)
+def test_flax_cannot_decode_with_what_looks_at_positions(name, step):
+    """It does not say at which position its one query is: from 0, the numbers would be wrong."""
+    option = next(iter(OF_POSITIONS[name]))
+    # linen makes its cache with a call of the whole length, where positions are known
+    with pytest.raises(
+        ValueError, match=f"{option} looks at the query's position, .*nn.MultiHeadAttention and its decode"
+    ):
+        step(OF_POSITIONS[name])
+
+
+def test_flax_cannot_decode_with_is_causal():
+    """Newer releases of Flax do not ask for it there."""
+    q, k = normal((B, 1, H, D)), normal((B, S, H, D))
+    with pytest.raises(ValueError, match=r"is_causal looks at .* That mask is causal already"):
+        attention_fn()(q, k, k, mask=np.ones((B, 1, 1, S), bool), is_causal=True)
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_flax_decodes_with_what_looks_at_keys_alone(name):
+    def decoded(layer):
+        layer.init_cache((B, T, F))
+        return jnp.concatenate([layer(x[:, n : n + 1], decode=True) for n in range(T)], axis=1)
+
+    x = normal((B, T, F))
+    layer = nnx.MultiHeadAttention(
+        num_heads=H, in_features=F, decode=False, rngs=nnx.Rngs(0), attention_fn=attention_fn(**WITHOUT[name])
+    )
+    assert_close(decoded(layer), layer(x, mask=causal), LOOSE)
+
+
+def test_a_step_without_a_mask_is_no_decoding_of_flax():
+    q, k = normal((B, 1, H, D)), normal((B, S, H, D))
+    assert_close(attention_fn(mask=masks.causal(S - 1))(q, k, k), attention_fn()(q, k, k), LOOSE)
 
 
 def test_weights_are_sown():

@@ -234,7 +234,7 @@ def test_shapes_of_the_parameters():
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"width": 0}, "width must be at least 1, got 0"),
         ({"before": True}, "length must be at least 1 with before=True, else None, got before=True, length = None"),
-        ({"before": True, "length": 0}, "got before=True, length = 0"),
+        ({"before": True, "length": 0}, "length must be at least 1, got 0"),
         ({"length": 4}, "got before=False, length = 4"),
         ({"pooling": "sum"}, "pooling must be one of window, mean, max, or a function, got 'sum'"),
     ],

@@ -275,6 +275,19 @@ def test_errors_of_making_a_cache(n):
         make().cache(n)
 
 
+def test_a_fresh_cache_can_be_donated():
+    """Its keys and values are buffers apart, each of which the step may write into."""
+    layer, x = make(), normal((B, N, F))
+    want = layer(x)
+    step = jax.jit(layer.decode, donate_argnums=1)
+    fresh = layer.cache(N, (B,), dtype=x.dtype)
+    out, cache = step(x[:, :3], fresh)
+    assert fresh.key.is_deleted()
+    assert fresh.value.is_deleted()
+    rest, _ = step(x[:, 3:], cache)
+    assert_close(jnp.concatenate([out, rest], axis=1), want, LOOSE)
+
+
 def test_errors_of_decoding():
     layer, x = make(), normal((B, N, F))
     with pytest.raises(TypeError, match=r"cache must be made by the layer's cache\(\) or read\(\), got int"):

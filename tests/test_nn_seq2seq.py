@@ -352,7 +352,7 @@ def test_shapes_of_the_parameters():
             {"heads": 4, "head_dim": None},
             "features must be a multiple of heads, got features = 6, heads = 4; or give head_dim",
         ),
-        ({"heads": 0}, "heads = 0"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
         (
             {"score": "matrix"},
             "score must be one of dot, general, cosine, concat, additive, or made like .*, got 'matrix'",

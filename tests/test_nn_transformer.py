@@ -226,9 +226,9 @@ def test_a_stack_decodes_in_a_scan_of_scans():
 
 def test_errors():
     x = normal((B, T, F))
-    with pytest.raises(ValueError, match="hidden must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
         TransformerBlock(F, H, hidden=0, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="MultiHeadAttention takes no option is_causal"):
+    with pytest.raises(TypeError, match="TransformerBlock takes no is_causal: here it is mask=jattn.masks.causal"):
         TransformerBlock(F, H, is_causal=True, rngs=nnx.Rngs(0))
     plain, cross = (
         TransformerBlock(F, H, rngs=nnx.Rngs(0)),

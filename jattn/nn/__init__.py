@@ -1,6 +1,7 @@
 """Flax layers: attention with its projections, and the way to use jattn inside Flax's own layers."""
 
 from jattn.nn._cache import Cache as Cache
+from jattn.nn._frozen import frozen as frozen
 from jattn.nn._rotary import rotary as rotary
 from jattn.nn.abcnn import ABCNN as ABCNN
 from jattn.nn.flax_adapter import attention_fn as attention_fn

@@ -36,8 +36,9 @@ class Cache(NamedTuple):
 
 
 def empty(lead: tuple[int, ...], n: int, heads: int, width: int, dtype: Any) -> Cache:
-    array = jnp.zeros((*lead, n, heads, width), dtype)
-    return Cache(array, array, jnp.zeros(lead, jnp.int32))
+    """A cache of length 0.  Its arrays are buffers apart, so that it can be donated."""
+    key, value = (jnp.zeros((*lead, n, heads, width), dtype) for _ in range(2))
+    return Cache(key, value, jnp.zeros(lead, jnp.int32))
 
 
 def append(cache: Cache, key: Any, value: Any) -> Cache:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jattn import masks
+from jattn.nn._frozen import Frozen, thawed
 
 Options = dict[str, Any]
 
@@ -51,24 +52,57 @@ class Held(NamedTuple):
 
 def hold(options: Options) -> tuple[nnx.List, Held]:
     """The arrays of options as variables, in pytree order, and the rest."""
-    leaves, structure = jax.tree.flatten(options)
-    arrays = nnx.List([_variable(x) for x in leaves if _is_array(x)])
-    return arrays, Held(structure, tuple(None if _is_array(x) else x for x in leaves))
+    apart = lambda x: isinstance(x, (masks.Mask, Frozen))
+    variables, leaves = [], []
+    for part in jax.tree.leaves(options, is_leaf=apart):
+        for x in jax.tree.leaves(_whole(part)):
+            if _is_array(x):
+                variables.append(_variable(x, learns=not apart(part)))
+            leaves.append(None if _is_array(x) else x)
+    structure = jax.tree.structure(jax.tree.map(_whole, options, is_leaf=apart))
+    return nnx.List(variables), Held(structure, tuple(leaves))
+
+
+def _whole(part: Any) -> Any:
+    return part.term if isinstance(part, Frozen) else part
 
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray))
 
 
-def _variable(array: Any) -> nnx.Variable:
-    """Floating-point arrays learn; ids, lengths and seeds do not."""
+def _variable(array: Any, learns: bool) -> nnx.Variable:
+    """Floating-point arrays learn, but for those of masks and frozen terms; ids, lengths and seeds do not."""
     array = jnp.asarray(array)
-    return nnx.Param(array) if jnp.issubdtype(array.dtype, jnp.floating) else nnx.Variable(array)
+    return nnx.Param(array) if learns and jnp.issubdtype(array.dtype, jnp.floating) else nnx.Variable(array)
 
 
 def as_mask(mask: Any, lead: tuple[int, ...] = ()) -> masks.Mask:
     """A mask, or a boolean array broadcastable to `[*lead, h, t, s]`, as a mask of one batch axis."""
-    return mask if isinstance(mask, masks.Mask) else masks.dense(merge_lead(mask, lead, "mask"))
+    if isinstance(mask, masks.Mask):
+        return mask
+    if _is_array(mask) and mask.dtype != bool:
+        raise TypeError(
+            f"mask must be boolean, True = attend, got {mask.dtype}{list(mask.shape)}; {_PADDING}, and numbers to add"
+            " to the score go in bias="
+        )
+    return masks.dense(merge_lead(mask, lead, "mask"))
+
+
+_PADDING = (
+    "a padding mask [.., s] of numbers, 1 where a key is real, is mask=jattn.masks.lengths(mask.sum(-1)), or"
+    " mask=(mask != 0)[..., None, None, :]"
+)
+
+
+def check_padding(mask: Any, t: int, s: int, lead: tuple[int, ...]) -> None:
+    """Raises where booleans are `[.., s]`, of batch axes and keys, and cannot be `[t, s]`."""
+    padding = _is_array(mask) and mask.dtype == bool and mask.shape == (*lead, s)
+    if padding and mask.shape[-2:-1] not in ((), (1,), (t,)):
+        raise ValueError(
+            f"mask must be broadcastable to [.., h, t, s], with t = {t} and s = {s}, got {list(mask.shape)}; a padding"
+            " mask [.., s] is mask[..., None, None, :], or jattn.masks.lengths(lengths)"
+        )
 
 
 def as_lengths(lengths: Any, lead: tuple[int, ...]) -> jax.Array:
@@ -81,7 +115,8 @@ def as_lengths(lengths: Any, lead: tuple[int, ...]) -> jax.Array:
 
 
 def sequence(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    """Mods or gates, one or several, as `jattn.attention` takes them."""
+    return tuple(thawed(x) for x in (value if isinstance(value, (tuple, list)) else (value,)))
 
 
 def batched(fn: Callable, query: jax.Array, key: jax.Array, value: jax.Array, options: Options) -> Any:
@@ -113,11 +148,64 @@ def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> jax.Array:
     return array.reshape(-1, *array.shape[-3:])
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raises unless every size is at least 1."""
+def check_sizes(**sizes: Any) -> None:
+    """Raises unless every size is an int of at least 1."""
     for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)):
+            raise TypeError(f"{name} must be an int, got {size!r}")
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def check_flags(**flags: Any) -> None:
+    """Raises unless every flag is True or False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
+def check_rate(rate: Any) -> None:
+    """Raises unless it is a rate of dropout."""
+    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.integer, np.floating)) or not 0 <= rate < 1:
+        raise ValueError(f"dropout must be a rate in [0, 1), got {rate!r}")
+
+
+def check_rngs(rngs: Any) -> None:
+    """Raises unless it holds streams of random keys.
+
+    A seed is not taken for one: layers that were each made with rngs=0 would all start alike.
+    """
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(f"rngs must be an nnx.Rngs, like nnx.Rngs(0), one for all the layers of a model, got {rngs!r}")
+
+
+def check_call_rngs(rngs: Any) -> None:
+    """Raises unless a call's dropout can draw from it."""
+    if not (rngs is None or isinstance(rngs, (nnx.Rngs, nnx.RngStream))):
+        raise TypeError(f"rngs must be an nnx.Rngs, like nnx.Rngs(dropout=0), or a stream of one, got {rngs!r}")
+
+
+def check_array(x: Any, name: str, axes: str, width: int) -> None:
+    """Raises unless x is an array `[.., axes, width]`."""
+    if is_mask(x):
+        raise TypeError(f"{name} must be [.., {axes}, {width}], got a mask: give it by name, as mask=")
+    if not hasattr(x, "shape"):
+        raise TypeError(f"{name} must be an array [.., {axes}, {width}], got {type(x).__name__}")
+    if len(x.shape) < 2 or x.shape[-1] != width:
+        raise ValueError(f"{name} must be [.., {axes}, {width}], got shape {list(x.shape)}")
+
+
+def is_mask(x: Any) -> bool:
+    """Whether it is a mask, or an array of booleans."""
+    return isinstance(x, masks.Mask) or (_is_array(x) and x.dtype == bool)
+
+
+def batch_axes(batch: Any) -> tuple[int, ...]:
+    """The batch axes of a cache: an int for one axis."""
+    lead = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
+    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 0 for n in lead):
+        raise ValueError(f"batch must be the batch axes of x, an int or a tuple of ints, got {batch!r}")
+    return tuple(int(n) for n in lead)
 
 
 def check_sequence(x: Any, mask: Any, features: int, axes: str = "s", name: str = "x") -> None:
@@ -129,6 +217,6 @@ def check_sequence(x: Any, mask: Any, features: int, axes: str = "s", name: str 
         return
     mask = jnp.asarray(mask)
     if mask.dtype != bool:
-        raise TypeError(f"mask must be booleans, True where {name} is real, got {mask.dtype}")
+        raise TypeError(f"mask must be booleans, True where {name} is real, got {mask.dtype}: give mask != 0")
     if mask.shape != shape[:-1]:
         raise ValueError(f"mask must be [.., {axes}] = {list(shape[:-1])}, as {name} is, got shape {list(mask.shape)}")

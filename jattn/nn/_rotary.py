@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jattn import _modes
 
-def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: float = 10_000.0) -> Float[Array, "*b t h d"]:
+
+@_modes.ordinary
+def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: Any = 10_000.0) -> Float[Array, "*b t h d"]:
     """Turns each pair of features by an angle proportional to its position (RoFormer, Su et al. 2021, eq. 34):
 
         (x[m], x[m + d/2])  ->  (x[m] cos a - x[m + d/2] sin a,  x[m] sin a + x[m + d/2] cos a)
@@ -21,13 +26,13 @@ def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: float = 10_
     Args:
       x: queries `[.., t, h, d]` or keys `[.., s, g, d]`, d even.
       positions: numbers broadcastable to `[.., t]`, 0, 1, 2, ... by default.
-      base: the longest wavelength is 2 pi base^(1 - 2/d) positions.
+      base: a number or a scalar array > 0; the longest wavelength is 2 pi base^(1 - 2/d) positions.
 
     Returns:
       Of x's shape and dtype; angles are computed in float32 or wider.
 
     Raises:
-      ValueError: d is odd, or the positions do not fit.
+      ValueError, TypeError: d is odd, the positions do not fit, or the base is no number > 0.
 
     >>> import jax.numpy as jnp, numpy as np, jattn
     >>> x = jnp.ones((3, 1, 2))  # three positions, one head, one pair of features
@@ -36,20 +41,40 @@ def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: float = 10_
      [-0.3   1.38]
      [-1.33  0.49]]
     """
+    _check(x, base)
     d, lead = x.shape[-1], x.shape[:-2]
-    if d % 2:
-        raise ValueError(f"rotary turns pairs of features: the width d must be even, got x {list(x.shape)}")
     wide = jnp.promote_types(x.dtype, jnp.float32)
     positions = jnp.arange(lead[-1]) if positions is None else jnp.asarray(positions)
     if not _fits(positions.shape, lead):
         raise ValueError(
             f"positions must be broadcastable to [.., t] = {list(lead)} and have its t, got {list(positions.shape)}"
         )
-    frequency = base ** (-jnp.arange(0, d, 2, dtype=wide) / d)
-    angle = positions.astype(wide)[..., None, None] * frequency
+    frequency = jnp.asarray(base, wide) ** (-jnp.arange(0, d, 2, dtype=wide) / d)
+    angle = positions.astype(wide).reshape((1,) * (len(lead) - positions.ndim) + (*positions.shape, 1, 1))
+    angle = angle * frequency.reshape((1,) * (angle.ndim - 1) + (-1,))
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second = jnp.split(x.astype(wide), 2, axis=-1)
+    first, second = jnp.split(jnp.asarray(x, wide), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
+
+
+def _check(x: Any, base: Any) -> None:
+    """Raises unless x has pairs of features and the base is one number."""
+    if not hasattr(x, "shape") or x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
+        got = f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+        raise TypeError(f"rotary takes floating-point queries [.., t, h, d] or keys [.., s, g, d], got {got}")
+    if x.shape[-1] % 2:
+        raise ValueError(f"rotary turns pairs of features: the width d must be even, got x {list(x.shape)}")
+    if isinstance(base, (jax.Array, np.ndarray)):
+        if base.ndim or not jnp.issubdtype(base.dtype, jnp.number):
+            raise ValueError(f"base must be one number > 0, got {base.dtype}{list(base.shape)}")
+    else:
+        check_base(base, "base")
+
+
+def check_base(base: Any, name: str) -> None:
+    """Raises unless the base is a Python or NumPy number > 0."""
+    if isinstance(base, bool) or not isinstance(base, (int, float, np.integer, np.floating)) or not base > 0:
+        raise ValueError(f"{name} must be a number > 0, like 10_000.0, got {base!r}")
 
 
 def _fits(shape: tuple[int, ...], lead: tuple[int, ...]) -> bool:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import api, mods, normalizers, scores
+from jattn import _modes, api, mods, normalizers, scores
 from jattn._terms import operand, wide
 from jattn.nn import _call
+from jattn.nn._hints import of_calls, of_layers
 
 
 class Steps(NamedTuple):
@@ -65,6 +66,7 @@ class ABCNN(nnx.Module):
 
     Raises:
       ValueError: a size below 1, `before` without `length` or the other way round, or an unknown pooling.
+      TypeError: a size, flag or rngs of another type.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -77,6 +79,7 @@ class ABCNN(nnx.Module):
     [(8, 32), (8, 32)]
     """
 
+    @of_layers
     def __init__(
         self,
         in_features: int,
@@ -95,8 +98,12 @@ class ABCNN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         _call.check_sizes(in_features=in_features, features=features, width=width)
-        if before != (length is not None) or (length is not None and length < 1):
+        _call.check_rngs(rngs)
+        _call.check_flags(before=before, after=after)
+        if before != (length is not None):
             raise ValueError(f"length must be at least 1 with before=True, else None, got before={before}, {length = }")
+        if length is not None:
+            _call.check_sizes(length=length)
         if not callable(pooling) and pooling not in ("window", *_POOLINGS):
             raise ValueError(f"pooling must be one of window, {', '.join(_POOLINGS)}, or a function, got {pooling!r}")
         self.in_features, self.width, self.before, self.after = in_features, width, before, after
@@ -110,6 +117,8 @@ class ABCNN(nnx.Module):
         table = nnx.Param(kernel_init(rngs.params(), (length, in_features), param_dtype)) if length else None
         self.table = nnx.data(table)
 
+    @of_calls
+    @_modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t in_features"],
@@ -143,6 +152,7 @@ class ABCNN(nnx.Module):
 
         return pooled(pair[0], *columns), pooled(pair[1], *columns[::-1])
 
+    @_modes.ordinary
     def weights(
         self,
         x: Float[Array, "*b t in_features"],

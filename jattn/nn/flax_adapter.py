@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as _promote_dtype
+from jax.extend.core import Var
 
-from jattn import api, gates, masks
+from jattn import _checks, _modes, _terms, api, gates, masks
 from jattn._dispatch import UnsupportedError
 from jattn._terms import Operand, piece
 from jattn.nn import _call
+from jattn.nn._frozen import thawed
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "sinks", "implementation", "blocks")
 
@@ -47,12 +50,18 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
 
     Raises:
       TypeError: an unknown option.
+      ValueError: a mask, mod or gate of `options` that looks at the query's position, where Flax decodes: Flax shows
+        one query (t = 1) and all the keys of its cache, and does not say at which position it is.  Its own mask is
+        causal there, so a layer that decodes does without `masks.causal()`; for a window, ALiBi and all else take
+        `jattn.nn.MultiHeadAttention`, whose `decode` knows positions.
       ValueError: dropout without a `dropout_rng`, or shapes that do not fit.
       UnsupportedError: custom products (`einsum_dot_general`, `qk_attn_weights_einsum`, `attn_weights_value_einsum`),
         or `input_positions`, which ask for a rotary embedding.
     """
     fixed = _call.check_names(options, _OPTIONS, "jattn.nn.attention_fn")
+    fixed = {name: thawed(x) for name, x in fixed.items()}
 
+    @_modes.ordinary
     def attention(
         query: jax.Array,
         key: jax.Array,
@@ -84,6 +93,8 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
         lead = query.shape[:-3]
         if mask is not None and not isinstance(mask, masks.Mask):
             mask = _call.merge_lead(jnp.asarray(mask).astype(bool), lead, "mask")  # Flax makes masks of floats
+        if mask is not None and query.shape[-3] == 1 < key.shape[-3]:
+            _check_positions({**fixed, **({"is_causal": masks.causal()} if is_causal else {})}, query, key)
         if is_causal:
             mask = _call.join({"mask": masks.causal()}, mask)["mask"]
         asked = {**_call.join(fixed, mask), "precision": precision}
@@ -97,6 +108,56 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
         return _call.batched(api.attention, query, key, value, asked)
 
     return attention
+
+
+def _check_positions(options: _call.Options, query: jax.Array, key: jax.Array) -> None:
+    """Raises where a term looks at the position of the one query that Flax decodes."""
+    sizes = {"b": math.prod(query.shape[:-3]), "h": query.shape[-2], "t": 1, "s": key.shape[-3]}
+    for name in ("mask", "is_causal", "mods", "gates"):
+        for term in _call.sequence(options.get(name) or ()) if name in ("mods", "gates") else (options.get(name),):
+            if term is not None and _looks_at_queries(term, sizes):
+                raise ValueError(
+                    f"jattn.nn.attention_fn: {name} looks at the query's position, which Flax does not tell where it"
+                    f" decodes (t = 1, s = {sizes['s']}, and a mask of what its cache holds). That mask is causal"
+                    " already: make the layer that decodes without masks.causal(), and for all else take"
+                    " jattn.nn.MultiHeadAttention and its decode"
+                )
+
+
+def _looks_at_queries(term: Any, sizes: dict[str, int]) -> bool:
+    """Whether a mask, mod or gate depends on i, or has an array for more queries than there are."""
+    if isinstance(term, masks.Mask):
+        arrays = jax.tree.leaves(term, is_leaf=lambda x: isinstance(x, masks.Unplaced))
+        if any(isinstance(x, masks.Unplaced) and x.array.ndim > 1 and x.array.shape[-2] > 1 for x in arrays):
+            return True
+        term = _checks.place(term, sizes)
+    arrays, signature = _terms.split(term.bound(sizes["b"], sizes["h"]))
+    if any("t" in axes and x.shape[axes.index("t")] != 1 for x, axes in zip(arrays, signature.axes, strict=True)):
+        return True
+    tiles = [_tile(x, axes, sizes) for x, axes in zip(arrays, signature.axes, strict=True)]
+    shapes = ((1, sizes["s"]), "float32"), ((1, 1), "int32"), ((1, sizes["s"]), "int32")
+    score, i, j = (jax.ShapeDtypeStruct(*x) for x in shapes)
+
+    def call(i, score, j, tiles):
+        filled = signature.fill(tiles)
+        return filled(i, j) if isinstance(term, masks.Mask) else filled(score, i, j)
+
+    return _depends_on_first(jax.make_jaxpr(call)(i, score, j, tiles).jaxpr)
+
+
+def _tile(array: Any, axes: str, sizes: dict[str, int]) -> jax.ShapeDtypeStruct:
+    """An operand as its term sees it, for one query and all keys."""
+    whole = [sizes[a] if a in axes else 1 for a in "ts"] if {"t", "s"} & set(axes) else []
+    return jax.ShapeDtypeStruct((*whole, *array.shape[len(axes) :]), jax.eval_shape(_terms.wide, array).dtype)
+
+
+def _depends_on_first(jaxpr: Any) -> bool:
+    """Whether what a program returns is computed from its first argument."""
+    found = {jaxpr.invars[0]}
+    for equation in jaxpr.eqns:
+        if any(isinstance(x, Var) and x in found for x in equation.invars):
+            found.update(equation.outvars)
+    return any(isinstance(x, Var) and x in found for x in jaxpr.outvars)
 
 
 _ROTARY = "it applies no rotary embedding; jattn.nn.MultiHeadAttention(rotary_base=...) does"

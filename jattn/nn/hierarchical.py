@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import normalizers
+from jattn import _modes, normalizers
 from jattn.nn import _call
+from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
 
 
@@ -58,7 +59,7 @@ class HierarchicalAttention(nnx.Module):
       `AttentionPooling`.
 
     Raises:
-      ValueError: a size below 1, or no such summary.
+      ValueError, TypeError: a size below 1, no such summary, or a size, flag or rngs of another type.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -72,6 +73,7 @@ class HierarchicalAttention(nnx.Module):
     ((8, 5, 20), (8, 5))
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -86,7 +88,9 @@ class HierarchicalAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        _call.check_rngs(rngs)
         _call.check_sizes(features=features, hidden=hidden)
+        _call.check_flags(sentence_gru=sentence_gru)
         self.features = features
         options = {
             "normalizer": normalizer, "implementation": implementation,
@@ -95,6 +99,8 @@ class HierarchicalAttention(nnx.Module):
         self.words = _Level(features, hidden, True, summary, attention, options)
         self.sentences = _Level(2 * hidden, hidden, sentence_gru, summary, attention, options)
 
+    @of_calls
+    @_modes.ordinary
     def __call__(
         self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
     ) -> Float[Array, "*b 2*hidden"]:
@@ -114,6 +120,7 @@ class HierarchicalAttention(nnx.Module):
         _, sentences, real = self._states(x, mask)
         return self.sentences.summary(sentences, real)
 
+    @_modes.ordinary
     def weights(
         self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
     ) -> tuple[Float[Array, "*b n m"], Float[Array, "*b n"]]:

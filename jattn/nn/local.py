@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jattn import _modes, masks
 from jattn import gates as gates_
-from jattn import masks
 from jattn.nn import _call
 from jattn.nn._cache import Cache
+from jattn.nn._hints import of_calls, of_layers
 from jattn.nn.multi_head import MultiHeadAttention
 
 
@@ -56,6 +58,7 @@ class LocalAttention(nnx.Module):
     (8, 5, 32)
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -75,7 +78,8 @@ class LocalAttention(nnx.Module):
             raise ValueError(f'center must be "monotonic" or "predicted", got {center!r}')
         if center == "predicted" and not self.left + self.right > 0:
             raise ValueError(f"predicted centres need a window wider than 0, for sigma, got {window!r}")
-        if not pace > 0 or (center == "predicted" and pace != 1):
+        number = isinstance(pace, (int, float, np.integer, np.floating)) and not isinstance(pace, bool)
+        if not number or not pace > 0 or (center == "predicted" and pace != 1):
             raise ValueError(f"pace must be > 0, and is one of monotonic centres alone, got {pace!r} for {center!r}")
         self.center, self.pace = center, pace
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision, "rngs": rngs}
@@ -88,6 +92,8 @@ class LocalAttention(nnx.Module):
             init = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2)
             self.direction = nnx.Param(init(rngs.params(), shape, param_dtype))
 
+    @of_calls
+    @_modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t features"],
@@ -125,11 +131,14 @@ class LocalAttention(nnx.Module):
         if lengths is not None:
             near &= masks.lengths(real.reshape(-1))
         if mask is not None:
+            keys = context.room if isinstance(context, Cache) else (x if context is None else context).shape[-2]
+            _call.check_padding(mask, x.shape[-2], keys, lead)
             near &= _call.as_mask(mask, lead)
         if self.center == "predicted" or self.attention.rotary_base is not None:
             call["positions"] = positions
         return self.attention(x, context, mask=near, gates=(*gate, *_call.sequence(gates)), **call)
 
+    @_modes.ordinary
     def centers(self, x: Float[Array, "*b t features"], length: Any) -> Float[Array, "*b h t"]:
         """The predicted centres of each head, in float32 or wider; `length` is S, numbers `[..]` or one for all."""
         hidden = jnp.tanh(self.position(x))
@@ -154,7 +163,8 @@ class LocalAttention(nnx.Module):
 
 def _sides(window: Any) -> tuple[int, int]:
     """(left, right) of a window."""
-    sides = window if isinstance(window, tuple) else (window, window)
-    if len(sides) != 2 or not all(type(x) is int and x >= 0 for x in sides):
+    sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
+    whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 0
+    if len(sides) != 2 or not all(map(whole, sides)):
         raise ValueError(f"window must be an int >= 0 or a pair of them, (left, right), got {window!r}")
-    return sides
+    return int(sides[0]), int(sides[1])

@@ -6,13 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jattn import _shift, api, gates, masks
+from jattn import _modes, _shift, api, gates, masks
 from jattn.nn import _cache, _call
 from jattn.nn._cache import Cache
-from jattn.nn._rotary import rotary
+from jattn.nn._hints import of_calls, of_layers
+from jattn.nn._rotary import check_base, rotary
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
 
@@ -34,7 +37,8 @@ class MultiHeadAttention(nnx.Module):
         10_000.0); None for none.
       qk_norm: divides each query and each key by its root mean square and multiplies by a learned scale `[d]`, before
         the rotary embedding (Henry et al. 2020; Dehghani et al. 2023; Zhang & Sennrich 2019).
-      sinks: gives every head a learned logit, at first 0, in the softmax's denominator (Xiao et al. 2024; gpt-oss).
+      sinks: gives every head a learned logit in the softmax's denominator (Xiao et al. 2024; gpt-oss), at first 0, or
+        what an array `[h]` says.
       dropout: rate at which attention weights are dropped, in [0, 1), while not `deterministic`.
       deterministic: whether dropout is off.  `model.train()` and `model.eval()` set it.
       use_bias: whether the projections add bq, bk, bv and bo.
@@ -45,17 +49,19 @@ class MultiHeadAttention(nnx.Module):
       precision: a `jax.lax.Precision` for all products.
       rngs: stream `params` for the parameters and, with dropout, `dropout`: the layer keeps a stream forked from it.
       **options: options of `jattn.attention` for every call: score, normalizer, mask, mods, gates, implementation,
-        blocks.  Floating-point arrays in them become parameters and learn; give mods and gates that shall not at call.
+        blocks.  Floating-point arrays in them become parameters and learn, but for those of masks and of what
+        `jattn.nn.frozen` marks: `mods=jattn.nn.frozen(mods.alibi(slopes))`.
 
     Parameters (`nnx.Param`):
       `query.kernel` `[features, h, d]`, `key.kernel` and `value.kernel` `[context_features, g, d]`, `out.kernel`
       `[h, d, features]`; `query.bias` `[h, d]`, `key.bias` and `value.bias` `[g, d]`, `out.bias` `[features]`;
-      `query_norm.scale` and `key_norm.scale` `[d]`; `sinks` `[h]`; `arrays[n]`, those of the options in pytree order.
+      `query_norm.scale` and `key_norm.scale` `[d]`; `sinks` `[h]`; `arrays[n]`, those of the options that learn, with
+      n their place among all in pytree order.
       The four projections are `nnx.LinearGeneral`: initialisers made with `nnx.with_partitioning` annotate kernels.
 
     Raises:
       ValueError: sizes that do not go together, a rate outside [0, 1), or dropout without an rng.
-      TypeError: an unknown option.
+      TypeError: an unknown option, or a size, flag or rngs of another type.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -70,6 +76,7 @@ class MultiHeadAttention(nnx.Module):
     (8, 5, 32)
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -80,7 +87,7 @@ class MultiHeadAttention(nnx.Module):
         context_features: int | None = None,
         rotary_base: float | None = None,
         qk_norm: bool = False,
-        sinks: bool = False,
+        sinks: bool | ArrayLike = False,
         dropout: float = 0.0,
         deterministic: bool = False,
         use_bias: bool = True,
@@ -92,11 +99,15 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        _call.check_rngs(rngs)
+        _call.check_flags(qk_norm=qk_norm, deterministic=deterministic, use_bias=use_bias)
+        _call.check_rate(dropout)
         self.features, self.heads = features, heads
         self.kv_heads = heads if kv_heads is None else kv_heads
         self.context_features = features if context_features is None else context_features
-        _check_sizes(features, heads, self.kv_heads, head_dim, rotary_base, dropout)
+        _check_sizes(features, heads, self.kv_heads, head_dim, self.context_features)
         self.head_dim = features // heads if head_dim is None else head_dim
+        _check_rotary(rotary_base, self.head_dim)
         self.rotary_base, self.dropout, self.deterministic = rotary_base, dropout, deterministic
         self.precision = precision
         self.cache_dtype = param_dtype if dtype is None else dtype
@@ -117,10 +128,13 @@ class MultiHeadAttention(nnx.Module):
         self.value = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
         self.out = project((heads, self.head_dim), features, out_kernel_init or kernel_init, axis=(-2, -1))
         self.query_norm, self.key_norm = norm(), norm()
-        self.sinks = nnx.data(nnx.Param(jnp.zeros(heads, param_dtype)) if sinks else None)
+        logits = _sinks(sinks, heads, param_dtype)
+        self.sinks = nnx.data(None if logits is None else nnx.Param(logits))
         self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and _has_dropout(rngs) else None)
         self.arrays, self.held = _call.hold(_call.check_names(options, _OPTIONS, "MultiHeadAttention"))
 
+    @of_calls
+    @_modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t features"],
@@ -158,6 +172,8 @@ class MultiHeadAttention(nnx.Module):
             asked["dropout"] = self._dropout(rngs)
         return self.out(_call.batched(api.attention, query, key, value, asked))
 
+    @of_calls
+    @_modes.ordinary
     def weights(
         self,
         x: Float[Array, "*b t features"],
@@ -182,21 +198,23 @@ class MultiHeadAttention(nnx.Module):
         query, key, value, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
         return _call.batched(api.weights, query, key, value, asked)
 
-    def cache(self, n: int, batch: tuple[int, ...] = (), dtype: Any = None) -> Cache:
+    def cache(self, n: int, batch: int | tuple[int, ...] = (), dtype: Any = None) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.
 
         Args:
           n: the most positions that will be decoded.
-          batch: the batch axes of x.
+          batch: the batch axes of x; an int for one axis.
           dtype: in which keys and values are kept, by default the layer's `dtype`, or else that of its parameters.
 
         Returns:
           Arrays `[*batch, n, kv_heads, head_dim]` and a length of 0 for each example.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"n must be an int >= 1, got {n!r}")
-        return _cache.empty(tuple(batch), n, self.kv_heads, self.head_dim, dtype or self.cache_dtype)
+        return _cache.empty(_call.batch_axes(batch), int(n), self.kv_heads, self.head_dim, dtype or self.cache_dtype)
 
+    @of_calls
+    @_modes.ordinary
     def decode(
         self,
         x: Float[Array, "*b t features"],
@@ -249,11 +267,13 @@ class MultiHeadAttention(nnx.Module):
         cache = _cache.append(cache, key, value)
         sizes = {"b": len(start), "h": self.heads, "t": n, "s": n}
         own = _shift.cut(self.held.fill(self.arrays), start, t, sizes)
+        _call.check_padding(mask, t, n, lead)
         asked = _shift.shift(self._asked(own, lead, mask, mods, gates, bias), start)
         asked = _call.join(asked, masks.prefix(start + t))
         out = self.out(_call.batched(api.attention, query, cache.key, cache.value, asked))
         return jnp.where((at < n)[..., None], out, jnp.nan), cache
 
+    @_modes.ordinary
     def read(self, context: Float[Array, "*b s context_features"], *, positions: Any = None) -> Cache:
         """Keys and values of a context: `layer(x, layer.read(context))` is `layer(x, context)`, and the context is
         projected once for any number of calls.
@@ -279,6 +299,7 @@ class MultiHeadAttention(nnx.Module):
         """Query, key and value, and the options of `jattn.attention` but for dropout."""
         self._check_inputs(x, context, positions, context_positions)
         query, key, value = self._project(x, context, positions, context_positions)
+        _call.check_padding(asked[0], query.shape[-3], key.shape[-3], query.shape[:-3])
         options = self._asked(self.held.fill(self.arrays), query.shape[:-3], *asked)
         if isinstance(context, Cache):
             options = _call.join(options, masks.prefix(context.length.reshape(-1)))
@@ -314,6 +335,7 @@ class MultiHeadAttention(nnx.Module):
         return asked
 
     def _dropout(self, rngs: Any) -> gates.Gate:
+        _call.check_call_rngs(rngs)
         rngs = self.rngs if rngs is None else rngs
         if rngs is None or (isinstance(rngs, nnx.Rngs) and not _has_dropout(rngs)):
             raise ValueError(
@@ -326,42 +348,52 @@ class MultiHeadAttention(nnx.Module):
     def _check_inputs(self, x: Any, context: Any, positions: Any, context_positions: Any) -> None:
         """Raises unless these fit the layer and each other; x is None where there is a context alone."""
         cached = isinstance(context, Cache)
-        for name, array, width in (("x", x, self.features), ("context", context, self.context_features)):
-            if array is None or isinstance(array, Cache):
-                continue
-            if jnp.ndim(array) < 2 or jnp.shape(array)[-1] != width:
-                wanted = f"[.., {'t' if name == 'x' else 's'}, {width}]"
-                raise ValueError(f"{name} must be {wanted}, got shape {list(jnp.shape(array))}")
+        if x is not None:
+            _call.check_array(x, "x", "t", self.features)
+        lead: Any = None if x is None else x.shape[:-2]
         if cached:
-            _cache.check(context, x.shape[:-2], self.kv_heads, self.head_dim)
-        elif x is not None and context is not None and x.shape[:-2] != context.shape[:-2]:
-            raise ValueError(
-                f"x and context must have the same batch axes, got x {list(x.shape)}, context {list(context.shape)}"
-            )
+            _cache.check(context, lead, self.kv_heads, self.head_dim)
+        elif context is not None:
+            _call.check_array(context, "context", "s", self.context_features)
+            if lead not in (None, context.shape[:-2]):
+                got = f"got x {list(getattr(x, 'shape', ()))}, context {list(context.shape)}"
+                raise ValueError(f"x and context must have the same batch axes, {got}")
         if self.rotary_base is None and not (positions is None and context_positions is None):
             raise ValueError("positions are those of the rotary embedding: make the layer with rotary_base=10_000.0")
         if context_positions is not None and (context is None or cached):
             raise ValueError(f"context_positions was given {'with a cache' if cached else 'without a context'}")
 
 
-def _check_sizes(
-    features: int, heads: int, kv_heads: int, head_dim: int | None, rotary_base: float | None, dropout: float
-) -> None:
+def _check_sizes(features: Any, heads: Any, kv_heads: Any, head_dim: Any, context_features: Any) -> None:
     """Raises unless the sizes of a layer go together."""
-    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+    _call.check_sizes(features=features, heads=heads, kv_heads=kv_heads, context_features=context_features)
+    if heads % kv_heads:
         raise ValueError(f"heads must be a multiple of kv_heads, got heads = {heads}, kv_heads = {kv_heads}")
-    if head_dim is None and features % heads:
+    if head_dim is not None:
+        _call.check_sizes(head_dim=head_dim)
+    elif features % heads:
         raise ValueError(
             f"features must be a multiple of heads, got features = {features}, heads = {heads}; or give head_dim"
         )
-    if rotary_base is not None:
-        if isinstance(rotary_base, bool) or not rotary_base > 0:
-            raise ValueError(f"rotary_base must be a number > 0, like 10_000.0, or None, got {rotary_base!r}")
-        width = features // heads if head_dim is None else head_dim
-        if width % 2:
-            raise ValueError(f"rotary_base needs an even head_dim, got {width}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be a rate in [0, 1), got {dropout!r}")
+
+
+def _check_rotary(base: Any, head_dim: int) -> None:
+    """Raises unless the base of a rotary embedding is a number and fits the width of a head."""
+    if base is None:
+        return
+    check_base(base, "rotary_base")
+    if head_dim % 2:
+        raise ValueError(f"rotary_base needs an even head_dim, got {head_dim}")
+
+
+def _sinks(sinks: Any, heads: int, dtype: Any) -> Any:
+    """The logits `[h]` that a layer's sinks start at, or None for none."""
+    if isinstance(sinks, (bool, np.bool_)):
+        return jnp.zeros(heads, dtype) if sinks else None
+    if not isinstance(sinks, (jax.Array, np.ndarray)) or sinks.shape != (heads,) or sinks.dtype == bool:
+        got = f"{sinks.dtype}{list(sinks.shape)}" if hasattr(sinks, "shape") else repr(sinks)
+        raise ValueError(f"sinks must be True, False, or an array [h] = [{heads}] of where they start, got {got}")
+    return jnp.asarray(sinks, dtype)
 
 
 def _has_dropout(rngs: nnx.Rngs) -> bool:

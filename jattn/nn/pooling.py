@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import api, masks, normalizers, scores
+from jattn import _modes, api, masks, normalizers, scores
 from jattn.nn import _call
+from jattn.nn._hints import of_calls, of_layers
 
 
 class AttentionPooling(nnx.Module):
@@ -40,7 +41,7 @@ class AttentionPooling(nnx.Module):
       `hidden.kernel` `[features, hidden]`, `hidden.bias` `[hidden]`, `context` `[h, hidden]`.
 
     Raises:
-      ValueError: a size below 1.
+      ValueError, TypeError: a size below 1, or a size, flag or rngs of another type.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -52,6 +53,7 @@ class AttentionPooling(nnx.Module):
     (8, 3, 32)
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -69,7 +71,9 @@ class AttentionPooling(nnx.Module):
         rngs: nnx.Rngs,
     ):
         hidden = features if hidden is None else hidden
+        _call.check_rngs(rngs)
         _call.check_sizes(features=features, hidden=hidden, heads=heads)
+        _call.check_flags(use_bias=use_bias)
         self.features, self.heads = features, heads
         self.normalizer, self.implementation = nnx.data(normalizer), implementation
         self.dtype, self.precision = dtype, precision
@@ -79,6 +83,8 @@ class AttentionPooling(nnx.Module):
         )  # fmt: skip
         self.context = nnx.Param(context_init(rngs.params(), (heads, hidden), param_dtype))
 
+    @of_calls
+    @_modes.ordinary
     def __call__(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
         """Pools a sequence.
 
@@ -95,6 +101,7 @@ class AttentionPooling(nnx.Module):
         out = self._attend(api.attention, x, mask, implementation=self.implementation)[..., 0, :, :]
         return out if self.heads > 1 else out[..., 0, :]
 
+    @_modes.ordinary
     def weights(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
         """The weights of each step, `[.., s]`, or `[.., h, s]` of several heads, for looking at."""
         found = self._attend(api.weights, x, mask)[..., 0, :]

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import normalizers
+from jattn import _modes, normalizers
 from jattn.nn import _call
+from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
 
 
@@ -37,7 +38,7 @@ class RecurrentAttention(nnx.Module):
       `[hidden, 4 hidden]`, `dense_h.bias` `[4 hidden]`; `summary.attention`, those of `AttentionPooling`, if any.
 
     Raises:
-      ValueError: a size below 1, or no such summary.
+      ValueError, TypeError: a size below 1, no such summary, or a size, flag or rngs of another type.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -47,6 +48,7 @@ class RecurrentAttention(nnx.Module):
     ((8, 32), (8, 29))
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -60,6 +62,7 @@ class RecurrentAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        _call.check_rngs(rngs)
         _call.check_sizes(features=features, hidden=hidden)
         self.features = features
         self.cell = nnx.OptimizedLSTMCell(features, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -68,6 +71,8 @@ class RecurrentAttention(nnx.Module):
             implementation=implementation, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
         )  # fmt: skip
 
+    @of_calls
+    @_modes.ordinary
     def __call__(
         self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
     ) -> Float[Array, "*b hidden"]:
@@ -85,6 +90,7 @@ class RecurrentAttention(nnx.Module):
         """
         return self.summary(self._states(x, mask), mask)
 
+    @_modes.ordinary
     def weights(
         self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
     ) -> Float[Array, "*b s"]:

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn import api, masks, scores
+from jattn import _modes, api, masks, scores
 from jattn.nn import _cache, _call
 from jattn.nn._cache import Cache
+from jattn.nn._frozen import thawed
+from jattn.nn._hints import of_calls, of_layers
 
 _OPTIONS = ("normalizer", "mask", "mods", "gates", "implementation", "blocks")
 SCORES = ("dot", "general", "cosine", "concat", "additive")
@@ -51,7 +53,8 @@ class Seq2SeqAttention(nnx.Module):
       precision: a `jax.lax.Precision` for all products.
       rngs: stream `params` for the parameters.
       **options: options of `jattn.attention` for every call: normalizer, mask, mods, gates, implementation, blocks.
-        Floating-point arrays in them become parameters and learn.
+        Floating-point arrays in them become parameters and learn, but for those of masks and of what `jattn.nn.frozen`
+        marks.
 
     Parameters (`nnx.Param`):
       `query.kernel` `[features, h, d]`, `key.kernel` and `value.kernel` `[memory_features, h, d]`, `query.bias`,
@@ -61,7 +64,7 @@ class Seq2SeqAttention(nnx.Module):
 
     Raises:
       ValueError: sizes that do not go together, or a name that is no score.
-      TypeError: an unknown option.
+      TypeError: an unknown option, or a size, flag or rngs of another type.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -71,6 +74,7 @@ class Seq2SeqAttention(nnx.Module):
     (8, 5, 32)
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -88,13 +92,17 @@ class Seq2SeqAttention(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
-        if heads < 1 or (head_dim is None and features % heads):
+        _call.check_rngs(rngs)
+        _call.check_flags(static=static, use_bias=use_bias)
+        _call.check_sizes(features=features, heads=heads)
+        if head_dim is None and features % heads:
             raise ValueError(
                 f"features must be a multiple of heads, got features = {features}, heads = {heads}; or give head_dim"
             )
         self.features, self.heads, self.static, self.precision = features, heads, static, precision
         self.memory_features = features if memory_features is None else memory_features
         self.head_dim = features // heads if head_dim is None else head_dim
+        _call.check_sizes(memory_features=self.memory_features, head_dim=self.head_dim)
         shape = heads, self.head_dim
 
         def project(source: int) -> nnx.LinearGeneral:
@@ -112,6 +120,7 @@ class Seq2SeqAttention(nnx.Module):
         options = _call.check_names(options, _OPTIONS, "Seq2SeqAttention")
         self.arrays, self.held = _call.hold({"score": score, **options})
 
+    @_modes.ordinary
     def read(self, states: Float[Array, "*b s memory_features"], lengths: Any = None) -> Cache:
         """Projects the encoder's states: the memory, keys and values `[.., s, h, d]` and the lengths.
 
@@ -122,11 +131,13 @@ class Seq2SeqAttention(nnx.Module):
         Raises:
           ValueError: states or lengths do not fit.
         """
-        _check_width(states, "states", "s", self.memory_features)
+        _call.check_array(states, "states", "s", self.memory_features)
         lead, s = states.shape[:-2], states.shape[-2]
         lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _call.as_lengths(lengths, lead)
         return Cache(self.key(states), self.value(states), lengths)
 
+    @of_calls
+    @_modes.ordinary
     def __call__(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b t hd"]:
         """What each step of the decoder reads.
 
@@ -144,10 +155,12 @@ class Seq2SeqAttention(nnx.Module):
         """
         return self._of_each_step(x, _side_by_side(self._attend(api.attention, x, memory, **call)))
 
+    @_modes.ordinary
     def weights(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b h t s"]:
         """The weights with which `__call__` with the same arguments reads, for looking at: O(t * s) memory."""
         return self._of_each_step(x, self._attend(api.weights, x, memory, **call))
 
+    @_modes.ordinary
     def sample(
         self, random_key: jax.Array, x: Float[Array, "*b t features"], memory: Cache, **call: Any
     ) -> tuple[Float[Array, "*b t hd"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
@@ -165,9 +178,10 @@ class Seq2SeqAttention(nnx.Module):
         self, fn: Callable, x: Any, memory: Cache, *, mask: Any = None, mods: Any = (), gates: Any = (), **call: Any
     ) -> Any:
         """`fn` of query, key and value; static attention has one query."""
-        _check_width(x, "x", "t", self.features)
+        _call.check_array(x, "x", "t", self.features)
         lead = x.shape[:-2]
         _cache.check(memory, lead, self.heads, self.head_dim)
+        _call.check_padding(mask, x.shape[-2], memory.room, lead)
         real = masks.prefix(memory.length.reshape(-1))
         mask = real if mask is None else real & _call.as_mask(mask, lead)
         if self.static:
@@ -175,7 +189,8 @@ class Seq2SeqAttention(nnx.Module):
         else:
             query = self.query(x)
         asked = _call.join(self.held.fill(self.arrays), mask, mods, gates, lead)
-        asked |= {"precision": self.precision, **_call.check_names(call, ("normalizer",), "Seq2SeqAttention")}
+        call = {name: thawed(x) for name, x in _call.check_names(call, ("normalizer",), "Seq2SeqAttention").items()}
+        asked |= {"precision": self.precision, **call}
         return _call.batched(fn, query, memory.key, memory.value, asked)
 
     def _of_each_step(self, x: Any, array: jax.Array) -> jax.Array:
@@ -200,8 +215,3 @@ def _drawn(name: str, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> sco
         "concat": lambda: scores.concat(draw(d), draw(d)),
         "additive": lambda: scores.additive(draw(d, d), draw(d, d), draw(d)),
     }[name]()
-
-
-def _check_width(x: Any, name: str, axis: str, width: int) -> None:
-    if jnp.ndim(x) < 2 or jnp.shape(x)[-1] != width:
-        raise ValueError(f"{name} must be [.., {axis}, {width}], got shape {list(jnp.shape(x))}")

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jattn import _modes
+from jattn.nn import _call
 from jattn.nn._cache import Cache
+from jattn.nn._hints import of_calls, of_layers
 from jattn.nn.multi_head import MultiHeadAttention
 
 _OF_POSITIONS = ("mask", "mods", "gates", "rotary_base")
@@ -74,6 +77,7 @@ class TransformerBlock(nnx.Module):
     (8, 5, 32)
     """
 
+    @of_layers
     def __init__(
         self,
         features: int,
@@ -94,9 +98,16 @@ class TransformerBlock(nnx.Module):
         rngs: nnx.Rngs,
         **options: Any,
     ):
+        _call.check_rngs(rngs)
+        _call.check_sizes(features=features)
         hidden = 4 * features if hidden is None else hidden
-        if hidden < 1:
-            raise ValueError(f"hidden must be >= 1, got {hidden}")
+        _call.check_sizes(hidden=hidden)
+        _call.check_flags(gated=gated)
+        _call.check_rate(dropout)
+        for name, fn in (("activation", activation), ("norm", norm)):
+            if not callable(fn):
+                example = "jax.nn.gelu" if name == "activation" else "nnx.LayerNorm or nnx.RMSNorm"
+                raise TypeError(f"{name} must be a function, like {example}, got {fn!r}")
         self.activation = activation
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         product = {**types, "use_bias": use_bias, "kernel_init": kernel_init, "precision": precision}
@@ -121,6 +132,8 @@ class TransformerBlock(nnx.Module):
         stream = rngs if dropout > 0 and ("dropout" in rngs or "default" in rngs) else None
         self.drop = nnx.Dropout(dropout, deterministic=deterministic, rngs=stream)
 
+    @of_calls
+    @_modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t features"],
@@ -149,6 +162,8 @@ class TransformerBlock(nnx.Module):
         Raises:
           ValueError: a block with cross-attention without a context, or the other way round; shapes that do not fit.
         """
+        _call.check_array(x, "x", "t", self.attention.features)
+        _call.check_call_rngs(rngs)
         self._check_context(context, "context")
         options = {"deterministic": deterministic, "rngs": rngs}
         x = x + self.drop(self.attention(self.attention_norm(x), mask=mask, positions=positions, **options), **options)
@@ -157,12 +172,13 @@ class TransformerBlock(nnx.Module):
             x = x + self.drop(read, **options)
         return x + self.drop(self._mlp(self.mlp_norm(x)), **options)
 
-    def cache(self, n: int, batch: tuple[int, ...] = (), context: Any = None, dtype: Any = None) -> BlockCache:
+    @_modes.ordinary
+    def cache(self, n: int, batch: int | tuple[int, ...] = (), context: Any = None, dtype: Any = None) -> BlockCache:
         """What `decode` starts from.
 
         Args:
           n: the most positions that will be decoded.
-          batch: the batch axes of x.
+          batch: the batch axes of x; an int for one axis.
           context: `[.., s, context_features]` for a block with cross-attention, which projects it here, once.
           dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
         """
@@ -170,6 +186,8 @@ class TransformerBlock(nnx.Module):
         read = None if context is None else self.cross_attention.read(context)
         return BlockCache(self.attention.cache(n, batch, dtype), read)
 
+    @of_calls
+    @_modes.ordinary
     def decode(
         self,
         x: Float[Array, "*b t features"],
@@ -200,6 +218,7 @@ class TransformerBlock(nnx.Module):
         """
         if not isinstance(cache, BlockCache):
             raise TypeError(f"cache must be made by the block's cache(), got {type(cache).__name__}")
+        _call.check_array(x, "x", "t", self.attention.features)
         self._check_context(cache.context, "cache.context")
         out, past = self.attention.decode(self.attention_norm(x), cache.past, mask=mask, positions=positions)
         x = x + out
@@ -215,5 +234,7 @@ class TransformerBlock(nnx.Module):
     def _check_context(self, context: Any, name: str) -> None:
         if context is None and self.cross_attention is not None:
             raise ValueError(f"{name} must be an array: this block has cross-attention, from context_features")
+        if _call.is_mask(context):
+            raise TypeError(f"{name} must not be a mask: give it by name, as mask= or context_mask=")
         if context is not None and self.cross_attention is None:
             raise ValueError(f"{name} must be None: make the block with context_features for cross-attention")

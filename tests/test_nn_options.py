@@ -1,0 +1,404 @@
+"""What layers are made and called with: which arrays learn, which errors bad input gets, and JAX's modes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import jattn
+from jattn import gates, masks, mods, normalizers, scores
+from jattn.nn import (
+    ABCNN,
+    AttentionPooling,
+    HierarchicalAttention,
+    LocalAttention,
+    MultiHeadAttention,
+    RecurrentAttention,
+    Seq2SeqAttention,
+    TransformerBlock,
+    frozen,
+    rotary,
+)
+from tests.layers import LOOSE, normal
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+B, T, S, F, H = 2, 6, 9, 16, 4
+
+
+def rngs():
+    return nnx.Rngs(0)
+
+
+def learnt(layer):
+    """Shapes of the options' arrays that are parameters."""
+    return [x.shape for x in jax.tree.leaves(nnx.state(layer, nnx.All(nnx.Param, nnx.PathContains("arrays"))))]
+
+
+# Which arrays learn
+
+GAP = np.array([1.5, 2.5, 0.5, 3.0], np.float32)
+FLOATS = {
+    "function": masks.function(lambda i, j, gap: i - j < gap, jattn.operand(GAP, "h")),
+    "around": masks.around(np.linspace(0, T, T, dtype=np.float32), 1, 1),
+    "joined": ~(masks.causal() & masks.function(lambda i, j, gap: i - j > gap, jattn.operand(GAP, "h"))),
+}
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_arrays_of_masks_do_not_learn(name):
+    """Weight decay leaves what a mask hides where it was."""
+    layer = MultiHeadAttention(F, H, mask=FLOATS[name], mods=mods.alibi(np.ones(H, np.float32)), rngs=rngs())
+    assert learnt(layer) == [(H,)]  # the slopes
+    x = normal((B, T, F), dtype="float32")
+    before = layer.weights(x) > 0
+    optimizer = nnx.Optimizer(layer, optax.adamw(0.1, weight_decay=1.0), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(layer, optimizer):
+        optimizer.update(layer, nnx.grad(lambda layer: jnp.sum(layer(x) ** 2))(layer))
+
+    slopes = layer.held.fill(layer.arrays)["mods"].slopes.array
+    for _ in range(20):
+        step(layer, optimizer)
+    np.testing.assert_array_equal(layer.weights(x) > 0, before)
+    assert abs(layer.held.fill(layer.arrays)["mods"].slopes.array - slopes).max() > 0.1
+
+
+def test_masks_of_the_other_layers_do_not_learn():
+    keys = masks.around(np.linspace(0, S, T, dtype=np.float32), 3, 3)
+    assert learnt(Seq2SeqAttention(F, H, mask=keys, rngs=rngs())) == []
+    assert learnt(TransformerBlock(F, H, mask=FLOATS["around"], rngs=rngs())) == []
+    assert learnt(Seq2SeqAttention(F, H, mask=keys, score="cosine", rngs=rngs())) == [()]
+
+
+def test_what_is_frozen_does_not_learn():
+    slopes, table = np.ones(H, np.float32), np.zeros((H, T, T), np.float32)
+    options = {
+        "score": frozen(scores.cosine(np.array(5.0, np.float32))),
+        "mods": (frozen(mods.alibi(slopes)), mods.bias(table, "hts"), frozen(mods.softcap(np.array(3.0, np.float32)))),
+        "gates": frozen(gates.function(lambda w, i, j, x: w * x, jattn.operand(np.array(0.5, np.float32)))),
+        "normalizer": frozen(normalizers.sigmoid(np.array(-1.0, np.float32))),
+    }
+    layer = MultiHeadAttention(F, H, **options, rngs=rngs())
+    assert learnt(layer) == [(H, T, T)]
+    plain = MultiHeadAttention(F, H, **jax.tree.map(
+        lambda x: x.term if hasattr(x, "term") else x, options, is_leaf=lambda x: hasattr(x, "term")
+    ), rngs=rngs())  # fmt: skip
+    assert len(learnt(plain)) == 6
+    x = normal((B, T, F), dtype="float32")
+    np.testing.assert_array_equal(layer(x), plain(x))
+    assert nnx.clone(layer)(x).shape == x.shape
+    state = nnx.state(layer)
+    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(nnx.state(plain)))  # saved with the layer all the same
+
+
+def test_what_is_frozen_in_a_call_gets_no_gradient():
+    layer, x = MultiHeadAttention(F, H, rngs=rngs()), normal((B, T, F), dtype="float32")
+    loss = lambda slopes, mark: jnp.sum(layer(x, mods=mark(mods.alibi(slopes))) ** 2)
+    slopes = jnp.ones(H)
+    assert_close(loss(slopes, frozen), loss(slopes, lambda term: term), LOOSE)
+    assert not np.any(jax.grad(loss)(slopes, frozen))
+    assert np.any(jax.grad(loss)(slopes, lambda term: term))
+    read = Seq2SeqAttention(F, H, rngs=rngs())
+    assert read(x, read.read(x), normalizer=frozen(normalizers.sigmoid(jnp.asarray(0.0)))).shape == x.shape
+
+
+def test_frozen_takes_terms_alone():
+    with pytest.raises(TypeError, match=r"frozen takes a score, normaliser, mod or gate, like .* got 3"):
+        frozen(3)
+
+
+def test_sinks_start_where_an_array_says():
+    start, x = normal((H,), dtype="float32"), normal((B, T, F), dtype="float32")
+    layer, zeros = (MultiHeadAttention(F, H, sinks=y, rngs=rngs()) for y in (start, True))
+    assert isinstance(layer.sinks, nnx.Param)
+    assert abs(layer(x) - zeros(x)).max() > 1e-3
+    zeros.sinks[...] = start
+    np.testing.assert_array_equal(layer(x), zeros(x))
+
+
+# Errors
+
+MAKERS = {
+    "MultiHeadAttention": lambda **x: MultiHeadAttention(**{"features": F, "heads": H, "rngs": rngs(), **x}),
+    "LocalAttention": lambda **x: LocalAttention(**{"features": F, "heads": H, "window": 2, "rngs": rngs(), **x}),
+    "TransformerBlock": lambda **x: TransformerBlock(**{"features": F, "heads": H, "rngs": rngs(), **x}),
+    "Seq2SeqAttention": lambda **x: Seq2SeqAttention(**{"features": F, "heads": H, "rngs": rngs(), **x}),
+    "AttentionPooling": lambda **x: AttentionPooling(**{"features": F, "rngs": rngs(), **x}),
+    "RecurrentAttention": lambda **x: RecurrentAttention(**{"features": F, "hidden": 8, "rngs": rngs(), **x}),
+    "HierarchicalAttention": lambda **x: HierarchicalAttention(**{"features": F, "hidden": 8, "rngs": rngs(), **x}),
+    "ABCNN": lambda **x: ABCNN(**{"in_features": F, "features": 8, "width": 3, "rngs": rngs(), **x}),
+}
+SIZES = {
+    "MultiHeadAttention": ("features", "heads", "kv_heads", "head_dim", "context_features"),
+    "LocalAttention": ("features", "heads", "kv_heads", "head_dim"),
+    "TransformerBlock": ("features", "heads", "hidden", "context_features"),
+    "Seq2SeqAttention": ("features", "heads", "head_dim", "memory_features"),
+    "AttentionPooling": ("features", "hidden", "heads"),
+    "RecurrentAttention": ("features", "hidden", "attention"),
+    "HierarchicalAttention": ("features", "hidden", "attention"),
+    "ABCNN": ("in_features", "features", "width"),
+}
+FLAGS = {
+    "MultiHeadAttention": ("qk_norm", "use_bias", "deterministic"),
+    "LocalAttention": ("qk_norm",),
+    "TransformerBlock": ("gated", "qk_norm"),
+    "Seq2SeqAttention": ("static", "use_bias"),
+    "AttentionPooling": ("use_bias",),
+    "HierarchicalAttention": ("sentence_gru",),
+    "ABCNN": ("before", "after"),
+}
+
+
+@pytest.mark.parametrize(("layer", "name"), [(layer, name) for layer, names in SIZES.items() for name in names])
+def test_a_size_is_an_int_of_at_least_1(layer, name):
+    for bad in (4.0, "4", True, jnp.float32(4)):
+        with pytest.raises(TypeError, match=r"\w+ must be an int, got"):
+            MAKERS[layer](**{name: bad})
+    for bad in (0, -4):
+        with pytest.raises(ValueError, match=r"\w+ must be at least 1, got"):
+            MAKERS[layer](**{name: bad})
+
+
+@pytest.mark.parametrize(("layer", "name"), [(layer, name) for layer, names in FLAGS.items() for name in names])
+def test_a_flag_is_true_or_false(layer, name):
+    for bad in ("layer", 1, None, np.ones(2)):
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got"):
+            MAKERS[layer](**{name: bad})
+
+
+@pytest.mark.parametrize("layer", MAKERS)
+def test_random_keys_come_from_rngs(layer):
+    for bad in (0, jax.random.key(0), None):
+        with pytest.raises(TypeError, match=r"rngs must be an nnx.Rngs, like nnx.Rngs\(0\)"):
+            MAKERS[layer](rngs=bad)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options", "error", "message"),
+    [
+        ("MultiHeadAttention", {"sinks": np.zeros(3)}, ValueError, r"sinks must be .* \[h\] = \[4\] .* got float64\[3\]"),
+        ("MultiHeadAttention", {"sinks": 1.0}, ValueError, r"sinks must be True, False, or an array .* got 1.0"),
+        ("MultiHeadAttention", {"rotary_base": np.ones(4)}, ValueError, "rotary_base must be a number > 0"),
+        ("MultiHeadAttention", {"rotary_base": "1e4"}, ValueError, "rotary_base must be a number > 0"),
+        ("MultiHeadAttention", {"rotary_base": -1.0}, ValueError, "rotary_base must be a number > 0"),
+        ("MultiHeadAttention", {"dropout": "0.1"}, ValueError, r"dropout must be a rate in \[0, 1\)"),
+        ("MultiHeadAttention", {"dropout": True}, ValueError, r"dropout must be a rate in \[0, 1\)"),
+        ("TransformerBlock", {"dropout": 1.5}, ValueError, r"dropout must be a rate in \[0, 1\)"),
+        ("TransformerBlock", {"norm": "rms"}, TypeError, "norm must be a function, like nnx.LayerNorm"),
+        ("TransformerBlock", {"activation": "gelu"}, TypeError, "activation must be a function, like jax.nn.gelu"),
+        ("LocalAttention", {"window": 2.5}, ValueError, "window must be an int >= 0"),
+        ("LocalAttention", {"window": True}, ValueError, "window must be an int >= 0"),
+        ("LocalAttention", {"pace": "fast"}, ValueError, "pace must be > 0"),
+        ("Seq2SeqAttention", {"score": "bilinear"}, ValueError, "score must be one of dot, general"),
+        ("RecurrentAttention", {"summary": "max"}, ValueError, "summary must be one of 'attention', 'mean', 'last'"),
+        ("ABCNN", {"before": True, "length": 2.0}, TypeError, "length must be an int"),
+        ("ABCNN", {"pooling": "attention"}, ValueError, "pooling must be one of window"),
+    ],
+)  # fmt: skip
+def test_errors_of_making(layer, options, error, message):
+    with pytest.raises(error, match=message):
+        MAKERS[layer](**options)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "ours"),
+    [
+        ("MultiHeadAttention", "num_heads", "heads"),
+        ("MultiHeadAttention", "in_features", "features, the width of x"),
+        ("MultiHeadAttention", "qkv_features", "head_dim"),
+        ("MultiHeadAttention", "embed_dim", "features"),
+        ("MultiHeadAttention", "dropout_rate", r"dropout, a rate in \[0, 1\)"),
+        ("MultiHeadAttention", "decode", r"layer.decode\(x, cache\)"),
+        ("MultiHeadAttention", "is_causal", r"mask=jattn.masks.causal\(\)"),
+        ("MultiHeadAttention", "bias", "use_bias"),
+        ("MultiHeadAttention", "scale", r"score=jattn.scores.dot\(scale\)"),
+        ("LocalAttention", "dropout_rate", "dropout"),
+        ("TransformerBlock", "d_model", "features"),
+        ("TransformerBlock", "mlp_dim", "hidden"),
+        ("TransformerBlock", "num_kv_heads", "kv_heads"),
+        ("Seq2SeqAttention", "num_heads", "heads"),
+        ("AttentionPooling", "num_heads", "heads"),
+        ("RecurrentAttention", "hidden_size", "hidden"),
+        ("HierarchicalAttention", "seed", r"rngs=nnx.Rngs\(0\)"),
+        ("ABCNN", "out_features", "features"),
+    ],
+)
+def test_names_of_other_libraries(layer, name, ours):
+    with pytest.raises(TypeError, match=f"^{layer} takes no {name}: here it is .*{ours}"):
+        MAKERS[layer](**{name: 4})
+
+
+def test_names_of_other_libraries_in_place_of_ours():
+    """Where the arguments that have no default are missing."""
+    with pytest.raises(TypeError, match="MultiHeadAttention takes no num_heads: here it is heads"):
+        MultiHeadAttention(num_heads=4, in_features=16, rngs=rngs())
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("inputs_q", "x, the first argument"),
+        ("inputs_kv", "context"),
+        ("attn_mask", "mask, booleans"),
+        ("key_padding_mask", r"jattn.masks.lengths\(lengths\)"),
+        ("is_causal", r"mask=jattn.masks.causal\(\)"),
+        ("need_weights", "layer.weights"),
+        ("decode", "layer.decode"),
+        ("training", "deterministic"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock", "LocalAttention"])
+def test_names_of_other_libraries_in_calls(layer, name, ours):
+    with pytest.raises(TypeError, match=f"^{layer} takes no {name}: here it is .*{ours}"):
+        MAKERS[layer]()(jnp.ones((B, T, F)), **{name: True})
+
+
+CALLS = {
+    "integer padding": ({"mask": np.ones((B, T), int)}, TypeError, r"mask must be boolean.* got int64\[2, 6\].*jattn.masks.lengths\(mask.sum\(-1\)\).*\(mask != 0\)\[..., None, None, :\]"),
+    "float padding": ({"mask": jnp.ones((B, T))}, TypeError, r"mask must be boolean.*jattn.masks.lengths.*bias="),
+    "boolean padding": ({"mask": np.ones((B, T), bool)}, ValueError, r"t = 6 and s = 6, got \[2, 6\]; a padding mask \[.., s\] is mask\[..., None, None, :\], or jattn.masks.lengths"),
+    "mask by position": ({"context": np.ones((B, T), bool)}, TypeError, "mask"),
+    "Mask by position": ({"context": masks.causal()}, TypeError, "mask: give it by name, as mask="),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock", "LocalAttention"])
+def test_masks_of_other_kinds(layer, name):
+    call, error, message = CALLS[name]
+    with pytest.raises(error, match=message):
+        MAKERS[layer]()(jnp.ones((B, T, F)), **call)
+
+
+def test_masks_of_other_kinds_where_there_is_a_memory():
+    layer = MAKERS["Seq2SeqAttention"]()
+    memory = layer.read(jnp.ones((B, S, F)))
+    with pytest.raises(TypeError, match=r"mask must be boolean.*jattn.masks.lengths"):
+        layer(jnp.ones((B, T, F)), memory, mask=np.ones((B, S), int))
+    with pytest.raises(ValueError, match=r"a padding mask \[.., s\]"):
+        layer(jnp.ones((B, T, F)), memory, mask=np.ones((B, S), bool))
+    with pytest.raises(TypeError, match=r"give mask != 0"):
+        MAKERS["AttentionPooling"]()(jnp.ones((B, T, F)), np.ones((B, T), int))
+
+
+@pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock"])
+def test_caches_of_one_batch_axis(layer):
+    layer = MAKERS[layer](mask=masks.causal())
+    keys = lambda cache: jax.tree.leaves(cache)[0].shape
+    assert keys(layer.cache(8, 2)) == keys(layer.cache(8, (2,))) == keys(layer.cache(np.int64(8), [2])) == (2, 8, 4, 4)
+    assert keys(layer.cache(8)) == (8, 4, 4)
+    assert layer.decode(jnp.ones((2, 3, F)), layer.cache(8, 2))[0].shape == (2, 3, F)
+    for bad in (2.0, "2", True, (2, 1.5), -1):
+        with pytest.raises(ValueError, match="batch must be the batch axes of x, an int or a tuple of ints, got"):
+            layer.cache(8, bad)
+
+
+@pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock"])
+def test_errors_of_calls(layer):
+    make = MAKERS[layer]
+    with pytest.raises(TypeError, match=r"rngs must be an nnx.Rngs, like nnx.Rngs\(dropout=0\)"):
+        make(dropout=0.5)(jnp.ones((T, F)), rngs=0)
+    with pytest.raises(TypeError, match=r"x must be an array \[.., t, 16\], got list"):
+        make()([[1.0] * F])
+    with pytest.raises(ValueError, match=r"x must be \[.., t, 16\], got shape \[6, 3\]"):
+        make()(jnp.ones((T, 3)))
+
+
+@pytest.mark.parametrize("base", [np.array([1e4, 1e3]), jnp.ones((1,)), "1e4", 0, -2.0, True])
+def test_the_base_of_rotary_is_one_number(base):
+    with pytest.raises(ValueError, match="base must be"):
+        rotary(jnp.ones((T, H, 4)), base=base)
+
+
+def test_the_base_of_rotary_may_be_a_traced_scalar():
+    x = normal((T, H, 4), dtype="float32")
+    assert_close(jax.jit(lambda base: rotary(x, base=base))(100.0), rotary(x, base=100.0), LOOSE)
+    assert_close(rotary(x, base=np.array(100)), rotary(x, base=100), LOOSE)
+
+
+@pytest.mark.parametrize("x", [np.ones((T, H, 4), int), np.ones((T, 4), np.float32), [[[1.0, 2.0]]]])
+def test_rotary_turns_floating_point_heads(x):
+    with pytest.raises(TypeError, match=r"rotary takes floating-point queries \[.., t, h, d\]"):
+        rotary(x)
+
+
+# JAX's modes
+
+X, CONTEXT, REAL = normal((B, T, F), 1), normal((B, S, F), 2), np.arange(T) < np.array([[4], [6]])
+RUNS = {
+    "attention": (
+        lambda: MAKERS["MultiHeadAttention"](kv_heads=2, rotary_base=1e4, qk_norm=True, sinks=True, mask=masks.causal()),
+        lambda layer, x: layer(x, mask=masks.lengths(np.array([4, 6]))),
+    ),
+    "options": (
+        lambda: MAKERS["MultiHeadAttention"](
+            mods=(mods.alibi(np.ones(H)), mods.softcap(np.array(5.0))), mask=masks.segments(np.arange(T) // 2),
+            gates=gates.dropout(0.1, 0),
+        ),
+        lambda layer, x: layer(x),
+    ),
+    "sparsemax": (
+        lambda: MAKERS["MultiHeadAttention"](normalizer=normalizers.sparsemax()), lambda layer, x: layer(x, bias=np.ones((T, T)))
+    ),
+    "monotonic": (lambda: MAKERS["LocalAttention"](pace=1.5), lambda layer, x: layer(x, lengths=np.array([4, 6]))),
+    "predicted": (lambda: MAKERS["LocalAttention"](center="predicted"), lambda layer, x: layer(x, lengths=np.array([4, 6]))),
+    "block": (
+        lambda: MAKERS["TransformerBlock"](mask=masks.causal(), context_features=F, gated=True, rotary_base=1e4),
+        lambda layer, x: layer(x, CONTEXT.astype(x.dtype), context_mask=masks.lengths(np.array([9, 3]))),
+    ),
+    "decode": (
+        lambda: MAKERS["TransformerBlock"](mask=masks.causal(), rotary_base=1e4),
+        lambda layer, x: layer.decode(x, layer.cache(8, B, dtype=x.dtype))[0],
+    ),
+    **{
+        f"read {score}": (
+            lambda score=score: MAKERS["Seq2SeqAttention"](score=score),
+            lambda layer, x: layer(x, layer.read(CONTEXT.astype(x.dtype), lengths=np.array([9, 3]))),
+        )
+        for score in ("dot", "general", "cosine", "concat", "additive")
+    },
+    "static": (
+        lambda: MAKERS["Seq2SeqAttention"](static=True), lambda layer, x: layer(x, layer.read(CONTEXT.astype(x.dtype)))
+    ),
+    "pooling": (lambda: MAKERS["AttentionPooling"](heads=3), lambda layer, x: layer(x, REAL)),
+    "recurrent": (lambda: MAKERS["RecurrentAttention"](), lambda layer, x: layer(x, REAL)),
+    "last": (lambda: MAKERS["RecurrentAttention"](summary="last"), lambda layer, x: layer(x, REAL)),
+    "documents": (lambda: MAKERS["HierarchicalAttention"](summary="mean"), lambda layer, x: layer(x[None], REAL[None])),
+    "pairs": (
+        lambda: MAKERS["ABCNN"](before=True, after=True, length=T, pooling="max"),
+        lambda layer, x: layer(x, x[:, ::-1], REAL)[0],
+    ),
+}  # fmt: skip
+MODES = {
+    "x64": lambda: jax.enable_x64(True),
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+}
+
+
+def values_and_gradients(name):
+    make, call = RUNS[name]
+    layer, x = make(), jnp.asarray(X, jnp.float32)
+    graph, params, rest = nnx.split(layer, nnx.Param, ...)
+
+    def loss(params, x):
+        out = call(nnx.merge(graph, params, rest), x)
+        return jnp.sum(jnp.sin(out)), out
+
+    gradients, out = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, x)
+    return out, nnx.to_pure_dict(gradients[0]), gradients[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", RUNS)
+def test_in_the_modes_of_jax(name, mode):
+    want = values_and_gradients(name)
+    with MODES[mode]():
+        got = values_and_gradients(name)
+    jax.tree.map(lambda x, y: assert_close(x, y, LOOSE), got, want)
+    assert got[0].dtype == want[0].dtype
