@@ -223,7 +223,7 @@ def _attend_jet(primals, series, *, spec):
 
     def along(t):
         powers = [t**n for n in range(1, order + 1)]
-        move = lambda x, terms: sum((p * y for p, y in zip(powers, terms, strict=True)), start=x).astype(x.dtype)
+        move = lambda x, terms: jnp.asarray(sum((p * y for p, y in zip(powers, terms, strict=True)), start=x), x.dtype)
         moved = [
             move(x, y) if jnp.issubdtype(x.dtype, jnp.floating) else x for x, y in zip(primals, series, strict=True)
         ]

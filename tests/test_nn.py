@@ -853,3 +853,9 @@ def test_flax_is_imported_late():
         "import sys, jattn; assert 'flax' not in sys.modules; jattn.nn.MultiHeadAttention; assert 'flax' in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_weights_are_looked_at_whatever_runs_the_attention():
+    x = jnp.ones((2, 5, 8))
+    of = lambda **options: MultiHeadAttention(8, 2, mask=masks.causal(), rngs=nnx.Rngs(0), **options).weights(x)
+    assert_close(of(implementation="blockwise", blocks=(2, 2)), of(), 1e-6)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jattn import masks
+from jattn import api, masks
 from jattn.nn._frozen import Frozen, thawed
 
 Options = dict[str, Any]
@@ -127,6 +127,8 @@ def batched(fn: Callable, query: jax.Array, key: jax.Array, value: jax.Array, op
             "query, key and value must have the same batch axes,"
             f" got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
         )
+    if fn is api.weights:  # what is looked at is the definition's, whatever runs the attention
+        options = {name: x for name, x in options.items() if name not in ("implementation", "blocks")}
     if len(lead) < 2:
         return fn(query, key, value, **options)
     out = fn(*(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)), **options)
