@@ -19,8 +19,9 @@ from jattn._blocks import Tiling
 from jattn._geometry import Step
 from jattn._problem import Spec, tile_width
 from jattn._terms import Signature
-from jattn.normalizers import logsumexp
+from jattn.normalizers import THRESHOLD, logsumexp
 
+_KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
 _STRIP = 2**20  # scores of a strip, over all heads
 
 
@@ -71,7 +72,7 @@ def _rows(
         rest = iter(mine)
         held = [next(rest) if "b" in a else x for x, a in zip(operands, axes, strict=True)]
 
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, policy=_KEPT)
         def strip(n):
             at = {"b": (0, 1), "g": (0, g), "h": (0, h), "t": (query.start(n), query.block), "s": (0, s)}
             step = Step(at, h // g)

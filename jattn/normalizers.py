@@ -7,15 +7,20 @@ backends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jattn._terms import Operand, Term, number, piece
 from jattn.gates import seed_operand
 from jattn.mods import Gumbel as GumbelNoise
 from jattn.mods import Mod
+
+
+THRESHOLD = "jattn_threshold"  # what `jax.checkpoint` need not find again, a number a row
 
 
 class Normalizer(Term):
@@ -29,17 +34,26 @@ class Normalizer(Term):
 
 
 def logsumexp(scores: Any) -> Any:
-    """log of the sum of exp over the last axis; -inf, with gradient 0, for a row that is -inf throughout."""
-    top = jnp.max(scores, axis=-1, keepdims=True)
-    top = jax.lax.stop_gradient(jnp.where(jnp.isneginf(top), 0, top))
-    total = jnp.sum(jnp.exp(scores - top), axis=-1)
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + top[..., 0], -jnp.inf)
+    """log of the sum of exp over the last axis; -inf, with gradient 0, for a row that is -inf throughout.
+
+    NaN for a row that holds NaN or +inf, which no weights could stand for.
+    """
+    top = jax.lax.stop_gradient(_top(scores))
+    empty = jnp.isneginf(top)
+    top = jnp.where(empty, 0, top)
+    total = jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
+    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + top)[..., 0]
 
 
 def with_sink(lse: Any, sink: Any) -> tuple[Any, Any]:
     """A sink is a key of its own with value 0: the factor it puts on the weights, and the lse with it."""
     gap = jnp.where(jnp.isneginf(lse), -jnp.inf, lse - sink)
     return jax.nn.sigmoid(gap), logsumexp(jnp.stack(jnp.broadcast_arrays(lse, sink), axis=-1))
+
+
+def _top(scores: Any) -> Any:
+    """The greatest of each row, `[.., 1]`, -inf for a row without keys."""
+    return jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
 
 
 @piece
@@ -61,7 +75,8 @@ class Sigmoid(Normalizer):
     bias: Any
 
     def __call__(self, scores):
-        return jax.nn.sigmoid(scores + self.bias)
+        # +inf would pass for a weight of 1, though it comes from an overflow, here as in a softmax
+        return jnp.where(jnp.isposinf(scores), jnp.nan, jax.nn.sigmoid(scores + self.bias))
 
 
 def sigmoid(bias: Any = 0.0) -> Normalizer:
@@ -73,33 +88,59 @@ def sigmoid(bias: Any = 0.0) -> Normalizer:
 
 
 def _lowered(scores: Any) -> Any:
-    """Scores with the greatest at 0, which changes no weight: sums of large scores would lose the small differences."""
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    """Scores with the greatest at 0, which changes no weight: sums of large scores would lose the small differences.
+
+    A row that holds NaN or +inf is NaN throughout.
+    """
+    top = jax.lax.stop_gradient(_top(scores))
+    top = jnp.where(jnp.isposinf(top), jnp.nan, top)
     return scores - jnp.where(jnp.isneginf(top), 0, top)
 
 
-def _support(scores: Any, threshold: Any) -> tuple[Any, Any]:
-    """Which entries get weight, and how many: entry n of the sorted row is in while it exceeds the threshold(n)."""
-    ordered = -jnp.sort(-jax.lax.stop_gradient(scores), axis=-1)
-    count = jnp.arange(1, scores.shape[-1] + 1, dtype=scores.dtype)
-    live = ordered > -jnp.inf
-    within = live & (ordered > threshold(jnp.where(live, ordered, 0), count))
-    inside = scores >= jnp.min(jnp.where(within, ordered, jnp.inf), axis=-1, keepdims=True)
-    return inside, jnp.maximum(jnp.sum(inside, axis=-1, keepdims=True), 1)
+_STEPS = 100  # Newton's steps at most: they converge in about 20 at worst in float32, in 40 in float64
 
 
-def _mean(scores: Any, inside: Any, size: Any) -> Any:
-    return jnp.sum(jnp.where(inside, scores, 0), axis=-1, keepdims=True) / size
+def _threshold(scores: Any, step: Callable) -> Any:
+    """tau `[.., 1]` at which the weights of a row, lowered, sum to 1: found without gradients, from -1, its least.
+
+    `step(excess)`, with excess = max(score - tau, 0), is Newton's for a function of tau that is convex and falls.  From
+    the left of the root such steps never pass it, and each divides the product of value and slope by 4 or more.  Whole
+    rows are only ever summed, never sorted.
+    """
+    scores = jax.lax.stop_gradient(scores)
+    precision = 4 * jnp.finfo(scores.dtype).eps
+
+    def further(state):
+        n, tau, _ = state
+        rise = step(jnp.maximum(scores - tau, 0))
+        rises = rise > -precision * tau  # never so in a row of NaN, nor in one of -inf, whose excess is 0
+        return n + 1, jnp.where(rises, tau + rise, tau), jnp.any(rises)
+
+    start = jnp.full((*scores.shape[:-1], 1), -1, scores.dtype)
+    tau = jax.lax.while_loop(lambda state: state[2] & (state[0] < _STEPS), further, (0, start, True))[1]
+    return checkpoint_name(tau, THRESHOLD)
+
+
+def _sum(x: Any) -> Any:
+    return jnp.sum(x, axis=-1, keepdims=True)
+
+
+def _excess(scores: Any, tau: Any) -> tuple[Any, Any, Any]:
+    """score - tau, the same where it is positive and else 0, and how many that are.  NaN counts as positive."""
+    above = scores - tau
+    below = above <= 0
+    return above, jnp.where(below, 0, above), _sum((~below).astype(scores.dtype))
 
 
 @piece
 class Sparsemax(Normalizer):
     def __call__(self, scores):
-        # the support is found without gradients; on it the projection is a plain formula, with every derivative
         scores = _lowered(scores)
-        inside, size = _support(scores, lambda z, n: (jnp.cumsum(z, axis=-1) - 1) / n)
-        tau = _mean(scores, inside, size) - 1 / size
-        return jnp.where(inside, jnp.where(inside, scores, 0) - tau, 0)
+        tau = _threshold(scores, lambda excess: (_sum(excess) - 1) / _sum((excess > 0).astype(excess.dtype)))
+        # one more step, which is exact for the keys that are in; it has every derivative
+        above, excess, size = _excess(scores, tau)
+        rise = (_sum(excess) - 1) / jnp.maximum(size, 1)
+        return jnp.where(above <= rise, 0, above - rise)
 
 
 def sparsemax() -> Normalizer:
@@ -111,18 +152,19 @@ def sparsemax() -> Normalizer:
 @piece
 class Entmax15(Normalizer):
     def __call__(self, scores):
-        z = _lowered(scores) / 2
+        scores = _lowered(scores) / 2
 
-        def threshold(ordered, n):
-            mean, square = jnp.cumsum(ordered, axis=-1) / n, jnp.cumsum(ordered * ordered, axis=-1) / n
-            return mean - jnp.sqrt(jnp.maximum((1 - n * (square - mean * mean)) / n, 0))
+        def step(excess):  # of the norm of the excess, which is closer to a line than its square
+            square = _sum(excess * excess)
+            return (square - jnp.sqrt(square)) / _sum(excess)
 
-        inside, size = _support(z, threshold)
-        mean = _mean(z, inside, size)
-        spread = _mean((jnp.where(inside, z, 0) - mean) ** 2, inside, size)
-        inner = 1 / size - spread
-        tau = mean - jnp.sqrt(jnp.where(inner > 0, inner, 1)) * (inner > 0)
-        return jnp.where(inside, (jnp.where(inside, z, 0) - tau) ** 2, 0)
+        above, excess, size = _excess(scores, _threshold(scores, step))
+        # for the keys that are in, sum of (excess - rise)^2 = 1 is a quadratic equation; its root has every derivative
+        total, square = _sum(excess), _sum(excess * excess)
+        root = total * total + size * (1 - square)
+        rise = (square - 1) / (total + jnp.sqrt(jnp.where(root > 0, root, 1)))
+        weight = jnp.where(above <= rise, 0, above - rise)
+        return weight * weight
 
 
 def entmax15() -> Normalizer:
@@ -136,8 +178,11 @@ class Hard(Normalizer):
     straight_through: bool
 
     def __call__(self, scores):
-        first = jnp.argmax(scores, axis=-1)[..., None] == jnp.arange(scores.shape[-1])
-        chosen = (first & jnp.any(scores > -jnp.inf, axis=-1, keepdims=True)).astype(scores.dtype)
+        top = jax.lax.stop_gradient(_top(scores))
+        if 0 in scores.shape:
+            return scores
+        first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(int, scores.shape, scores.ndim-1)
+        chosen = jnp.where(jnp.isneginf(top), 0, first.astype(scores.dtype))
         if not self.straight_through:
             return chosen
         soft = Softmax()(scores)
