@@ -57,8 +57,7 @@ def _run_rows(problem: Problem, blocks: Any, target: Target) -> tuple[jax.Array,
     q, k, v, operands, signature = reduce(problem)
 
     def finish(terms, normalizer, scores, value, i, j):
-        weight = terms.weights(normalizer(scores), i, j)
-        return jnp.matmul(weight, value, precision=problem.precision).astype(problem.query.dtype)
+        return _strips.output(terms, scores, normalizer(scores), value, i, j, problem.precision, problem.query.dtype)
 
     return _strips.rows(signature, q, k, v, operands, finish, problem.normalizer), None
 

@@ -19,7 +19,6 @@ from jattn.gates import seed_operand
 from jattn.mods import Gumbel as GumbelNoise
 from jattn.mods import Mod
 
-
 THRESHOLD = "jattn_threshold"  # what `jax.checkpoint` need not find again, a number a row
 
 
@@ -181,7 +180,9 @@ class Hard(Normalizer):
         top = jax.lax.stop_gradient(_top(scores))
         if 0 in scores.shape:
             return scores
-        first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(int, scores.shape, scores.ndim-1)
+        first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(
+            int, scores.shape, scores.ndim - 1
+        )
         chosen = jnp.where(jnp.isneginf(top), 0, first.astype(scores.dtype))
         if not self.straight_through:
             return chosen

@@ -1,0 +1,280 @@
+"""`implementation="reference"` against the oracle: every piece, values and gradients, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import gates, masks, mods, normalizers, scores
+from tests import oracle
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+B, T, S, H, G, D, E = 2, 5, 7, 4, 2, 3, 2
+SIZES = dict(zip("btshgde", (B, T, S, H, G, D, E), strict=True))
+KEY = 11  # of jax.random, for the pieces that draw
+
+
+class Case(NamedTuple):
+    arrays: dict[str, Any]  # what is differentiated: an array, or its axes as letters and numbers
+    ours: Callable[[Any], dict[str, Any]]  # options of `jattn.attention`, of the arrays by name
+    oracles: Callable[[Any], dict[str, Any]]  # options of `oracle.attention`
+
+
+def _both(module: str, name: str, *args: Any, **arrays: Any) -> Case:
+    """A score whose arguments are the same on both sides."""
+    make = lambda where: lambda x: {module: getattr(where, name)(*args, *(getattr(x, n) for n in arrays))}
+    return Case(arrays, make({"score": scores, "normalizer": normalizers}[module]), make(oracle))
+
+
+def _mask(ours: masks.Mask, oracles: Callable, **arrays: Any) -> Case:
+    return Case(arrays, lambda x: {"mask": ours}, lambda x: {"mask": oracles})
+
+
+def _mod(ours: Callable, oracles: Callable, **arrays: Any) -> Case:
+    return Case(arrays, lambda x: {"mods": (ours(x),)}, lambda x: {"mods": (oracles(x),)})
+
+
+def _gate(ours: Callable, oracles: Callable, **arrays: Any) -> Case:
+    return Case(arrays, lambda x: {"gates": (ours(x),)}, lambda x: {"gates": (oracles(x),)})
+
+
+def _seed() -> int:
+    return int(jax.random.bits(jax.random.key(KEY), (), "uint32"))
+
+
+def _gumbel(hard: bool) -> Case:
+    return Case(
+        {"temperature": np.array(0.7)},
+        lambda x: {"normalizer": normalizers.gumbel(jax.random.key(KEY), x.temperature, hard)},
+        lambda x: {
+            "mods": (oracle.gumbel(_seed(), x.temperature),),
+            "normalizer": oracle.hard() if hard else oracle.softmax(),
+        },
+    )
+
+
+_rng = np.random.default_rng(0)
+_ids, _kv_ids = _rng.integers(0, 2, (B, T)), _rng.integers(0, 3, (B, S))
+_kv, _q = np.array([3, 0]), np.array([4, 5])
+_centers = {n: _rng.uniform(0, S, [SIZES[a] for a in n]) for n in ("t", "bt", "bht")}
+_layout, _layouts = _rng.random((3, 4)) < 0.5, _rng.random((H, 3, 4)) < 0.5
+_dense = _rng.random((B, 1, T, S)) < 0.5
+_everything = Case(
+    {"w": "hdd", "cap": np.array(3.0), "slopes": "h", "table": "h8", "m": "bh", "center": "bt", "sinks": "h", "bias": "hts"},
+    lambda x: {
+        "score": scores.general(x.w, 0.5),
+        "mask": (masks.causal(2) & ~masks.dilated(3)) | masks.prefix(jnp.asarray(_kv)),
+        "bias": x.bias,
+        "mods": (
+            mods.softcap(x.cap),
+            mods.alibi(x.slopes),
+            mods.relative(x.table),
+            mods.function(lambda s, i, j, m: s * m + jnp.cos((i - j) * 1.0), jattn.operand(x.m, "bh")),
+        ),
+        "gates": (gates.gaussian(x.center, 4.0),),
+        "sinks": x.sinks,
+        "dropout": gates.dropout(0.3, 5),
+    },
+    lambda x: {
+        "score": oracle.general(x.w, 0.5),
+        "mask": lambda at: (oracle.causal(2)(at) & ~oracle.dilated(3)(at)) | oracle.prefix(_kv)(at),
+        "mods": (
+            oracle.bias(x.bias, "hts"),
+            oracle.softcap(x.cap),
+            oracle.alibi(x.slopes),
+            oracle.relative(x.table, oracle.t5_bucket(True, 8)),
+            lambda s, at: s * x.m[at.b, at.h] + np.cos(at.i - at.j),
+        ),
+        "gates": (oracle.gaussian(x.center, 4.0), oracle.dropout(0.3, 5)),
+        "sinks": x.sinks,
+    },
+)
+
+CASES: dict[str, Case] = {
+    "plain": Case({}, lambda x: {}, lambda x: {}),
+    "dot": _both("score", "dot", scale=np.array(0.7)),
+    "general": _both("score", "general", w="dd", scale=np.array(0.7)),
+    "general-heads": _both("score", "general", w="hdd"),
+    "cosine": _both("score", "cosine", scale=np.array(5.0)),
+    "concat": _both("score", "concat", w_q="d", w_k="d"),
+    "concat-heads": _both("score", "concat", w_q="hd", w_k="hd"),
+    "additive": _both("score", "additive", w_q="d6", w_k="d6", v="6"),
+    "additive-heads": _both("score", "additive", w_q="hd6", w_k="hd6", v="h6"),
+    "sigmoid": _both("normalizer", "sigmoid", bias=np.array(-0.5)),
+    "sparsemax": _both("normalizer", "sparsemax"),
+    "entmax15": _both("normalizer", "entmax15"),
+    "hard": _both("normalizer", "hard"),
+    "gumbel": _gumbel(False),
+    "gumbel-hard": _gumbel(True)._replace(arrays={"temperature": np.array(0.7)}),
+    "causal": _mask(masks.causal(), oracle.causal()),
+    "causal-offset": _mask(masks.causal(-2), oracle.causal(-2)),
+    "window": _mask(masks.window(1, 2), oracle.window(1, 2)),
+    "window-open": _mask(masks.window(None, 1), oracle.window(None, 1)),
+    "around-t": _mask(masks.around(_centers["t"], 1, 1), oracle.around(_centers["t"], 1, 1)),
+    "around-bt": _mask(masks.around(_centers["bt"], 0, 2), oracle.around(_centers["bt"], 0, 2)),
+    "around-bht": _mask(masks.around(_centers["bht"], 1, 2), oracle.around(_centers["bht"], 1, 2)),
+    "segments": _mask(masks.segments(_ids, _kv_ids), oracle.segments(_ids, _kv_ids)),
+    "prefix": _mask(masks.prefix(3), oracle.prefix(3)),
+    "prefix-b": _mask(masks.prefix(_kv), oracle.prefix(_kv)),
+    "lengths": _mask(masks.lengths(_kv, _q), oracle.lengths(_kv, _q)),
+    "dilated": _mask(masks.dilated(3), oracle.dilated(3)),
+    "blocks": _mask(masks.blocks(_layout, 2), oracle.blocks(_layout, 2)),
+    "blocks-heads": _mask(masks.blocks(_layouts, 2), oracle.blocks(_layouts, 2)),
+    "dense": _mask(masks.dense(_dense), oracle.dense(_dense)),
+    "function": _mask(masks.function(lambda i, j: (i * j) % 3 < 2), oracle.function(lambda i, j: (i * j) % 3 < 2)),
+    "and": _mask(
+        masks.causal() & masks.window(2, 2), lambda at: oracle.causal()(at) & oracle.window(2, 2)(at)
+    ),
+    "or-not": _mask(
+        masks.dilated(2) | ~masks.causal(1), lambda at: oracle.dilated(2)(at) | ~oracle.causal(1)(at)
+    ),
+    "softcap": _mod(lambda x: mods.softcap(x.cap), lambda x: oracle.softcap(x.cap), cap=np.array(1.5)),
+    "alibi": _mod(lambda x: mods.alibi(x.slopes), lambda x: oracle.alibi(x.slopes), slopes="h"),
+    "relative": _mod(lambda x: mods.relative(x.table), lambda x: oracle.relative(x.table, oracle.t5_bucket(True, 6)), table="h6"),
+    "relative-decoder": _mod(
+        lambda x: mods.relative(x.table, mods.t5_bucket(False, 4, 5)),
+        lambda x: oracle.relative(x.table, oracle.t5_bucket(False, 4, 5)),
+        table="h4",
+    ),
+    **{
+        f"bias-{axes or 'scalar'}": _mod(
+            lambda x, axes=axes: mods.bias(x.array, axes), lambda x, axes=axes: oracle.bias(x.array, axes), array=axes
+        )
+        for axes in ("", "h", "bs", "bt", "hts", "bhts")
+    },
+    "mod-function": _mod(
+        lambda x: mods.function(lambda s, i, j, m: jnp.sin(s * m) + 0.1 * i - 0.2 * j, jattn.operand(x.m, "t")),
+        lambda x: lambda s, at: np.sin(s * x.m[at.i]) + 0.1 * at.i - 0.2 * at.j,
+        m="t",
+    ),
+    "dropout": _gate(lambda x: gates.dropout(0.4, 2**32 - 3), lambda x: oracle.dropout(0.4, 2**32 - 3)),
+    "gaussian": _gate(
+        lambda x: gates.gaussian(x.center, x.sigma), lambda x: oracle.gaussian(x.center, x.sigma), center="bt", sigma=np.array(2.0)
+    ),
+    "gaussian-heads": _gate(lambda x: gates.gaussian(x.center, 3.0), lambda x: oracle.gaussian(x.center, 3.0), center="bht"),
+    "gate-function": _gate(
+        lambda x: gates.function(lambda w, i, j, m: w * m * (1 + i + j), jattn.operand(x.m, "hs")),
+        lambda x: lambda w, at: w * x.m[at.h, at.j] * (1 + at.i + at.j),
+        m="hs",
+    ),
+    "sinks": Case({"sinks": "h"}, lambda x: {"sinks": x.sinks, "mask": masks.prefix(_kv)}, lambda x: {"sinks": x.sinks, "mask": oracle.prefix(_kv)}),
+    **{
+        f"{name}-hidden": Case(
+            {}, lambda x, name=name: {"normalizer": getattr(normalizers, name)(), "mask": masks.lengths(_kv, _q)},
+            lambda x, name=name: {"normalizer": getattr(oracle, name)(), "mask": oracle.lengths(_kv, _q)},
+        )
+        for name in ("sigmoid", "sparsemax", "entmax15", "hard")
+    },
+    "everything": _everything,
+}  # fmt: skip
+ZERO_GRADIENT = ("hard", "gumbel-hard")  # almost everywhere; straight through, the gradient is that of another function
+
+
+def _arrays(case: Case, sizes: dict[str, int], seed: int = 1) -> SimpleNamespace:
+    random = np.random.default_rng(seed)
+    draw = lambda axes: random.standard_normal([sizes.get(a) or int(a) for a in axes])
+    inputs = {"query": draw("bthd"), "key": draw("bsgd"), "value": draw("bsge")}
+    return SimpleNamespace(**inputs, **{n: draw(x) if isinstance(x, str) else x for n, x in case.arrays.items()})
+
+
+def _ours(case: Case, x: Any) -> dict[str, Any]:
+    found = case.ours(x)
+    softmax = found.get("normalizer", normalizers.softmax()).is_softmax
+    result = jattn.attention(x.query, x.key, x.value, **found, implementation="reference", return_lse=softmax)
+    out, lse = result if softmax else (result, None)
+    return {"out": out, "lse": lse}
+
+
+def _oracles(case: Case, x: Any) -> oracle.Result:
+    return oracle.attention(x.query, x.key, x.value, **case.oracles(x))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values(name):
+    case = CASES[name]
+    x = _arrays(case, SIZES)
+    on_device = SimpleNamespace(**{n: jnp.asarray(y) for n, y in vars(x).items()})
+    got, wanted = _ours(case, on_device), _oracles(case, x)
+    np.testing.assert_allclose(got["out"], wanted.out, rtol=1e-12, atol=1e-12)
+    if got["lse"] is not None:
+        np.testing.assert_allclose(got["lse"], wanted.lse, rtol=1e-12, atol=1e-12)
+    weights = jattn.weights(on_device.query, on_device.key, on_device.value, **case.ours(on_device))
+    np.testing.assert_allclose(weights, wanted.weights, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ZERO_GRADIENT and CASES[n].arrays or n.endswith("-hidden") or n == "plain"])
+def test_gradients(name):
+    """Along every array by itself, in one random direction; central differences of the oracle."""
+    case = CASES[name]
+    arrays = vars(_arrays(case, SIZES))
+    random = np.random.default_rng(2)
+    shapes = _ours(case, SimpleNamespace(**arrays))
+    cotangents = {n: random.standard_normal(y.shape) for n, y in shapes.items() if y is not None}
+
+    def ours(arrays):
+        got = _ours(case, SimpleNamespace(**arrays))
+        total = jnp.sum(cotangents["out"] * got["out"])
+        if got["lse"] is not None:  # where a row sees nothing it is -inf, and constant
+            total += jnp.sum(cotangents["lse"] * jnp.where(jnp.isneginf(got["lse"]), 0, got["lse"]))
+        return total
+
+    def wanted(arrays):
+        got = _oracles(case, SimpleNamespace(**arrays))
+        total = np.sum(cotangents["out"] * got.out)
+        return total + (np.sum(cotangents["lse"] * np.where(np.isneginf(got.lse), 0, got.lse)) if "lse" in cotangents else 0)
+
+    gradients = jax.grad(ours)({n: jnp.asarray(y) for n, y in arrays.items()})
+    for n, y in arrays.items():
+        direction = random.standard_normal(y.shape)
+        moved = [wanted({**arrays, n: y + step * direction}) for step in (1e-6, -1e-6)]
+        slope = (moved[0] - moved[1]) / 2e-6
+        np.testing.assert_allclose(np.vdot(gradients[n], direction), slope, rtol=1e-7, atol=1e-7, err_msg=n)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1, 1), (3, 2, 11, 3, 1, 1, 5), (1, 9, 1, 2, 2, 4, 1)])
+@pytest.mark.parametrize("name", ["plain", "cosine", "additive-heads", "sparsemax", "entmax15", "sigmoid", "hard", "dropout", "gumbel"])
+def test_sizes(name, sizes):
+    case = CASES[name]
+    x = _arrays(case, dict(zip("btshgde", sizes, strict=True)))
+    np.testing.assert_allclose(_ours(case, x)["out"], _oracles(case, x).out, rtol=1e-12, atol=1e-12)
+
+
+def test_buckets():
+    for bidirectional, buckets, most in ((True, 32, 128), (False, 32, 128), (True, 8, 20), (False, 5, 3)):
+        theirs = oracle.t5_bucket(bidirectional, buckets, most)
+        relative = np.arange(-150, 150)
+        np.testing.assert_array_equal(
+            mods.t5_bucket(bidirectional, buckets, most)(relative), [theirs(int(x)) for x in relative]
+        )
+
+
+def test_merge():
+    x = _arrays(CASES["plain"], SIZES)
+    cuts = [slice(0, 2), slice(2, 3), slice(3, S)]
+    parts = [oracle.attention(x.query, x.key[:, c], x.value[:, c], mask=oracle.causal(-1))[:2] for c in cuts]
+    wanted = oracle.merge(*parts)
+    for got, want in zip(jattn.merge(*[(jnp.asarray(o), jnp.asarray(e)) for o, e in parts]), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+    whole = oracle.attention(x.query, x.key, x.value)
+    parts = [oracle.attention(x.query, x.key[:, c], x.value[:, c])[:2] for c in cuts]
+    np.testing.assert_allclose(oracle.merge(*parts)[0], whole.out, rtol=1e-12, atol=1e-12)
+
+
+def test_sample():
+    x = _arrays(CASES["plain"], SIZES)
+    options = {"mask": masks.lengths(_kv, _q) & masks.causal(1)}
+    out, index, log_prob = jattn.sample(jax.random.key(KEY), x.query, x.key, x.value, **options)
+    wanted = oracle.sample(
+        _seed(), x.query, x.key, x.value, mask=lambda at: oracle.lengths(_kv, _q)(at) & oracle.causal(1)(at)
+    )
+    np.testing.assert_allclose(out, np.moveaxis(wanted[0], 0, 0), rtol=1e-12)
+    np.testing.assert_array_equal(index, np.moveaxis(wanted[1], 1, 2))
+    np.testing.assert_allclose(log_prob, np.moveaxis(wanted[2], 1, 2), rtol=1e-12)
