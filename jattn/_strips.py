@@ -117,10 +117,9 @@ def _rows(
 def _hidden_as_zero(
     signature: Signature, arrays: Any, tiles: list[Any], i: jax.Array, j: jax.Array
 ) -> tuple[Any, list[Any]]:
-    """Query `[b, g, r, bt, d]`, key and value `[b, g, s, ..]` and the operands' tiles of a strip, with 0 for a query that sees
-    nothing and for a key that no query of the strip sees.
-
-    Operands get 1 there, where they are not finite: a mod may divide by them.
+    """A strip's query `[b, g, r, bt, d]`, key and value `[b, g, s, ..]` with 0 for a query that sees nothing and for a
+    key that no query of the strip sees; and the operands' tiles, with 1 there where they are not finite: a mod may
+    divide by them.
     """
     terms = signature.fill([Operand(*x) for x in zip(tiles, signature.axes, strict=True)])
     rows, columns = _seen(terms.mask, i, j)

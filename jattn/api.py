@@ -203,9 +203,10 @@ def _sample(problem: Problem) -> Any:
         # the greatest of the scores with Gumbel noise is a draw from their softmax (Gumbel 1954)
         index = jnp.argmax(jax.lax.stop_gradient(noise(scores, i, j)), axis=-1)
         score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
-        some = score > -jnp.inf
+        some = ~jnp.isneginf(score)
         log_prob = jnp.where(some, jnp.where(some, score, 0) - normalizers.logsumexp(scores), -jnp.inf)
-        out = jnp.where(some[:, None], value[index], 0).astype(problem.query.dtype)
+        out = jnp.where(some[:, None], value[index], 0)
+        out = jnp.where(jnp.isnan(log_prob)[:, None], jnp.nan, out).astype(problem.query.dtype)
         return out, jnp.where(some, index, -1).astype(jnp.int32), log_prob
 
     return _strips.rows(signature, q, k, v, operands, draw, noise)

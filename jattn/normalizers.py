@@ -124,21 +124,26 @@ def _sum(x: Any) -> Any:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
-def _excess(scores: Any, tau: Any) -> tuple[Any, Any, Any]:
-    """score - tau, the same where it is positive and else 0, and how many that are.  NaN counts as positive."""
+def _count(excess: Any) -> Any:
+    """How many of a row exceed 0, NaN where one is NaN.  XLA divides faster than it turns booleans to numbers."""
+    excess = jax.lax.stop_gradient(excess)
+    return _sum(excess / (excess + jnp.finfo(excess.dtype).tiny))
+
+
+def _excess(scores: Any, tau: Any) -> tuple[Any, Any]:
+    """score - tau, and the same with 0 where it is not positive."""
     above = scores - tau
-    below = above <= 0
-    return above, jnp.where(below, 0, above), _sum((~below).astype(scores.dtype))
+    return above, jnp.where(above <= 0, 0, above)
 
 
 @piece
 class Sparsemax(Normalizer):
     def __call__(self, scores):
         scores = _lowered(scores)
-        tau = _threshold(scores, lambda excess: (_sum(excess) - 1) / _sum((excess > 0).astype(excess.dtype)))
+        step = lambda excess: (_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
         # one more step, which is exact for the keys that are in; it has every derivative
-        above, excess, size = _excess(scores, tau)
-        rise = (_sum(excess) - 1) / jnp.maximum(size, 1)
+        above, excess = _excess(scores, _threshold(scores, step))
+        rise = (_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
         return jnp.where(above <= rise, 0, above - rise)
 
 
@@ -155,12 +160,12 @@ class Entmax15(Normalizer):
 
         def step(excess):  # of the norm of the excess, which is closer to a line than its square
             square = _sum(excess * excess)
-            return (square - jnp.sqrt(square)) / _sum(excess)
+            return (square - jnp.sqrt(square)) / jnp.maximum(_sum(excess), 1)  # 1 at least, but where all is -inf
 
-        above, excess, size = _excess(scores, _threshold(scores, step))
+        above, excess = _excess(scores, _threshold(scores, step))
         # for the keys that are in, sum of (excess - rise)^2 = 1 is a quadratic equation; its root has every derivative
         total, square = _sum(excess), _sum(excess * excess)
-        root = total * total + size * (1 - square)
+        root = total * total + _count(excess) * (1 - square)
         rise = (square - 1) / (total + jnp.sqrt(jnp.where(root > 0, root, 1)))
         weight = jnp.where(above <= rise, 0, above - rise)
         return weight * weight
@@ -178,7 +183,7 @@ class Hard(Normalizer):
 
     def __call__(self, scores):
         top = jax.lax.stop_gradient(_top(scores))
-        if 0 in scores.shape:
+        if 0 in scores.shape:  # which has no maximum
             return scores
         first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(
             int, scores.shape, scores.ndim - 1

@@ -8,8 +8,9 @@
     out    = weight @ value                           [t, e]
     lse    = log(sum over s of exp(score))            [t], softmax only
 
-A sink is one more logit in the softmax's denominator, with value 0.  What nobody sees reaches nothing: a query that sees no
-key and a key that no query sees count as 0, whatever stands there.  Everything else is compared with this, in float64.
+A sink is one more logit in the softmax's denominator, with value 0.  What nobody sees reaches nothing: a query that
+sees no key and a key that no query sees count as 0, whatever stands there.  Everything else is compared with this, in
+float64.
 """
 
 from __future__ import annotations

@@ -77,6 +77,87 @@ def test_large_scores_lose_nothing(name):
     np.testing.assert_array_equal(fn(row + 4096), fn(row))
 
 
+SPARSE = {"sparsemax": normalizers.sparsemax(), "entmax15": normalizers.entmax15()}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_rows_sum_to_one_whatever_computes_the_scores(name):
+    """XLA may compute a score twice and round it differently: no weight may hang on its last bit."""
+    random = np.random.default_rng(3)
+    s, x = (jnp.asarray(random.normal(size=n), jnp.float32) for n in ((13, 7), (13, 1)))
+    weights = jax.jit(lambda s, x: SPARSE[name](jnp.tanh(s + x) * x + 0.01 * s * s))(s, x)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-6)
+    q, k = (jnp.asarray(random.normal(size=(1, n, 1, 4)), jnp.float32) for n in (13, 7))
+    curved = jattn.mods.function(lambda s, i, j, x: jnp.tanh(s + x) * x + 0.01 * s * s, jattn.operand(x[:, 0], "t"))
+    for implementation in ("reference", "blockwise"):
+        out = jattn.attention(
+            q, k, jnp.ones_like(k), normalizer=SPARSE[name], mods=(curved,), implementation=implementation
+        )
+        np.testing.assert_allclose(out, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", SPARSE)
+def test_rows_sum_to_one_whatever_the_scores(x64, name, dtype):
+    random = np.random.default_rng(4)
+    fn, precision = jax.jit(SPARSE[name]), 8 * np.finfo(dtype).eps
+    for size in (1, 2, 7, 300, 5000):
+        for scale in (0, 1e-6, 0.01, 1, 100, 1e30):
+            weights = np.asarray(fn(jnp.asarray(random.normal(size=(3, size)) * scale, dtype)))
+            assert weights.dtype == dtype and weights.min() >= 0
+            np.testing.assert_allclose(weights.sum(-1), 1, atol=precision)
+    # every step of the search takes few keys away
+    for row in (-np.exp(-np.linspace(0, 30, 300)), np.exp(-np.linspace(0, 30, 300)), np.repeat([0.0, -1, -2], 100)):
+        weights = np.asarray(fn(jnp.asarray(row, dtype)))
+        np.testing.assert_allclose(weights.sum(), 1, atol=precision)
+        np.testing.assert_allclose(weights, EXACT[name](row), atol=precision)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_second_derivative(x64, name):
+    fn = SPARSE[name]
+    a, b = np.random.default_rng(5).normal(size=(2, *ROWS.shape))
+    first = lambda x: jax.jvp(fn, (x,), (jnp.asarray(a),))[1]
+    got = jax.jvp(first, (jnp.asarray(ROWS),), (jnp.asarray(b),))[1]
+    np.testing.assert_allclose(got, (first(ROWS + 1e-6 * b) - first(ROWS - 1e-6 * b)) / 2e-6, atol=1e-7)
+    loss = lambda x: jnp.sum(a * fn(x))
+    pulled = jax.grad(lambda x: jnp.vdot(b, jax.grad(loss)(x)))(jnp.asarray(ROWS))
+    np.testing.assert_allclose(np.vdot(pulled, a), np.vdot(got * a, a), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_rows_that_no_weights_could_stand_for(name):
+    """NaN and +inf are NaN throughout the row; a row without a finite score has weights 0."""
+    fn = getattr(normalizers, name)()
+    nan, inf = np.nan, np.inf
+    got = np.asarray(
+        fn(jnp.asarray([[nan, 0, -inf], [inf, 0, 1], [-inf, -inf, -inf], [-inf, 2, -inf], [1e30, -1e30, 3e38]]))
+    )
+    bad = np.isnan(got[:2])
+    assert bad.all() or (name == "sigmoid" and bad[:, 0].all())
+    np.testing.assert_array_equal(got[2], 0)
+    assert np.isfinite(got[3:]).all()
+    if name != "sigmoid":
+        np.testing.assert_array_equal(got[3:], [[0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 5)])
+@pytest.mark.parametrize("name", EXACT)
+def test_sizes_of_zero(name, shape):
+    assert getattr(normalizers, name)()(jnp.zeros(shape)).shape == shape
+    np.testing.assert_array_equal(normalizers.logsumexp(jnp.zeros((3, 0))), np.full(3, -np.inf))
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_threshold_is_found_once(name):
+    """The search is not part of the backward pass, though whole rows are computed again there; and nothing is sorted."""
+    x = jnp.ones((1, 6, 2, 4))
+    loss = lambda x: jnp.sum(jattn.attention(x, x, x, normalizer=SPARSE[name], implementation="blockwise") ** 2)
+    program = str(jax.make_jaxpr(jax.grad(loss))(x))
+    assert program.count("= while[") == 1
+    assert "sort" not in program
+
+
 def test_hard_takes_the_first_maximum_and_passes_no_gradient():
     row = jnp.asarray([[1.0, 3.0, 3.0]])
     np.testing.assert_array_equal(normalizers.hard()(row), [[0, 1, 0]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import gates, masks, mods, normalizers, scores
+from jattn import _checks, _dispatch, _strips, _target, gates, masks, mods, normalizers, reference, scores
+from jattn._problem import Spec, reduce
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -68,7 +70,16 @@ _centers = {n: _rng.uniform(0, S, [SIZES[a] for a in n]) for n in ("t", "bt", "b
 _layout, _layouts = _rng.random((3, 4)) < 0.5, _rng.random((H, 3, 4)) < 0.5
 _dense = _rng.random((B, 1, T, S)) < 0.5
 _everything = Case(
-    {"w": "hdd", "cap": np.array(3.0), "slopes": "h", "table": "h8", "m": "bh", "center": "bt", "sinks": "h", "bias": "hts"},
+    {
+        "w": "hdd",
+        "cap": np.array(3.0),
+        "slopes": "h",
+        "table": "h8",
+        "m": "bh",
+        "center": "bt",
+        "sinks": "h",
+        "bias": "hts",
+    },
     lambda x: {
         "score": scores.general(x.w, 0.5),
         "mask": (masks.causal(2) & ~masks.dilated(3)) | masks.prefix(jnp.asarray(_kv)),
@@ -210,7 +221,9 @@ def test_values(name):
     np.testing.assert_allclose(weights, wanted.weights, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ZERO_GRADIENT and CASES[n].arrays or n.endswith("-hidden") or n == "plain"])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if (n not in ZERO_GRADIENT and CASES[n].arrays) or n.endswith("-hidden") or n == "plain"]
+)
 def test_gradients(name):
     """Along every array by itself, in one random direction; central differences of the oracle."""
     case = CASES[name]
@@ -229,7 +242,9 @@ def test_gradients(name):
     def wanted(arrays):
         got = _oracles(case, SimpleNamespace(**arrays))
         total = np.sum(cotangents["out"] * got.out)
-        return total + (np.sum(cotangents["lse"] * np.where(np.isneginf(got.lse), 0, got.lse)) if "lse" in cotangents else 0)
+        return total + (
+            np.sum(cotangents["lse"] * np.where(np.isneginf(got.lse), 0, got.lse)) if "lse" in cotangents else 0
+        )
 
     gradients = jax.grad(ours)({n: jnp.asarray(y) for n, y in arrays.items()})
     for n, y in arrays.items():
@@ -240,7 +255,9 @@ def test_gradients(name):
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1, 1), (3, 2, 11, 3, 1, 1, 5), (1, 9, 1, 2, 2, 4, 1)])
-@pytest.mark.parametrize("name", ["plain", "cosine", "additive-heads", "sparsemax", "entmax15", "sigmoid", "hard", "dropout", "gumbel"])
+@pytest.mark.parametrize(
+    "name", ["plain", "cosine", "additive-heads", "sparsemax", "entmax15", "sigmoid", "hard", "dropout", "gumbel"]
+)
 def test_sizes(name, sizes):
     case = CASES[name]
     x = _arrays(case, dict(zip("btshgde", sizes, strict=True)))
@@ -278,3 +295,195 @@ def test_sample():
     np.testing.assert_allclose(out, np.moveaxis(wanted[0], 0, 0), rtol=1e-12)
     np.testing.assert_array_equal(index, np.moveaxis(wanted[1], 1, 2))
     np.testing.assert_allclose(log_prob, np.moveaxis(wanted[2], 1, 2), rtol=1e-12)
+
+
+# What nobody sees, and what somebody sees and should not have
+
+
+NORMALIZERS = {
+    "softmax": normalizers.softmax,
+    "sigmoid": lambda: normalizers.sigmoid(jnp.asarray(-0.5)),
+    "sparsemax": normalizers.sparsemax,
+    "entmax15": normalizers.entmax15,
+    "hard": normalizers.hard,
+    "hard-through": lambda: normalizers.hard(True),
+    "gumbel": lambda: normalizers.gumbel(jax.random.key(KEY), jnp.asarray(0.7)),
+    "gumbel-hard": lambda: normalizers.gumbel(jax.random.key(KEY), jnp.asarray(0.7), hard=True),
+}
+
+
+def _twin(query, key, value, **options):
+    """What the higher derivatives of the fused backends are derivatives of."""
+    problem = _checks.problem(query, key, value, score=scores.dot(), mods_=options.pop("mods"), **options)
+    q, k, v, operands, signature = reduce(problem)
+    spec = Spec("blockwise", signature, query.dtype, None, None, _target.current())
+    return _strips.attend(spec, q, k, v, operands)
+
+
+WAYS = {
+    name: functools.partial(jattn.attention, implementation=name) for name in ("reference", "blockwise")
+}  # fmt: skip
+ON = [
+    (way, n)
+    for n in NORMALIZERS
+    for way in ("reference", "blockwise")
+    if way == "reference" or n not in ("softmax", "gumbel")
+]
+
+
+def _hides(x: SimpleNamespace) -> dict[str, Any]:
+    """Batch element 1 sees nothing, nor does query 4 of element 0; keys 3 and beyond are seen by none."""
+    curved = mods.function(lambda s, i, j, m: s * jnp.tanh(m) + 1 / m, jattn.operand(x.m, "bt"))
+    return {
+        "mask": masks.lengths(jnp.asarray(_kv), jnp.asarray(_q)),
+        "mods": (mods.bias(x.row, "bt"), mods.softcap(x.cap), mods.bias(x.column, "bs"), curved),
+        "gates": (
+            gates.gaussian(x.center, 2.0),
+            gates.function(lambda w, i, j, c: w * c, jattn.operand(x.column, "bs")),
+        ),
+    }
+
+
+_HIDDEN = Case(
+    {"row": "bt", "column": "bs", "cap": np.array(3.0), "m": "bt", "center": "bt", "out": "bthe", "lse": "bth"},
+    dict,
+    dict,
+)
+
+
+def _poisoned(x: SimpleNamespace, bad: float) -> SimpleNamespace:
+    """`bad` wherever nobody looks, the cotangents of rows that see nothing included."""
+    x = SimpleNamespace(**{n: np.array(y) for n, y in vars(x).items()})
+    for array in (x.key, x.value, x.column):
+        array[0, 3:], array[1] = bad, bad
+    for array in (x.query, x.row, x.m, x.center, x.out, x.lse):
+        array[0, 4], array[1] = bad, bad
+    return x
+
+
+def _values_and_gradients(attend: Callable, normalizer: Any, x: SimpleNamespace) -> list[Any]:
+    softmax = normalizer.is_softmax
+
+    def loss(arrays, normalizer):
+        y = SimpleNamespace(**arrays)
+        got = attend(y.query, y.key, y.value, normalizer=normalizer, **_hides(y), return_lse=softmax)
+        out, lse = got if softmax else (got, jnp.zeros(()))
+        # a cotangent of -inf where lse is -inf would be a loss of inf: the product is taken without it
+        total = jnp.sum(x.out * out)
+        return total + (jnp.sum(x.lse * lse) if softmax else 0), (out, lse)
+
+    arrays = {n: jnp.asarray(y) for n, y in vars(x).items() if n not in ("out", "lse")}
+    gradients, values = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True, allow_int=True))(arrays, normalizer)
+    floating = lambda y: jnp.issubdtype(y.dtype, jnp.floating)
+    return [values, jax.tree.map(lambda y: y if floating(y) else None, gradients)]
+
+
+@pytest.mark.parametrize(("way", "name"), [*ON, ("twin", "softmax"), ("twin", "gumbel")])
+def test_what_nobody_sees_reaches_nothing(way, name):
+    x = _arrays(_HIDDEN, SIZES)
+    attend = _twin if way == "twin" else WAYS[way]
+    wanted = _values_and_gradients(attend, NORMALIZERS[name](), x)
+    assert all(np.all(np.isfinite(y)) for y in jax.tree.leaves(wanted[1]))
+    for bad in (np.nan, np.inf, -np.inf):
+        got = _values_and_gradients(attend, NORMALIZERS[name](), _poisoned(x, bad))
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(("way", "name"), [*ON, ("twin", "softmax"), ("twin", "gumbel")])
+def test_what_is_seen_and_not_a_number_is_not_hidden(way, name, bad):
+    """One score of rows 2 of element 0, head 1: only they are NaN, in out and lse."""
+    x = _arrays(CASES["plain"], SIZES)
+    array = np.zeros((B, H, T, S))
+    array[0, 1, 2, 1] = bad
+    softmax = NORMALIZERS[name]().is_softmax
+    attend = _twin if way == "twin" else WAYS[way]
+    got = attend(
+        x.query, x.key, x.value, normalizer=NORMALIZERS[name](), mask=masks.prefix(3), mods=(mods.bias(array, "bhts"),), return_lse=softmax
+    )  # fmt: skip
+    wanted = np.zeros((B, T, H), bool)
+    wanted[0, 2, 1] = True
+    out, lse = got if softmax else (got, None)
+    np.testing.assert_array_equal(np.isnan(out), np.broadcast_to(wanted[..., None], out.shape))
+    if softmax:
+        np.testing.assert_array_equal(np.isnan(lse), wanted)
+    # where the mask hides it, it counts for nothing
+    hidden = attend(
+        x.query, x.key, x.value, normalizer=NORMALIZERS[name](), mask=~masks.dense(array != 0), mods=(mods.bias(array, "bhts"),), return_lse=softmax
+    )  # fmt: skip
+    assert all(np.all(np.isfinite(y)) for y in jax.tree.leaves(hidden))
+
+
+def test_weights_and_samples():
+    x = _arrays(CASES["plain"], SIZES)
+    clean, dirty = x, _poisoned(SimpleNamespace(**vars(_arrays(_HIDDEN, SIZES)) | vars(x)), np.nan)
+    mask = masks.lengths(jnp.asarray(_kv), jnp.asarray(_q))
+    np.testing.assert_array_equal(*(jattn.weights(y.query, y.key, y.value, mask=mask) for y in (clean, dirty)))
+    draws = [jattn.sample(jax.random.key(KEY), y.query, y.key, y.value, mask=mask) for y in (clean, dirty)]
+    jax.tree.map(np.testing.assert_array_equal, *draws)
+    # seen: no draw could be right
+    query = x.query.copy()
+    query[0, 1] = np.nan
+    out, _, log_prob = jattn.sample(jax.random.key(KEY), query, x.key, x.value, mask=mask)
+    rows = np.zeros((B, T), bool)
+    rows[0, 1] = True
+    np.testing.assert_array_equal(np.isnan(log_prob).all(-1), rows)
+    np.testing.assert_array_equal(np.isnan(out).all((-1, -2)), rows)
+
+
+@pytest.mark.parametrize("way", ["reference", "twin"])
+def test_a_row_of_the_least_finite_bias_is_the_mean(way):
+    x = _arrays(CASES["plain"], SIZES)
+    least = np.finfo(np.float64).min
+    attend = _twin if way == "twin" else WAYS[way]
+    out, lse = attend(
+        x.query,
+        x.key,
+        x.value,
+        normalizer=normalizers.softmax(),
+        mods=(mods.bias(np.array(least), ""),),
+        return_lse=True,
+    )
+    np.testing.assert_allclose(
+        out, np.broadcast_to(np.repeat(x.value.mean(1), H // G, 1)[:, None], out.shape), rtol=1e-12
+    )
+    np.testing.assert_allclose(lse, least, rtol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["reference", "blockwise", "twin"])
+def test_minus_infinity_under_a_soft_cap_stays_hidden(way):
+    x = _arrays(CASES["plain"], SIZES)
+    array = np.zeros((T, S))
+    array[:, 2], array[3] = -np.inf, -np.inf
+    name = "entmax15" if way == "blockwise" else "softmax"
+    attend = _twin if way == "twin" else WAYS[way]
+
+    def fn(cap, bias):
+        out = attend(
+            x.query, x.key, x.value, normalizer=getattr(normalizers, name)(),
+            mods=(mods.bias(bias, "ts"), mods.softcap(cap)), return_lse=name == "softmax",
+        )  # fmt: skip
+        return out[0] if name == "softmax" else out
+
+    wanted = oracle.attention(
+        x.query, x.key, x.value, normalizer=getattr(oracle, name)(), mods=(oracle.bias(array, "ts"), oracle.softcap(3.0))
+    )  # fmt: skip
+    np.testing.assert_allclose(fn(jnp.asarray(3.0), jnp.asarray(array)), wanted.out, rtol=1e-12, atol=1e-12)
+    dcap, dbias = jax.grad(lambda *a: jnp.sum(jnp.sin(fn(*a))), (0, 1))(jnp.asarray(3.0), jnp.asarray(array))
+    assert np.isfinite(dcap)
+    assert np.isfinite(dbias).all() and not np.asarray(dbias)[np.isneginf(array)].any()
+
+
+@pytest.mark.parametrize("sizes", [{"t": 0}, {"s": 0}, {"b": 0}])
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_nothing_to_attend_to(name, sizes):
+    shape = lambda axes: tuple({**SIZES, **sizes}[a] for a in axes)
+    q, k, v = (jnp.zeros(shape(a)) for a in ("bthd", "bsgd", "bsge"))
+    for mask in (None, masks.causal()):
+        problem = _checks.problem(q, k, v, score=scores.dot(), normalizer=NORMALIZERS[name](), mask=mask)
+        out, lse, weights = reference.attention(problem)
+        np.testing.assert_array_equal(out, np.zeros(shape("bthe")))
+        np.testing.assert_array_equal(lse, np.full(shape("bth"), -np.inf))
+        assert weights.shape == shape("bhts")
+        strips, _ = _dispatch._run_rows(problem, None, None)
+        np.testing.assert_array_equal(strips, np.zeros(shape("bthe")))
