@@ -23,7 +23,7 @@ from jattn._blocks import Tiling
 from jattn._geometry import Step
 from jattn._problem import Spec, tile_width
 from jattn._terms import Operand, Signature, Terms
-from jattn.normalizers import THRESHOLD, logsumexp
+from jattn.normalizers import THRESHOLD, Softmax, logsumexp
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
 _STRIP = 2**20  # scores of a strip, over all heads
@@ -174,8 +174,7 @@ def attend(spec: Spec, q: Any, k: Any, v: Any, operands: list[Any]) -> tuple[jax
     """out and lse of softmax attention: the twin of `_primitives.attend`."""
 
     def finish(terms, _, scores, value, i, j):
-        lse = logsumexp(scores)
-        p = jnp.exp(scores - jnp.where(jnp.isneginf(lse), 0, lse)[:, None])
-        return output(terms, scores, p, value, i, j, spec.precision, spec.dtype), lse
+        out = output(terms, scores, Softmax()(scores), value, i, j, spec.precision, spec.dtype)
+        return out, logsumexp(scores)
 
     return rows(spec.signature, q, k, v, operands, finish)

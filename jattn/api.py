@@ -202,6 +202,7 @@ def _sample(problem: Problem) -> Any:
     def draw(_, noise, scores, value, i, j):
         # the greatest of the scores with Gumbel noise is a draw from their softmax (Gumbel 1954)
         index = jnp.argmax(jax.lax.stop_gradient(noise(scores, i, j)), axis=-1)
+        scores = normalizers.lowered(scores)
         score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
         some = ~jnp.isneginf(score)
         log_prob = jnp.where(some, jnp.where(some, score, 0) - normalizers.logsumexp(scores), -jnp.inf)

@@ -32,22 +32,32 @@ class Normalizer(Term):
         raise NotImplementedError
 
 
-def logsumexp(scores: Any) -> Any:
-    """log of the sum of exp over the last axis; -inf, with gradient 0, for a row that is -inf throughout.
+def _exponentials(scores: Any) -> tuple[Any, Any, Any]:
+    """exp(score - top), their sum over the last axis, and top, the greatest score: `[.., s]`, `[.., 1]`, `[.., 1]`.
 
-    NaN for a row that holds NaN or +inf, which no weights could stand for.
+    A row that is -inf throughout gives 0, 1 and -inf, with gradient 0.  One that holds NaN or +inf, which no weights
+    could stand for, gives NaN.
     """
     top = jax.lax.stop_gradient(_top(scores))
     empty = jnp.isneginf(top)
-    top = jnp.where(empty, 0, top)
-    total = jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True)
-    return jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1, total)) + top)[..., 0]
+    exponentials = jnp.exp(scores - jnp.where(empty, 0, top))
+    return exponentials, jnp.where(empty, 1, _sum(exponentials)), top
+
+
+def logsumexp(scores: Any) -> Any:
+    """log of the sum of exp over the last axis; -inf, with gradient 0, for a row that is -inf throughout."""
+    _, total, top = _exponentials(scores)
+    return (jnp.log(total) + top)[..., 0]
 
 
 def with_sink(lse: Any, sink: Any) -> tuple[Any, Any]:
     """A sink is a key of its own with value 0: the factor it puts on the weights, and the lse with it."""
     gap = jnp.where(jnp.isneginf(lse), -jnp.inf, lse - sink)
     return jax.nn.sigmoid(gap), logsumexp(jnp.stack(jnp.broadcast_arrays(lse, sink), axis=-1))
+
+
+def _sum(x: Any) -> Any:
+    return jnp.sum(x, axis=-1, keepdims=True)
 
 
 def _top(scores: Any) -> Any:
@@ -60,8 +70,9 @@ class Softmax(Normalizer):
     is_softmax = True
 
     def __call__(self, scores):
-        lse = logsumexp(scores)[..., None]
-        return jnp.exp(scores - jnp.where(jnp.isneginf(lse), 0, lse))
+        # not exp(score - lse): where all scores are the least finite number, it is 1 for each
+        exponentials, total, _ = _exponentials(scores)
+        return exponentials / total
 
 
 def softmax() -> Normalizer:
@@ -86,7 +97,7 @@ def sigmoid(bias: Any = 0.0) -> Normalizer:
     return Sigmoid(number(bias, "bias"))
 
 
-def _lowered(scores: Any) -> Any:
+def lowered(scores: Any) -> Any:
     """Scores with the greatest at 0, which changes no weight: sums of large scores would lose the small differences.
 
     A row that holds NaN or +inf is NaN throughout.
@@ -120,10 +131,6 @@ def _threshold(scores: Any, step: Callable) -> Any:
     return checkpoint_name(tau, THRESHOLD)
 
 
-def _sum(x: Any) -> Any:
-    return jnp.sum(x, axis=-1, keepdims=True)
-
-
 def _count(excess: Any) -> Any:
     """How many of a row exceed 0, NaN where one is NaN.  XLA divides faster than it turns booleans to numbers."""
     excess = jax.lax.stop_gradient(excess)
@@ -139,7 +146,7 @@ def _excess(scores: Any, tau: Any) -> tuple[Any, Any]:
 @piece
 class Sparsemax(Normalizer):
     def __call__(self, scores):
-        scores = _lowered(scores)
+        scores = lowered(scores)
         step = lambda excess: (_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
         # one more step, which is exact for the keys that are in; it has every derivative
         above, excess = _excess(scores, _threshold(scores, step))
@@ -156,7 +163,7 @@ def sparsemax() -> Normalizer:
 @piece
 class Entmax15(Normalizer):
     def __call__(self, scores):
-        scores = _lowered(scores) / 2
+        scores = lowered(scores) / 2
 
         def step(excess):  # of the norm of the excess, which is closer to a line than its square
             square = _sum(excess * excess)
