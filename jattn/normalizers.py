@@ -126,8 +126,9 @@ def _threshold(scores: Any, step: Callable) -> Any:
         rises = rise > -precision * tau  # never so in a row of NaN, nor in one of -inf, whose excess is 0
         return n + 1, jnp.where(rises, tau + rise, tau), jnp.any(rises)
 
-    start = jnp.full((*scores.shape[:-1], 1), -1, scores.dtype)
-    tau = jax.lax.while_loop(lambda state: state[2] & (state[0] < _STEPS), further, (0, start, True))[1]
+    # of the scores, so that inside `jax.shard_map` the state varies over the axes that they vary over
+    start = jnp.where(_top(scores) > -1, -1, jnp.full_like(scores, -1, shape=()))
+    tau = jax.lax.while_loop(lambda state: state[2] & (state[0] < _STEPS), further, (0, start, jnp.any(start < 0)))[1]
     return checkpoint_name(tau, THRESHOLD)
 
 
@@ -195,7 +196,8 @@ class Hard(Normalizer):
         first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(
             int, scores.shape, scores.ndim - 1
         )
-        chosen = jnp.where(jnp.isneginf(top), 0, first.astype(scores.dtype))
+        chosen = jnp.where(top < jnp.inf, first.astype(scores.dtype), jnp.nan)
+        chosen = jnp.where(jnp.isneginf(top), 0, chosen)
         if not self.straight_through:
             return chosen
         soft = Softmax()(scores)

@@ -158,6 +158,19 @@ def test_the_threshold_is_found_once(name):
     assert "sort" not in program
 
 
+@pytest.mark.parametrize("name", SPARSE)
+def test_inside_shard_map(name):
+    """The search runs on every device by itself, for as many steps as its rows need."""
+    x = jnp.asarray(np.random.default_rng(6).normal(size=(2, 6, 2, 4)), jnp.float32)
+    attend = lambda x: jattn.attention(x, x, x, normalizer=SPARSE[name], implementation="blockwise")
+    mesh = jax.make_mesh((2,), ("b",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("b")
+    sharded = jax.jit(jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec))
+    loss = lambda attend: lambda x: jnp.sum(attend(x) ** 2)
+    np.testing.assert_allclose(sharded(x), attend(x), atol=1e-6)
+    np.testing.assert_allclose(jax.grad(loss(sharded))(x), jax.grad(loss(attend))(x), atol=1e-5)
+
+
 def test_hard_takes_the_first_maximum_and_passes_no_gradient():
     row = jnp.asarray([[1.0, 3.0, 3.0]])
     np.testing.assert_array_equal(normalizers.hard()(row), [[0, 1, 0]])
