@@ -206,8 +206,7 @@ def _sample(problem: Problem) -> Any:
         score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
         some = ~jnp.isneginf(score)
         log_prob = jnp.where(some, jnp.where(some, score, 0) - normalizers.logsumexp(scores), -jnp.inf)
-        out = jnp.where(some[:, None], value[index], 0)
-        out = jnp.where(jnp.isnan(log_prob)[:, None], jnp.nan, out).astype(problem.query.dtype)
+        out = jnp.where(some[:, None], value[index] + normalizers.flaw(score)[:, None], 0).astype(problem.query.dtype)
         return out, jnp.where(some, index, -1).astype(jnp.int32), log_prob
 
     return _strips.rows(signature, q, k, v, operands, draw, noise)

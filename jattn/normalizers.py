@@ -60,6 +60,12 @@ def _sum(x: Any) -> Any:
     return jnp.sum(x, axis=-1, keepdims=True)
 
 
+def flaw(x: Any) -> Any:
+    """0, or NaN where x is NaN or infinite; made, not written down, so that `jax_debug_nans` stops at real ones only."""
+    x = jax.lax.stop_gradient(x)
+    return x - x
+
+
 def _top(scores: Any) -> Any:
     """The greatest of each row, `[.., 1]`, -inf for a row without keys."""
     return jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
@@ -86,7 +92,7 @@ class Sigmoid(Normalizer):
 
     def __call__(self, scores):
         # +inf would pass for a weight of 1, though it comes from an overflow, here as in a softmax
-        return jnp.where(jnp.isposinf(scores), jnp.nan, jax.nn.sigmoid(scores + self.bias))
+        return jax.nn.sigmoid(scores + self.bias) + flaw(jnp.maximum(scores, 0))
 
 
 def sigmoid(bias: Any = 0.0) -> Normalizer:
@@ -103,8 +109,8 @@ def lowered(scores: Any) -> Any:
     A row that holds NaN or +inf is NaN throughout.
     """
     top = jax.lax.stop_gradient(_top(scores))
-    top = jnp.where(jnp.isposinf(top), jnp.nan, top)
-    return scores - jnp.where(jnp.isneginf(top), 0, top)
+    top = jnp.where(jnp.isneginf(top), 0, top)
+    return scores - (top + flaw(top))
 
 
 _STEPS = 100  # Newton's steps at most: they converge in about 20 at worst in float32, in 40 in float64
@@ -196,8 +202,8 @@ class Hard(Normalizer):
         first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(
             int, scores.shape, scores.ndim - 1
         )
-        chosen = jnp.where(top < jnp.inf, first.astype(scores.dtype), jnp.nan)
-        chosen = jnp.where(jnp.isneginf(top), 0, chosen)
+        empty = jnp.isneginf(top)
+        chosen = jnp.where(empty, 0, first.astype(scores.dtype) + flaw(jnp.where(empty, 0, top)))
         if not self.straight_through:
             return chosen
         soft = Softmax()(scores)
