@@ -61,7 +61,7 @@ def _sum(x: Any) -> Any:
 
 
 def flaw(x: Any) -> Any:
-    """0, or NaN where x is NaN or infinite; made, not written down, so that `jax_debug_nans` stops at real ones only."""
+    """0, or NaN where x is NaN or infinite; made, not written down: `jax_debug_nans` stops only at real ones."""
     x = jax.lax.stop_gradient(x)
     return x - x
 
