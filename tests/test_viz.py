@@ -58,6 +58,17 @@ def test_an_alignment_has_the_target_down_the_source_across_and_the_mean_of_the_
     assert _labels(axes.yaxis) == ["?", "?", "?"]
 
 
+def test_axes_and_colours_are_named_after_what_they_stand_for():
+    axes, scale = viz.show_weights(_weights(2, 2), ylabel="question", xlabel="book", scale="match").axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), scale.get_ylabel()) == ("book", "question", "match")
+
+
+def test_one_kind_of_white_space_is_told_from_another():
+    tokens = [" ", "\n", "\t", "\n ", "?", "\N{NARROW NO-BREAK SPACE}"]
+    labels = _labels(viz.show_weights(_weights(6, 6), tokens, tokens).axes[0].xaxis)
+    assert labels == ["\u2423", "\u21b5", "\u21e5", "\u21b5\u2423", "?", "\u2423"]
+
+
 def test_a_mask_is_two_colours_without_a_scale():
     mask = np.tril(np.ones((4, 4), bool))
     (axes,) = viz.show_mask(mask, key_tokens="abcd").axes
@@ -107,7 +118,7 @@ def test_text_is_text_and_saving_warns_of_nothing():
     tokens = ["$", "$x$", "_", "\N{NARROW NO-BREAK SPACE}", "срѣда", "Τρίτη"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure = viz.show_weights(_weights(6, 6), tokens, tokens, title="weights")
+        figure = viz.show_weights(_weights(6, 6), tokens, tokens, title="from $5 to \\frac$")
         file = io.BytesIO()
         figure.savefig(file)
     assert caught == []

@@ -42,6 +42,29 @@ def test_rows_lie_one_above_the_other_on_one_scale_without_their_padding():
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "position"]
 
 
+def test_rows_may_have_each_its_own_scale_so_that_no_bar_is_too_small_to_see():
+    weights = np.stack([np.eye(50, dtype=np.float32)[-1], np.full(50, 0.02, np.float32)])
+    tops = {}
+    for sharey in (True, False):
+        last, mean = viz.show_positions(weights, sharey=sharey).axes
+        tops[sharey] = [axes.get_ylim()[1] for axes in (last, mean)]
+        np.testing.assert_array_equal(_bars(mean), weights[1])
+    np.testing.assert_allclose(tops[True], [1.05, 1.05])
+    np.testing.assert_allclose(tops[False], [1.05, 0.021])
+
+
+@pytest.mark.parametrize(("tokens", "usual"), [(WORDS, "token"), (None, "position")])
+def test_what_a_bar_stands_for_has_a_name(tokens, usual):
+    assert viz.show_positions(_weights(9), tokens).axes[-1].get_xlabel() == usual
+    assert viz.show_positions(_weights(9), tokens, xlabel="book").axes[-1].get_xlabel() == "book"
+
+
+@pytest.mark.parametrize("channels", [3, 12, 40])
+def test_no_two_channels_of_a_signal_have_one_colour(channels):
+    curves = viz.show_positions(_weights(20), signal=np.zeros((20, channels))).axes[1]
+    assert len({str(line.get_color()) for line in curves.lines}) == channels
+
+
 def test_each_row_may_have_tokens_of_its_own_with_its_padding_or_without():
     tokens = [["a", "b", "c"], "de", "fg_"]
     figure = viz.show_positions(_weights(3, 3), tokens, lengths=[3, 2, 2], names=["one", "two", "three"])

@@ -16,7 +16,6 @@ import optax
 import pytest
 from flax import nnx
 
-import jattn
 from jattn.zoo import EXTRAS, TASKS, _figure
 from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
@@ -305,7 +304,8 @@ def test_recorded_figures_are_of_variants_there_are():
 def test_progress_evaluations_and_pictures_are_reported(tmp_path, capsys):
     accuracy = train(tiny("dot"), 2, tmp_path, every=1)
     out, err = capsys.readouterr()
-    lines = out.splitlines()
+    first, *lines = out.splitlines()
+    assert first == "compiling"
     assert lines[0].startswith("step 1: loss ")
     assert lines[1].endswith(f"held-out exact match {accuracy:.1%}")
     assert lines[2] == f"picture: {tmp_path / 'alignments.png'}"
@@ -329,6 +329,16 @@ def test_progress_evaluations_and_pictures_are_reported(tmp_path, capsys):
         (["dates", "--summary", "short"], "'short'"),
         (["dates", "--implementation", "fast"], "'fast'"),
         (["dates", "--colour", "blue"], "--colour"),
+        (["dates", "--steps"], "--steps"),
+        (["--steps", "3"], "TASK"),
+        (["boolq", "--attention", "loose"], "'loose'"),
+        (["pairs", "--pooling", "deep"], "'deep'"),
+        (["documents", "--pooling", "max"], "'max'"),
+        (["vowels", "--summary", "first"], "'first'"),
+        (["text", "--window", "0.5"], "'0.5'"),
+        (["translate", "--kv-heads", "3"], "3"),
+        (["fetch"], "NAME"),
+        (["fetch", "nothing"], "'nothing'"),
         (["dates", "--out", "{file}"], "--out"),
         (["dates", "--out", "{file}/below"], "--out"),
     ],
@@ -345,13 +355,84 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(tmp_path, capsys, arguments,
     assert file.read_text() == "kept"
 
 
-def test_a_backend_that_cannot_run_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
-    def unsupported(*args, **kwargs):
-        raise jattn.UnsupportedError("cudnn cannot\ndo this")
+@pytest.fixture
+def no_data(monkeypatch):
+    """Fails where a task begins to make its data."""
 
-    monkeypatch.setattr("jattn.api.attention", unsupported)
-    assert main(["dates", "--implementation", "cudnn", "--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "python -m jattn.zoo: cudnn cannot do this"
+    def build(options):
+        raise AssertionError("data was made")
+
+    for task in TASKS:
+        monkeypatch.setattr(f"jattn.zoo.{task}.build", build)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_bad_choices_are_refused_before_data_is_made(tmp_path, capsys, no_data, task):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    train(line(settings={"task": task, "seed": 5}), 1, tmp_path / "other")
+    capsys.readouterr()
+    for arguments, words in (
+        (["--implementation", "nonsense"], ("'nonsense'", "blockwise", "reference")),
+        (["--implementation", "cudnn"], ("cudnn", "blockwise", "reference")),
+        (["--implementation", "pallas_tpu"], ("runs on TPU", "blockwise", "reference")),
+        (["--out", str(file)], ("--out", str(file))),
+        (["--out", str(file / "below")], ("--out", str(file))),
+        (["--out", str(tmp_path / "other")], ("made with seed=5", "seed=0")),
+    ):
+        assert main([task, "--out", str(tmp_path / "out"), *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        assert err.startswith("python -m jattn.zoo: ")
+        assert all(word in err for word in words), err
+    assert file.read_text() == "kept"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_data_is_made(tmp_path, capsys, no_data, monkeypatch):
+    def denied(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr("jattn.zoo._checkpoint.tempfile.TemporaryFile", denied)  # who runs the tests may be root
+    assert main(["boolq", "--out", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "--out must be" in err and "Permission denied" in err and str(tmp_path) in err
+
+
+def test_a_backend_that_lacks_a_feature_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    arguments = ["--score", "additive", "--implementation", "pallas_tpu", "--out", str(tmp_path)]
+    assert main(["dates", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert err.startswith("python -m jattn.zoo: ") and "score additive" in err
+
+
+def test_what_takes_long_is_said_once_and_before_it_begins(tmp_path, capsys, monkeypatch):
+    said = []
+
+    def build(options):
+        said.append(capsys.readouterr().out)
+        return line(loss=lambda model, batch: said.append(capsys.readouterr().out) or line().loss(model, batch))
+
+    monkeypatch.setattr("jattn.zoo.boolq.build", build)
+    assert main(["boolq", "--steps", "2", "--out", str(tmp_path)]) == 0
+    preparing, compiling, *_ = said
+    assert preparing.count("\n") == 1 and preparing.startswith("preparing BoolQ")
+    assert compiling == "compiling\n"
+    assert not any("preparing" in each or "compiling" in each for each in (*said[2:], capsys.readouterr().out))
+    said.clear()
+    assert main(["boolq", "--steps", "2", "--out", str(tmp_path)]) == 0  # nothing is left to do
+    assert said[0].startswith("preparing BoolQ")
+    assert "compiling" not in "".join(said) + capsys.readouterr().out
+
+
+def test_what_a_model_writes_is_printed_at_the_end(tmp_path, capsys):
+    for _ in range(2):  # as it is when the run is repeated
+        train(line(written=lambda model: f"weights of\n{model.kernel.shape}"), 2, tmp_path)
+        assert capsys.readouterr().out.endswith("weights of\n(3, 1)\n")
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -364,13 +445,20 @@ def test_a_missing_extra_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypat
     assert 'pip install "jattn[zoo]"' in err
 
 
-def test_an_interrupt_is_not_a_traceback(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("kept", [None, 250])
+def test_an_interrupt_is_not_a_traceback(tmp_path, capsys, monkeypatch, kept):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jattn.zoo._train.train", stopped)
+    if kept:
+        _figure.save(tmp_path, _figure.Figure("fit", 0.5, "50.0%", None, kept, 1.0))
     assert main(["dates", "--out", str(tmp_path)]) == 130
-    assert "goes on from the last step printed" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert ("goes on from step 250" if kept else "starts anew") in err
+    monkeypatch.setattr("jattn.zoo._archives.fetch", stopped)
+    assert main(["fetch", "boolq"]) == 130
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_as_a_program(tmp_path):

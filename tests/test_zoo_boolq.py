@@ -50,6 +50,11 @@ def test_lines_are_read():
     assert found[2] == (("is", "it", "?"), ("a", "title"), ("so", "."), True)
 
 
+def test_entities_are_undone():
+    entry = {"question": "AT&amp;amp;T?", "title": "&lt;", "answer": "True", "passage": "5 &#8364; &amp; 1 &euro;"}
+    assert data.parse(lines(entry))[0] == (("at", "&", "t", "?"), ("<",), ("5", "€", "&", "1", "€"), True)
+
+
 def test_what_is_held_out_is_not_learnt_from():
     make = lambda question, body, yes: data.Example((question,), ("t",), (body,), yes)
     combined = [make("q1", "p1", True), make("q2", "p2", False), make("q3", "p3", None), make("q4", "p4", True)]

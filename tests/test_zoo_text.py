@@ -10,6 +10,7 @@ from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
 from jattn.zoo._train import State, train, update
 from jattn.zoo.text import data
+from jattn.zoo.text import task as task_module
 from jattn.zoo.text.model import LanguageModel, Sizes
 from jattn.zoo.text.task import text
 
@@ -168,6 +169,33 @@ def test_progress_evaluations_and_pictures(tmp_path, capsys):
     assert 0 < bits < 16
     for name in ("attention.png", "written.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_written_is_printed_and_drawn(tmp_path, capsys):
+    task = tiny()
+    train(task, 1, tmp_path)
+    read, written = task_module._texts(task.model, CORPUS.held_out)  # of the model before the step
+    assert len(written) >= task_module.WRITTEN / 4 and read in SOURCE.decode() * 9
+    said = task.written(task.model)
+    assert said.splitlines()[1:-1] == [*read.splitlines(), "--- and written:", *written.splitlines()]
+    assert said.splitlines()[0] in capsys.readouterr().out
+    left, right = task.pictures(task.model)["written.png"].axes
+    for axes, text in ((left, read), (right, written)):
+        lines = axes.texts[0].get_text().split("\n")
+        assert max(map(len, lines)) <= task_module.COLUMNS
+        for drawn, whole in zip(lines, text.splitlines(), strict=True):
+            assert drawn == whole or (drawn[-1] == "\N{HORIZONTAL ELLIPSIS}" and whole.startswith(drawn[:-1]))
+
+
+def test_a_question_mark_is_told_from_what_cannot_be_read():
+    source = np.frombuffer("why?\t\x01é ж\n\n".encode() + b"\xff?", np.uint8)
+    unknown = task_module.UNREADABLE
+    assert unknown != "?"
+    assert task_module._readable(source) == f"why?    {unknown}é {unknown}\n\n{unknown}?"
+    labels = [task_module._byte(byte) for byte in range(256)]
+    assert len(set(labels)) == 256
+    assert [labels[ord(x)] for x in "?a \n\t"] == [*"?a \n\t"]
+    assert (labels[0], labels[0xC3]) == ("\\x00", "\\xc3")
 
 
 def test_every_choice_that_decides_the_result_is_a_setting():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CELL, _SMALLEST, _LARGEST = 0.24, 3.0, 16.0  # inches: a labelled row or column, and the sides of a new figure
 _FONT = 5.0, 10.0  # points: the smallest and largest label
 _SHARE = 0.8  # of a heat map's room is its own; labels, names and the colour scale take the rest
+_SPACES = {" ": "\N{OPEN BOX}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}", "\t": "\N{RIGHTWARDS ARROW TO BAR}"}
 LETTER = 0.08  # inches: the width of a letter of that size, more or less
 
 
@@ -47,12 +48,17 @@ def label(axis: Axis, tokens: Sequence[str] | None, name: str, inches: float) ->
         return
     room = 72 * inches / len(tokens)  # points for one label
     every = math.ceil(_FONT[0] / room)
-    # a space that is seen, and text that is not read as TeX
-    labels = ["\N{OPEN BOX}" if token.isspace() else token for token in tokens][::every]
+    # text that is not read as TeX
+    labels = [readable(token) for token in tokens][::every]
     size = min(max(room, _FONT[0]), _FONT[1])
     axis.set_ticks(range(0, len(tokens), every), labels, fontsize=size, parse_math=False)
     if isinstance(axis, XAxis) and 0.6 * size * max(map(len, labels)) > every * room:
         axis.set_tick_params(rotation=90)
+
+
+def readable(token: str) -> str:
+    """White space as what can be seen: a token of spaces, of the end of a line, of a tab."""
+    return "".join(_SPACES.get(x, _SPACES[" "]) for x in token) if token.isspace() else token
 
 
 class Grid(NamedTuple):
@@ -114,5 +120,5 @@ def heat_maps(
     if scale:
         figure.colorbar(image, ax=axes, label=scale)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure

@@ -114,7 +114,7 @@ def show_blocks(
     patches = [Patch(color=x, label=f"{kind} ({n:,})") for (kind, x), n in zip(_KINDS.items(), counts, strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=3 if inches(figure)[1] > 6.0 else 1)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure
 
 

@@ -19,10 +19,11 @@ _BARS, _SIGNAL = 1.1, 1.6  # inches: the height of bars and of a signal
 
 
 class _Line(NamedTuple):
-    """What one line of the picture shows of one row of the weights."""
+    """What one line of the picture shows of one row of the weights, on a scale from 0 to `top`."""
 
     title: str
     weights: np.ndarray
+    top: float
     tokens: Sequence[str] | None
     signal: np.ndarray | None
 
@@ -35,11 +36,13 @@ def show_positions(
     lengths: Any = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
+    xlabel: str | None = None,
+    sharey: bool = True,
     figure: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:
     """Draws weights over positions as bars, above the tokens or the signal that they are weights of.
 
-    Rows are drawn one above the other on one scale; a row of many tokens goes on in the next line, like text.
+    Rows are drawn one above the other; a row of many tokens goes on in the next line, like text.
 
     Args:
         weights: `[s]`, or `[n, s]`: n examples, heads or models.
@@ -48,7 +51,10 @@ def show_positions(
         signal: numbers `[s]` or `[s, c]`, a curve for each channel, the same for all rows, or `[n, s, c]`.
         lengths: how many positions of each row are real, an int or `[n]`; the padding after them is not drawn.
         names: n strings, one above each row; None numbers the rows, if there are several.
-        title: above the picture.
+        title: above the picture, as it is.
+        xlabel: name of what a bar stands for; None says "token", or "position" where there are no tokens.
+        sharey: True draws all rows on one scale, to be compared; False each on its own, so that a row of small weights
+            can be read beneath one that has all of its weight in one place.
         figure: a matplotlib Figure or SubFigure to draw into; None makes one that fits.
 
     Returns:
@@ -78,13 +84,16 @@ def show_positions(
         names = [f"row {n}" for n in range(len(rows))] if len(rows) > 1 else [""]
     width = _WIDTH if figure is None else inches(figure)[1]
     wide = max(counts) if tokens is None else _wrapped(max(counts), width)
+    tops = [float(row[:count].max()) for row, count in zip(rows, counts, strict=True)]
+    tops = [max(tops)] * len(rows) if sharey else tops
     lines = [
-        _Line(name if start == 0 else "", row[start:stop], text and text[start:stop], curve)
-        for name, row, count, text, curve in zip(names, rows, counts, texts, signals, strict=True)
+        _Line(name if start == 0 else "", row[start:stop], top or 1.0, text and text[start:stop], curve)
+        for name, row, top, count, text, curve in zip(names, rows, tops, counts, texts, signals, strict=True)
         for start in range(0, count, wide)
         for stop in [min(start + wide, count)]
     ]
-    return _draw(lines, wide, width, title, figure)
+    xlabel = ("position" if tokens is None else "token") if xlabel is None else xlabel
+    return _draw(lines, wide, width, title, xlabel, figure)
 
 
 def _wrapped(count: int, width: float) -> int:
@@ -129,7 +138,7 @@ def _signals(signal: Any, n: int, s: int) -> Sequence[np.ndarray | None]:
 
 
 def _draw(
-    lines: list[_Line], wide: int, width: float, title: str | None, figure: Figure | SubFigure | None
+    lines: list[_Line], wide: int, width: float, title: str | None, xlabel: str, figure: Figure | SubFigure | None
 ) -> Figure | SubFigure:
     """The lines, one above the other, with room for `wide` positions across `width` inches."""
     curves, texts = lines[0].signal is not None, lines[0].tokens is not None
@@ -140,26 +149,31 @@ def _draw(
         figure = new_figure(len(lines) * (_BARS + beneath) + headings, width)
     heights = [_BARS, _SIGNAL] if curves else [_BARS]
     axes = figure.subplots(len(lines) * len(heights), 1, squeeze=False, height_ratios=heights * len(lines))[:, 0]
-    top = max(float(line.weights.max()) for line in lines) or 1.0
     for line, (bars, *below) in zip(lines, axes.reshape(len(lines), -1), strict=True):
         bars.set_title(line.title, loc="left", parse_math=False)
         bars.bar(range(len(line.weights)), line.weights, width=0.8 if texts else 1.0)
         bars.spines[["top", "right"]].set_visible(False)
-        bars.set(xlim=(-0.5, wide - 0.5), ylim=(0.0, 1.05 * top), ylabel="weight")
+        bars.set(xlim=(-0.5, wide - 0.5), ylim=(0.0, 1.05 * line.top), ylabel="weight")
         label(bars.xaxis, line.tokens, "", (width - _MARGIN) * len(line.weights) / wide)
         if below:
             _curves(below[0], bars, line)
-    axes[-1].set_xlabel("token" if texts else "position")
+    axes[-1].set_xlabel(xlabel)
     figure.align_ylabels(axes)
     if title:
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
     return figure
 
 
 def _curves(axes: Axes, above: Axes, line: _Line) -> None:
     """The signal, beneath the bars on the same positions."""
+    from matplotlib import colormaps, rcParams
+
+    assert line.signal is not None
+    channels = line.signal.shape[1]
     above.tick_params(labelbottom=False)
-    axes.plot(line.signal[: len(line.weights)], linewidth=1.0)  # type: ignore[index]
+    if channels > len(rcParams["axes.prop_cycle"]):  # which would give the same colour to two channels
+        axes.set_prop_cycle(color=colormaps["turbo"](np.linspace(0.0, 1.0, channels)))
+    axes.plot(line.signal[: len(line.weights)], linewidth=1.0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(xlim=above.get_xlim(), ylabel="signal")
     label(axes.xaxis, None, "", 0.0)

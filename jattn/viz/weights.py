@@ -17,6 +17,9 @@ def show_weights(
     key_tokens: Sequence[str] | None = None,
     *,
     title: str | None = None,
+    ylabel: str = "query",
+    xlabel: str = "key",
+    scale: str = "weight",
     figure: Figure | SubFigure | None = None,
 ) -> Figure | SubFigure:
     """Draws attention weights as a heat map, queries down and keys across, or as a grid of them, one for each head.
@@ -25,7 +28,8 @@ def show_weights(
         weights: `[t, s]`, or `[h, t, s]` for a grid.  All heads share one colour scale, from 0 to the largest weight.
         query_tokens: `t` strings that label the rows (a string counts as its characters); None numbers them.
         key_tokens: `s` strings that label the columns, likewise.
-        title: above the picture.
+        title: above the picture, as it is.
+        ylabel, xlabel, scale: names of what a row, a column and a colour stand for.
         figure: a matplotlib Figure or SubFigure to draw into; None makes one that fits the labels.
 
     Returns:
@@ -42,7 +46,7 @@ def show_weights(
     ['head 0', 'head 1']
     """
     heads = stack(weights, "weights")
-    return heat_maps(heads, head_titles(len(heads)), (query_tokens, key_tokens), ("query", "key"), title, figure)
+    return heat_maps(heads, head_titles(len(heads)), (query_tokens, key_tokens), (ylabel, xlabel), title, figure, scale=scale)
 
 
 def show_alignment(

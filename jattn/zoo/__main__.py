@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import jax
+
+import jattn
 from jattn import UnsupportedError
 from jattn._dispatch import BACKENDS
 from jattn.zoo import EXTRAS, TASKS, _archives, _figure
@@ -22,6 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 2 after a one-line error, 130 after Ctrl-C."""
+    options = argparse.Namespace(task=None)
     try:
         options = _parser().parse_args(argv)
         if options.task is None:
@@ -34,9 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"python -m jattn.zoo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last step printed", file=sys.stderr)
+        print(f"\nstopped{_going_on(options)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _going_on(options: argparse.Namespace) -> str:
+    """What the same command will do, after it was stopped."""
+    if options.task not in TASKS:
+        return ""
+    kept = _figure.load(options.out)
+    if kept is None:
+        return " before a step was kept; the same command starts anew"
+    return f"; the same command goes on from step {kept.step}"
 
 
 def _need_extras() -> None:
@@ -111,11 +126,29 @@ def _fetch(names: Sequence[str]) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    """Trains a task; what can be known to be wrong is said before its data is made."""
     _need_extras()
-    from jattn.zoo._train import train
+    from jattn.zoo import _checkpoint, _train
 
-    train(_task(options.task).build(options), options.steps, options.out)
+    _check_implementation(options.implementation)
+    _checkpoint.check(options.out, vars(options))
+    task = _task(options.task)
+    _train.say(f"preparing {task.DATA}")
+    _train.train(task.build(options), options.steps, options.out)
+
+
+def _check_implementation(name: str | None) -> None:
+    """Raises UsageError where it cannot compute the plainest attention on this machine."""
+    if name is None:
+        return
+    x = jax.ShapeDtypeStruct((1, 8, 1, 8), "float32")
+    try:
+        jattn.explain(x, x, x, implementation=name)
+    except UnsupportedError as error:
+        raise UsageError(f"argument --implementation: {error}") from error
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a model writes may be more than the terminal can print
     sys.exit(main())

@@ -23,6 +23,7 @@ class Task(NamedTuple):
     evaluate: model -> a figure on held-out examples; `metric` is its name, `show` how it is printed.
     pictures: model -> figures by file name, drawn at the end.
     baseline: name and value of what the figure is to be compared with, such as the share of the majority class.
+    written: model -> text that it writes, printed at the end; None where it writes none.
     """
 
     settings: dict[str, Any]
@@ -35,3 +36,4 @@ class Task(NamedTuple):
     pictures: Callable[[Any], dict[str, Figure]]
     show: Callable[[float], str] = "{:.1%}".format
     baseline: tuple[str, float] | None = None
+    written: Callable[[Any], str] | None = None

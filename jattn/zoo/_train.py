@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -52,8 +53,9 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
     with checkpoint.open_checkpoints(out) as manager:
         first, state = checkpoint.restore(manager, State(params, task.optimizer.init(params)), task.settings)
         if first:
-            tqdm.write(f"{out}: {'going on from' if first < steps else 'finished already, at'} step {first}")
+            say(f"{out}: {'going on from' if first < steps else 'finished already, at'} step {first}")
         if first < steps:
+            say("compiling")
             jax.eval_shape(step_of, state, task.batch(first))  # what no backend can do is said before a bar is drawn
         begun = time.monotonic() - _seconds(out, first)
         figure = None
@@ -65,19 +67,27 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if done % every == 0 or done == steps:
                     figure = _evaluate(task, nnx.merge(graph, state.params), done, time.monotonic() - begun)
-                    tqdm.write(f"step {done}: loss {loss:.4f}, {task.metric} {figure.shown}")
+                    say(f"step {done}: loss {loss:.4f}, {task.metric} {figure.shown}")
                     checkpoint.save(manager, done, state, task.settings)
                     _figure.save(out, figure)
     model = nnx.merge(graph, state.params)
     if figure is None:
         figure = _evaluate(task, model, first, _seconds(out, first))
-        tqdm.write(f"step {first}: {task.metric} {figure.shown}")
+        say(f"step {first}: {task.metric} {figure.shown}")
     if figure.baseline is not None:
-        tqdm.write(f"for comparison: {figure.baseline[0]} {figure.baseline[1]}")
+        say(f"for comparison: {figure.baseline[0]} {figure.baseline[1]}")
+    if task.written is not None:
+        say(task.written(model))
     for name, picture in task.pictures(model).items():
         picture.savefig(out / name)
-        tqdm.write(f"picture: {out / name}")
+        say(f"picture: {out / name}")
     return figure.value
+
+
+def say(text: str) -> None:
+    """Prints above the bar, at once even where the output is no terminal."""
+    tqdm.write(text)
+    sys.stdout.flush()
 
 
 def _evaluate(task: Task, model: nnx.Module, step: int, seconds: float) -> _figure.Figure:

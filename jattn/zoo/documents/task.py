@@ -16,6 +16,7 @@ from jattn.zoo.documents import data
 from jattn.zoo.documents.model import Reader, Sizes
 
 DROPPED = 0.3  # share of the words that training makes unknown
+UNKNOWN = "<unk>"  # in the picture; three words to `split_words`, and so none of the vocabulary
 CHUNK = 100  # pages examined at a time, so that memory does not grow with their number
 
 
@@ -40,6 +41,7 @@ def documents(
             "seed": seed,
             "batch": batch,
             **dataclasses.asdict(sizes),
+            "data": data.fingerprint(),
         },
         model=Reader(words, pooling, sentence_gru, sizes, implementation, nnx.Rngs(seed)),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
@@ -76,14 +78,15 @@ def draw(model: Reader, batch: data.Batch, page: int = 0) -> Figure:
     """A page, a line a sentence: how much the sentence counted, and each word for its sentence."""
     words, place = batch.words[page], int(batch.place[page])
     by_word, by_sentence = (np.asarray(x)[0] for x in _weigh(model, words[None]))
-    tokens = ["", "?", *data.vocabulary()]
+    tokens = ["", UNKNOWN, *data.vocabulary()]
     figure = Figure(figsize=(17, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, data.LONGEST))
     _cells(left, by_sentence[:, None], [[f"{weight:.2f}"] for weight in by_sentence])
     _cells(right, np.where(words == data.PADDING, np.nan, by_word), [[tokens[word] for word in row] for row in words])
     left.set(title="sentence", xticks=[], ylabel="sentence of the page: its weight")
     left.set_yticks(range(len(words)), ["film" if n == place else str(n) for n in range(len(words))])
-    right.set(title="words; ? is one that is not in the vocabulary", yticks=[], xlabel="word of the sentence")
+    right.set(title=f"words; {UNKNOWN} is one that is not in the vocabulary", yticks=[])
+    right.set_xlabel(f"word of the sentence, of which the first {data.LONGEST} are read")
     right.set_xticks(range(data.LONGEST))
     figure.colorbar(right.images[0], ax=right, label="weight of a word in its sentence", pad=0.01)
     said, read = (("pans", "praises")[int(x)] for x in (batch.praised[page], _examine(model, words[None])[0]))
@@ -97,6 +100,7 @@ def _cells(axes: Axes, weights: np.ndarray, texts: list[list[str]]) -> None:
     axes.imshow(weights, cmap="Blues", vmin=0.0, vmax=top, aspect="auto", interpolation="nearest")
     for n, row in enumerate(texts):
         for m, text in enumerate(row):
-            short = text if len(text) <= 11 else text[:10] + "\N{HORIZONTAL ELLIPSIS}"
+            short = text if len(text) <= 16 else text[:15] + "\N{HORIZONTAL ELLIPSIS}"
+            size = 7 * min(1, 11 / max(len(short), 1))  # points: a cell has room for 11 letters of 7
             color = "white" if weights[n, m] > 0.6 * top else "black"
-            axes.text(m, n, short, ha="center", va="center", fontsize=7, color=color, parse_math=False)
+            axes.text(m, n, short, ha="center", va="center", fontsize=size, color=color, parse_math=False)

