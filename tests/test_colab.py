@@ -1,5 +1,6 @@
 """The notebooks: each runs from top to bottom where jattn is installed, and is committed without outputs."""
 
+import ast
 import os
 import re
 import sys
@@ -56,6 +57,43 @@ def test_its_title_installation_and_links(path):
     assert _code(notebook)[0].source == INSTALL
     for link in re.findall(r"\]\((?!https:)(.*?)\)", "\n".join(cell.source for cell in notebook.cells)):
         assert (path.parent / link).exists(), link
+
+
+def _source(number):
+    """The code of a notebook, without what is for notebooks alone."""
+    return "\n".join(
+        cell.source.replace("%matplotlib inline", "")
+        for cell in _code(nbformat.read(NOTEBOOKS[number - 1], as_version=4))[1:]
+    )
+
+
+def _pictures(number):
+    """The calls of `viz`, each as its function's name and those of its keyword arguments that are constants."""
+    calls = (node for node in ast.walk(ast.parse(_source(number))) if isinstance(node, ast.Call))
+    return [
+        (call.func.attr, {x.arg: x.value.value for x in call.keywords if isinstance(x.value, ast.Constant)})
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("show_")
+    ]
+
+
+def test_the_library_has_books():
+    pictures = _pictures(1)
+    assert len(pictures) == 6
+    assert all(options["xlabel"] == "book" for _, options in pictures)
+
+
+def test_texts_are_made_of_words_and_the_rows_of_the_lstm_have_each_its_own_scale():
+    positions = [options for name, options in _pictures(2) if name == "show_positions"]
+    assert len(positions) == 3
+    assert all(options["xlabel"] == "word" for options in positions)
+    assert [options.get("sharey", True) for options in positions].count(False) == 1
+
+
+def test_the_training_loop_asserts_that_it_learns_and_asks_the_layer_for_its_weights():
+    source = _source(4)
+    assert re.search(r"^assert last < .*losses\[0\]$", source, re.MULTILINE)
+    assert "first.attention.weights(x)" in source and "jattn.weights(" not in source
 
 
 @each_notebook

@@ -41,7 +41,7 @@ def small(monkeypatch):
 def test_a_bible_is_read():
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE verses (book_id, chapter_number, verse_number, text)")
-    text = "And God\N{RIGHT SINGLE QUOTATION MARK}s Spirit: it moved\N{EM DASH}upon the face."
+    text = "And God\N{RIGHT SINGLE QUOTATION MARK}s Spirit&amp;amp;: it moved\N{EM DASH}upon the face."
     connection.execute("INSERT INTO verses VALUES (1, 2, 3, ?)", (text,))
     connection.commit()
     database = connection.serialize()

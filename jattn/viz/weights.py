@@ -46,7 +46,9 @@ def show_weights(
     ['head 0', 'head 1']
     """
     heads = stack(weights, "weights")
-    return heat_maps(heads, head_titles(len(heads)), (query_tokens, key_tokens), (ylabel, xlabel), title, figure, scale=scale)
+    return heat_maps(
+        heads, head_titles(len(heads)), (query_tokens, key_tokens), (ylabel, xlabel), title, figure, scale=scale
+    )
 
 
 def show_alignment(

@@ -6,7 +6,7 @@ import html
 
 
 def unescaped(text: str) -> str:
-    """With `&amp;` and all other HTML entities as the characters that they stand for, even where they were escaped twice.
+    """With `&amp;` and all other HTML entities as the characters that they stand for, even if they were escaped twice.
 
     >>> unescaped("at&amp;t, AT&amp;amp;T, 5 &#8364;, R&D?")
     'at&t, AT&T, 5 €, R&D?'

@@ -71,7 +71,8 @@ def parse(database: bytes) -> dict[Verse, Words]:
 
 
 def words(text: str) -> Words:
-    return tuple(re.findall(r"[a-z]+(?:'[a-z]+)?", unescaped(text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
+    text = unescaped(text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return tuple(re.findall(r"[a-z]+(?:'[a-z]+)?", text))
 
 
 def overlap(left: Words, right: Words) -> float:

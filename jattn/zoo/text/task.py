@@ -21,7 +21,7 @@ from jattn.zoo.text.model import LanguageModel, Sizes
 TOKENS = 2048  # a step, as near as the length allows
 EXAMINED = 2**15  # bytes of what is held out
 DRAWN, SHOWN, WRITTEN = 40, 400, 600  # bytes of the pictures: attended, read, written
-COLUMNS = 88  # letters of a line of the picture
+COLUMNS, LINES = 88, 60  # letters of a line and lines of the picture, at most
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # as for bytes that are no text; a question mark is one that was written
 LONG = 1024  # from here on memory counts more than time
 
@@ -136,7 +136,7 @@ def _readable(source: np.ndarray) -> str:
 
 def _draw(model: LanguageModel, held_out: np.ndarray) -> Figure:
     """What was read and what was written, side by side."""
-    texts = [[_cut(line) for line in text.splitlines()] for text in _texts(model, held_out)]
+    texts = [[_cut(line) for line in text.splitlines()[:LINES]] for text in _texts(model, held_out)]
     figure = Figure(figsize=(13, 0.6 + 0.14 * max(map(len, texts))), layout="constrained")
     panels = zip(figure.subplots(1, 2), ("read", "written"), ("0.4", "black"), texts, strict=True)
     for axes, name, colour, lines in panels:
