@@ -415,7 +415,8 @@ def test_what_takes_long_is_said_once_and_before_it_begins(tmp_path, capsys, mon
 
     def build(options):
         said.append(capsys.readouterr().out)
-        return line(loss=lambda model, batch: said.append(capsys.readouterr().out) or line().loss(model, batch))
+        told = lambda model, batch: said.append(capsys.readouterr().out) or line().loss(model, batch)
+        return line(settings={"task": "boolq", "seed": 0}, loss=told)
 
     monkeypatch.setattr("jattn.zoo.boolq.build", build)
     assert main(["boolq", "--steps", "2", "--out", str(tmp_path)]) == 0

@@ -21,11 +21,11 @@ CACHED = (data.parts, data.vocabulary, data.encoded, data.examination)
 @pytest.fixture
 def made_up(monkeypatch):
     """A film is good or bad; good and bad things are said beside it as well."""
-    random, numbers = np.random.default_rng(0), itertools.count()
+    random, numbers = np.random.default_rng(0), collections.defaultdict(itertools.count)
 
     def sentence(topic):
         good = bool(random.integers(2))
-        filling = [f"w{digit}" for digit in f"{next(numbers):03o}"]  # no two sentences alike
+        filling = [f"w{digit}" for digit in f"{next(numbers[topic]):x}"]  # no two sentences alike
         return data.Sentence(2.0 if good else -2.0, [topic, "good" if good else "bad", *filling])
 
     files = {
@@ -168,7 +168,7 @@ def test_the_picture_shows_every_word(made_up):
 
 def test_an_unknown_word_is_told_from_a_question_mark(made_up, monkeypatch):
     assert len(data.split_words(UNKNOWN)) > 1  # so that no word is written as it is
-    monkeypatch.setattr(data, "vocabulary", lambda: {**dict.fromkeys(["film"] * 9), "?": 2, "film": 3})
+    monkeypatch.setattr(data, "vocabulary", lambda: {"?": 2, "film": 3})
     model = Reader(4, "mean", False, TINY, None, nnx.Rngs(0))
     words = np.array([[[2, data.UNKNOWN, 2, 3]]])
     _, right = draw(model, data.Batch(words, np.array([1]), np.array([0]))).axes[:2]
@@ -193,7 +193,8 @@ def test_no_row_is_drawn_twice(made_up):
 def test_the_data_is_what_its_authors_say():
     read, made_of = functools.cache(data._read), ("movieReviewSnippets", "nytEditorialSnippets", "amazonReviewSnippets")
     assert sum(map(len, read("movieReviewSnippets"))) == 10_605
-    assert not any("amp" in s.words for name in made_of for document in read(name) for s in document)
+    texts = [" ".join(s.words) for name in made_of for document in read(name) for s in document]
+    assert not any("& amp ;" in text or "& quot ;" in text for text in texts)
     assert (len(read("nytEditorialSnippets")), sum(map(len, read("nytEditorialSnippets")))) == (498, 5190)
     assert (len(read("amazonReviewSnippets")), sum(map(len, read("amazonReviewSnippets")))) == (
         300,
