@@ -29,8 +29,8 @@ def check(out: Path, known: Mapping[str, Any]) -> None:
         step = manager.latest_step()
         if step is not None:
             made_with = _made_with(manager, step)
-            both = made_with.keys() & known.keys()
-            _compare(*({name: of[name] for name in both} for of in (made_with, known)), manager.directory)
+            theirs, ours = ({x: of[x] for x in made_with.keys() & known.keys()} for of in (made_with, known))
+            _compare(theirs, ours, manager.directory)
 
 
 def open_checkpoints(out: Path) -> ocp.CheckpointManager:
