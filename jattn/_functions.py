@@ -33,7 +33,12 @@ def check(terms: Any, dtype: Any) -> None:
 
 
 def _describe(operands: Any, dtype: Any) -> tuple[Any, ...]:
-    return tuple((x.array.shape, jnp.dtype(working(x.array, dtype)), x.axes) for x in operands)
+    return tuple((x.array.shape, _canonical(working(x.array, dtype)), x.axes) for x in operands)
+
+
+def _canonical(dtype: Any) -> Any:
+    """The dtype that JAX gives an array: 64 bits are 32 where x64 is off.  Random keys have one of their own."""
+    return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
 
 
 def _tile(shape: tuple[int, ...], dtype: Any, axes: str) -> Any:
