@@ -16,11 +16,13 @@ TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6
 POD = "v5e:16x16"
 # name: width, length; all with causal + segments + soft cap + bias + dropout, bfloat16, forward and backward
 CASES = {f"d{d}-t{t}": (d, t) for d in (64, 128, 256) for t in (1000, 8192)}
+LONG = {"window": 2**20, "full": 2**20, "causal": 2**20, "causal-segments": 2**20, "window-segments": 2**19}
+"""Masks at lengths at which a list of all tiles is many times scalar memory: name and length of each case."""
 INSTALLED = importlib.util.find_spec("libtpu") is not None
 
 
 def compile_all(chip: str, names: list[str]) -> list[dict[str, Any]]:
-    """What happened to each case: `name`, `kernels` (how many are in the program), or `error`."""
+    """What happened to each case: `name`, `kernels` (how many are in the program) and `size` of its text, or `error`."""
     settings = {
         "JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "PYTHONPATH": os.pathsep.join(sys.path),
@@ -52,6 +54,28 @@ def _function(d: int, t: int, device: Any) -> tuple[Any, list[Any]]:
     shapes = [x, ((1, t, 2, d), jnp.bfloat16), ((1, t, 2, d), jnp.bfloat16), numbers, ((), jnp.float32)]
     shapes += [((1, t), jnp.int32), ((), jnp.uint32)]
     return jax.grad(loss, (0, 1, 2, 3, 4)), [jax.ShapeDtypeStruct(*y, sharding=device) for y in shapes]
+
+
+def _long(name: str, device: Any) -> tuple[Any, list[Any]]:
+    """Gradients of attention with one of the masks of `LONG`, at its length."""
+    import jax
+    import jax.numpy as jnp
+
+    import jattn
+    from jattn import masks
+
+    def loss(q, k, v, ids):
+        mask = {
+            "window": lambda: masks.window(1023),
+            "full": lambda: None,
+            "causal": masks.causal,
+            "causal-segments": lambda: masks.causal() & masks.segments(ids),
+            "window-segments": lambda: masks.window(1023) & masks.segments(ids),
+        }[name]()
+        return jattn.attention(q, k, v, mask=mask, implementation="pallas_tpu").astype(jnp.float32).sum()
+
+    shapes = [((1, LONG[name], 1, 128), jnp.bfloat16)] * 3 + [((1, LONG[name]), jnp.int32)]
+    return jax.grad(loss, (0, 1, 2)), [jax.ShapeDtypeStruct(*y, sharding=device) for y in shapes]
 
 
 def _pod() -> tuple[Any, Any, list[Any]]:
@@ -90,12 +114,14 @@ def main(chip: str, *names: str) -> None:
         else:
             found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[:1]
             mesh = Mesh(np.array(found), ("x",))
-            fn, shapes = _function(*CASES[name], NamedSharding(mesh, PartitionSpec()))
+            device = NamedSharding(mesh, PartitionSpec())
+            fn, shapes = _long(name, device) if name in LONG else _function(*CASES[name], device)
         try:
             with jax.set_mesh(mesh):
                 lowered = jax.jit(fn).lower(*shapes)
                 lowered.compile()
-            print(json.dumps({"name": name, "kernels": lowered.as_text().count("@tpu_custom_call")}), flush=True)
+            text = lowered.as_text()
+            print(json.dumps({"name": name, "kernels": text.count("@tpu_custom_call"), "size": len(text)}), flush=True)
         except Exception as error:  # reported to the process that asked
             print(json.dumps({"name": name, "error": f"{type(error).__name__}: {error}"[:2000]}), flush=True)
 

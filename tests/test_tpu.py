@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from unittest import mock
 
 import hypothesis
 import jax
@@ -12,7 +14,6 @@ import pytest
 from hypothesis import strategies as st
 from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import Sizes as TileSizes
-from jattn_kernels.tpu.work import tile_and_pattern
 
 import jattn
 from jattn import _blocks, _checks, _dispatch, _target, masks, mods, normalizers, scores
@@ -67,13 +68,19 @@ def test_bfloat16_with_the_scale_in_float32():
     check_dtype((arrays, {**options, "precision": "highest"}), "pallas_tpu", "bfloat16")
 
 
-@pytest.fixture(params=[SMALL_TILES, TURNED_TILES], ids=["upright", "turned"])
+@pytest.fixture(params=["upright", "turned", "runs"])
 def small_tiles(monkeypatch, request):
     """Several query tiles, key tiles and chunks of keys at sizes that the interpreter can do."""
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (request.param, "small"))
-    jattn.api._run.clear_cache()
+    sizes = TURNED_TILES if request.param == "turned" else SMALL_TILES
+    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (sizes, "small"))
+    if request.param == "runs":  # as where lists of tiles do not fit in scalar memory
+        monkeypatch.setattr(_tpu_work, "_as_lists", lambda *_: None)
+    caches = jattn.api._run.clear_cache, _tpu_work.static_work.cache_clear
+    for clear in caches:
+        clear()
     yield
-    jattn.api._run.clear_cache()
+    for clear in caches:
+        clear()
 
 
 SEVERAL = ["causal", "segments", "nested", "relative", "bias-every-axes", "everything", "blocks-heads"]
@@ -227,16 +234,30 @@ def static_masks(draw):
     return draw(st.sampled_from([left, left & right, left | right, ~left]))
 
 
+def visited(work, frame, upright, i):
+    """What query tile i visits: chunk, key tile, and the steps of the tile."""
+    for c in range(work.shape.steps if upright else frame.chunks):
+        scalars = [x[c] for x in work.scalars] if work.by_chunk else work.scalars
+        chunk = work.shape.chunk(scalars, 0, 0, i, c) if upright else c
+        visits = work.shape.visits(scalars, 0, 0, i, c, None if upright else c)
+        for n in range(int(visits.full)):
+            yield int(chunk), int(visits.tile(n, False)[0]), frame.sizes.whole(False, upright)
+        for n in range(int(visits.partial)):
+            tile, pattern = (int(x) for x in visits.tile(n, True))
+            yield int(chunk), tile, work.patterns[pattern]
+
+
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     static_masks(), st.integers(1, 700), st.integers(1, 700), st.sampled_from([128, 256, 512]),
-    st.sampled_from([128, 256, 512]), st.integers(1, 3), st.booleans(),
+    st.sampled_from([128, 256, 512]), st.integers(1, 3), st.booleans(), st.booleans(),
 )  # fmt: skip
-def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, upright):
-    """Every pair that attends is in one step; what a step calls unmasked attends."""
+def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, upright, room):
+    """Every pair that attends is in one step; what a step calls unmasked attends.  So where lists have no `room`."""
     sizes = TileSizes(query, key, 128, key * per_chunk)
     frame = Frame(t, s, sizes)
-    work = _tpu_work.static_work(mask, frame, upright)
+    with contextlib.nullcontext() if room else mock.patch.object(_tpu_work, "_as_lists", return_value=None):
+        work = _tpu_work.static_work.__wrapped__(mask, frame, upright)
     padded = frame.query_tiles * query, frame.key_tiles * key
     count, unmasked = np.zeros(padded, int), np.zeros(padded, bool)
 
@@ -249,13 +270,9 @@ def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, 
                 unmasked[at] |= not piece.masked
 
     for i in range(frame.query_tiles):
-        for c in range(work.chunks.shape[-1]):
-            begin, full, partial = work.counts[0, i, c]
-            for n, entry in enumerate(work.tiles[0, i, begin : begin + full + partial]):
-                tile, pattern = tile_and_pattern(entry)
-                assert n >= full or pattern == 0 or not work.patterns
-                assert tile // per_chunk == work.chunks[0, i, c]
-                lay(i * query, tile * key, sizes.whole(False, upright) if n < full else work.patterns[pattern])
+        for chunk, tile, steps in visited(work, frame, upright, i):
+            assert tile // per_chunk == chunk
+            lay(i * query, tile * key, steps)
     attends = np.asarray(mask(np.arange(t)[:, None], np.arange(s)[None]))
     assert count.max(initial=0) <= 1
     assert (count[:t, :s][attends] == 1).all()
@@ -276,16 +293,20 @@ def test_the_grid_is_only_as_long_as_the_work():
     frame = Frame(4096, 4096, TileSizes(256, 256, 256, 512))
     work = _tpu_work.static_work(masks.causal() & masks.window(left=300), frame, True)
     assert frame.chunks == 8
-    assert work.shape.chunks == 2
+    assert work.shape.steps == 2
 
 
 def test_segments_known_at_run_time_skip_tiles():
     ids = jnp.repeat(jnp.arange(4), 256)[None]
     frame = Frame(1024, 1024, TileSizes(256, 256, 256, 1024))
     q_ids = jattn.operand(ids, "bt")
-    work = jax.jit(lambda: _tpu_work.work_of(masks.Segments(q_ids, jattn.operand(ids, "bs")), frame, True)[:2])()
-    assert np.asarray(work[1])[0, :, 0].tolist() == [[0, 1, 0]] * 4
-    assert np.asarray(work[0])[0, :, 0].tolist() == [0, 1, 2, 3]
+    mask = masks.Segments(q_ids, jattn.operand(ids, "bs"))
+    tiles, counts, _ = jax.jit(lambda: _tpu_work.work_of(mask, frame, True).scalars)()
+    assert counts.reshape(-1, 3).tolist() == [[0, 1, 0]] * 4
+    assert tiles.reshape(4, 4)[:, 0].tolist() == [0, 1, 2, 3]
+    with mock.patch.object(_tpu_work, "_as_lists", return_value=None):
+        (ends,) = jax.jit(lambda: _tpu_work.work_of(mask, frame, True).scalars)()
+    assert ends.reshape(-1, 5).tolist() == [[n, n, n + 1, n + 1, 0] for n in range(4)]
 
 
 def test_answers_of_tiles_that_hang_over():

@@ -16,6 +16,7 @@ from jattn_kernels.tpu.walk import LOG2E, Terms
 from jattn import _terms, gates, masks, mods
 from jattn._problem import Problem, Spec
 from jattn._terms import Operand, piece
+from jattn.backends._tpu_reach import span
 from jattn.mods import Mod, Relative
 
 
@@ -167,6 +168,7 @@ class Pieces:
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates, self.mask = bool(terms.mods), bool(terms.gates), terms.mask
         self.frame, self.upright = frame, upright
+        self.span = span(terms.mask)
         # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
         # mods, it multiplies the scores
         self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
@@ -197,8 +199,24 @@ class Pieces:
         def weights(weight, i, j, parts):
             return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
 
-        scale = self.scale * self._units if self.exact else None
-        return Terms(scores, weights if self.has_gates else None, self.has_mods, scale)
+        def sees(i, j, parts):
+            return jax.tree.unflatten(self.tree, parts).mask(i, j)
+
+        lengths = self.frame.t, self.frame.s
+        return Terms(
+            scores,
+            weights if self.has_gates else None,
+            natural=self.has_mods,
+            scale=self.scale * self._units if self.exact else None,
+            reach=self.span.reach(*lengths),
+            sees=None if self.span.exact else sees,
+            blind=self.span.blind(*lengths),
+        )
+
+    @property
+    def blind(self) -> bool:
+        """Whether a query may see nothing: because of the mask, or because a mod makes all its scores -inf."""
+        return self.has_mods or self.span.blind(self.frame.t, self.frame.s)
 
     @property
     def _units(self) -> float:

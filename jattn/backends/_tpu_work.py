@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import tables
 from jattn_kernels.tpu import work
 from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import LANES, Sizes
 
-from jattn import _blocks, masks
+from jattn import _blocks
 from jattn._problem import Spec
 from jattn._terms import Operand
-from jattn.backends._tpu_terms import parts_of, terms_of
+from jattn.backends import _tpu_patterns
+from jattn.backends._tpu_reach import Span, span
+from jattn.backends._tpu_terms import terms_of
 
 MIB = 2**20
 MEMORY = {"v4": 16 * MIB, "v5e": 100 * MIB, "v5p": 60 * MIB, "v6e": 100 * MIB, "tpu7x": 56 * MIB}
 """Fast memory that a kernel may use: what each chip's compiler grants, less what it keeps for itself."""
-_PATTERNS = 4  # more kinds of partial tiles than this are worked off as masked throughout: each is code of its own
-_SCALARS = 2**17  # entries of a work list: scalar memory is small
+_SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
+LONGEST = 2**24  # queries or keys: beyond, no tile is large enough for its kernel to read as few
 
 
 def case_of(spec: Spec, upright: bool) -> tuple[str, str]:
@@ -51,6 +51,7 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes
     if terms.mods or terms.gates or isinstance(terms.compare.scale, Operand):  # several numbers for each score
         step, chunk = min(step, 256), chunk // 2
     query, key = (min(x, -(-n // LANES) * LANES) for x, n in ((query, t), (key, s)))
+    query = max(query, -(-t * work.RUN // _SCALARS))
     query, key = (-(-x // LANES) * LANES for x in (query, key))
     most = chunk * found.entry.d * 2 // (d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize))
     chunk = max(key, min(chunk, most, -(-s // key) * key) // key * key)
@@ -58,73 +59,101 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes
     return dataclasses.replace(sizes, query=query, key=key, step=math.gcd(key, step), chunk=chunk, rows=rows), source
 
 
-def work_of(mask: Any, frame: Frame, upright: bool) -> work.Work:
-    if not jax.tree.leaves(mask):
-        return static_work(mask, frame, upright)
-    query, key = (_blocks.Tiling(n, x, overhang=True) for n, x in lengths(frame))
-    some, every = (jnp.asarray(x) for x in _blocks.answers(mask, query, key))
-    for axis in (1, 0):  # lists for single heads and batch elements only as far as scalar memory goes
-        if some.size > _SCALARS:
-            some, every = some.any(axis, keepdims=True), every.all(axis, keepdims=True)
-    batch, heads = some.shape[:2]
-    some, every = (x.reshape(-1, *x.shape[2:]) for x in (some, every & some))
-    found = work.visits(some, every, jnp.int32(0), frame.sizes, upright)
-    return work.Work(*found, batch, heads, (frame.sizes.whole(True, upright),))
-
-
 def lengths(frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
     return (frame.t, frame.sizes.query), (frame.s, frame.sizes.key)
 
 
+def work_of(mask: Any, frame: Frame, upright: bool) -> work.Work:
+    """Lists where they fit in scalar memory, else runs."""
+    if not jax.tree.leaves(mask):
+        return static_work(mask, frame, upright)
+    some, every = _blocks.answers(mask, *(_blocks.Tiling(n, x, overhang=True) for n, x in lengths(frame)))
+    bounds = _tpu_patterns.ends_of_span(span(mask), frame)[None]
+    patterns = _tpu_patterns.whole(frame, upright)
+    for axis in (None, 1, 0):  # for single heads and batch elements only as far as scalar memory goes
+        if axis is not None:
+            some, every = some.any(axis, keepdims=True), every.all(axis, keepdims=True)
+        flat = (x.reshape(-1, *x.shape[2:]) for x in (some, every & some))
+        answers = work.Answers(*flat, np.zeros((1, 1, frame.key_tiles), np.int32), *some.shape[:2])
+        if (found := _as_lists(answers, bounds, patterns, frame, upright)) is not None:
+            return found
+        if math.prod(answers.some.shape[:2]) * work.RUN <= _SCALARS:
+            ends = work.runs(answers)
+            return _as_runs(ends, None, bounds, answers, patterns, frame)
+    raise AssertionError(f"{frame} has too many query tiles: tile_sizes sees to that")
+
+
 @functools.lru_cache(maxsize=256)
 def static_work(mask: Any, frame: Frame, upright: bool) -> work.Work:
-    sizes = frame.sizes
-    grain = math.gcd(math.gcd(sizes.query, sizes.key), sizes.grain)
-    fine = _blocks.answers(mask, *(_blocks.Tiling(n, grain, overhang=True) for n in (frame.t, frame.s)))
-    batch, heads = fine.some.shape[:2]
-    nq, nk = frame.query_tiles, frame.key_tiles
-    rows, columns = sizes.query // grain, sizes.key // grain
-    kind = np.where(fine.every & fine.some, 2, np.where(fine.some, 1, 0)).reshape(batch * heads, *fine.some.shape[2:])
-    kind = np.pad(kind, ((0, 0), (0, nq * rows - kind.shape[1]), (0, nk * columns - kind.shape[2])))
-    kind = kind.reshape(-1, nq, rows, nk, columns).swapaxes(2, 3)  # [n, query tiles, key tiles, rows, columns]
-    inside = np.arange(nq * rows).reshape(nq, 1, rows, 1) * grain < frame.t  # rows past the end do not count
-    some, every = (kind > 0).any((-2, -1)), ((kind == 2) | ~inside).all((-2, -1))
-    patterns: dict[Any, int] = {}
-    number = np.zeros(some.shape, np.int32)
-    for place in np.argwhere(some & ~every):
-        cells = kind[tuple(place)]
-        found = _pattern(cells, grain) if upright else _runs(_pattern(cells.T, grain))
-        number[tuple(place)] = patterns.setdefault(found, len(patterns))
-    if len(patterns) > _PATTERNS:
-        patterns, number = {sizes.whole(True, upright): 0}, np.zeros_like(number)
-    return work.Work(*work.visits(some, every, number, sizes, upright, np), batch, heads, tuple(patterns))
+    near = span(mask)
+    if near.exact:
+        return _work_of_span(near, frame, upright)
+    answers, patterns = _tpu_patterns.of_mask(mask, frame, upright)
+    ends = work.runs(answers)
+    if (found := _as_lists(answers, ends, patterns, frame, upright)) is not None:
+        return found
+    return _as_runs(ends, None, ends, answers, _tpu_patterns.whole(frame, upright), frame)
 
 
-def _pattern(kind: np.ndarray, grain: int) -> work.Pattern:
-    """Strips, each with runs of full and of partial cells; strips alike and side by side are one."""
-    steps: list[work.Step] = []
-    for n, line in enumerate(kind):
-        edges = [0, *(np.flatnonzero(np.diff(line)) + 1), len(line)]
-        pieces = tuple(
-            work.Piece(int(a) * grain, int(b - a) * grain, bool(line[a] == 1))
-            for a, b in itertools.pairwise(edges) if line[a]
-        )  # fmt: skip
-        if pieces and steps and steps[-1].pieces == pieces and steps[-1].at + steps[-1].size == n * grain:
-            steps[-1] = steps[-1]._replace(size=steps[-1].size + grain)
-        elif pieces:
-            steps.append(work.Step(n * grain, grain, pieces))
-    return tuple(steps)
+def _work_of_span(near: Span, frame: Frame, upright: bool) -> work.Work:
+    """Of a window, or of no mask: the same at every query tile, it takes no scalars."""
+    ends = _tpu_patterns.ends_of_span(near, frame)
+    numbers, patterns = _tpu_patterns.of_span(near, ends, frame, upright)
+    fit = max(map(len, numbers)) <= work.MOST_PARTIAL
+    packed = [sum(number << (work.BITS * n) for n, number in enumerate(x)) for x in numbers] if fit else None
+    alike = (ends == ends[:1]).all() and numbers == numbers[:1] * len(numbers)
+    if frame.query_tiles * frame.key_tiles <= _SCALARS * 32 and not (alike and fit):
+        answers = _tpu_patterns.tiles_of_span(ends, numbers, frame.key_tiles)
+        if (found := _as_lists(answers, ends[None], patterns, frame, upright)) is not None:
+            return found
+    patterns = patterns if fit else _tpu_patterns.whole(frame, upright)
+    one = work.Answers(None, None, None, 1, 1)
+    return _as_runs(ends[None], packed, ends[None], one, patterns, frame)
 
 
-def _runs(steps: work.Pattern) -> work.Pattern:
-    """The same with a step of its own for every run of pieces without a gap."""
-    found = []
-    for step in steps:
-        run: list[work.Piece] = []
-        for one in step.pieces:
-            if run and run[-1].at + run[-1].size != one.at:
-                found.append(step._replace(pieces=tuple(run)))
-                run = []
-            run.append(one)
-        found.append(step._replace(pieces=tuple(run)))
-    return tuple(found)
+def _steps(bounds: np.ndarray, per: int) -> int:
+    """How many chunks of keys a query tile uses at most."""
+    first, end = bounds[..., 0], bounds[..., 3]
+    return int(np.where(end > first, (end - 1) // per - first // per + 1, 1).max(initial=1))
+
+
+def _as_lists(answers: work.Answers, bounds: Any, patterns: Any, frame: Frame, upright: bool) -> work.Work | None:
+    """None if they do not fit.  `bounds`: ends of runs that have all tiles that are visited, known while tracing."""
+    some, sizes = answers.some, frame.sizes
+    n, nq, nk = some.shape
+    per = sizes.chunk // sizes.key
+    static = isinstance(some, np.ndarray)
+    longest = int(some.sum(-1).max(initial=1)) if static else int((bounds[..., 3] - bounds[..., 0]).max(initial=1))
+    steps = _steps(bounds, per) if upright else 1
+    if static and upright:
+        used = np.add.reduceat(some, np.arange(0, nk, per), axis=-1)
+        steps = int((used > 0).sum(-1).max(initial=1))
+    longest = longest if upright else min(longest, per)
+    if nk > 2**16 or n * nq * (longest + 4 * steps) > _SCALARS:
+        return None
+    by_chunk = not upright and frame.chunks > 1
+    if by_chunk:
+        scalars = work.lists_by_chunk(answers, longest, sizes)
+    else:
+        scalars = work.lists(answers, longest, steps, sizes)[: 3 if upright else 2]
+    counts = scalars[1].reshape(-1, 3)[:, 1:]
+    alike = tuple(counts[0].tolist()) if static and (counts == counts[:1]).all() else None
+    shape = work.Lists(answers.batch, answers.heads, nq, longest, steps, alike)
+    flat = tuple(x.reshape(frame.chunks, -1) if by_chunk else x.reshape(-1) for x in scalars)
+    return work.Work(flat, shape, patterns, by_chunk)
+
+
+def _as_runs(
+    ends: Any, packed: Any, bounds: np.ndarray, answers: work.Answers, patterns: Any, frame: Frame
+) -> work.Work:
+    """`packed`: of each query tile the numbers of its partial tiles' patterns; None for 0."""
+    per = frame.sizes.chunk // frame.sizes.key
+    xp = work.numpy_of(ends)
+    packed = xp.zeros(ends.shape[1], xp.int32) if packed is None else np.array(packed, np.int64).astype(np.int32)
+    scalars = xp.concatenate([ends, xp.broadcast_to(packed[None, :, None], (*ends.shape[:2], 1))], -1).astype(xp.int32)
+    alike = None
+    if isinstance(scalars, np.ndarray) and (scalars == scalars[:1, :1]).all():
+        alike = tuple(scalars[0, 0].tolist())
+    steps = _steps(bounds, per)
+    shape = work.Runs(answers.batch, answers.heads, frame.query_tiles, per, frame.chunks, steps, alike)
+    return work.Work((scalars.reshape(-1),) if alike is None else (), shape, patterns)

@@ -57,10 +57,13 @@ def backward(
     pieces = call.pieces
     wide = lambda x: x.astype(jnp.float32)
     delta = jnp.sum(wide(dout) * wide(out), -1) - dlse
+    rows = q
+    if pieces.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
+        rows, dout, delta = (_of_rows_that_see(x, lse) for x in (q, dout, delta))
     arrays, pull = jax.vjp(pieces.arrays, operands)
     wanted = tuple(learn[slot.array] for slot in pieces.slots)
     dq, dk, dv, found = _backward(
-        pieces.query(q), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2), heads_first(dout.astype(v.dtype)),
+        pieces.query(rows), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2), heads_first(dout.astype(v.dtype)),
         jnp.swapaxes(delta, 1, 2), arrays, call.windows, wanted, pieces.terms(), call.work, call.frame.sizes,
         dq_dtype=q.dtype, factor=pieces.scale, **call.options,
     )  # fmt: skip
@@ -71,6 +74,12 @@ def backward(
     doperands = [x if y else None for x, y in zip(doperands, learn, strict=True)]
     fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
     return (*(fold(x, like).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v))), doperands)
+
+
+def _of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
+    """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
+    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
+    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
 
 
 def _cotangent(x: jax.Array, gradient: jax.Array | None) -> Any:

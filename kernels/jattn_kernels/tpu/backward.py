@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Gradient, Window, array, lane_slice
+from jattn_kernels.tpu.operands import Frame, Gradient, Place, Window, array, lane_slice
 from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
-from jattn_kernels.tpu.work import Piece, Sizes, Step, Work
+from jattn_kernels.tpu.work import Lists, Piece, Runs, Sizes, Step, Work
 
-UNSEEN = 1e38  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
+UNSEEN = math.inf  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
 _SPAN = 512  # keys cleared and written at a time, in a loop: all at once would be code for each
 
 
@@ -30,9 +30,18 @@ class _Head(Walk):
 
     ahead = False  # the compiler overlaps the unrolled steps as well by itself
 
-    def __init__(self, refs: Any, gradients: tuple[Gradient | None, ...], group: int, factors: Any, **static: Any):
+    def __init__(
+        self,
+        refs: Any,
+        gradients: tuple[Gradient | None, ...],
+        group: int,
+        factors: Any,
+        shape: Lists | Runs,
+        scalars: int,
+        **static: Any,
+    ):
         frame, windows = static["frame"], static["windows"]
-        tiles, counts, chunks, chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest = refs
+        read, (chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest) = refs[:scalars], refs[scalars:]
         operands, rest = rest[: len(windows)], rest[len(windows) :]
         self.gradients, self.factors = gradients, factors
         learned = [x for x in gradients if x is not None]
@@ -45,8 +54,9 @@ class _Head(Walk):
         self.scratch = rest
         self.step, self.steps = pl.program_id(2), pl.num_programs(2)
         h = pl.program_id(1) * group + jax.lax.div(self.step, frame.query_tiles)
-        place = pl.program_id(0), h, jax.lax.rem(self.step, frame.query_tiles), chunk[0]
-        super().__init__(tiles, counts, chunks, operands, place, upright=False, **static)
+        place = pl.program_id(0), h, jax.lax.rem(self.step, frame.query_tiles)
+        number = 0 if frame.chunks == 1 else chunk[0]
+        super().__init__(shape.visits(read, *place, 0, number), operands, place, number, upright=False, **static)
 
     def rows(self, ref: Any, at: slice) -> jax.Array:
         """Queries or cotangents; past the end of the array 0 and not what memory held."""
@@ -61,19 +71,40 @@ class _Head(Walk):
         rows = slice(step.pieces[0].at, step.pieces[-1].at + step.pieces[-1].size)
         return rows, self.place(step, step.pieces[0], tile), any(x.masked for x in step.pieces)
 
-    def scores(self, step: Step, tile: Any) -> tuple[jax.Array, jax.Array]:
-        """The products k q' and v do' of a step."""
+    def seen(self, step: Step, tile: Any) -> Any:
+        """Which keys of a step some query of it sees, `[keys, 1]`; None if that is all of those within reach."""
+        sees = self.terms.sees
+        if sees is None or not all(x.masked for x in step.pieces):
+            return None
+        places = [self.place(step, x, tile) for x in step.pieces]
+        some = (sees(*x.positions(), self.parts(x)) & self.real_rows(x) for x in places)
+        found = [jnp.max(jnp.where(x, 1.0, 0.0), axis=1, keepdims=True) for x in some]
+        return functools.reduce(jnp.maximum, found) > 0
+
+    def scores(self, step: Step, tile: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """The products k q' and v do' of a step, and which of its keys are seen."""
         rows, place, masked = self._span(step, tile)
-        score = product(self.keys(self.k, place, masked), self.rows(self.q, rows), (1, 1), self.precision)
-        score = self.scaled(score)
-        return score, product(self.keys(self.v, place, masked), self.rows(self.do, rows), (1, 1), self.precision)
+        seen = self.seen(step, tile)
+        of = lambda keys, queries: product(
+            self.keys(keys, place, masked, seen), self.rows(queries, rows), (1, 1), self.precision
+        )
+        return self.scaled(of(self.k, self.q)), of(self.v, self.do), seen
+
+    def parts_of_rows_that_see(self, place: Place, piece: Piece) -> list[jax.Array]:
+        """The operands' parts; 1, which no mod minds, in rows that see nothing: 0 * NaN is NaN in a gradient too."""
+        parts = self.parts(place)
+        if not (self.terms.blind and piece.masked):
+            return parts
+        sees = self.lse[:, place.row : place.row + place.rows] != UNSEEN
+        of_rows = lambda window, x: "t" in window.along and jnp.issubdtype(x.dtype, jnp.floating)
+        return [jnp.where(sees, x, 1.0) if of_rows(w, x) else x for w, x in zip(self.windows, parts, strict=True)]
 
     def piece(self, step: Step, piece: Piece, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[Any, Any]:
         """Weights after the gates, and the gradient of the product k q', of one piece."""
         rows = slice(piece.at, piece.at + piece.size)
         place = self.place(step, piece, tile)
         i, j = place.positions()
-        parts, live = self.parts(place), self.live(place, piece)
+        parts, live = self.parts_of_rows_that_see(place, piece), self.live(place, piece)
         learned = [n for n, x in enumerate(self.gradients) if x is not None]
 
         def of_learned(fn):
@@ -84,10 +115,10 @@ class _Head(Walk):
         scores = of_learned(lambda x, parts: self.terms.scores(x, i, j, piece.masked, live, parts))
         if self.terms.natural:
             score, pull = jax.vjp(scores, score, some)
-            score = score * LOG2E
+            p = jnp.exp2((score - self.lse[:, rows]) * LOG2E)
         else:
             score, pull = scores(score, some), None
-        p = jnp.exp2(score - self.lse[:, rows])
+            p = jnp.exp2(score - self.lse[:, rows])
         weight = p
         if self.terms.weights is not None:
             gates = self.terms.weights
@@ -102,8 +133,9 @@ class _Head(Walk):
             self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, terms), place, self.scratch)
         return weight, ds
 
-    def update(self, step: Step, tile: Any, scores: tuple[jax.Array, jax.Array], first: bool, last: bool) -> None:
+    def update(self, step: Step, tile: Any, scores: tuple[Any, Any, Any], first: bool, last: bool) -> None:
         del first, last
+        *scores, seen = scores
         rows, place, masked = self._span(step, tile)
         keys = lane_slice(place.column, place.columns)
         offset = step.pieces[0].at
@@ -111,7 +143,7 @@ class _Head(Walk):
         done = [self.piece(step, x, tile, *(cut(y, x) for y in scores)) for x in step.pieces]
         join = lambda parts: jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         weight, ds = join([x for x, _ in done]), join([x for _, x in done])
-        key = self.keys(self.k, place, masked)
+        key = self.keys(self.k, place, masked, seen)
         weight, ds = weight.astype(self.do.dtype), ds.astype(self.q.dtype)
         if self.turned is None:
             self.dv_sum[keys, :] += product(weight, self.rows(self.do, rows), (1, 0), self.precision)
@@ -198,17 +230,18 @@ def backward(
     axes; their gradients have all of it.
     """
     (b, h, t, e), (_, g, s, d) = do.shape, k.shape
-    frame, shape = Frame(t, s, sizes), work.shape
+    frame = Frame(t, s, sizes)
     group = h // g
     rest = frame.padded["t"] - t
-    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse * LOG2E)
+    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse if terms.natural else lse * LOG2E)
     lse = jnp.pad(lse, ((0, 0), (0, 0), (0, rest)), constant_values=UNSEEN)[:, :, None]
     delta = jnp.pad(delta, ((0, 0), (0, 0), (0, rest)))[:, :, None]
     gradients = tuple(Gradient(w, frame) if y else None for w, y in zip(windows, learn, strict=True))
     learned = [x for x in gradients if x is not None]
     tiled = [n for n, x in enumerate(learned) if x.tiled]
 
-    def at(b, g, x, tiles, counts, chunks, chunk):
+    def at(b, g, x, *scalars):
+        *_, chunk = scalars
         return b, g * group + jax.lax.div(x, frame.query_tiles), jax.lax.rem(x, frame.query_tiles), chunk[0]
 
     def rows(n, width):
@@ -223,7 +256,7 @@ def backward(
         return b, h, 0, i
 
     def keys(x):
-        index = lambda b, g, _, tiles, counts, chunks, chunk: (b % x.shape[0], g, chunk[0], 0)
+        index = lambda b, g, *rest: (b % x.shape[0], g, rest[-1][0], 0)
         return pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), index)
 
     own = lambda x: pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), lambda b, g, *_: (b, g, 0, 0))
@@ -239,19 +272,21 @@ def backward(
     out_shape = [array((b, h, t, d), dq_dtype)]
     out_shape += [array((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
     out_shape += [x.shape(b, h) for x in learned]
-    inputs = 4 + 6 + len(windows)
+    scalars = len(work.scalars)
+    inputs = scalars + 1 + 6 + len(windows)
     units = 1.0 if terms.natural else math.log(2)
     factors = factor, units if terms.scale is None else factor
     call = pl.pallas_call(
         functools.partial(
             _kernel, gradients=gradients, group=group, factors=factors,
-            frame=frame, shape=shape, terms=terms, windows=windows, patterns=work.patterns, precision=precision,
+            shape=work.shape, scalars=scalars, patterns=work.patterns,
+            frame=frame, terms=terms, windows=windows, precision=precision,
         ),
         name="jattn_backward",
         interpret=interpret,
         out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=4,
+            num_scalar_prefetch=scalars + 1,
             grid=(b, g, group * frame.query_tiles),
             in_specs=[
                 rows(q.shape[0], d), keys(k), keys(v), rows(b, e), flat, flat, *(w.spec(frame, at) for w in windows),
@@ -269,26 +304,28 @@ def backward(
         ),
     )  # fmt: skip
 
-    def of_chunk(chunk, zeros):
-        return call(*work.scalars, chunk, q, k, v, do, lse, delta, *operands, *zeros)
+    def of_chunk(chunk, scalars, zeros):
+        return call(*scalars, chunk, q, k, v, do, lse, delta, *operands, *zeros)
 
     zeros = [jnp.zeros(learned[n].shape(b, h).shape, jnp.float32) for n in tiled]
     if frame.chunks == 1:
-        dq, dk, dv, *found = of_chunk(jnp.zeros(1, jnp.int32), zeros)
+        dq, dk, dv, *found = of_chunk(jnp.zeros(1, jnp.int32), work.scalars, zeros)
     else:
-        dq, dk, dv, found = _chunk_by_chunk(of_chunk, learned, frame.chunks, s, out_shape, zeros)
+        dq, dk, dv, found = _chunk_by_chunk(of_chunk, work, learned, frame.chunks, s, out_shape, zeros)
     return dq, dk, dv, [x.total(y) for x, y in zip(learned, found, strict=True)]
 
 
-def _chunk_by_chunk(of_chunk: Any, learned: list[Gradient], chunks: int, s: int, shapes: Any, zeros: Any) -> Any:
+def _chunk_by_chunk(
+    of_chunk: Any, work: Work, learned: list[Gradient], chunks: int, s: int, shapes: Any, zeros: Any
+) -> Any:
     """Keys that do not stand in fast memory at once: the gradients of queries add up over chunks."""
     joined = [x.window.along == "s" for x in learned]
     summed = [shapes[0], *(x for x, y in zip(shapes[3:], joined, strict=True) if not y)]
     start = [jnp.zeros(x.shape, jnp.float32) for x in summed]
 
-    def body(carry, chunk):
-        (dq, *sums), zeros = carry
-        part, dk, dv, *found = of_chunk(chunk[None], zeros)
+    def body(carry, step):
+        ((dq, *sums), zeros), (chunk, *scalars) = carry, step
+        part, dk, dv, *found = of_chunk(chunk[None], scalars if work.by_chunk else work.scalars, zeros)
         apart = [x for x, y in zip(found, joined, strict=True) if y]
         summed, tiles = [], []
         rest = iter(sums)
@@ -300,7 +337,8 @@ def _chunk_by_chunk(of_chunk: Any, learned: list[Gradient], chunks: int, s: int,
                     tiles.append(x)
         return ((dq + part, *summed), tiles), (dk, dv, *apart)
 
-    ((dq, *sums), _), (dk, dv, *apart) = jax.lax.scan(body, (tuple(start), zeros), jnp.arange(chunks, dtype=jnp.int32))
+    steps = jnp.arange(chunks, dtype=jnp.int32), *(work.scalars if work.by_chunk else ())
+    ((dq, *sums), _), (dk, dv, *apart) = jax.lax.scan(body, (tuple(start), zeros), steps)
     join = lambda x: jnp.moveaxis(x, 0, 2).reshape(*x.shape[1:3], -1, x.shape[-1])[:, :, :s]
     rest, own = iter(sums), iter(apart)
     whole = [jnp.moveaxis(next(own), 0, 3).reshape(*shapes[0].shape[:2], 1, -1) if y else next(rest) for y in joined]

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Window, array
+from jattn_kernels.tpu.operands import Frame, Place, Window, array, to_column
 from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
-from jattn_kernels.tpu.work import LANES, Sizes, Step, Work
+from jattn_kernels.tpu.work import LANES, Lists, Runs, Sizes, Step, Work
 
 _reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # jax 0.12 moved it
-LOWEST = -1e38  # below every score but -inf: what a row's maximum starts from, so that no difference is inf - inf
+LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
 
 
 def lanes(x: jax.Array, n: int) -> jax.Array:
@@ -57,23 +57,27 @@ class _Head(Walk):
 
     ahead = True
 
-    def __init__(self, refs: Any, **static: Any):
-        tiles, counts, chunks, self.q, self.k, self.v, *rest = refs
+    def __init__(self, refs: Any, shape: Lists | Runs, scalars: int, **static: Any):
+        read, (self.q, self.k, self.v, *rest) = refs[:scalars], refs[scalars:]
         *operands, self.out, self.lse, self.top, self.total, self.sum = rest
-        place = pl.program_id(0), pl.program_id(1), pl.program_id(2), pl.program_id(3)
-        super().__init__(tiles, counts, chunks, operands, place, upright=True, **static)
+        *place, self.c = (pl.program_id(n) for n in range(4))
+        chunk = 0 if static["frame"].chunks == 1 else shape.chunk(read, *place, self.c)
+        super().__init__(shape.visits(read, *place, self.c), operands, place, chunk, upright=True, **static)
 
     def scores(self, step: Step, tile: Any) -> list[jax.Array]:
-        """The scores of a step in units of log 2, a piece at a time."""
+        """The scores of a step, a piece at a time; in units of log 2 unless they are natural."""
         found = []
         query = self.q[step.at : step.at + step.size, :]
         for piece in step.pieces:
             place = self.place(step, piece, tile)
             score = self.scaled(product(query, self.keys(self.k, place, piece.masked), (1, 1), self.precision))
             live, parts = self.live(place, piece), self.parts(place)
-            score = self.terms.scores(score, *place.positions(), piece.masked, live, parts)
-            found.append(score * LOG2E if self.terms.natural else score)
+            found.append(self.terms.scores(score, *place.positions(), piece.masked, live, parts))
         return found
+
+    def exp(self, difference: jax.Array) -> jax.Array:
+        """The exponential of a difference of scores: scaled after it is taken, or large scores would overflow."""
+        return jnp.exp2(difference * LOG2E if self.terms.natural else difference)
 
     def update(self, step: Step, tile: Any, scores: list[jax.Array], first: bool, last: bool) -> None:
         """The softmax of the step's rows takes in its scores."""
@@ -81,13 +85,13 @@ class _Head(Walk):
         tops = [jnp.max(x, axis=1, keepdims=True) for x in scores]
         before = jnp.full((step.size, LANES), LOWEST, jnp.float32) if first else self.top[rows, :]
         top = functools.reduce(jnp.maximum, tops, before)
-        weights = [jnp.exp2(x - lanes(top, x.shape[1])) for x in scores]
+        weights = [self.exp(x - lanes(top, x.shape[1])) for x in scores]
         total = functools.reduce(jnp.add, (_fold(jnp.add, p) for p in weights))
         out = functools.reduce(
-            jnp.add, (self.weighted(step, x, tile, y) for x, y in zip(step.pieces, weights, strict=True))
+            jnp.add, (self.weighted(step, x, tile, y, z) for x, y, z in zip(step.pieces, weights, scores, strict=True))
         )
         if not first:
-            shrink = jnp.exp2(before - top)
+            shrink = self.exp(before - top)
             total = self.total[rows, :] * shrink + total
             out = self.sum[rows, :] * lanes(shrink, out.shape[1]) + out
         if last:
@@ -95,20 +99,28 @@ class _Head(Walk):
         else:
             self.top[rows, :], self.total[rows, :], self.sum[rows, :] = top, total, out
 
-    def weighted(self, step: Step, piece: Any, tile: Any, weight: jax.Array) -> jax.Array:
+    def weighted(self, step: Step, piece: Any, tile: Any, weight: jax.Array, score: jax.Array) -> jax.Array:
         """The sum of values that a piece adds."""
         place = self.place(step, piece, tile)
         if self.terms.weights is not None:
             weight = self.terms.weights(weight, *place.positions(), self.parts(place))
-        value = self.keys(self.v, place, piece.masked)
+        seen = self.seen(place, score) if piece.masked and self.terms.sees is not None else None
+        value = self.keys(self.v, place, piece.masked, seen)
         return product(weight if self.sizes.wide else weight.astype(value.dtype), value, (1, 0), self.precision)
+
+    def seen(self, place: Place, score: jax.Array) -> jax.Array:
+        """Which keys of a rectangle some query sees, `[keys, 1]`."""
+        some = jnp.where((score != -jnp.inf) & self.real_rows(place), 1.0, 0.0)
+        return to_column(jnp.max(some, axis=0, keepdims=True)) > 0
 
     def finish(self, rows: slice, top: jax.Array, total: jax.Array, out: jax.Array) -> None:
         """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
         total = jnp.broadcast_to(jnp.sum(total, axis=1, keepdims=True), total.shape)
-        share = jnp.where(total > 0, reciprocal(total, self.sizes.newton), 0)
-        self.out[rows, :] = (out * lanes(share, out.shape[1])).astype(self.out.dtype)
-        self.lse[:, rows] = (row(top) + jnp.log2(row(total))) * math.log(2)  # log2(0) = -inf
+        share = reciprocal(total, self.sizes.newton)
+        out = jnp.where(lanes(total, out.shape[1]) == 0, 0, out * lanes(share, out.shape[1]))
+        self.out[rows, :] = out.astype(self.out.dtype)
+        top, total = row(top), row(total)  # log(0) = -inf
+        self.lse[:, rows] = top + jnp.log(total) if self.terms.natural else (top + jnp.log2(total)) * math.log(2)
 
     def begin_rows(self) -> None:
         self.top[...] = jnp.full_like(self.top, LOWEST)
@@ -147,13 +159,13 @@ def when(condition: Any, run: Callable) -> None:
 
 
 def _kernel(*refs, **static):
-    head, chunks = _Head(refs=refs, **static), static["shape"].chunks
+    head, steps = _Head(refs=refs, **static), static["shape"].steps
     if head.single:
         head.visit_single()
         return
-    when(chunks == 1 or head.c == 0, head.begin_rows)
+    when(steps == 1 or head.c == 0, head.begin_rows)
     head.visit()
-    when(chunks == 1 or head.c == chunks - 1, head.end_rows)
+    when(steps == 1 or head.c == steps - 1, head.end_rows)
 
 
 def forward(
@@ -179,15 +191,12 @@ def forward(
     (_, h, t, d), (_, g, s, e) = q.shape, v.shape
     b = max(*(x.shape[0] for x in (q, k, v)), *(w.batch for w in windows))
     frame, shape = Frame(t, s, sizes), work.shape
-    chunk_at = lambda b, h, i, c, chunks: shape.chunk(chunks, b, h, i, c)
 
-    def at(b, h, i, c, tiles, counts, chunks):
-        return b, h, i, chunk_at(b, h, i, c, chunks)
+    def at(b, h, i, c, *scalars):
+        return b, h, i, shape.chunk(scalars, b, h, i, c)
 
     def keys(x):
-        index = lambda b, h, i, c, tiles, counts, chunks: (
-            b % x.shape[0], jax.lax.div(h, h_per_g), chunk_at(b, h, i, c, chunks), 0,
-        )  # fmt: skip
+        index = lambda b, h, *rest: (b % x.shape[0], jax.lax.div(h, h_per_g), at(b, h, *rest)[-1], 0)
         return pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), index)
 
     h_per_g = h // g
@@ -198,6 +207,7 @@ def forward(
             _kernel,
             frame=frame,
             shape=shape,
+            scalars=len(work.scalars),
             terms=terms,
             windows=windows,
             patterns=work.patterns,
@@ -207,8 +217,8 @@ def forward(
         interpret=interpret,
         out_shape=[array((b, h, t, e), dtype), array((b, h, 1, t), jnp.float32)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(b, h, frame.query_tiles, shape.chunks),
+            num_scalar_prefetch=len(work.scalars),
+            grid=(b, h, frame.query_tiles, shape.steps),
             in_specs=[rows(q.shape[0], d), keys(k), keys(v), *(w.spec(frame, at) for w in windows)],
             out_specs=[rows(b, e), pl.BlockSpec((None, None, 1, sizes.query), lambda b, h, i, c, *_: (b, h, 0, i))],
             scratch_shapes=[per_row, per_row, pltpu.VMEM((sizes.query, e), jnp.float32)],

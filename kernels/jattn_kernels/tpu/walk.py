@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from jattn_kernels.tpu.operands import Frame, Place, Window, lane_slice
-from jattn_kernels.tpu.work import Pattern, Piece, Step, WorkShape, tile_and_pattern
+from jattn_kernels.tpu.work import Pattern, Piece, Step, Visits
 
 LOG2E = math.log2(math.e)
 
@@ -24,6 +24,9 @@ class Terms(NamedTuple):
     weights: Callable | None  # (weight, i, j, parts) -> weight
     natural: bool  # scores are natural logarithms; else log2(e) is a factor of the query or of `scale`
     scale: float | None  # of the product of query and key; None: it is a factor of the query
+    reach: tuple[int, int]  # the first key that a query may see, and the first after the last
+    sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query
+    blind: bool = False  # queries may see nothing
 
 
 def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: Any) -> jax.Array:
@@ -43,14 +46,12 @@ class Walk:
 
     def __init__(
         self,
-        tiles: Any,
-        counts: Any,
-        chunks: Any,
+        visits: Visits,
         operands: Any,
-        place: tuple[Any, Any, Any, Any],
+        place: tuple[Any, Any, Any],
+        chunk: Any,
         *,
         frame: Frame,
-        shape: WorkShape,
         terms: Terms,
         windows: tuple[Window, ...],
         patterns: tuple[Pattern, ...],
@@ -59,11 +60,11 @@ class Walk:
     ):
         self.frame, self.sizes, self.terms, self.windows = frame, frame.sizes, terms, windows
         self.patterns, self.precision, self.upright = patterns, precision, upright
-        self.tiles, self.operands = tiles, operands
-        self.single = shape.key_tiles == 1
-        self.b, self.h, self.i, self.c = place
-        self.begin, self.full, self.partial = shape.span(counts, *place)
-        self.start = 0 if frame.chunks == 1 else shape.chunk(chunks, *place) * self.sizes.chunk
+        self.full, self.partial, self.tile = visits
+        self.operands = operands
+        self.single = frame.key_tiles == 1
+        self.b, self.h, self.i = place
+        self.start = 0 if frame.chunks == 1 else chunk * self.sizes.chunk
 
     def scores(self, step: Step, tile: Any) -> Any:
         raise NotImplementedError
@@ -81,13 +82,23 @@ class Walk:
         """Which keys of a rectangle exist; True for all."""
         return place.positions()[1] < self.frame.s if piece.masked and self.frame.s % self.sizes.key else True
 
-    def keys(self, ref: Any, place: Place, masked: bool) -> jax.Array:
-        """Keys or values of a rectangle; what lies past the end of the array is 0 and not what memory held."""
+    def keys(self, ref: Any, place: Place, masked: bool, seen: Any = None) -> jax.Array:
+        """Keys or values of a rectangle; those that no query sees are 0, whatever they hold: 0 * NaN is NaN.
+
+        So are those past the end of the array.  `seen` `[keys, 1]`: those that some query of the rectangle sees.
+        """
         x = ref[lane_slice(place.column, place.columns), :]
-        if masked and self.frame.s % self.sizes.key:
-            at = jax.lax.broadcasted_iota(jnp.int32, (place.columns, 1), 0) + place.j
-            x = jnp.where(at < self.frame.s, x, jnp.zeros_like(x))
-        return x
+        first, end = self.terms.reach
+        at = jax.lax.broadcasted_iota(jnp.int32, (place.columns, 1), 0) + place.j
+        if masked and end < self.frame.key_tiles * self.sizes.key:
+            x = jnp.where(at < end, x, jnp.zeros_like(x))
+        if masked and first > 0:
+            x = jnp.where(at >= first, x, jnp.zeros_like(x))
+        return x if seen is None else jnp.where(seen, x, jnp.zeros_like(x))
+
+    def real_rows(self, place: Place) -> Any:
+        """Which queries of a rectangle exist; True for all."""
+        return place.positions()[0] < self.frame.t if self.frame.t % self.sizes.query else True
 
     def parts(self, place: Place) -> list[jax.Array]:
         """The operands' parts for a rectangle."""
@@ -107,11 +118,11 @@ class Walk:
             self.update(step, tile, scores, first, last)
 
     def full_tile(self, n: Any) -> None:
-        tile, _ = (0, 0) if self.single else tile_and_pattern(self.tiles[self.begin + n])
+        tile = 0 if self.single else self.tile(n, False)[0]
         self.work_off(self.sizes.whole(False, self.upright, rows_first=self.single), tile)
 
     def partial_tile(self, n: Any) -> None:
-        tile, chosen = tile_and_pattern(self.tiles[self.begin + self.full + n])
+        tile, chosen = self.tile(n, True)
         tile = 0 if self.single else tile
         for number, steps in enumerate(self.patterns):
             run = functools.partial(self.work_off, steps, tile)
