@@ -35,7 +35,8 @@ class Plan:
     tuned: str | None = None
     """Where the tile sizes come from, where a backend has tables of them."""
     milliseconds: float | None = None
-    """Estimated time of the forward pass, from the cycles that were counted when the tile sizes were chosen."""
+    """Estimated time of the forward pass, from the cycles that were counted when the tile sizes were chosen: at least
+    what moving the bytes takes."""
 
     def __str__(self) -> str:
         rows = [
@@ -91,7 +92,9 @@ def plan(problem: Problem, implementation: str | None, override: tuple[int, int]
     tiled = chosen != "reference" and problem.normalizer.is_softmax and not _dispatch.empty(problem)
     if tiled:
         cut = _cut(problem, chosen, override, target)
-        pairs = None if cut.blocks is None else (cut.blocks[1] + cut.blocks[2]) * cut.tile[0] * cut.tile[1]
+        pairs = cut.pairs
+        if pairs is None and cut.blocks is not None:
+            pairs = (cut.blocks[1] + cut.blocks[2]) * cut.tile[0] * cut.tile[1]
     return Plan(
         backend=chosen,
         others=others,

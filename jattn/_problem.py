@@ -68,6 +68,9 @@ class Cut(NamedTuple):
     blocks: tuple[int, int, int] | None  # empty, partial and full, over batch and heads
     tuned: str | None = None
     milliseconds: float | None = None
+    pairs: int | None = (
+        None  # of queries and keys in the blocks that are visited, where these overhang; else all theirs
+    )
 
 
 class Reduced(NamedTuple):

@@ -54,34 +54,41 @@ class Strip(Mod):
 
 @piece
 class Packed(masks.Mask):
-    """`masks.blocks` by comparisons and shifts alone: kernels have no look-up.  Words of 32 bits hold the layout."""
+    """What `masks.blocks` becomes: bits that the kernel looks up."""
 
-    words: tuple[tuple[tuple[int, ...], ...], ...]  # [h or 1][query blocks][words]
-    block: int
-    head: Any
+    bits: Any
 
     def __call__(self, i, j):
-        column = j // self.block
-        found = False
-        for n in range(len(self.words[0][0])):
-            word = jnp.zeros(i.shape, jnp.int32)
-            for h, rows in enumerate(self.words):
-                for r, line in enumerate(rows):
-                    here = i // self.block == r
-                    word = jnp.where(here if self.head is None else here & (self.head == h), line[n], word)
-            bit = (word >> (column & 31)) & 1
-            found = found | ((bit == 1) & (column >> 5 == n))
-        return found
+        del i, j
+        return self.bits
 
 
-_MOST_WORDS = 2048  # of a packed layout: each costs a comparison on the rows of a tile
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The layout of `masks.blocks` in words of 32 bits, `[h or 1, query blocks, words]`."""
+
+    array: np.ndarray
+    block: int
+
+    @property
+    def window(self) -> layout.Window:
+        heads, *shape = self.array.shape
+        return layout.Window("hc", 1, heads, False, layout.Cells(self.block, *shape))
+
+
+_MOST_WORDS = 2**16  # of a packed layout: a quarter of scalar memory
 
 
 def _pack(mask: masks.Blocks) -> Packed:
-    layout = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
-    bits = np.pad(layout, ((0, 0), (0, 0), (0, -layout.shape[-1] % 32)))
-    words = np.packbits(bits, axis=-1, bitorder="little").view("<i4")
-    return Packed(tuple(tuple(map(tuple, x)) for x in words.tolist()), mask.block, mask.head)
+    bits = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
+    bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 32)))
+    words = np.packbits(bits, axis=-1, bitorder="little").view("<i4").astype(np.int32)
+    return Packed(Operand(Words(words, mask.block), "hc"))
+
+
+def _words(layout: np.ndarray) -> int:
+    """How many a layout takes."""
+    return layout.size // layout.shape[-1] * -(-layout.shape[-1] // 32)
 
 
 def _leaf(kind: type) -> Any:
@@ -104,7 +111,7 @@ def unfit(problem: Problem) -> str | None:
     """Why the terms of a problem cannot be evaluated inside a kernel, None if they can."""
     terms = problem.mods, problem.mask, problem.gates
     for x in parts_of(terms, masks.Blocks):
-        if x.layout.array.size > 32 * _MOST_WORDS:
+        if _words(x.layout.array) > _MOST_WORDS:
             return f"takes block layouts of up to {32 * _MOST_WORDS} entries, not {x.layout.array.size}"
     tables = [m.table for m in problem.mods if isinstance(m, Relative)]
     for x in parts_of(terms, Operand):
@@ -173,6 +180,10 @@ class Pieces:
         # mods, it multiplies the scores
         self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
 
+    def learned(self, learn: Any) -> tuple[bool, ...]:
+        """Which arrays get gradients, from which operands do."""
+        return tuple(not isinstance(x.array, Words) and learn[x.array] for x in self.slots)
+
     def arrays(self, operands: Any) -> list[jax.Array]:
         """Arrays for the slots, differentiable."""
         return [self._array(slot, operands)[0] for slot in self.slots]
@@ -183,6 +194,8 @@ class Pieces:
         return tuple(found)
 
     def _array(self, slot: Operand, operands: Any) -> tuple[jax.Array, layout.Window]:
+        if isinstance(slot.array, Words):
+            return jnp.asarray(slot.array.array.reshape(-1)), slot.array.window
         array, axes = operands[slot.array], slot.axes
         if "r" in axes:
             padded = self.frame.padded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,38 +14,59 @@ from jattn_kernels.tpu import work
 from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import LANES, Sizes
 
-from jattn import _blocks
+from jattn import _blocks, masks
 from jattn._problem import Spec
 from jattn._terms import Operand
 from jattn.backends import _tpu_patterns
 from jattn.backends._tpu_reach import Span, span
-from jattn.backends._tpu_terms import terms_of
+from jattn.backends._tpu_terms import parts_of, terms_of
 
 MIB = 2**20
-MEMORY = {"v4": 16 * MIB, "v5e": 100 * MIB, "v5p": 60 * MIB, "v6e": 100 * MIB, "tpu7x": 56 * MIB}
-"""Fast memory that a kernel may use: what each chip's compiler grants, less what it keeps for itself."""
+
+
+class Chip(NamedTuple):
+    """What plans need to know of one JAX device."""
+
+    memory: int  # bytes of fast memory that a kernel may use: what the compiler grants, less what it keeps for itself
+    bandwidth: float  # bytes a second between main memory and all cores
+
+
+CHIPS = {
+    "v4": Chip(16 * MIB, 1228e9),
+    "v5e": Chip(100 * MIB, 819e9),
+    "v5p": Chip(60 * MIB, 2764e9),
+    "v6e": Chip(100 * MIB, 1640e9),
+    "tpu7x": Chip(56 * MIB, 3690e9),
+}
 _SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
 LONGEST = 2**24  # queries or keys: beyond, no tile is large enough for its kernel to read as few
 
 
-def case_of(spec: Spec, upright: bool) -> tuple[str, str]:
-    """Mask class and pass, as the tables name them."""
+def memory(spec: Spec) -> int | None:
+    """Fast memory that a kernel may use, None where the chip is not known."""
+    chip = CHIPS.get(spec.target.chip or "")
+    return None if chip is None else chip.memory
+
+
+def case_of(spec: Spec, t: int, s: int, upright: bool) -> tuple[str, str]:
+    """Mask class and pass, as the tables name them; a window as wide as the sequence is none."""
     mask = terms_of(spec).mask
-    window = any(isinstance(x.left, int) for x in parts_of(mask, masks.Window))
-    return "full" if mask is None else "window" if window else "causal", "forward" if upright else "backward"
+    window = any(isinstance(x.left, int) and x.left < t - 1 for x in parts_of(mask, masks.Window))
+    kind = "full" if span(mask).open(t, s).full else "window" if window else "causal"
+    return kind, "forward" if upright else "backward"
 
 
 def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes, str]:
     """The tile sizes of a call and where they come from."""
     t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
-    found = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, upright))
+    found = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, t, s, upright))
     sizes, source = Sizes(**found.entry.sizes), str(found)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
     if spec.blocks is not None:
         (query, key), source = spec.blocks, "as asked for"
     if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
         query, key = min(query, 512), min(key, 512)
-        chunk = min(chunk, MEMORY.get(spec.target.chip or "", 16 * MIB) // (8 * 8 * query))
+        chunk = min(chunk, (memory(spec) or 16 * MIB) // (8 * 8 * query))
     step = sizes.step
     terms = terms_of(spec)
     if terms.mods or terms.gates or isinstance(terms.compare.scale, Operand):  # several numbers for each score
@@ -74,7 +95,8 @@ def work_of(mask: Any, frame: Frame, upright: bool) -> work.Work:
         if axis is not None:
             some, every = some.any(axis, keepdims=True), every.all(axis, keepdims=True)
         flat = (x.reshape(-1, *x.shape[2:]) for x in (some, every & some))
-        answers = work.Answers(*flat, np.zeros((1, 1, frame.key_tiles), np.int32), *some.shape[:2])
+        number = np.zeros((1, 1, frame.key_tiles), np.int32)
+        answers = work.Answers(next(flat), next(flat), number, *some.shape[:2])
         if (found := _as_lists(answers, bounds, patterns, frame, upright)) is not None:
             return found
         if math.prod(answers.some.shape[:2]) * work.RUN <= _SCALARS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from jattn._problem import Cut, Spec
 from jattn.backends import blockwise
 from jattn.backends._tpu_terms import Pieces, heads_first
 from jattn.backends._tpu_terms import unfit as unfit
-from jattn.backends._tpu_work import MEMORY, case_of, lengths, tile_sizes, work_of
+from jattn.backends._tpu_work import CHIPS, case_of, lengths, memory, tile_sizes, work_of
 
 tangent = blockwise.tangent  # plain XLA, tiled
 
@@ -32,7 +33,7 @@ class _Call:
         self.work = work_of(spec.terms(operands).mask, self.frame, upright)
         self.options = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
-            "memory": MEMORY.get(spec.target.chip or ""),
+            "memory": memory(spec),
             "interpret": spec.target.interpret,
         }
         self.windows = self.pieces.windows(operands)
@@ -61,7 +62,7 @@ def backward(
     if pieces.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
         rows, dout, delta = (_of_rows_that_see(x, lse) for x in (q, dout, delta))
     arrays, pull = jax.vjp(pieces.arrays, operands)
-    wanted = tuple(learn[slot.array] for slot in pieces.slots)
+    wanted = pieces.learned(learn)
     dq, dk, dv, found = _backward(
         pieces.query(rows), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2), heads_first(dout.astype(v.dtype)),
         jnp.swapaxes(delta, 1, 2), arrays, call.windows, wanted, pieces.terms(), call.work, call.frame.sizes,
@@ -91,7 +92,6 @@ def _cotangent(x: jax.Array, gradient: jax.Array | None) -> Any:
 
 def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
     """How the call is cut, forward; blocks are counted where the mask is `known`."""
-    del operands
     sizes, source = tile_sizes(spec, q, k, v, upright=True)
     tile = sizes.query, sizes.key
     if not known:
@@ -99,11 +99,17 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     (b, t, h, d), (s, e) = q.shape, (v.shape[1], v.shape[-1])
     query, key = (_blocks.Tiling(n, x, overhang=True) for n, x in lengths(Frame(t, s, sizes)))
     answer = _blocks.answers(mask, query, key)
-    shape = (b, h, query.count, key.count)
-    some, every = (np.broadcast_to(np.asarray(x), shape) for x in (answer.some, answer.every & answer.some))
-    full = int(every.sum())
-    partial = int(some.sum()) - full
-    entry = tables.find(tables.entries(), spec.target.chip, max(d, e), max(t, s), *case_of(spec, upright=True)).entry
-    pairs = (full + partial / 2) * min(tile[0], t) * min(tile[1], s)  # a partial tile does about half its products
-    milliseconds = entry.milliseconds * pairs / entry.pairs * (d + e) / (2 * entry.d)
-    return Cut(tile, (some.size - full - partial, partial, full), source, milliseconds)
+    some, every = (np.asarray(x) for x in (answer.some, answer.every & answer.some))
+    times = b * h // math.prod(some.shape[:2])  # batch elements and heads whose answers are the same
+    rows, columns = (np.diff(np.minimum(np.arange(x.count + 1) * x.block, x.length)) for x in (query, key))
+    pairs_of = lambda tiles: times * int(np.einsum("bhtn,t,n->", tiles, rows, columns, optimize=True))
+    full, pairs = times * int(every.sum()), pairs_of(some)
+    partial, empty = times * int(some.sum()) - full, times * int((~some).sum())
+    entry = tables.find(tables.entries(), spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, True)).entry
+    products = (pairs + pairs_of(every)) / 2  # a partial tile does about half its products
+    seconds = 1e-3 * entry.milliseconds * products / entry.pairs * (d + e) / (2 * entry.d)
+    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
+    moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
+    chip = CHIPS.get(spec.target.chip or "")
+    seconds = seconds if chip is None else max(seconds, moved / chip.bandwidth)
+    return Cut(tile, (empty, partial, full), source, 1e3 * seconds, pairs)

@@ -135,12 +135,12 @@ class _Head(Walk):
 
     def update(self, step: Step, tile: Any, scores: tuple[Any, Any, Any], first: bool, last: bool) -> None:
         del first, last
-        *scores, seen = scores
+        *products, seen = scores
         rows, place, masked = self._span(step, tile)
         keys = lane_slice(place.column, place.columns)
         offset = step.pieces[0].at
         cut = lambda x, piece: x[:, piece.at - offset : piece.at - offset + piece.size]
-        done = [self.piece(step, x, tile, *(cut(y, x) for y in scores)) for x in step.pieces]
+        done = [self.piece(step, x, tile, *(cut(y, x) for y in products)) for x in step.pieces]
         join = lambda parts: jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         weight, ds = join([x for x, _ in done]), join([x for _, x in done])
         key = self.keys(self.k, place, masked, seen)

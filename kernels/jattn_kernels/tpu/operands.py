@@ -1,6 +1,7 @@
 """Operands of terms in a TPU kernel: how each is laid out, which block of it a grid step holds, and a tile's part.
 
-An operand has some of the axes `b h t s`; `r` stands for `t s` where it varies with j - i alone: a strip `[t + s]`.
+An operand has some of the axes `b h t s`; `r` stands for `t s` where it varies with j - i alone: a strip `[t + s]`;
+`c` for `t s` where it is the same within cells, a static layout of bits.
 Numbers without position go to scalar memory; per-query and per-key vectors lie along lanes, so that they take no more
 memory than they have numbers; arrays with both axes come in tiles.
 """
@@ -94,6 +95,58 @@ def to_row(x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, (x.shape[0], LANES)).T[:1]
 
 
+class Cells(NamedTuple):
+    """A layout of bits: (i, j) gets that of row i // side, column j // side; in words of 32 columns."""
+
+    side: int
+    rows: int
+    words: int  # of a row
+
+    def spanned(self, length: int) -> int:
+        """How many cells a stretch of positions meets at most."""
+        return (length + self.side - 2) // self.side + 1
+
+    def within(self, position: jax.Array) -> jax.Array:
+        """The cells of positions counted from the start of a cell, fewer than 2^20 of them."""
+        if self.side & (self.side - 1) == 0:
+            return position >> (self.side.bit_length() - 1)
+        return ((position.astype(jnp.float32) + 0.5) * (1 / self.side)).astype(jnp.int32)  # the unit has no division
+
+    def read(self, ref: Any, h: Any, place: Place) -> jax.Array:
+        """The bits of a rectangle, as booleans: rows' words are looked up one by one, each is scalar memory's."""
+        i, j = place.i, place.j
+        row, column = jax.lax.div(i, jnp.int32(self.side)), jax.lax.div(j, jnp.int32(self.side))
+        first = column >> 5
+        words = range((self.spanned(place.columns) + 30) // 32 + 1)
+        at = jax.lax.broadcasted_iota(jnp.int32, (1, place.rows), 1) + (i - row * self.side)
+        cell = self.within(at)
+
+        def look_up(n, lines):
+            line = (h * self.rows + jnp.minimum(row + n, self.rows - 1)) * self.words
+            entry = lambda w: ref[line + jnp.minimum(first + w, self.words - 1)]
+            return [jnp.where(cell == n, entry(w), x) for w, x in zip(words, lines, strict=True)]
+
+        lines = [jnp.zeros((1, place.rows), jnp.int32) for _ in words]
+        count = self.spanned(place.rows)
+        if count <= _UNROLLED:
+            for n in range(count):
+                lines = look_up(n, lines)
+        else:
+            lines = jax.lax.fori_loop(0, count, look_up, lines)
+        if place.upright:
+            lines = [to_column(x) for x in lines]
+        shape = (1, place.columns) if place.upright else (place.columns, 1)
+        at = jax.lax.broadcasted_iota(jnp.int32, shape, shape[0] == 1) + (j - column * self.side)
+        column = self.within(at) + (column & 31)
+        word = lines[0]
+        for w in words[1:]:
+            word = jnp.where(column >> 5 == w, lines[w], word)
+        return (word >> (column & 31)) & 1 == 1
+
+
+_UNROLLED = 8  # look-ups of a rectangle, beyond which they are a loop
+
+
 @dataclasses.dataclass(frozen=True)
 class Window:
     """How one operand is laid out: its axes, and how many entries it has for batch elements and heads."""
@@ -102,18 +155,19 @@ class Window:
     batch: int
     heads: int
     boolean: bool
+    cells: Cells | None = None  # of an operand with `c`
 
     @property
     def along(self) -> str:
-        """Which of the axes `t s r` it has."""
-        return "".join(a for a in self.axes if a in "tsr")
+        """Which of the axes `t s r c` it has."""
+        return "".join(a for a in self.axes if a in "tsrc")
 
     def entry(self, b: Any, h: Any) -> tuple[Any, Any]:
         return b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0
 
     def spec(self, frame: Frame, at: Callable) -> pl.BlockSpec:
         """`at(*grid)` gives the batch element, head, query tile and chunk of a grid step."""
-        if not self.along:
+        if self.along in ("", "c"):
             return pl.BlockSpec(memory_space=pltpu.SMEM)
 
         def index(*grid):
@@ -135,6 +189,8 @@ class Window:
         if self.along == "":
             b, h = self.entry(place.b, place.h)
             part = ref[b * self.heads + h]
+        elif self.cells is not None:
+            part = self.cells.read(ref, self.entry(place.b, place.h)[1], place)
         elif self.along == "t":
             part = ref[:, place.row : place.row + place.rows]
             part = to_column(part) if place.upright else part
