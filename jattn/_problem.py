@@ -68,9 +68,7 @@ class Cut(NamedTuple):
     blocks: tuple[int, int, int] | None  # empty, partial and full, over batch and heads
     tuned: str | None = None
     milliseconds: float | None = None
-    pairs: int | None = (
-        None  # of queries and keys in the blocks that are visited, where these overhang; else all theirs
-    )
+    pairs: int | None = None  # of queries and keys in the blocks that are visited, where some hang over the ends
 
 
 class Reduced(NamedTuple):

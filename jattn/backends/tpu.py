@@ -102,7 +102,7 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     some, every = (np.asarray(x) for x in (answer.some, answer.every & answer.some))
     times = b * h // math.prod(some.shape[:2])  # batch elements and heads whose answers are the same
     rows, columns = (np.diff(np.minimum(np.arange(x.count + 1) * x.block, x.length)) for x in (query, key))
-    pairs_of = lambda tiles: times * int(np.einsum("bhtn,t,n->", tiles, rows, columns, optimize=True))
+    pairs_of = lambda tiles: times * int((tiles @ columns @ rows).sum())
     full, pairs = times * int(every.sum()), pairs_of(some)
     partial, empty = times * int(some.sum()) - full, times * int((~some).sum())
     entry = tables.find(tables.entries(), spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, True)).entry

@@ -60,10 +60,9 @@ class _Head(Walk):
     def __init__(self, refs: Any, shape: Lists | Runs, scalars: int, **static: Any):
         read, (self.q, self.k, self.v, *rest) = refs[:scalars], refs[scalars:]
         *operands, self.out, self.lse, self.top, self.total, self.sum = rest
-        place, self.c = tuple(pl.program_id(n) for n in range(3)), pl.program_id(3)
-        b, h, i = place
+        b, h, i, self.c = (pl.program_id(n) for n in range(4))
         chunk = 0 if static["frame"].chunks == 1 else shape.chunk(read, b, h, i, self.c)
-        super().__init__(shape.visits(read, b, h, i, self.c), operands, place, chunk, upright=True, **static)
+        super().__init__(shape.visits(read, b, h, i, self.c), operands, (b, h, i), chunk, upright=True, **static)
 
     def scores(self, step: Step, tile: Any) -> list[jax.Array]:
         """The scores of a step, a piece at a time; in units of log 2 unless they are natural."""
