@@ -98,6 +98,19 @@ class Tiling(NamedTuple):
         return Range(lo, np.minimum(lo + self.block, self.length) - 1)
 
 
+def _in_blocks(array: Any, dim: int, tiling: Tiling) -> jax.Array:
+    """`[.., length, ..]` as `[.., blocks, block, ..]`; no block has numbers that are not its own."""
+    whole = tiling.count * tiling.block
+    if not tiling.whole and tiling.overhang:
+        rest = [(0, whole - tiling.length if n == dim else 0) for n in range(array.ndim)]
+        array = jnp.pad(array, rest, mode="edge")
+    elif not tiling.whole:
+        before = jax.lax.slice_in_dim(array, 0, whole - tiling.block, axis=dim)
+        last = jax.lax.slice_in_dim(array, tiling.length - tiling.block, tiling.length, axis=dim)
+        array = jnp.concatenate([before, last], dim)
+    return jnp.reshape(array, (*array.shape[:dim], tiling.count, tiling.block, *array.shape[dim + 1 :]))
+
+
 def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
     """Minima and maxima of an operand over the blocks of its `t` and `s` axes.
 
@@ -108,11 +121,8 @@ def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
         lo, hi = (jnp.where(jnp.isnan(array), x, array) for x in (-jnp.inf, jnp.inf))
     for dim, axis in enumerate(axes):
         if axis in tilings:
-            found = tilings[axis].range()
-            rows = np.minimum(found.lo[:, None] + np.arange(tilings[axis].block), found.hi[:, None])
-            shape = (*lo.shape[:dim], *rows.shape, *lo.shape[dim + 1 :])
-            lo = jnp.take(lo, rows.ravel(), axis=dim).reshape(shape).min(dim + 1)
-            hi = jnp.take(hi, rows.ravel(), axis=dim).reshape(shape).max(dim + 1)
+            lo, hi = (_in_blocks(x, dim, tilings[axis]) for x in (lo, hi))
+            lo, hi = lo.min(dim + 1), hi.max(dim + 1)
     shape = tuple(lo.shape[axes.index(a)] if a in axes else 1 for a in _terms.AXES)
     return Range(lo.reshape(shape), hi.reshape(shape))
 

@@ -5,6 +5,7 @@ A process of its own, because libtpu reads its settings once, when it loads.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -18,6 +19,8 @@ POD = "v5e:16x16"
 CASES = {f"d{d}-t{t}": (d, t) for d in (64, 128, 256) for t in (1000, 8192)}
 LONG = {"window": 2**20, "full": 2**20, "causal": 2**20, "causal-segments": 2**20, "window-segments": 2**19}
 """Masks at lengths at which a list of all tiles is many times scalar memory: name and length of each case."""
+LAYOUTS = {"blocks": (64, 64), "blocks-heads": (8, 64, 64)}
+"""Layouts of `masks.blocks` at t = 4096."""
 INSTALLED = importlib.util.find_spec("libtpu") is not None
 
 
@@ -57,9 +60,10 @@ def _function(d: int, t: int, device: Any) -> tuple[Any, list[Any]]:
 
 
 def _long(name: str, device: Any) -> tuple[Any, list[Any]]:
-    """Gradients of attention with one of the masks of `LONG`, at its length."""
+    """Gradients of attention with one of the masks of `LONG` or `LAYOUTS`, at its length."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     import jattn
     from jattn import masks
@@ -71,10 +75,12 @@ def _long(name: str, device: Any) -> tuple[Any, list[Any]]:
             "causal": masks.causal,
             "causal-segments": lambda: masks.causal() & masks.segments(ids),
             "window-segments": lambda: masks.window(1023) & masks.segments(ids),
+            **{x: functools.partial(masks.blocks, random(shape) < 0.4, 64) for x, shape in LAYOUTS.items()},
         }[name]()
         return jattn.attention(q, k, v, mask=mask, implementation="pallas_tpu").astype(jnp.float32).sum()
 
-    shapes = [((1, LONG[name], 1, 128), jnp.bfloat16)] * 3 + [((1, LONG[name]), jnp.int32)]
+    t, h, random = LONG.get(name, 4096), 8 if name in LAYOUTS else 1, np.random.default_rng(0).random
+    shapes = [((1, t, h, 128), jnp.bfloat16)] * 3 + [((1, t), jnp.int32)]
     return jax.grad(loss, (0, 1, 2)), [jax.ShapeDtypeStruct(*y, sharding=device) for y in shapes]
 
 
@@ -115,7 +121,7 @@ def main(chip: str, *names: str) -> None:
             found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[:1]
             mesh = Mesh(np.array(found), ("x",))
             device = NamedSharding(mesh, PartitionSpec())
-            fn, shapes = _long(name, device) if name in LONG else _function(*CASES[name], device)
+            fn, shapes = _function(*CASES[name], device) if name in CASES else _long(name, device)
         try:
             with jax.set_mesh(mesh):
                 lowered = jax.jit(fn).lower(*shapes)

@@ -219,6 +219,39 @@ def test_it_compiles_at_every_size(chip):
     _assert_compiles(chip, list(aot.CASES))
 
 
+@needs_libtpu
+@pytest.mark.aot
+def test_it_compiles_with_lists_that_no_memory_holds_and_with_layouts():
+    _assert_compiles("v5e", [*aot.LONG, *aot.LAYOUTS])
+
+
+def _lowered(mask, *, b=1, t=4096, h=8, g=8):
+    """The program of all gradients for v5e, as text."""
+    q, k = (jax.ShapeDtypeStruct((b, t, n, 128), jnp.bfloat16) for n in (h, g))
+    loss = lambda q, k, v: jattn.attention(q, k, v, mask=mask).astype(jnp.float32).sum()
+    with mock.patch.object(_target, "current", return_value=_target.Target("tpu", "v5e")):
+        jattn.api._run.clear_cache()
+        lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k).lower(lowering_platforms=("tpu",))
+    text = lowered.as_text()
+    assert text.count("@tpu_custom_call") == 2
+    return text
+
+
+@pytest.mark.parametrize("mask", [None, masks.causal(), masks.window(1023)], ids=["full", "causal", "window"])
+def test_programs_do_not_grow_with_heads(mask):
+    """Lists of tiles are constants of the program: none at all without a mask, and never one for each head."""
+    few, many = (len(_lowered(mask, t=2**20, h=h, g=1)) for h in (1, 32))
+    assert many < 1.1 * few
+    assert few < 400_000
+
+
+def test_programs_do_not_grow_with_layouts():
+    bits = np.random.default_rng(0).random((8, 64, 64)) < 0.4
+    plain, one, several = (len(_lowered(m)) for m in (None, masks.blocks(bits[0], 64), masks.blocks(bits, 64)))
+    assert one < plain + 600_000
+    assert several < one + 8 * 4 * bits.size
+
+
 # Lists of work
 
 
@@ -335,6 +368,47 @@ def test_explain_says_when_its_table_has_no_such_case():
     assert "nearest" in jattn.explain(x, x, x, device="v5e").tuned
     with pytest.raises(ValueError, match="v5e"):
         jattn.explain(x, x, x, device="v9")
+
+
+@pytest.mark.parametrize("name", aot.LONG)
+def test_explain_plans_long_sequences(name):
+    t = aot.LONG[name]
+    x, ids = jax.ShapeDtypeStruct((1, t, 1, 128), "bfloat16"), jnp.arange(t, dtype=jnp.int32)[None] // 9000
+    mask = {
+        "window": masks.window(1023),
+        "full": None,
+        "causal": masks.causal(),
+        "causal-segments": masks.causal() & masks.segments(ids),
+        "window-segments": masks.window(1023) & masks.segments(ids),
+    }[name]
+    plan = jattn.explain(x, x, x, mask=mask, device="v5e")
+    assert plan.backend == "pallas_tpu"
+    assert plan.milliseconds > 0
+
+
+def test_beyond_scalar_memory_it_refuses():
+    x = jax.ShapeDtypeStruct((1, 2**25, 1, 128), "bfloat16")
+    plan = jattn.explain(x, x, x, device="v5e")
+    assert plan.backend == "blockwise"
+    assert "16777216" in plan.others["pallas_tpu"]
+
+
+def test_time_is_at_least_bytes_over_bandwidth():
+    """A decoding step: one query, and a cache that takes a third of a millisecond to read."""
+    q, k = (jax.ShapeDtypeStruct(x, "bfloat16") for x in ((8, 1, 32, 128), (8, 8192, 8, 128)))
+    plan = jattn.explain(q, k, k, device="v5e")
+    assert plan.milliseconds >= 1e3 * plan.bytes / 819e9 > 0.32
+    assert plan.flops == 2 * 8 * 32 * 8192 * (128 + 128)  # rows that fill a tile up are none
+
+
+def test_a_window_as_wide_as_the_sequence_is_none():
+    x = jax.ShapeDtypeStruct((1, 8192, 8, 128), "bfloat16")
+    wide = masks.window(left=8191)
+    plans = [jattn.explain(x, x, x, mask=m, device="v5e") for m in (masks.causal(), masks.causal() & wide, wide)]
+    assert len({plan.milliseconds for plan in plans}) == 1
+    assert len({plan.tuned for plan in plans}) == 1
+    full = [jattn.explain(x, x, x, mask=m, device="v5e") for m in (None, masks.window(8191, 8191))]
+    assert full[0].milliseconds == full[1].milliseconds
 
 
 def test_sizes_are_checked():

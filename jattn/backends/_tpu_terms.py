@@ -76,6 +76,7 @@ class Words:
         return layout.Window("hc", 1, heads, False, layout.Cells(self.block, *shape))
 
 
+LONGEST = 2**24  # queries or keys; up to that, tiles can be so large that scalar memory says which are visited
 _MOST_WORDS = 2**16  # of a packed layout: a quarter of scalar memory
 
 
@@ -110,6 +111,9 @@ def parts_of(term: Any, kind: type) -> list[Any]:
 def unfit(problem: Problem) -> str | None:
     """Why the terms of a problem cannot be evaluated inside a kernel, None if they can."""
     terms = problem.mods, problem.mask, problem.gates
+    longest = max(problem.sizes["t"], problem.sizes["s"])
+    if longest > LONGEST:
+        return f"takes up to {LONGEST} queries and keys, not {longest}: scalar memory holds no more tiles"
     for x in parts_of(terms, masks.Blocks):
         if _words(x.layout.array) > _MOST_WORDS:
             return f"takes block layouts of up to {32 * _MOST_WORDS} entries, not {x.layout.array.size}"

@@ -39,7 +39,6 @@ CHIPS = {
     "tpu7x": Chip(56 * MIB, 3690e9),
 }
 _SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
-LONGEST = 2**24  # queries or keys: beyond, no tile is large enough for its kernel to read as few
 
 
 def memory(spec: Spec) -> int | None:
@@ -126,7 +125,7 @@ def _work_of_span(near: Span, frame: Frame, upright: bool) -> work.Work:
     alike = (ends == ends[:1]).all() and numbers == numbers[:1] * len(numbers)
     if frame.query_tiles * frame.key_tiles <= _SCALARS * 32 and not (alike and fit):
         answers = _tpu_patterns.tiles_of_span(ends, numbers, frame.key_tiles)
-        if (found := _as_lists(answers, ends[None], patterns, frame, upright)) is not None:
+        if (found := _as_lists(answers, ends[None], patterns, frame, upright, runs_do=fit)) is not None:
             return found
     patterns = patterns if fit else _tpu_patterns.whole(frame, upright)
     one = work.Answers(None, None, None, 1, 1)
@@ -139,8 +138,13 @@ def _steps(bounds: np.ndarray, per: int) -> int:
     return int(np.where(end > first, (end - 1) // per - first // per + 1, 1).max(initial=1))
 
 
-def _as_lists(answers: work.Answers, bounds: Any, patterns: Any, frame: Frame, upright: bool) -> work.Work | None:
-    """None if they do not fit.  `bounds`: ends of runs that have all tiles that are visited, known while tracing."""
+def _as_lists(
+    answers: work.Answers, bounds: Any, patterns: Any, frame: Frame, upright: bool, runs_do: bool = False
+) -> work.Work | None:
+    """None if they do not fit, or if all chunks' are a long constant where runs would do as well.
+
+    `bounds`: ends of runs that have all tiles that are visited, known while tracing.
+    """
     some, sizes = answers.some, frame.sizes
     n, nq, nk = some.shape
     per = sizes.chunk // sizes.key
@@ -151,9 +155,10 @@ def _as_lists(answers: work.Answers, bounds: Any, patterns: Any, frame: Frame, u
         used = np.add.reduceat(some, np.arange(0, nk, per), axis=-1)
         steps = int((used > 0).sum(-1).max(initial=1))
     longest = longest if upright else min(longest, per)
-    if nk > 2**16 or n * nq * (longest + 4 * steps) > _SCALARS:
-        return None
     by_chunk = not upright and frame.chunks > 1
+    words = n * nq * (longest + 4 * steps)
+    if nk > 2**16 or words > _SCALARS or (runs_do and by_chunk and words * frame.chunks > _SCALARS):
+        return None
     if by_chunk:
         scalars = work.lists_by_chunk(answers, longest, sizes)
     else:
