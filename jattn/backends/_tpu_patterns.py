@@ -15,6 +15,7 @@ from jattn import _blocks
 from jattn.backends._tpu_reach import Span
 
 _PATTERNS = 4  # more kinds of partial tiles than this are worked off as masked throughout: each is code of its own
+_PIECES = 256  # so with more pieces than this: of a scattered layout every strip meets many
 _CELLS = 2**24  # more cells than this are not looked at: tiles are then full or masked throughout
 
 
@@ -35,8 +36,9 @@ class _Patterns:
         return self.found.setdefault(steps, len(self.found))
 
     def few(self) -> tuple[work.Pattern, ...] | None:
-        """The patterns; None if they are too many."""
-        return tuple(self.found) if len(self.found) <= _PATTERNS else None
+        """The patterns; None if they are too many, or too much code."""
+        pieces = sum(len(step.pieces) for pattern in self.found for step in pattern)
+        return tuple(self.found) if len(self.found) <= _PATTERNS and pieces <= _PIECES else None
 
 
 def _strips(kind: np.ndarray, grain: int) -> work.Pattern:

@@ -102,12 +102,11 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     some, every = (np.asarray(x) for x in (answer.some, answer.every & answer.some))
     times = b * h // math.prod(some.shape[:2])  # batch elements and heads whose answers are the same
     rows, columns = (np.diff(np.minimum(np.arange(x.count + 1) * x.block, x.length)) for x in (query, key))
-    pairs_of = lambda tiles: times * int((tiles @ columns @ rows).sum())
-    full, pairs = times * int(every.sum()), pairs_of(some)
+    full, pairs = times * int(every.sum()), times * int((some @ columns @ rows).sum())
     partial, empty = times * int(some.sum()) - full, times * int((~some).sum())
     entry = tables.find(tables.entries(), spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, True)).entry
-    products = (pairs + pairs_of(every)) / 2  # a partial tile does about half its products
-    seconds = 1e-3 * entry.milliseconds * products / entry.pairs * (d + e) / (2 * entry.d)
+    worked_off = (full + partial / 2) * tile[0] * tile[1]  # with rows that fill a tile up; of a partial tile about half
+    seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
     moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
     chip = CHIPS.get(spec.target.chip or "")
