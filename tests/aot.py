@@ -17,7 +17,7 @@ TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6
 POD = "v5e:16x16"
 # name: width, length; all with causal + segments + soft cap + bias + dropout, bfloat16, forward and backward
 CASES = {f"d{d}-t{t}": (d, t) for d in (64, 128, 256) for t in (1000, 8192)}
-LONG = {"window": 2**20, "full": 2**20, "causal": 2**20, "causal-segments": 2**20, "window-segments": 2**19}
+LONG = dict.fromkeys(("window", "full", "causal", "causal-segments"), 1_000_000) | {"window-segments": 2**19}
 """Masks at lengths at which a list of all tiles is many times scalar memory: name and length of each case."""
 LAYOUTS = {"blocks": (64, 64), "blocks-heads": (8, 64, 64)}
 """Layouts of `masks.blocks` at t = 4096."""
