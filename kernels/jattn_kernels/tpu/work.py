@@ -254,15 +254,18 @@ def lists(answers: Answers, longest: int, steps: int, sizes: Sizes) -> tuple[Any
 
 def lists_by_chunk(answers: Answers, longest: int, sizes: Sizes) -> tuple[Any, ...]:
     """The same for each chunk, `[chunks, n, query tiles, ..]`; `longest` of one chunk."""
-    nk, per = answers.some.shape[-1], sizes.chunk // sizes.key
+    shape, per = answers.some.shape, sizes.chunk // sizes.key
     xp = numpy_of(answers.some)
-    found = []
-    for begin in range(0, nk, per):
-        some, every, pattern = (x[..., begin : begin + per] for x in answers[:3])
-        one = lists(answers._replace(some=some, every=every, number=pattern), longest, 1, sizes)
-        tiles = xp.pad(one[0], ((0, 0), (0, 0), (0, longest - one[0].shape[-1])))
-        found.append((tiles + begin, one[1]))
-    return tuple(xp.stack(x) for x in zip(*found, strict=True))
+    chunks = -(-shape[-1] // per)
+
+    def apart(x):
+        x = xp.pad(xp.broadcast_to(x, shape), ((0, 0), (0, 0), (0, chunks * per - shape[-1])))
+        return xp.moveaxis(x.reshape(*shape[:2], chunks, per), 2, 0)
+
+    some, every, number = map(apart, answers[:3])
+    tiles, counts, _ = lists(answers._replace(some=some, every=every, number=number), longest, 1, sizes)
+    begin = per * xp.arange(chunks, dtype=xp.int32)
+    return tiles + begin[:, None, None, None], counts
 
 
 def runs(answers: Answers) -> Any:
