@@ -27,7 +27,7 @@ class Plan:
     blocks: tuple[int, int, int] | None
     """Empty, partial and full blocks, over batch and heads; None where they are known only at run time."""
     flops: int | None
-    """Floating-point operations of the two products, forward, in the blocks that are visited; what fills up tiles is none."""
+    """Floating-point operations of the two products, forward, of all pairs in the blocks that are visited."""
     bytes: int
     """Bytes of query, key, value, operands and outputs: the least that must move."""
     peak_memory: int | None
