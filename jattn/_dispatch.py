@@ -76,7 +76,7 @@ def _refuses_tpu(problem: Problem, target: Target) -> str | None:
     dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
     if not dtypes <= {"float32", "bfloat16"}:
         return f"takes float32 and bfloat16, not {' and '.join(sorted(dtypes - {'float32', 'bfloat16'}))}"
-    return importlib.import_module("jattn.backends.tpu").unfit(problem)
+    return importlib.import_module("jattn.backends.tpu").unfit(problem, target)
 
 
 def _planned(where: str) -> Callable[[Problem, Target], str]:

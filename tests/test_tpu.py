@@ -392,6 +392,14 @@ def test_beyond_scalar_memory_it_refuses():
         jattn.explain(x, x, x, device="v5e", implementation="pallas_tpu")
 
 
+def test_beyond_fast_memory_it_refuses():
+    x = jax.ShapeDtypeStruct((1, 2**19, 1, 128), "bfloat16")
+    strip = mods.relative(jnp.ones((1, 32)))
+    assert jattn.explain(x, x, x, mods=strip, device="v5e").backend == "pallas_tpu"
+    with pytest.raises(jattn.UnsupportedError, match="relative positions"):
+        jattn.explain(x, x, x, mods=strip, device="v4", implementation="pallas_tpu")
+
+
 def test_time_is_at_least_bytes_over_bandwidth():
     """A decoding step: one query, and a cache that takes a third of a millisecond to read."""
     q, k = (jax.ShapeDtypeStruct(x, "bfloat16") for x in ((8, 1, 32, 128), (8, 8192, 8, 128)))

@@ -15,7 +15,9 @@ from jattn_kernels.tpu.walk import LOG2E, Terms
 
 from jattn import _terms, gates, masks, mods
 from jattn._problem import Problem, Spec
+from jattn._target import Target
 from jattn._terms import Operand, piece
+from jattn.backends._tpu_chips import SMALLEST, chip_of
 from jattn.backends._tpu_reach import span
 from jattn.mods import Mod, Relative
 
@@ -77,6 +79,7 @@ class Words:
 
 
 LONGEST = 2**24  # queries or keys; up to that, tiles can be so large that scalar memory says which are visited
+_STRIP = 16  # bytes for each relative position: a float32 of the table and one of its gradient, twice each
 _MOST_WORDS = 2**16  # of a packed layout: a quarter of scalar memory
 
 
@@ -108,12 +111,25 @@ def parts_of(term: Any, kind: type) -> list[Any]:
 # What cannot be evaluated in a kernel
 
 
-def unfit(problem: Problem) -> str | None:
+def unfit(problem: Problem, target: Target) -> str | None:
     """Why the terms of a problem cannot be evaluated inside a kernel, None if they can."""
+    return _too_long(problem, target) or _unfit_terms(problem)
+
+
+def _too_long(problem: Problem, target: Target) -> str | None:
+    t, s = problem.sizes["t"], problem.sizes["s"]
+    if max(t, s) > LONGEST:
+        return f"takes up to {LONGEST} queries and keys, not {max(t, s)}: scalar memory holds no more tiles"
+    most = (chip_of(target.chip) or SMALLEST).memory // 3 // _STRIP
+    if any(isinstance(m, Relative) for m in problem.mods) and t + s > most:
+        return (
+            f"takes relative positions of up to {most} queries and keys together, not {t + s}: fast memory has them all"
+        )
+    return None
+
+
+def _unfit_terms(problem: Problem) -> str | None:
     terms = problem.mods, problem.mask, problem.gates
-    longest = max(problem.sizes["t"], problem.sizes["s"])
-    if longest > LONGEST:
-        return f"takes up to {LONGEST} queries and keys, not {longest}: scalar memory holds no more tiles"
     for x in parts_of(terms, masks.Blocks):
         if _words(x.layout.array) > _MOST_WORDS:
             return f"takes block layouts of up to {32 * _MOST_WORDS} entries, not {x.layout.array.size}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,33 +18,11 @@ from jattn import _blocks, masks
 from jattn._problem import Spec
 from jattn._terms import Operand
 from jattn.backends import _tpu_patterns
+from jattn.backends._tpu_chips import SMALLEST, chip_of
 from jattn.backends._tpu_reach import Span, span
 from jattn.backends._tpu_terms import parts_of, terms_of
 
-MIB = 2**20
-
-
-class Chip(NamedTuple):
-    """What plans need to know of one JAX device."""
-
-    memory: int  # bytes of fast memory that a kernel may use: what the compiler grants, less what it keeps for itself
-    bandwidth: float  # bytes a second between main memory and all cores
-
-
-CHIPS = {
-    "v4": Chip(16 * MIB, 1228e9),
-    "v5e": Chip(100 * MIB, 819e9),
-    "v5p": Chip(60 * MIB, 2764e9),
-    "v6e": Chip(100 * MIB, 1640e9),
-    "tpu7x": Chip(56 * MIB, 3690e9),
-}
 _SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
-
-
-def memory(spec: Spec) -> int | None:
-    """Fast memory that a kernel may use, None where the chip is not known."""
-    chip = CHIPS.get(spec.target.chip or "")
-    return None if chip is None else chip.memory
 
 
 def case_of(spec: Spec, t: int, s: int, upright: bool) -> tuple[str, str]:
@@ -65,7 +43,7 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes
         (query, key), source = spec.blocks, "as asked for"
     if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
         query, key = min(query, 512), min(key, 512)
-        chunk = min(chunk, (memory(spec) or 16 * MIB) // (8 * 8 * query))
+        chunk = min(chunk, (chip_of(spec.target.chip) or SMALLEST).memory // (8 * 8 * query))
     step = sizes.step
     terms = terms_of(spec)
     if terms.mods or terms.gates or isinstance(terms.compare.scale, Operand):  # several numbers for each score

@@ -17,9 +17,10 @@ from jax.lax import Precision
 from jattn import _blocks
 from jattn._problem import Cut, Spec
 from jattn.backends import blockwise
+from jattn.backends._tpu_chips import chip_of
 from jattn.backends._tpu_terms import Pieces, heads_first
 from jattn.backends._tpu_terms import unfit as unfit
-from jattn.backends._tpu_work import CHIPS, case_of, lengths, memory, tile_sizes, work_of
+from jattn.backends._tpu_work import case_of, lengths, tile_sizes, work_of
 
 tangent = blockwise.tangent  # plain XLA, tiled
 
@@ -31,9 +32,10 @@ class _Call:
         self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, upright)[0])
         self.pieces = Pieces(spec, self.frame, upright)
         self.work = work_of(spec.terms(operands).mask, self.frame, upright)
+        self.chip = chip_of(spec.target.chip)
         self.options = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
-            "memory": memory(spec),
+            "memory": None if self.chip is None else self.chip.memory,
             "interpret": spec.target.interpret,
         }
         self.windows = self.pieces.windows(operands)
@@ -109,6 +111,6 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
     moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
-    chip = CHIPS.get(spec.target.chip or "")
+    chip = chip_of(spec.target.chip)
     seconds = seconds if chip is None else max(seconds, moved / chip.bandwidth)
     return Cut(tile, (empty, partial, full), source, 1e3 * seconds, pairs)
