@@ -21,7 +21,7 @@ from jattn._problem import Spec, reduce
 from jattn.backends import _tpu_work, tpu
 from tests import aot
 from tests.cases import CASES, Sizes, make
-from tests.evaluate import check_dtype, evaluate
+from tests.evaluate import check_dtype, evaluate, widen
 from tests.tolerances import assert_close
 
 SMOKE = {"causal", "everything"}
@@ -151,6 +151,18 @@ def test_every_derivative():
             jax.jit(functools.partial(of, functools.partial(loss, n)))() for n in ("pallas_tpu", "reference")
         )
         assert_close(got, wanted, 1e-4)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("name", ["plain", "everything", "blocks-heads"])
+def test_where_64_bits_are_on(name):
+    """Kernels have none: all is computed as without them, and gradients have the dtypes of their arrays."""
+    narrow = evaluate(make(name, "float32"), "pallas_tpu", forward_mode=False)
+    with jax.enable_x64(True):
+        arrays, options = make(name, "float32")
+        got = evaluate((arrays, widen(options)), "pallas_tpu", forward_mode=False)
+    for x, y in zip((got.out, *got.gradients), (narrow.out, *narrow.gradients), strict=True):
+        assert_close(x, y, 1e-5)
 
 
 EYE = np.eye(8, dtype=bool)

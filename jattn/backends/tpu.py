@@ -43,6 +43,27 @@ class _Call:
 
 def forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, t, h]`."""
+    operands = [_of_32_bits(x) for x in operands]
+    with jax.enable_x64(False):  # kernels have no 64 bits, even where the code around has
+        return _run_forward(spec, q, k, v, operands)
+
+
+def backward(
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
+) -> Any:
+    """Gradients of q, k, v and of the operands, None for those that do not `learn`."""
+    narrow = [_of_32_bits(x) for x in operands]
+    with jax.enable_x64(False):
+        *found, doperands = _run_backward(spec, q, k, v, narrow, out, lse, dout, dlse, learn)
+    return (*found, [None if x is None else x.astype(y.dtype) for x, y in zip(doperands, operands, strict=True)])
+
+
+def _of_32_bits(x: Any) -> Any:
+    narrow = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
+    return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x
+
+
+def _run_forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Array, jax.Array]:
     call = _Call(spec, q, k, v, operands, upright=True)
     out, lse = _forward(
         call.pieces.query(q), heads_first(k), heads_first(v),
@@ -52,10 +73,9 @@ def forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Arra
     return heads_first(out), jnp.swapaxes(lse[:, :, 0], 1, 2)
 
 
-def backward(
+def _run_backward(
     spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
 ) -> Any:
-    """Gradients of q, k, v and of the operands, None for those that do not `learn`."""
     call = _Call(spec, q, k, v, operands, upright=False)
     pieces = call.pieces
     wide = lambda x: x.astype(jnp.float32)

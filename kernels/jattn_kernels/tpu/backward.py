@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -78,7 +79,7 @@ class _Head(Walk):
             return None
         places = [self.place(step, x, tile) for x in step.pieces]
         some = (sees(*x.positions(), self.parts(x)) & self.real_rows(x) for x in places)
-        found = [jnp.max(jnp.where(x, 1.0, 0.0), axis=1, keepdims=True) for x in some]
+        found = [jnp.max(x.astype(jnp.float32), axis=1, keepdims=True) for x in some]
         return functools.reduce(jnp.maximum, found) > 0
 
     def scores(self, step: Step, tile: Any) -> tuple[jax.Array, jax.Array, Any]:
@@ -164,9 +165,9 @@ class _Head(Walk):
         def one(n, _):
             keys = pl.ds(pl.multiple_of(n * span, span), span)
             visit((keys, slice(None)) if self.turned is None else (slice(None), keys), (keys, slice(None)))
-            return 0
+            return _
 
-        jax.lax.fori_loop(0, self.sizes.chunk // span, one, 0)
+        jax.lax.fori_loop(np.int32(0), np.int32(self.sizes.chunk // span), one, np.int32(0))
 
     def begin_rows(self) -> None:
         def clear(held, _):

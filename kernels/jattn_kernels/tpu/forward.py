@@ -110,8 +110,8 @@ class _Head(Walk):
 
     def seen(self, place: Place, score: jax.Array) -> jax.Array:
         """Which keys of a rectangle some query sees, `[keys, 1]`."""
-        some = jnp.where((score != -jnp.inf) & self.real_rows(place), 1.0, 0.0)
-        return to_column(jnp.max(some, axis=0, keepdims=True)) > 0
+        some = (score != -jnp.inf) & self.real_rows(place)
+        return to_column(jnp.max(some.astype(jnp.float32), axis=0, keepdims=True)) > 0
 
     def finish(self, rows: slice, top: jax.Array, total: jax.Array, out: jax.Array) -> None:
         """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -132,7 +133,7 @@ class Cells(NamedTuple):
             for n in range(count):
                 lines = look_up(n, lines)
         else:
-            lines = jax.lax.fori_loop(0, count, look_up, lines)
+            lines = jax.lax.fori_loop(np.int32(0), np.int32(count), look_up, lines)
         if place.upright:
             lines = [to_column(x) for x in lines]
         shape = (1, place.columns) if place.upright else (place.columns, 1)

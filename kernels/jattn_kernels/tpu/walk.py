@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 
 from jattn_kernels.tpu.operands import Frame, Place, Window, lane_slice
@@ -134,9 +135,10 @@ class Walk:
         def loop(visit, count):
             def one(n, _):
                 visit(n)
-                return 0
+                return _
 
-            jax.lax.fori_loop(0, count, one, 0)
+            count = np.int32(count) if isinstance(count, int) else count  # not of 64 bits, where those are on
+            jax.lax.fori_loop(np.int32(0), count, one, np.int32(0))
 
         loop(self.full_tile, self.full)
         if self.patterns:
