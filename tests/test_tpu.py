@@ -74,7 +74,7 @@ def small_tiles(monkeypatch, request):
     sizes = TURNED_TILES if request.param == "turned" else SMALL_TILES
     monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (sizes, "small"))
     if request.param == "runs":  # as where lists of tiles do not fit in scalar memory
-        monkeypatch.setattr(_tpu_work, "_as_lists", lambda *_: None)
+        monkeypatch.setattr(_tpu_work, "_as_lists", lambda *_, **__: None)
     caches = jattn.api._run.clear_cache, _tpu_work.static_work.cache_clear
     for clear in caches:
         clear()
