@@ -15,6 +15,7 @@ from jattn_kernels.tpu.walk import LOG2E, Terms
 
 from jattn import _terms, gates, masks, mods
 from jattn._problem import Problem, Spec
+from jattn._shift import ShiftedMask
 from jattn._target import Target
 from jattn._terms import Operand, piece
 from jattn.backends._tpu_chips import SMALLEST, chip_of
@@ -56,13 +57,14 @@ class Strip(Mod):
 
 @piece
 class Packed(masks.Mask):
-    """What `masks.blocks` becomes: bits that the kernel looks up."""
+    """What `masks.blocks` becomes: bits that the kernel looks up, by where a tile stands and not by i and j."""
 
     bits: Any
+    shifts: tuple[Any, ...]  # of the queries, in the masks around it
 
     def __call__(self, i, j):
         del i, j
-        return self.bits
+        return self.bits(sum(self.shifts, start=np.int32(0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +85,22 @@ _STRIP = 16  # bytes for each relative position: a float32 of the table and one 
 _MOST_WORDS = 2**16  # of a packed layout: a quarter of scalar memory
 
 
-def _pack(mask: masks.Blocks) -> Packed:
+def _packed(mask: Any, shifts: tuple[Any, ...] = ()) -> Any:
+    """The mask with its layouts packed, as far as masks around them are known to say where their queries stand."""
+    if isinstance(mask, masks.Blocks):
+        return _pack(mask, shifts)
+    if isinstance(mask, ShiftedMask):
+        return dataclasses.replace(mask, mask=_packed(mask.mask, (*shifts, mask.start)))
+    if isinstance(mask, (masks.And, masks.Or)):
+        return dataclasses.replace(mask, left=_packed(mask.left, shifts), right=_packed(mask.right, shifts))
+    return dataclasses.replace(mask, mask=_packed(mask.mask, shifts)) if isinstance(mask, masks.Not) else mask
+
+
+def _pack(mask: masks.Blocks, shifts: tuple[Any, ...]) -> Packed:
     bits = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
     bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 32)))
     words = np.packbits(bits, axis=-1, bitorder="little").view("<i4").astype(np.int32)
-    return Packed(Operand(Words(words, mask.block), "hc"))
+    return Packed(Operand(Words(words, mask.block), "hc"), shifts)
 
 
 def _words(layout: np.ndarray) -> int:
@@ -133,6 +146,8 @@ def _unfit_terms(problem: Problem) -> str | None:
     for x in parts_of(terms, masks.Blocks):
         if _words(x.layout.array) > _MOST_WORDS:
             return f"takes block layouts of up to {32 * _MOST_WORDS} entries, not {x.layout.array.size}"
+    if parts_of(_packed(problem.mask), masks.Blocks):
+        return "takes masks.blocks combined with & | ~ alone, not inside another mask"
     tables = [m.table for m in problem.mods if isinstance(m, Relative)]
     for x in parts_of(terms, Operand):
         if x.array.ndim > len(x.axes) and not any(x is y for y in tables):
@@ -190,7 +205,7 @@ class Pieces:
             terms,
             compare=None,
             mods=(*first, *_replace(terms.mods, Relative, as_strip)),
-            mask=_replace(terms.mask, masks.Blocks, _pack),
+            mask=_packed(terms.mask),
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates, self.mask = bool(terms.mods), bool(terms.gates), terms.mask

@@ -9,6 +9,7 @@ memory than they have numbers; arrays with both axes come in tiles.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,9 +114,12 @@ class Cells(NamedTuple):
             return position >> (self.side.bit_length() - 1)
         return ((position.astype(jnp.float32) + 0.5) * (1 / self.side)).astype(jnp.int32)  # the unit has no division
 
-    def read(self, ref: Any, h: Any, place: Place) -> jax.Array:
-        """The bits of a rectangle, as booleans: rows' words are looked up one by one, each is scalar memory's."""
-        i, j = place.i, place.j
+    def read(self, ref: Any, h: Any, place: Place, shift: Any) -> jax.Array:
+        """The bits of a rectangle whose queries count from `shift`, as booleans.
+
+        Rows' words are looked up one by one, each is scalar memory's.
+        """
+        i, j = place.i + shift, place.j
         row, column = jax.lax.div(i, jnp.int32(self.side)), jax.lax.div(j, jnp.int32(self.side))
         first = column >> 5
         words = range((self.spanned(place.columns) + 30) // 32 + 1)
@@ -184,14 +188,14 @@ class Window:
         }[self.along]
         return pl.BlockSpec((None, None, *shape), index)
 
-    def read(self, ref: Any, place: Place, frame: Frame) -> jax.Array:
-        """The part for a rectangle, broadcastable to its scores."""
+    def read(self, ref: Any, place: Place, frame: Frame) -> Any:
+        """The part for a rectangle, broadcastable to its scores; of `c` a function of where queries count from."""
         columns = lane_slice(place.column, place.columns)
         if self.along == "":
             b, h = self.entry(place.b, place.h)
             part = ref[b * self.heads + h]
         elif self.cells is not None:
-            part = self.cells.read(ref, self.entry(place.b, place.h)[1], place)
+            return functools.partial(self.cells.read, ref, self.entry(place.b, place.h)[1], place)
         elif self.along == "t":
             part = ref[:, place.row : place.row + place.rows]
             part = to_column(part) if place.upright else part
