@@ -74,6 +74,11 @@ def as_array(x: Any, name: str) -> Any:
     return x
 
 
+def indices(n: int, axis: str) -> Operand:
+    """0, 1, .. along an axis, for terms that depend on which batch element or head they are of."""
+    return Operand(np.arange(n, dtype=np.int32), axis)
+
+
 def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
     """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies."""
     array = as_array(array, name)

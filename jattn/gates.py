@@ -34,7 +34,9 @@ class Dropout(Gate):
     h: Any = None
 
     def bound(self, b, h):
-        return dataclasses.replace(self, b=Operand(np.arange(b), "b"), h=Operand(np.arange(h), "h"))
+        return dataclasses.replace(
+            self, b=Operand(np.arange(b, dtype=np.int32), "b"), h=Operand(np.arange(h, dtype=np.int32), "h")
+        )
 
     def __call__(self, weight, i, j):
         if self.rate == 0:

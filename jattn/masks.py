@@ -17,7 +17,7 @@ import numpy as np
 
 from jattn._blocks import Answer, Range
 from jattn._closures import Closure
-from jattn._terms import Operand, Term, as_array, number, piece, wide
+from jattn._terms import Operand, Term, as_array, indices, number, piece, wide
 from jattn.mods import function_parts
 
 
@@ -348,7 +348,7 @@ class Blocks(Mask):
 
     def bound(self, b, h):
         del b
-        return self if self.layout.array.ndim == 2 else dataclasses.replace(self, head=Operand(np.arange(h), "h"))
+        return self if self.layout.array.ndim == 2 else dataclasses.replace(self, head=indices(h, "h"))
 
     def __call__(self, i, j):
         layout = jnp.asarray(self.layout.array)

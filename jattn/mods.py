@@ -262,7 +262,9 @@ class Gumbel(Mod):
     h: Any = None
 
     def bound(self, b, h):
-        return dataclasses.replace(self, b=Operand(np.arange(b), "b"), h=Operand(np.arange(h), "h"))
+        return dataclasses.replace(
+            self, b=Operand(np.arange(b, dtype=np.int32), "b"), h=Operand(np.arange(h, dtype=np.int32), "h")
+        )
 
     def __call__(self, score, i, j):
         u = _hash.uniform(_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)

@@ -141,6 +141,23 @@ def test_gates_and_buckets_close_over_arrays_too(implementation):
     assert_close(jax.jit(relative)(2), relative(2), 1e-6)
 
 
+def test_kernels_take_scalars_that_functions_close_over(monkeypatch):
+    """Interpreted; whole tables are for XLA, and the error says so."""
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+
+    def loss(x, n, implementation):
+        scaled = mods.function(lambda s, i, j: s * x + jnp.cos(x * i))
+        near = mods.relative(jnp.asarray(TABLE[None, :5].repeat(2, 0)), lambda r: jnp.clip(r, -n, n) + n)
+        below = masks.function(lambda i, j: j < n + 4)
+        return jnp.sum(_attend(implementation, mods=(scaled, near), mask=below) ** 2)
+
+    got, wanted = (jax.jit(jax.value_and_grad(loss), static_argnums=2)(0.7, 2, x) for x in ("pallas_tpu", "reference"))
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, wanted)
+    table = jnp.asarray(TABLE)
+    with pytest.raises(jattn.UnsupportedError, match=r"operands with axes b h t s alone.*blockwise"):
+        _attend("pallas_tpu", mods=(mods.function(lambda s, i, j: s + table[i % 7]),))
+
+
 @pytest.mark.parametrize("implementation", BACKENDS)
 def test_masks_close_over_arrays(implementation):
     wanted = _attend(implementation, mask=masks.segments(IDS))

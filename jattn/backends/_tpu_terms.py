@@ -49,6 +49,8 @@ class Times(Mod):
 class Strip(Mod):
     """score + a strip of numbers along diagonals: what `Relative` becomes."""
 
+    hides = True
+
     strip: Any
 
     def __call__(self, score, i, j):
@@ -152,6 +154,8 @@ def _unfit_terms(problem: Problem) -> str | None:
     for x in parts_of(terms, Operand):
         if x.array.ndim > len(x.axes) and not any(x is y for y in tables):
             return f"takes operands with axes b h t s alone, not {list(x.array.shape)} with axes {x.axes!r}"
+        if jax.dtypes.canonicalize_dtype(x.array.dtype) in (jnp.int64, jnp.uint64):  # x64: two ids could become one
+            return f"takes integers of 32 bits, not {x.array.dtype}"
     for kind, first in ((mods.Function, (_TILE,)), (masks.Function, ()), (gates.Function, (_TILE,))):
         for x in parts_of(terms, kind):
             operands = tuple((o.array.dtype, o.axes) for o in (*x.held, *x.operands))
@@ -199,7 +203,7 @@ class Pieces:
         scale = terms.compare.scale
         first = (Times(scale),) if isinstance(scale, Operand) else ()
         self.scale: float = 1.0 if isinstance(scale, Operand) else scale
-        self.strips = [(m.table.array, m.bucket) for m in terms.mods if isinstance(m, Relative)]
+        self.strips = {m.table.array: m for m in terms.mods if isinstance(m, Relative)}
         as_strip = lambda m: Strip(Operand(m.table.array, m.table.axes + "r"))
         terms = dataclasses.replace(
             terms,
@@ -236,8 +240,9 @@ class Pieces:
             padded = self.frame.padded
             lane = jnp.arange(sum(padded.values()), dtype=jnp.int32)
             relative = lane - padded["t"] if self.upright else padded["s"] - lane  # j - i
-            bucket = next(bucket for n, bucket in self.strips if n == slot.array)
-            array = jnp.take(_terms.wide(array), bucket(relative), axis=-1, mode="clip")
+            term = self.strips[slot.array]
+            term = dataclasses.replace(term, held=tuple(operands[x.array] for x in term.held))
+            array = jnp.take(_terms.wide(array), term.bucket(relative), axis=-1, mode="clip")
         return layout.lay_out(array, axes, self.frame)
 
     def terms(self) -> Terms:
