@@ -15,7 +15,7 @@ import numpy as np
 
 from jattn import _hash
 from jattn._closures import Closure
-from jattn._terms import Operand, Term, number, operand, piece
+from jattn._terms import Operand, Term, indices, number, operand, piece
 from jattn.mods import function_parts
 
 
@@ -34,9 +34,7 @@ class Dropout(Gate):
     h: Any = None
 
     def bound(self, b, h):
-        return dataclasses.replace(
-            self, b=Operand(np.arange(b, dtype=np.int32), "b"), h=Operand(np.arange(h, dtype=np.int32), "h")
-        )
+        return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
 
     def __call__(self, weight, i, j):
         if self.rate == 0:

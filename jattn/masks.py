@@ -148,7 +148,8 @@ def causal(offset: Any = 0) -> Mask:
     """j <= i + offset: a query sees the keys up to its own position (top-left aligned, as in jax.nn).
 
     `offset` is an int, or an integer scalar array where it is known only at run time (a decoding step).  For queries
-    that are the last t of s positions, offset = s - t.
+    that are the last t of s positions, offset = s - t.  An int is part of the compiled program, which skips blocks by
+    it, so another one compiles anew: where it changes with every call, give `jnp.int32(offset)`.
 
     >>> import numpy as np, jattn
     >>> print(jattn.masks.causal()(np.arange(3)[:, None], np.arange(3)[None]).astype(int))

@@ -14,11 +14,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jattn import _hash
 from jattn._closures import Closure, hoist
-from jattn._terms import Operand, Term, number, operand, piece
+from jattn._terms import Operand, Term, indices, number, operand, piece
 
 
 class Mod(Term):
@@ -41,7 +40,9 @@ class SoftCap(Mod):
 
 def softcap(cap: Any) -> Mod:
     """cap * tanh(score / cap): keeps scores within (-cap, cap) (Gemma 2, 2024).  `cap` > 0, or a learnable scalar
-    array.
+    array.  A Python number is part of the compiled program, so another one compiles anew; an array is not.
+
+    A score that is -inf before it, by a bias say, is hidden and stays so.
 
     >>> import jattn
     >>> float(jattn.mods.softcap(30.0)(3000.0, 0, 0))
@@ -262,9 +263,7 @@ class Gumbel(Mod):
     h: Any = None
 
     def bound(self, b, h):
-        return dataclasses.replace(
-            self, b=Operand(np.arange(b, dtype=np.int32), "b"), h=Operand(np.arange(h, dtype=np.int32), "h")
-        )
+        return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
 
     def __call__(self, score, i, j):
         u = _hash.uniform(_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
