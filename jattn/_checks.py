@@ -107,11 +107,20 @@ def problem(
         precision = None if precision is None else jax.lax.Precision(precision)
     except ValueError:
         raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
+    score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
     whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sinks, precision)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
     _functions.check((mask, mods_, gates), query.dtype)
     return _narrowed(whole)
+
+
+def _adopted(terms: Any) -> Any:
+    """The terms, those of a user's own class too: plain arrays in them are operands without axes, which reach them
+    whole."""
+    is_operand = lambda x: isinstance(x, Operand)
+    adopt = lambda x: Operand(x, "") if isinstance(x, (jax.Array, np.ndarray)) else x
+    return jax.tree.map(adopt, terms, is_leaf=is_operand)
 
 
 def _narrowed(whole: Problem) -> Problem:

@@ -126,12 +126,42 @@ def number(value: Any, name: str) -> Any:
 
 
 class Term:
-    """Base of masks, mods, gates, scores and normalisers."""
+    """Base of masks, mods, gates, scores and normalisers; a user's own subclass of those is one like the library's.
+
+    Every subclass is a pytree: attributes that hold arrays, operands or terms are children, all others are static.
+    """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+
+        def unflatten(aux, children):
+            x = object.__new__(cls)
+            for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
+                object.__setattr__(x, name, value)
+            return x
+
+        register_pytree_node(cls, _flatten, unflatten)
 
     def bound(self, b: int, h: int) -> Term:
         """The same term with the indices of batch elements and heads filled in as operands, where it uses them."""
-        parts = {f.name: bind(getattr(self, f.name), b, h) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return dataclasses.replace(self, **parts)  # type: ignore[type-var]
+        return self.changed(lambda value: bind(value, b, h))
+
+    def changed(self, change: Callable[[Any], Any]) -> Term:
+        """The same term with every attribute changed."""
+        x = object.__new__(type(self))
+        for name in _attributes(self):
+            object.__setattr__(x, name, change(getattr(self, name)))
+        return x
+
+
+def _attributes(term: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(term)) if dataclasses.is_dataclass(term) else tuple(sorted(vars(term)))
+
+
+def _flatten(term: Any) -> Any:
+    names = _attributes(term)
+    inner = tuple(n for n in names if _dynamic(getattr(term, n)))
+    return [getattr(term, n) for n in inner], (inner, tuple((n, getattr(term, n)) for n in names if n not in inner))
 
 
 def bind(value: Any, b: int, h: int) -> Any:
@@ -149,22 +179,8 @@ def _dynamic(value: Any) -> bool:
 
 @dataclass_transform(frozen_default=True)
 def piece(cls: type[T]) -> type[T]:
-    """Makes a frozen dataclass a pytree: fields that hold operands or terms are children, all others are static."""
-    cls = dataclasses.dataclass(frozen=True)(cls)  # type: ignore[assignment]
-    names = tuple(f.name for f in dataclasses.fields(cls))  # type: ignore[arg-type]
-
-    def flatten(x):
-        inner = tuple(n for n in names if _dynamic(getattr(x, n)))
-        return [getattr(x, n) for n in inner], (inner, tuple((n, getattr(x, n)) for n in names if n not in inner))
-
-    def unflatten(aux, children):
-        x = object.__new__(cls)
-        for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
-            object.__setattr__(x, name, value)
-        return x
-
-    register_pytree_node(cls, flatten, unflatten)
-    return cls
+    """Makes a term a frozen dataclass."""
+    return dataclasses.dataclass(frozen=True)(cls)  # type: ignore[return-value]
 
 
 @piece

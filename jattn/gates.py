@@ -20,7 +20,7 @@ from jattn.mods import function_parts
 
 
 class Gate(Term):
-    """What `attention(gates=...)` takes.  Make one with the functions of this module."""
+    """What `attention(gates=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
 
     def __call__(self, weight: Any, i: Any, j: Any) -> Any:
         raise NotImplementedError

@@ -22,7 +22,7 @@ from jattn.mods import function_parts
 
 
 class Mask(Term):
-    """What `attention(mask=...)` takes.  Make one with the functions of this module."""
+    """What `attention(mask=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
 
     def __call__(self, i: Any, j: Any) -> Any:
         raise NotImplementedError

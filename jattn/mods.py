@@ -21,7 +21,7 @@ from jattn._terms import Operand, Term, indices, number, operand, piece
 
 
 class Mod(Term):
-    """What `attention(mods=...)` takes.  Make one with the functions of this module."""
+    """What `attention(mods=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
 
     hides = False  # whether it may give -inf: such a score is hidden from the mods that follow
 

@@ -29,7 +29,7 @@ class Reduced(NamedTuple):
 
 
 class Score(Term):
-    """What `attention(score=...)` takes.  Make one with the functions of this module."""
+    """What `attention(score=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
 
     def __call__(self, query: Any, key: Any) -> Any:
         raise NotImplementedError

@@ -1,0 +1,84 @@
+"""Classes of a user's own, in the places of the library's: they hold arrays, which get gradients, and may skip blocks."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import gates, masks, mods, normalizers, scores
+from tests.tolerances import assert_close
+
+Q, K, V = (np.random.default_rng(n).standard_normal((2, 8, 2, 4)).astype(np.float32) for n in range(3))
+
+
+class Relu(normalizers.Normalizer):
+    """max(score, 0)^power times a learned number."""
+
+    def __init__(self, power, scale):
+        self.power, self.scale = power, scale
+
+    def __call__(self, scores):
+        return self.scale * jnp.maximum(scores, 0) ** self.power
+
+
+@dataclasses.dataclass(frozen=True)
+class Tilt(mods.Mod):
+    slope: jax.Array
+
+    def __call__(self, score, i, j):
+        return score - self.slope * (i - j)
+
+
+class Even(masks.Mask):
+    def __call__(self, i, j):
+        return (i + j) % 2 == 0
+
+
+class Half(gates.Gate):
+    def __call__(self, weight, i, j):
+        return weight * 0.5
+
+
+class Shifted(scores.Score):
+    """q.k of keys moved by a learned vector."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, query, key):
+        return query @ (key + self.by).T
+
+    def reduce(self, query, key):
+        return scores.Reduced(query, key + self.by.array, scores.Product(1.0))
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "reference"])
+def test_every_kind(implementation):
+    def of(slope, scale, by):
+        terms = {"score": Shifted(by), "mods": Tilt(slope), "mask": Even() & masks.causal(), "gates": Half()}
+        return jnp.sum(
+            jattn.attention(Q, K, V, normalizer=Relu(2, scale), implementation=implementation, **terms) ** 2
+        )
+
+    def plain(slope, scale, by):
+        i, j = jnp.arange(8)[:, None], jnp.arange(8)[None]
+        score = jnp.einsum("bthd,bshd->bhts", Q, K + by) - slope * (i - j)
+        weight = jnp.where((j <= i) & ((i + j) % 2 == 0), scale * jnp.maximum(score, 0) ** 2, 0) / 2
+        return jnp.sum(jnp.einsum("bhts,bshd->bthd", weight, V) ** 2)
+
+    arguments = jnp.float32(0.3), jnp.float32(0.7), jnp.arange(4.0) / 8
+    got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1, 2)))(*arguments) for f in (of, plain))
+    jax.tree.map(lambda x, y: assert_close(x, y, 2e-5), got, wanted)
+
+
+def test_a_new_one_of_the_same_values_does_not_compile_again():
+    use = lambda scale: jattn.attention(Q, K, V, normalizer=Relu(3, scale))
+    use(jnp.float32(1))
+    before = jattn.api._run._cache_size()
+    use(jnp.float32(2))
+    assert jattn.api._run._cache_size() == before
