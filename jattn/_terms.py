@@ -155,7 +155,9 @@ class Term:
 
 
 def _attributes(term: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(term)) if dataclasses.is_dataclass(term) else tuple(sorted(vars(term)))
+    if dataclasses.is_dataclass(term):
+        return tuple(f.name for f in dataclasses.fields(term))
+    return tuple(sorted(vars(term)))
 
 
 def _flatten(term: Any) -> Any:

@@ -23,7 +23,9 @@ THRESHOLD = "jattn_threshold"  # what `jax.checkpoint` need not find again, a nu
 
 
 class Normalizer(Term):
-    """What `attention(normalizer=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
+    """What `attention(normalizer=...)` takes.  Make one with the functions of this module, or a subclass of your own:
+    it is called with whole rows of scores.
+    """
 
     mods: tuple[Mod, ...] = ()  # what the scores go through first
     is_softmax = False  # of those scores

@@ -61,9 +61,7 @@ class Shifted(scores.Score):
 def test_every_kind(implementation):
     def of(slope, scale, by):
         terms = {"score": Shifted(by), "mods": Tilt(slope), "mask": Even() & masks.causal(), "gates": Half()}
-        return jnp.sum(
-            jattn.attention(Q, K, V, normalizer=Relu(2, scale), implementation=implementation, **terms) ** 2
-        )
+        return jnp.sum(jattn.attention(Q, K, V, normalizer=Relu(2, scale), implementation=implementation, **terms) ** 2)
 
     def plain(slope, scale, by):
         i, j = jnp.arange(8)[:, None], jnp.arange(8)[None]
