@@ -111,8 +111,8 @@ def problem(
     whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sinks, precision)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
-    _functions.check((mask, mods_, gates), query.dtype)
-    return _narrowed(whole)
+    mask, mods_, gates = _functions.checked((mask, mods_, gates), query.dtype)
+    return _narrowed(dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates))
 
 
 def _adopted(terms: Any) -> Any:

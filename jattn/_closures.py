@@ -263,10 +263,19 @@ class Closure:
 
     recipe: Any
     name: str
+    unused: tuple[Any, ...] = ()
+    """Of each array None, or shape and dtype where no result depends on it: such arrays are not held."""
 
     def build(self, held: Any) -> Callable:
         """The function, with `held` in the places of its arrays."""
-        return self.recipe.build(held)
+        given = iter(held)
+        arrays = [next(given) if x is None else jnp.zeros(*x) for x in self.unused] if self.unused else held
+        return self.recipe.build(arrays)
+
+    def without(self, held: Any, used: Any) -> tuple[Closure, Any]:
+        """The function and its arrays without those that are not `used`."""
+        unused = tuple(None if y else (x.array.shape, x.array.dtype) for x, y in zip(held, used, strict=True))
+        return dataclasses.replace(self, unused=unused), tuple(x for x, y in zip(held, used, strict=True) if y)
 
 
 def hoist(fn: Callable, tables: bool = False) -> tuple[Closure, tuple[Operand, ...]]:

@@ -5,6 +5,7 @@ A function that is not elementwise would give another result for every tile size
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -24,12 +25,24 @@ _ROWS, _COLUMNS = (
 _ACROSS = ("reduce_", "arg", "cum", "sort", "rev")  # what primitives that mix the entries of an axis begin with
 
 
-def check(terms: Any, dtype: Any) -> None:
-    """Raises for the first function in a pytree of terms that is not what it must be; `dtype` is the query's."""
+def checked(terms: Any, dtype: Any) -> Any:
+    """The pytree of terms, whose functions hold no array that they do not use: a method reaches all of its owner's.
+
+    Raises for the first function that is not what it must be.  `dtype` is the query's.
+    """
     kinds = {mods.Function: "mods.function", masks.Function: "masks.function", gates.Function: "gates.function"}
-    for x in jax.tree.leaves(terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand))):
-        if type(x) in kinds:
-            _check(kinds[type(x)], x.closure, _describe(x.held, dtype), _describe(x.operands, dtype), str(dtype))
+
+    def of(x):
+        if type(x) not in kinds or x.closure.unused:
+            return x
+        held, operands = _describe(x.held, dtype), _describe(x.operands, dtype)
+        used = _check(kinds[type(x)], x.closure, held, operands, str(dtype))
+        if all(used):
+            return x
+        closure, held = x.closure.without(x.held, used)
+        return dataclasses.replace(x, closure=closure, held=held)
+
+    return jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand)))
 
 
 def _describe(operands: Any, dtype: Any) -> tuple[Any, ...]:
@@ -69,7 +82,8 @@ def _trace(name: str, closure: Closure, held: Any, arguments: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) -> None:
+def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) -> tuple[bool, ...]:
+    """Which of the arrays that it closes over a function uses."""
     computed = jnp.promote_types(dtype, jnp.float32)
     score = [] if name == "masks.function" else [jax.ShapeDtypeStruct((_ROWS, _COLUMNS), computed)]
     positions = [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_ROWS, 1), (1, _COLUMNS))]
@@ -89,7 +103,7 @@ def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) ->
             " depend on the tile sizes"
         )
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
-    used = used[len(held) :]
+    held_used, used = used[: len(held)], used[len(held) :]
     shapes = [x.shape[:2] for x, y in zip(arguments, used, strict=True) if y and len(x.shape) >= 2]
     least = [max((x[n] for x in shapes if x[n] in (_ROWS, _COLUMNS)), default=1) for n in (0, 1)]
     got = (1,) * (2 - len(out.shape)) + tuple(out.shape)
@@ -99,6 +113,7 @@ def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) ->
             f"{name}: {closure.name} must be elementwise: of a tile [bt, bs] it returns {say(out.shape)}, must return"
             f" {say(least)}"
         )
+    return tuple(held_used)
 
 
 def _across(jaxpr: Any) -> str:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
 import jattn
-from jattn import api, gates, masks, mods
+from jattn import api, gates, masks, mods, scores
 from jattn._closures import hoist
 from tests.tolerances import assert_close
 
@@ -20,6 +22,14 @@ Q, K, V = (np.random.default_rng(n).standard_normal(SIZES).astype(np.float32) fo
 TABLE = np.random.default_rng(3).standard_normal(7).astype(np.float32)
 IDS = np.array([0, 0, 0, 1, 1, 2, 2, 2])
 BACKENDS = ["blockwise", "reference"]
+
+
+def _equations(jaxpr, name):
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _equations(inner, name)
 
 
 def _attend(implementation, **options):
@@ -254,3 +264,32 @@ def test_a_recursive_function_is_kept_whole():
 
     got = jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: power(s, 2)),))
     assert_close(got, jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: s * s * s),)), 1e-5)
+
+
+class _Layer(nnx.Module):
+    """Its function closes over the whole layer."""
+
+    def __init__(self, rngs):
+        self.project = nnx.Linear(8, 8, rngs=rngs)
+        self.temperature = nnx.Param(jnp.float32(1.5))
+
+    def __call__(self, x):
+        q = self.project(x).reshape(*x.shape[:2], 2, 4)
+        return jattn.attention(q, q, q, mods=(mods.function(lambda s, i, j: s * self.temperature[...]),))
+
+
+def test_what_is_not_used_is_not_held():
+    layer, x = _Layer(nnx.Rngs(0)), jnp.asarray(Q).reshape(2, 8, 8)
+    loss = lambda layer: jnp.sum(layer(x) ** 2)
+
+    def plain(layer):
+        q = layer.project(x).reshape(2, 8, 2, 4)
+        return jnp.sum(jattn.attention(q, q, q, score=scores.dot(layer.temperature[...] / 2)) ** 2)
+
+    for transform in (nnx.grad, lambda f: nnx.jit(nnx.grad(f))):
+        got, wanted = transform(loss)(layer), nnx.grad(plain)(layer)
+        jax.tree.map(lambda x, y: assert_close(x, y, 2e-4), got, wanted)
+    graph, state = nnx.split(layer)
+    jaxpr = jax.make_jaxpr(lambda state: loss(nnx.merge(graph, state)))(state).jaxpr
+    (attend,) = _equations(jaxpr, "attend")
+    assert [x.aval.shape for x in attend.invars[3:]] == [()]  # the temperature alone
