@@ -23,7 +23,8 @@ def split(n: Any, size: int) -> tuple[Any, Any]:
     """n // size and n % size of an index n >= 0, in the fewest operations: each is one more that XLA compiles."""
     if size == 1 or isinstance(n, int):
         return (n, 0) if size == 1 else divmod(n, size)
-    return jax.lax.div(n, jnp.int32(size)), jax.lax.rem(n, jnp.int32(size))
+    n, size = n.astype(jnp.uint32), jnp.uint32(size)
+    return jax.lax.div(n, size).astype(jnp.int32), jax.lax.rem(n, size).astype(jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import Answers
 
 from jattn import _blocks
-from jattn.backends._tpu_reach import Span
+from jattn._reach import Span
 
 _PATTERNS = 4  # more kinds of partial tiles than this are worked off as masked throughout: each is code of its own
 _PIECES = 256  # so with more pieces than this: of a scattered layout every strip meets many

@@ -15,11 +15,11 @@ from jattn_kernels.tpu.walk import LOG2E, Terms
 
 from jattn import _terms, gates, masks, mods
 from jattn._problem import Problem, Spec
+from jattn._reach import span
 from jattn._shift import ShiftedMask
 from jattn._target import Target
 from jattn._terms import Operand, piece
 from jattn.backends._tpu_chips import SMALLEST, chip_of
-from jattn.backends._tpu_reach import span
 from jattn.mods import Mod, Relative
 
 

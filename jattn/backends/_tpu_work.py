@@ -16,10 +16,10 @@ from jattn_kernels.tpu.work import LANES, Sizes
 
 from jattn import _blocks, masks
 from jattn._problem import Spec
+from jattn._reach import Span, span
 from jattn._terms import Operand
 from jattn.backends import _tpu_patterns
 from jattn.backends._tpu_chips import SMALLEST, chip_of
-from jattn.backends._tpu_reach import Span, span
 from jattn.backends._tpu_terms import parts_of, terms_of
 
 _SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory

@@ -18,6 +18,7 @@ import numpy as np
 from jattn import _blocks, _terms
 from jattn._geometry import Geometry, Step, split
 from jattn._problem import Spec
+from jattn._reach import span
 from jattn.backends._products import Joined, PerHead
 from jattn.scores import Product
 
@@ -112,9 +113,11 @@ class Walk:
     def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
 
-        The others are 0 to the products, whatever stands in them: 0 * NaN would be NaN.
+        The others are 0 to the products, whatever stands in them: 0 * NaN would be NaN.  Where it is certain that
+        every key is seen by some query of the call none needs to be.
         """
-        if hidden.some is False or self.terms.mask is None:
+        lengths = self.geo.query.length, self.geo.key.length
+        if hidden.some is False or span(self.terms.mask).shows_all(*lengths):
             return None
         found = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
         return hidden.choose(found, lambda _: jnp.ones_like(found(None)), None)

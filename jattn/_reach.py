@@ -28,6 +28,10 @@ class Span(NamedTuple):
         """The first key that some query may see, and the first after the last."""
         return int(max(0, min(s, -self.left))), int(max(0, min(s, t + self.right)))
 
+    def shows_all(self, t: int, s: int) -> bool:
+        """Whether it is certain that every key is seen by some query."""
+        return self.exact and self.left + self.right >= 0 and self.reach(t, s) == (0, s)
+
     def blind(self, t: int, s: int) -> bool:
         """Whether some query may see nothing."""
         return not (self.exact and self.right >= 0 and t - 1 - self.left <= s - 1 and self.left + self.right >= 0)
