@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import jaxprs_in_params
 
 import jattn
 from jattn import normalizers
@@ -49,6 +51,15 @@ def as_function(inputs: Any, **fixed: Any):
 
     chosen = [(path, x) for (path, x), y in zip(paths, learn, strict=True) if y]
     return fn, [x for _, x in chosen], [jax.tree_util.keystr(path) for path, _ in chosen]
+
+
+def equations(jaxpr: Any, name: str) -> Iterator[Any]:
+    """Those of a primitive, in a jaxpr and in those inside it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == name:
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner, name)
 
 
 def _normal(like: Any, seed: int) -> Any:

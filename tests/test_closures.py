@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import AxisType, PartitionSpec
 
 import jattn
 from jattn import api, gates, masks, mods, scores
 from jattn._closures import hoist
+from tests.evaluate import equations
 from tests.tolerances import assert_close
 
 SIZES = (2, 8, 2, 4)
@@ -22,14 +22,6 @@ Q, K, V = (np.random.default_rng(n).standard_normal(SIZES).astype(np.float32) fo
 TABLE = np.random.default_rng(3).standard_normal(7).astype(np.float32)
 IDS = np.array([0, 0, 0, 1, 1, 2, 2, 2])
 BACKENDS = ["blockwise", "reference"]
-
-
-def _equations(jaxpr, name):
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
-            yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from _equations(inner, name)
 
 
 def _attend(implementation, **options):
@@ -291,5 +283,5 @@ def test_what_is_not_used_is_not_held():
         jax.tree.map(lambda x, y: assert_close(x, y, 2e-4), got, wanted)
     graph, state = nnx.split(layer)
     jaxpr = jax.make_jaxpr(lambda state: loss(nnx.merge(graph, state)))(state).jaxpr
-    (attend,) = _equations(jaxpr, "attend")
+    (attend,) = equations(jaxpr, "attend")
     assert [x.aval.shape for x in attend.invars[3:]] == [()]  # the temperature alone

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import strategies as st
 from jax import export
 from jax.experimental import jet
-from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jattn
 from jattn import api, gates, masks, mods, normalizers, scores
-from tests.evaluate import QUICK
+from tests.evaluate import QUICK, equations
 from tests.tolerances import assert_close
 
 B, T, S, H, G, D, E, N = 2, 5, 7, 4, 2, 3, 2, 3
@@ -242,20 +241,12 @@ def test_integer_arrays_have_float0_derivatives():
     assert all((both[0][name] == alone[name]).all() for name in x)
 
 
-def _equations(jaxpr, name):
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == name:
-            yield eqn
-        for inner in jaxprs_in_params(eqn.params):
-            yield from _equations(inner, name)
-
-
 @pytest.mark.smoke
 def test_an_array_that_is_not_differentiated_gets_no_gradient():
     x, n = floats(1), integers(2)
     of = lambda names: jax.make_jaxpr(jax.grad(lambda y: loss({**x, **y}, n, "blockwise")))(_only(x, names)).jaxpr
     for names, count in ((("q", "k", "v"), 3), (("q", "bias"), 4), (("table", "cap"), 5)):
-        (backward,) = _equations(of(names), "attend_backward")
+        (backward,) = equations(of(names), "attend_backward")
         assert len(backward.outvars) == count
 
 
@@ -396,7 +387,7 @@ def test_saved_residuals_leave_the_kernel_without_a_second_run(names, kernels):
     layer = jax.checkpoint(_block, policy=policy)
     gradient = jax.grad(lambda x: jnp.sum(jnp.sin(layer(x))))
     x = floats(1)["q"]
-    assert len(list(_equations(jax.make_jaxpr(gradient)(x).jaxpr, "attend"))) == kernels
+    assert len(list(equations(jax.make_jaxpr(gradient)(x).jaxpr, "attend"))) == kernels
     assert_close(gradient(x), jax.grad(lambda x: jnp.sum(jnp.sin(_block(x))))(x), 1e-5)
 
 
