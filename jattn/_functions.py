@@ -102,6 +102,11 @@ def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) ->
             f"{name}: {closure.name} must be elementwise, but {mixed} mixes the entries of a tile: its result would"
             " depend on the tile sizes"
         )
+    if any(x.startswith(("random_", "threefry")) for x in primitives(traced.jaxpr)):
+        raise ValueError(
+            f"{name}: {closure.name} draws random numbers, which would be the same in every tile: take"
+            " jattn.gates.dropout or jattn.normalizers.gumbel, whose noise is a function of the position"
+        )
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
     held_used, used = used[: len(held)], used[len(held) :]
     shapes = [x.shape[:2] for x, y in zip(arguments, used, strict=True) if y and len(x.shape) >= 2]
@@ -130,3 +135,11 @@ def _across(jaxpr: Any) -> str:
             if hasattr(inner, "eqns") and (found := _across(inner)):
                 return found
     return ""
+
+
+def primitives(jaxpr: Any) -> set[str]:
+    """Names of the primitives in a jaxpr and in those inside it."""
+    names = {equation.primitive.name for equation in jaxpr.eqns}
+    inner = [x for equation in jaxpr.eqns for x in jax.tree.leaves(list(equation.params.values()))]
+    jaxprs = [getattr(x, "jaxpr", x) for x in inner]
+    return names.union(*(primitives(x) for x in jaxprs if hasattr(x, "eqns")))

@@ -10,6 +10,7 @@ import pytest
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
 
+KEY = jax.random.key(0)
 Q, K, V = (np.ones(x, np.float32) for x in ((2, 6, 4, 8), (2, 5, 2, 8), (2, 5, 2, 3)))
 
 
@@ -66,6 +67,10 @@ BAD = {
                          ["elementwise", "reduce_max"]),
     "gate of a running sum": (attend(gates=gates.function(lambda w, i, j: jnp.cumsum(w, 1))), ValueError,
                               ["gates.function", "elementwise", "cumsum"]),
+    "random mod": (attend(mods=mods.function(lambda s, i, j: s + jax.random.normal(KEY, s.shape))),
+                   ValueError, ["random numbers", "gates.dropout"]),
+    "random gate": (attend(gates=gates.function(lambda w, i, j: w * jax.random.uniform(jax.random.PRNGKey(1)))), ValueError,
+                    ["gates.function", "random numbers"]),
     "mod of two results": (attend(mods=mods.function(lambda s, i, j: (s, s))), TypeError, ["one array", "2"]),
     "mask with and": (attend(mask=masks.function(lambda i, j: i < 3 and j < 4)), TypeError, ["& | ~"]),
     "five arguments": (lambda: mods.function(lambda score, b, h, i, j: score), TypeError,

@@ -14,6 +14,7 @@ from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.walk import LOG2E, Terms
 
 from jattn import _terms, gates, masks, mods
+from jattn._functions import primitives
 from jattn._problem import Problem, Spec
 from jattn._reach import span
 from jattn._shift import ShiftedMask
@@ -169,14 +170,6 @@ _TILE = (128, 128)
 _LOOK_UPS = {"gather", "scatter", "scatter-add", "sort", "dynamic_slice", "dot_general", "while", "scan", "cumsum"}
 
 
-def _primitives(jaxpr: Any) -> set[str]:
-    """Names of the primitives in a jaxpr and in those inside it."""
-    names = {equation.primitive.name for equation in jaxpr.eqns}
-    inner = [x for equation in jaxpr.eqns for x in jax.tree.leaves(list(equation.params.values()))]
-    jaxprs = [getattr(x, "jaxpr", x) for x in inner]
-    return names.union(*(_primitives(x) for x in jaxprs if hasattr(x, "eqns")))
-
-
 @functools.lru_cache(maxsize=256)
 def _unfit_function(closure: Any, held: int, first: tuple[Any, ...], operands: tuple[Any, ...]) -> str | None:
     wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
@@ -188,7 +181,7 @@ def _unfit_function(closure: Any, held: int, first: tuple[Any, ...], operands: t
     traced = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(tiles[:held], *arguments, *tiles[held:])
     if any(jnp.ndim(x) for x in traced.consts):
         return "takes functions without arrays of their own: give the array as a jattn.operand"
-    found = _primitives(traced.jaxpr) & _LOOK_UPS
+    found = primitives(traced.jaxpr) & _LOOK_UPS
     return f"takes elementwise functions, not {' or '.join(sorted(found))}" if found else None
 
 
