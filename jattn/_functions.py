@@ -16,6 +16,7 @@ from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods
 from jattn._closures import Closure
+from jattn._linear import nonlinear
 from jattn._terms import Operand, working
 
 _ROWS, _COLUMNS = (
@@ -106,6 +107,11 @@ def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) ->
         raise ValueError(
             f"{name}: {closure.name} draws random numbers, which would be the same in every tile: take"
             " jattn.gates.dropout or jattn.normalizers.gumbel, whose noise is a function of the position"
+        )
+    if name == "gates.function" and (reason := nonlinear(traced, len(held))):
+        raise ValueError(
+            f"{name}: {closure.name} must be linear in the weight, like `weight * f(i, j)`, but has {reason}: backends"
+            " apply gates before they know the sum that weights are divided by"
         )
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
     held_used, used = used[: len(held)], used[len(held) :]

@@ -1,11 +1,12 @@
 """Three JAX primitives, so that every derivative of a fused kernel exists.
 
-`attend (args) -> (out, lse)`; `attend_tangent (args, out, lse, tangents) -> (dout, dlse)`, linear in the tangents;
-`attend_backward (args, out, lse, dout, dlse) -> gradients`, its transpose.  `args` are q, k, v and the operands.
+`attend (args) -> result`, which is out, lse and lse's remainder; `attend_tangent (args, result, tangents) -> (dout,
+dlse)`, linear in the tangents; `attend_backward (args, result, dout, dlse) -> gradients`, its transpose.  `args` are q,
+k, v and the operands.
 
 Reverse mode: the JVP rule of `attend` binds `attend_tangent`, whose transpose rule binds `attend_backward`.  Each
 lowers to its backend's kernel.  Higher orders: the JVP rules of the latter two differentiate their twins, derivatives
-of `_strips.attend`.  There out and lse count as functions of the args, so the twins ignore them.
+of `_strips.attend`.  There the result counts as a function of the args, so the twins ignore it.
 
 `active` says which args have tangents and gradients: q, k, v and the operands that are being differentiated.
 """
@@ -30,13 +31,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jattn import _strips
 from jattn._modes import ordinary
-from jattn._problem import Spec
+from jattn._problem import Result, Spec
 from jattn._target import ANY
 
 
 def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, t, h]` of softmax attention, by the kernels of `spec.backend`."""
-    out, lse = _attend.bind(*_together([q, k, v, *operands]), spec=spec)
+    out, lse, _ = _attend.bind(*_together([q, k, v, *operands]), spec=spec)
     return out, lse
 
 
@@ -57,6 +58,12 @@ def _placed(values: Any, active: tuple[bool, ...]) -> list[Any]:
     return [next(rest) if a else None for a in active]
 
 
+def _parts(flat: Any, active: tuple[bool, ...]) -> tuple[Any, Any, Any]:
+    """Of the inputs of a derivative: the args, the result, and the tangents or cotangents."""
+    n, m = len(active), len(active) + len(Result._fields)
+    return flat[:n], flat[n:m], flat[m:]
+
+
 # What each computes
 
 
@@ -65,16 +72,17 @@ def _forward(*args, spec):
 
 
 def _tangent(*flat, spec, active):
-    n = len(active)
-    args, (out, lse), tangents = flat[:n], flat[n : n + 2], _placed(flat[n + 2 :], active)
-    lse = _with_infinity(lse)
-    return list(spec.kernels().tangent(spec, *args[:3], list(args[3:]), out, lse, (*tangents[:3], tangents[3:])))
+    args, held, tangents = _parts(flat, active)
+    tangents = _placed(tangents, active)
+    moved = *tangents[:3], tangents[3:]
+    return list(spec.kernels().tangent(spec, *args[:3], list(args[3:]), _with_infinity(held), moved))
 
 
 def _backward(*flat, spec, active):
-    args, (out, lse, dout, dlse) = flat[: len(active)], flat[len(active) :]
-    lse = _with_infinity(lse)
-    dq, dk, dv, doperands = spec.kernels().backward(spec, *args[:3], list(args[3:]), out, lse, dout, dlse, active[3:])
+    args, held, (dout, dlse) = _parts(flat, active)
+    dq, dk, dv, doperands = spec.kernels().backward(
+        spec, *args[:3], list(args[3:]), _with_infinity(held), dout, dlse, active[3:]
+    )
     return [dq, dk, dv, *_chosen(doperands, active[3:])]
 
 
@@ -92,13 +100,13 @@ def _of_active(spec, args, active) -> Callable:
 
 
 def _tangent_twin(*flat, spec, active):
-    args, tangents = flat[: len(active)], flat[len(active) + 2 :]
+    args, _, tangents = _parts(flat, active)
     fn = _of_active(spec, args, active)
     return jax.jvp(fn, tuple(_chosen(args, active)), tuple(tangents))[1]
 
 
 def _backward_twin(*flat, spec, active):
-    args, cotangents = flat[: len(active)], flat[len(active) + 2 :]
+    args, _, cotangents = _parts(flat, active)
     _, pull = jax.vjp(_of_active(spec, args, active), *_chosen(args, active))
     return list(pull(list(cotangents)))
 
@@ -116,11 +124,12 @@ def _attend_shapes(*args, spec):
     shape = (_batch(spec, args), *q.shape[1:3])
     placed = NamedSharding(q.sharding.mesh, PartitionSpec(*q.sharding.spec[:3]))
     lse = q.update(shape, jnp.promote_types(q.dtype, jnp.float32), weak_type=False, sharding=placed)
-    return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse]
+    return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse, lse]
 
 
 def _tangent_shapes(*flat, spec, active):
-    return list(flat[len(active) : len(active) + 2])
+    out, lse, _ = _parts(flat, active)[1]
+    return [out, lse]
 
 
 def _backward_shapes(*flat, spec, active):
@@ -172,8 +181,8 @@ _attend_backward = _primitive("attend_backward", _backward, _backward_shapes)
 
 
 RESIDUAL_NAMES = ("jattn_out", "jattn_lse")
-"""Names by which `jax.checkpoint`'s policies know attention's residuals, out and lse: where both are saved, the kernel
-does not run again.
+"""Names by which `jax.checkpoint`'s policies know attention's residuals, out and lse (with what rounding took from it):
+where both are saved, the kernel does not run again.
 
 >>> import jax, jattn
 >>> policy = jax.checkpoint_policies.save_only_these_names(*jattn.RESIDUAL_NAMES)
@@ -181,24 +190,28 @@ does not run again.
 """
 
 
-def _without_infinity(lse: jax.Array) -> jax.Array:
-    """lse as a residual: the greatest number stands for -inf, which `jax_debug_infs` would not let pass."""
-    return jnp.where(jnp.isneginf(lse), jnp.finfo(lse.dtype).max, lse)
+def _without_infinity(result: Any) -> Result:
+    """The result as residuals: the greatest number stands for an lse of -inf, which `jax_debug_infs` would not let
+    pass."""
+    out, lse, remainder = result
+    return Result(out, jnp.where(jnp.isneginf(lse), jnp.finfo(lse.dtype).max, lse), remainder)
 
 
-def _with_infinity(held: jax.Array) -> jax.Array:
-    return jnp.where(held == jnp.finfo(held.dtype).max, -jnp.inf, held)
+def _with_infinity(held: Any) -> Result:
+    out, lse, remainder = held
+    return Result(out, jnp.where(lse == jnp.finfo(lse.dtype).max, -jnp.inf, lse), remainder)
 
 
 @ordinary
 def _attend_jvp(args, tangents, *, spec):
-    out, lse = _attend.bind(*args, spec=spec)
-    held = out, _without_infinity(lse)
-    out, lse = (checkpoint_name(x, name) for x, name in zip(held, RESIDUAL_NAMES, strict=True))
+    held = _without_infinity(_attend.bind(*args, spec=spec))
+    of_out, of_lse = RESIDUAL_NAMES
+    held = Result(*map(checkpoint_name, held, (of_out, of_lse, of_lse)))
     active = (True,) * 3 + tuple(not isinstance(x, ad.Zero) for x in tangents[3:])
     chosen = map(ad.instantiate_zeros, _chosen(tangents, active))
+    dout, dlse = _attend_tangent.bind(*args, *held, *chosen, spec=spec, active=active)
     # what is returned is made of what is saved, so that a policy that saves both leaves the kernel without a use
-    return [out, _with_infinity(lse)], _attend_tangent.bind(*args, out, lse, *chosen, spec=spec, active=active)
+    return list(_with_infinity(held)), [dout, dlse, ad.Zero(jax.typeof(held.remainder).to_tangent_aval())]
 
 
 @ordinary
@@ -210,10 +223,10 @@ def _attend_transpose(cotangents, *args, spec):
         )
     values = args[2].aval
     args = [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
-    out, lse = _attend.bind(*args, spec=spec)
+    held = _without_infinity(_attend.bind(*args, spec=spec))
     active = (True,) * 3 + (False,) * (len(args) - 3)
-    dout, dlse = (ad.instantiate_zeros(x) for x in cotangents)
-    _, _, dv = _attend_backward.bind(*args, out, _without_infinity(lse), dout, dlse, spec=spec, active=active)
+    dout, dlse, _ = (ad.instantiate_zeros(x) for x in cotangents)
+    _, _, dv = _attend_backward.bind(*args, *held, dout, dlse, spec=spec, active=active)
     return [None, None, dv, *[None] * (len(args) - 3)]
 
 
@@ -239,11 +252,11 @@ def _attend_jet(primals, series, *, spec):
 
 
 def _attend_tangent_transpose(cotangents, *flat, spec, active):
-    n = len(active)
+    args, held, tangents = _parts(flat, active)
     cotangents = map(ad.instantiate_zeros, cotangents)
-    grads = _attend_backward.bind(*flat[: n + 2], *cotangents, spec=spec, active=active)
-    linear = [g if ad.is_undefined_primal(x) else None for g, x in zip(grads, flat[n + 2 :], strict=True)]
-    return [None] * (n + 2) + linear
+    grads = _attend_backward.bind(*args, *held, *cotangents, spec=spec, active=active)
+    linear = [g if ad.is_undefined_primal(x) else None for g, x in zip(grads, tangents, strict=True)]
+    return [None] * (len(args) + len(held)) + linear
 
 
 def _twin_jvp(twin: Callable) -> Callable:
@@ -316,16 +329,17 @@ class _Fold:
 def _attend_batch(args, dims, *, spec):
     f = _Fold(args, dims, spec)
     folded = [f.fold(n, axes) for n, axes in enumerate(f.axes)]
-    out = _attend.bind(*folded, spec=f.new_spec(f.batched))
-    return [f.unfold(x) for x in out], [0, 0]
+    result = _attend.bind(*folded, spec=f.new_spec(f.batched))
+    return [f.unfold(x) for x in result], [0] * len(result)
 
 
 def _attend_tangent_batch(flat, dims, *, spec, active):
-    f, n = _Fold(flat, dims, spec), len(active)
-    tangent_at = _placed(range(n + 2, len(flat)), active)
+    f = _Fold(flat, dims, spec)
+    _, held, tangents = _parts(range(len(flat)), active)
+    tangent_at = _placed(tangents, active)
     wide = [f.batched[m] or (at is not None and f.batched[at]) for m, at in enumerate(tangent_at)]
     folded = [f.fold(m, axes, w) for m, (axes, w) in enumerate(zip(f.axes, wide, strict=True))]
-    folded += [f.fold(m, "b", True) for m in (n, n + 1)]
+    folded += [f.fold(m, "b", True) for m in held]
     folded += [f.fold(at, f.axes[m], wide[m]) for m, at in enumerate(tangent_at) if at is not None]
     out = _attend_tangent.bind(*folded, spec=f.new_spec(wide), active=active)
     return [f.unfold(x) for x in out], [0, 0]
@@ -335,7 +349,7 @@ def _attend_backward_batch(flat, dims, *, spec, active):
     f, n = _Fold(flat, dims, spec), len(active)
     wide = [f.batched[m] or active[m] for m in range(n)]
     folded = [f.fold(m, axes, w) for m, (axes, w) in enumerate(zip(f.axes, wide, strict=True))]
-    folded += [f.fold(m, "b", True) for m in range(n, n + 4)]
+    folded += [f.fold(m, "b", True) for m in range(n, len(flat))]
     grads = _attend_backward.bind(*folded, spec=f.new_spec(wide), active=active)
     lengths = [x.shape[1 if y else 0] if "b" in a else None for x, y, a in zip(f.args, f.batched, f.axes, strict=False)]
     own = zip(grads, _chosen(f.axes, active), _chosen(lengths, active), strict=True)

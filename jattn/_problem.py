@@ -61,6 +61,17 @@ class Spec:
         return self.signature.fill([_terms.Operand(*x) for x in zip(operands, self.signature.axes, strict=True)])
 
 
+class Result(NamedTuple):
+    """What a backend's forward pass gives, and its derivatives start from.
+
+    A float32 of -1e9 has no place for the log of a sum: the derivatives' weights are exp(score - lse - remainder).
+    """
+
+    out: jax.Array  # [b, t, h, e]
+    lse: jax.Array  # [b, t, h]
+    remainder: jax.Array  # [b, t, h], what rounding took from lse
+
+
 class Cut(NamedTuple):
     """How a backend cuts the work of a call, for `explain`."""
 

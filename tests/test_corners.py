@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import masks, mods, normalizers, scores
+from jattn import gates, masks, mods, normalizers, scores
 from tests.tolerances import assert_close
 
 BACKENDS = ["blockwise", "pallas_tpu", "reference"]
@@ -124,3 +124,47 @@ def test_a_row_of_the_lowest_number_is_the_mean(implementation):
     bias = jnp.zeros((8, 8)).at[3].set(jnp.finfo(jnp.float32).min)
     out = _attend(implementation, bias=bias, score=scores.dot(0.1))
     assert_close(out[:, 3], V.mean(1), 1e-6)
+
+
+SHIFTS = [2.0**13, 2.0**19, -(2.0**19), -1e9, 1e30, float(np.finfo(np.float32).min)]
+WITH = {
+    "a bias": {},
+    "dropout": {"dropout": gates.dropout(0.5, 3)},
+    "a gate": {"gates": (gates.function(lambda w, i, j: w * jnp.sqrt(1.0 + j)),)},
+    "a mask": {"mask": masks.window(5, 2)},
+    "sinks": {"sinks": np.float32([0.5, -0.5])},
+}
+
+
+@pytest.mark.parametrize("implementation", BACKENDS[:2])
+@pytest.mark.parametrize("option", WITH)
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_scores_so_large_that_lse_has_no_place_for_the_log_of_a_sum(shift, option, implementation):
+    """Out, its tangent and all gradients: the weights of n equal scores are 1 / n there too.
+
+    Queries and keys are fourths and the bias a multiple of what is next to it, so that every score is exact.
+    """
+    q, k = (np.round(4 * x) / 4 for x in (Q, K))
+    bias = np.full((2, 8, 8), shift, np.float32)
+    bias[:, 5:] = 0  # beside ordinary rows
+
+    def loss(implementation):
+        of = lambda q, k, v, bias: _attend(implementation, q, k, v, bias=bias, score=scores.dot(1.0), **WITH[option])
+        return lambda *args: jnp.sum(jnp.sin(of(*args)) * (1 + np.arange(4))), of
+
+    (got, of_got), (wanted, of_wanted) = (loss(x) for x in (implementation, "reference"))
+    args = q, k, V, bias
+    pairs = zip(jax.grad(got, (0, 1, 2, 3))(*args), jax.grad(wanted, (0, 1, 2, 3))(*args), strict=True)
+    for x, y in pairs:
+        assert_close(x, y, 1e-5)
+    moved = (*map(np.cos, args[:3]), np.cos(np.arange(128, dtype=np.float32)).reshape(bias.shape))
+    for x, y in zip(jax.jvp(of_got, args, moved), jax.jvp(of_wanted, args, moved), strict=True):
+        assert_close(x, y, 1e-5)
+
+
+@pytest.mark.parametrize("implementation", BACKENDS[:2])
+@pytest.mark.parametrize("size", [2.0**10, 2.0**12, 999.0, 3.0e6])
+def test_equal_products_of_any_size_share_the_weight(size, implementation):
+    q, k = np.full(Q.shape, size, np.float32), np.full(K.shape, size, np.float32)
+    loss = lambda implementation: lambda v: jnp.sum(_attend(implementation, q, k, v, mask=masks.causal()) * np.cos(V))
+    assert_close(jax.grad(loss(implementation))(V), jax.grad(loss("reference"))(V), 1e-5)

@@ -114,15 +114,10 @@ def test_memory_is_written_before_it_is_read(name, monkeypatch):
 
     def run(interpret):
         spec = Spec("pallas_tpu", signature, q.dtype, None, None, _target.Target("cpu", None, interpret))
-        out, lse = tpu.forward(spec, q, k, v, operands)
+        result = tpu.forward(spec, q, k, v, operands)
         learn = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
-        return (
-            tpu.backward(
-                spec, q, k, v, operands, out, lse, jnp.sin(out), jnp.where(jnp.isfinite(lse), jnp.cos(lse), 0), learn
-            ),
-            out,
-            lse,
-        )
+        dlse = jnp.where(jnp.isfinite(result.lse), jnp.cos(result.lse), 0)
+        return tpu.backward(spec, q, k, v, operands, result, jnp.sin(result.out), dlse, learn), result
 
     got, wanted = (jax.jit(functools.partial(run, x))() for x in (simulated, True))
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):

@@ -208,6 +208,8 @@ class Pieces:
         self.has_mods, self.has_gates, self.mask = bool(terms.mods), bool(terms.gates), terms.mask
         self.frame, self.upright = frame, upright
         self.span = span(terms.mask)
+        # float32 says exactly how large scores are, and mods may make them as large as they like
+        self.natural = self.has_mods or spec.dtype == jnp.float32
         # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
         # mods, it multiplies the scores
         self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
@@ -252,7 +254,7 @@ class Pieces:
         return Terms(
             scores,
             weights if self.has_gates else None,
-            natural=self.has_mods,
+            natural=self.natural,
             scale=self.scale * self._units if self.exact else None,
             reach=self.span.reach(*lengths),
             sees=None if self.span.exact else sees,
@@ -266,7 +268,7 @@ class Pieces:
 
     @property
     def _units(self) -> float:
-        return 1.0 if self.has_mods else LOG2E
+        return 1.0 if self.natural else LOG2E
 
     def query(self, q: jax.Array) -> jax.Array:
         """Heads first, with the scale unless the scores get it."""

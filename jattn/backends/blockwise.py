@@ -16,7 +16,7 @@ from jattn_kernels import online_softmax
 
 from jattn import _blocks, _terms, masks
 from jattn._geometry import Geometry, Step
-from jattn._problem import Cut, Spec, tile_width
+from jattn._problem import Cut, Result, Spec, tile_width
 from jattn.backends._walk import Walk
 from jattn.scores import Product
 
@@ -26,12 +26,13 @@ def _nothing(q: jax.Array, k: jax.Array) -> bool:
     return 0 in (*q.shape[:2], *k.shape[:2])
 
 
-def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any) -> tuple[jax.Array, jax.Array]:
-    """out `[b, t, h, e]` and lse `[b, t, h]`."""
+def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any) -> Result:
+    """Softmax attention of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     if _nothing(q, k):
         shape = (q.shape[0], *q.shape[1:3])
-        return jnp.zeros((*shape, v.shape[-1]), spec.dtype), jnp.full(shape, -jnp.inf, dtype)
+        nothing = jnp.zeros(shape, dtype)
+        return Result(jnp.zeros((*shape, v.shape[-1]), spec.dtype), nothing - jnp.inf, nothing)
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
 
     def strip(step, where, carry):
@@ -51,16 +52,15 @@ def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any)
 
         start = online_softmax.start(query.shape[:-1], v.shape[-1], walk.dtype)
         state = walk.keys(step, where, tile, start if walk.geo.key.count > 1 else None)
-        return tuple(
-            step.put_rows(whole, part) for whole, part in zip(carry, online_softmax.finish(state), strict=True)
-        )
+        return Result(*map(step.put_rows, carry, online_softmax.finish(state)))
 
     shape = (walk.geo.b, q.shape[1], walk.geo.h)
-    return walk.strips(strip, (jnp.zeros((*shape, v.shape[-1]), spec.dtype), jnp.zeros(shape, walk.dtype)))
+    out, row = jnp.zeros((*shape, v.shape[-1]), spec.dtype), jnp.zeros(shape, walk.dtype)
+    return walk.strips(strip, Result(out, row, row))
 
 
-def _probabilities(scores: jax.Array, lse: jax.Array) -> jax.Array:
-    return jnp.exp(scores - online_softmax.finite(lse)[..., None])
+def _probabilities(scores: jax.Array, lse: jax.Array, remainder: jax.Array) -> jax.Array:
+    return jnp.exp(scores - online_softmax.finite(lse)[..., None]) * jnp.exp(-remainder)[..., None]
 
 
 def _steady(x: jax.Array) -> Any:
@@ -68,20 +68,21 @@ def _steady(x: jax.Array) -> Any:
     return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
 
 
-def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, tangents: Any) -> tuple[Any, Any]:
+def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, tangents: Any) -> tuple[Any, Any]:
     """Tangents of out and lse: with p the weights before the gates and W the gates, s and ds of a tile,
 
     dlse = sum p ds,  dout = sum (W(p ds) + dW(p)) v + W(p) dv  -  dlse out.
 
     Rows that see nothing have none, whatever stands in them.
     """
+    out, lse, remainder = result
     if _nothing(q, k):
         return jnp.zeros_like(out), jnp.zeros_like(lse)
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
     dq, dk, dv, doperands = tangents
 
     def strip(step, where, carry):
-        strip_lse = step.rows(lse)
+        strip_lse, rest = step.rows(lse), step.rows(remainder)
         live = strip_lse != -jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
@@ -95,7 +96,7 @@ def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: An
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
-            p = _probabilities(walk.hide(here, hidden, tiles, scores), strip_lse)
+            p = _probabilities(walk.hide(here, hidden, tiles, scores), strip_lse, rest)
             pds = p * ds
             w, dw = jax.jvp(walk.weights(here), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
@@ -122,11 +123,11 @@ def _scaled_tangent(walk: Walk, step: Step, query: Any, dquery: Any, doperands: 
 
 
 def backward(
-    spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, learn: Any
 ) -> Any:
     """Gradients of q, k, v and of the operands, None for those that do not `learn`.
 
-    With p = exp(s - lse), w the weights after the gates, delta = dout . out - dlse:
+    With p = exp(s - lse - remainder), w the weights after the gates, delta = dout . out - dlse:
     dv = w' dout,  dp = the gates' transpose of dout v',  ds = p (dp - delta),  and s pulls ds back to q, k, operands.
 
     Rows that see nothing have gradient 0 and give none, whatever stands in them.
@@ -134,9 +135,8 @@ def backward(
     wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
     grads = (wide(q), wide(k), wide(v), [wide(x) if y else None for x, y in zip(operands, learn, strict=True)])
     if not _nothing(q, k):
-        grads = _backward(
-            Walk(spec, geometry(spec, q, k, v, operands), q, operands), (q, k, v), (out, lse, dout, dlse), grads
-        )
+        walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
+        grads = _backward(walk, (q, k, v), result, (dout, dlse), grads)
     dq, dk, dv, doperands = grads
     cast = lambda x, like: x.astype(like.dtype)
     return (
@@ -147,13 +147,13 @@ def backward(
     )
 
 
-def _backward(walk: Walk, arrays: tuple[Any, Any, Any], results: tuple[Any, Any, Any, Any], grads: Any) -> Any:
+def _backward(walk: Walk, arrays: tuple[Any, Any, Any], result: Result, cotangents: tuple[Any, Any], grads: Any) -> Any:
     """`backward`, added to zeros `grads`."""
-    (q, k, v), (out, lse, dout, dlse) = arrays, results
+    (q, k, v), (out, lse, remainder), (dout, dlse) = arrays, result, cotangents
     query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
 
     def strip(step, where, grads):
-        strip_lse = step.rows(lse)
+        strip_lse, rest = step.rows(lse), step.rows(remainder)
         live = strip_lse != -jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
             live = live & (step.positions()[0][:, 0] >= where[2] * walk.geo.query.block)
@@ -168,7 +168,8 @@ def _backward(walk: Walk, arrays: tuple[Any, Any, Any], results: tuple[Any, Any,
             seen = walk.seen(here, hidden, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
             scores, pull = walk.pull_scores(here, query, key, tiles)
-            p = jax.lax.optimization_barrier(_probabilities(walk.hide(here, hidden, tiles, scores), strip_lse))
+            p = _probabilities(walk.hide(here, hidden, tiles, scores), strip_lse, rest)
+            p = jax.lax.optimization_barrier(p)
             w, gates_pull = jax.vjp(walk.weights(here), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))

@@ -15,7 +15,7 @@ from jattn_kernels.tpu.operands import Frame
 from jax.lax import Precision
 
 from jattn import _blocks
-from jattn._problem import Cut, Spec
+from jattn._problem import Cut, Result, Spec
 from jattn.backends import blockwise
 from jattn.backends._tpu_chips import chip_of
 from jattn.backends._tpu_terms import Pieces, heads_first
@@ -41,20 +41,20 @@ class _Call:
         self.windows = self.pieces.windows(operands)
 
 
-def forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Array, jax.Array]:
-    """out `[b, t, h, e]` and lse `[b, t, h]`."""
+def forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Result:
+    """Softmax attention of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     operands = [_of_32_bits(x) for x in operands]
     with jax.enable_x64(False):  # kernels have no 64 bits, even where the code around has
         return _run_forward(spec, q, k, v, operands)
 
 
 def backward(
-    spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, learn: Any
 ) -> Any:
     """Gradients of q, k, v and of the operands, None for those that do not `learn`."""
     narrow = [_of_32_bits(x) for x in operands]
     with jax.enable_x64(False):
-        *found, doperands = _run_backward(spec, q, k, v, narrow, out, lse, dout, dlse, learn)
+        *found, doperands = _run_backward(spec, q, k, v, narrow, result, dout, dlse, learn)
     return (*found, [None if x is None else x.astype(y.dtype) for x, y in zip(doperands, operands, strict=True)])
 
 
@@ -63,31 +63,35 @@ def _of_32_bits(x: Any) -> Any:
     return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x
 
 
-def _run_forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> tuple[jax.Array, jax.Array]:
+def _run_forward(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Result:
     call = _Call(spec, q, k, v, operands, upright=True)
-    out, lse = _forward(
+    out, *of_rows = _forward(
         call.pieces.query(q), heads_first(k), heads_first(v),
         call.pieces.arrays(operands), call.windows,
         call.pieces.terms(), call.work, call.frame.sizes, dtype=spec.dtype, **call.options,
     )  # fmt: skip
-    return heads_first(out), jnp.swapaxes(lse[:, :, 0], 1, 2)
+    return Result(heads_first(out), *(jnp.swapaxes(x[:, :, 0], 1, 2) for x in of_rows))
 
 
 def _run_backward(
-    spec: Spec, q: Any, k: Any, v: Any, operands: Any, out: Any, lse: Any, dout: Any, dlse: Any, learn: Any
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, learn: Any
 ) -> Any:
     call = _Call(spec, q, k, v, operands, upright=False)
-    pieces = call.pieces
+    pieces, (out, lse, remainder) = call.pieces, result
     wide = lambda x: x.astype(jnp.float32)
-    delta = jnp.sum(wide(dout) * wide(out), -1) - dlse
+    delta, share = jnp.sum(wide(dout) * wide(out), -1) - dlse, jnp.exp(-remainder)
+    if not pieces.has_gates:  # all gradients are linear in these: the kernel need not multiply each weight
+        dout, delta, share = wide(dout) * share[..., None], delta * share, None
     rows = q
     if pieces.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
         rows, dout, delta = (_of_rows_that_see(x, lse) for x in (q, dout, delta))
+    flat = lambda x: jnp.swapaxes(x, 1, 2)
     arrays, pull = jax.vjp(pieces.arrays, operands)
     wanted = pieces.learned(learn)
     dq, dk, dv, found = _backward(
-        pieces.query(rows), heads_first(k), heads_first(v), jnp.swapaxes(lse, 1, 2), heads_first(dout.astype(v.dtype)),
-        jnp.swapaxes(delta, 1, 2), arrays, call.windows, wanted, pieces.terms(), call.work, call.frame.sizes,
+        pieces.query(rows), heads_first(k), heads_first(v), heads_first(dout.astype(v.dtype)),
+        flat(lse), flat(delta), None if share is None else flat(share),
+        arrays, call.windows, wanted, pieces.terms(), call.work, call.frame.sizes,
         dq_dtype=q.dtype, factor=pieces.scale, **call.options,
     )  # fmt: skip
     dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))

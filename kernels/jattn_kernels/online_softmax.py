@@ -42,9 +42,15 @@ def exponentials(state: State | None, scores: jax.Array) -> tuple[jax.Array, jax
     return top, jnp.exp(scores - safe[..., None]), jnp.exp(past - safe)
 
 
-def finish(state: State) -> tuple[jax.Array, jax.Array]:
-    """Output `[.., e]` and lse `[..]`; NaN, not nothing, for a row that has seen NaN or +inf."""
+def finish(state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Output `[.., e]`, lse `[..]` and what rounding took from lse; NaN, not nothing, for a row that has seen NaN or
+    +inf.
+
+    Where all scores are about -1e9, m + log l is m: without the remainder exp(score - lse) would be l times too much.
+    """
     unseen = state.total == 0
     total = jnp.where(unseen, 1, state.total)
-    lse = jnp.where(unseen, -jnp.inf, state.top + jnp.log(total))
-    return jnp.where(unseen[..., None], 0, state.out / total[..., None]), lse
+    lse = state.top + jnp.log(total)
+    remainder = (state.top - lse) + jnp.log(total)
+    out, lse = jnp.where(unseen[..., None], 0, state.out / total[..., None]), jnp.where(unseen, -jnp.inf, lse)
+    return out, lse, jnp.where(unseen, 0, remainder)

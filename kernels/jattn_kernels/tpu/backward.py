@@ -43,6 +43,7 @@ class _Head(Walk):
     ):
         frame, windows = static["frame"], static["windows"]
         read, (chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest) = refs[:scalars], refs[scalars:]
+        self.share = rest.pop(0) if static["terms"].weights is not None else self.lse  # not read without gates
         operands, rest = rest[: len(windows)], rest[len(windows) :]
         self.gradients, self.factors = gradients, factors
         learned = [x for x in gradients if x is not None]
@@ -122,6 +123,7 @@ class _Head(Walk):
             p = jnp.exp2(score - self.lse[:, rows])
         weight = p
         if self.terms.weights is not None:
+            p = p * self.share[:, rows]
             gates = self.terms.weights
             weight, pull_gates = jax.vjp(of_learned(lambda p, parts: gates(p, i, j, parts)), p, some)
             dp, dsome = pull_gates(dp)
@@ -207,9 +209,10 @@ def backward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    lse: jax.Array,
     do: jax.Array,
+    lse: jax.Array,
     delta: jax.Array,
+    share: jax.Array | None,
     operands: Any,
     windows: tuple[Window, ...],
     learn: tuple[bool, ...],
@@ -227,8 +230,9 @@ def backward(
 
     `factor` is the scale of the product of query and key: in `terms.scale` or, with the units of the scores, in q
     `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
-    lse and delta (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  q, k, v may have shorter batch
-    axes; their gradients have all of it.
+    lse and delta (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  exp(score - lse) times `share`
+    `[b, h, t]` is the weight of a pair; without gates, `share` is None and already a factor of do and delta.  q, k, v
+    may have shorter batch axes; their gradients have all of it.
     """
     (b, h, t, e), (_, g, s, d) = do.shape, k.shape
     frame = Frame(t, s, sizes)
@@ -236,7 +240,8 @@ def backward(
     rest = frame.padded["t"] - t
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse if terms.natural else lse * LOG2E)
     lse = jnp.pad(lse, ((0, 0), (0, 0), (0, rest)), constant_values=UNSEEN)[:, :, None]
-    delta = jnp.pad(delta, ((0, 0), (0, 0), (0, rest)))[:, :, None]
+    of_rows = [lse]
+    of_rows += [jnp.pad(x, ((0, 0), (0, 0), (0, rest)))[:, :, None] for x in (delta, share) if x is not None]
     gradients = tuple(Gradient(w, frame) if y else None for w, y in zip(windows, learn, strict=True))
     learned = [x for x in gradients if x is not None]
     tiled = [n for n, x in enumerate(learned) if x.tiled]
@@ -274,7 +279,7 @@ def backward(
     out_shape += [array((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
     out_shape += [x.shape(b, h) for x in learned]
     scalars = len(work.scalars)
-    inputs = scalars + 1 + 6 + len(windows)
+    inputs = scalars + 1 + 4 + len(of_rows) + len(windows)
     units = 1.0 if terms.natural else math.log(2)
     factors = factor, units if terms.scale is None else factor
     call = pl.pallas_call(
@@ -290,8 +295,8 @@ def backward(
             num_scalar_prefetch=scalars + 1,
             grid=(b, g, group * frame.query_tiles),
             in_specs=[
-                rows(q.shape[0], d), keys(k), keys(v), rows(b, e), flat, flat, *(w.spec(frame, at) for w in windows),
-                *(learned[n].spec(at) for n in tiled),
+                rows(q.shape[0], d), keys(k), keys(v), rows(b, e), *[flat] * len(of_rows),
+                *(w.spec(frame, at) for w in windows), *(learned[n].spec(at) for n in tiled),
             ],
             out_specs=[rows(b, d), own(k), own(v), *(x.spec(at) for x in learned)],
             scratch_shapes=scratch,
@@ -306,7 +311,7 @@ def backward(
     )  # fmt: skip
 
     def of_chunk(chunk, scalars, zeros):
-        return call(*scalars, chunk, q, k, v, do, lse, delta, *operands, *zeros)
+        return call(*scalars, chunk, q, k, v, do, *of_rows, *operands, *zeros)
 
     zeros = [jnp.zeros(learned[n].shape(b, h).shape, jnp.float32) for n in tiled]
     if frame.chunks == 1:

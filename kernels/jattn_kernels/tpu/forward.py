@@ -59,7 +59,7 @@ class _Head(Walk):
 
     def __init__(self, refs: Any, shape: Lists | Runs, scalars: int, **static: Any):
         read, (self.q, self.k, self.v, *rest) = refs[:scalars], refs[scalars:]
-        *operands, self.out, self.lse, self.top, self.total, self.sum = rest
+        *operands, self.out, self.lse, self.remainder, self.top, self.total, self.sum = rest
         b, h, i, self.c = (pl.program_id(n) for n in range(4))
         chunk = 0 if static["frame"].chunks == 1 else shape.chunk(read, b, h, i, self.c)
         super().__init__(shape.visits(read, b, h, i, self.c), operands, (b, h, i), chunk, upright=True, **static)
@@ -120,7 +120,13 @@ class _Head(Walk):
         out = jnp.where(lanes(total, out.shape[1]) == 0, 0, out * lanes(share, out.shape[1]))
         self.out[rows, :] = out.astype(self.out.dtype)
         top, total = row(top), row(total)  # log(0) = -inf
-        self.lse[:, rows] = top + jnp.log(total) if self.terms.natural else (top + jnp.log2(total)) * math.log(2)
+        if self.terms.natural:
+            log = jnp.log(total)
+            self.lse[:, rows] = lse = top + log
+            self.remainder[:, rows] = jnp.where(total == 0, 0, (top - lse) + log)
+        else:  # scores that are as exact as bfloat16 are not so large that the remainder counts
+            self.lse[:, rows] = (top + jnp.log2(total)) * math.log(2)
+            self.remainder[:, rows] = jnp.zeros_like(total)
 
     def begin_rows(self) -> None:
         self.top[...] = jnp.full_like(self.top, LOWEST)
@@ -134,6 +140,7 @@ class _Head(Walk):
         """Rows that see nothing."""
         self.out[rows, :] = jnp.zeros_like(self.out[rows, :])
         self.lse[:, rows] = jnp.full_like(self.lse[:, rows], -jnp.inf)
+        self.remainder[:, rows] = jnp.zeros_like(self.remainder[:, rows])
 
     def work_off(self, steps: Any, tile: Any) -> None:
         super().work_off(steps, tile)
@@ -182,8 +189,9 @@ def forward(
     precision: Any = None,
     memory: int | None = None,
     interpret: Any = False,
-) -> tuple[jax.Array, jax.Array]:
-    """out `[b, h, t, e]` in `dtype` and lse `[b, h, 1, t]` of q `[b, h, t, d]`, k `[b, g, s, d]`, v `[b, g, s, e]`.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """out `[b, h, t, e]` in `dtype`, lse `[b, h, 1, t]` and what rounding took from it, of q `[b, h, t, d]`, k
+    `[b, g, s, d]`, v `[b, g, s, e]`.
 
     Batch axes may be shorter than the longest: element b uses entry b % length.  `memory` is the fast memory that the
     kernel may use, in bytes.
@@ -201,6 +209,7 @@ def forward(
 
     h_per_g = h // g
     rows = lambda n, width: pl.BlockSpec((None, None, sizes.query, width), lambda b, h, i, c, *_: (b % n, h, i, 0))
+    flat = pl.BlockSpec((None, None, 1, sizes.query), lambda b, h, i, c, *_: (b, h, 0, i))
     per_row = pltpu.VMEM((sizes.query, LANES), jnp.float32)
     return pl.pallas_call(
         functools.partial(
@@ -215,12 +224,12 @@ def forward(
         ),
         name="jattn_forward",
         interpret=interpret,
-        out_shape=[array((b, h, t, e), dtype), array((b, h, 1, t), jnp.float32)],
+        out_shape=[array((b, h, t, e), dtype), *[array((b, h, 1, t), jnp.float32)] * 2],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(work.scalars),
             grid=(b, h, frame.query_tiles, shape.steps),
             in_specs=[rows(q.shape[0], d), keys(k), keys(v), *(w.spec(frame, at) for w in windows)],
-            out_specs=[rows(b, e), pl.BlockSpec((None, None, 1, sizes.query), lambda b, h, i, c, *_: (b, h, 0, i))],
+            out_specs=[rows(b, e), flat, flat],
             scratch_shapes=[per_row, per_row, pltpu.VMEM((sizes.query, e), jnp.float32)],
         ),
         compiler_params=pltpu.CompilerParams(

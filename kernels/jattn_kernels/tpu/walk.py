@@ -23,7 +23,7 @@ class Terms(NamedTuple):
 
     scores: Callable  # (score, i, j, masked, live, parts) -> score, -inf where masked or not `live`
     weights: Callable | None  # (weight, i, j, parts) -> weight
-    natural: bool  # scores are natural logarithms; else log2(e) is a factor of the query or of `scale`
+    natural: bool  # scores are natural logarithms, of any size; else log2(e) is a factor of the query or of `scale`
     scale: float | None  # of the product of query and key; None: it is a factor of the query
     reach: tuple[int, int]  # the first key that a query may see, and the first after the last
     sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query

@@ -1,0 +1,92 @@
+"""Whether a traced function is linear in one of its arguments, and what makes it something else."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+
+class _Kind(enum.Enum):
+    """How a value depends on the argument."""
+
+    ZERO = 0  # not at all, and it is 0
+    FREE = 1  # not at all
+    LINEAR = 2
+
+
+class _NotLinearError(Exception):
+    """Carries the name of the primitive."""
+
+
+_MOVES = {  # primitives of one input that keep 0 and every sum
+    "broadcast_in_dim", "convert_element_type", "copy", "neg", "optimization_barrier", "reduce_precision", "reshape",
+    "rev", "slice", "squeeze", "stop_gradient", "transpose",
+}  # fmt: skip
+_SUMS = {"add", "add_any", "sub"}
+
+
+def nonlinear(traced: ClosedJaxpr, at: int) -> str | None:
+    """The first primitive because of which a function of one result is not linear in argument `at`, None if it is.
+
+    What cannot be seen to be linear without knowing values counts as not linear.
+    """
+    kinds = [_Kind.LINEAR if n == at else _Kind.FREE for n in range(len(traced.jaxpr.invars))]
+    try:
+        (kind,) = _walk(traced.jaxpr, traced.consts, kinds)
+    except _NotLinearError as error:
+        return str(error)
+    return "a result without it" if kind is _Kind.FREE else None
+
+
+def _of_value(value: Any) -> _Kind:
+    known = isinstance(value, (int, float, bool, np.ndarray, np.generic))
+    return _Kind.ZERO if known and not np.any(value) else _Kind.FREE
+
+
+def _walk(jaxpr: Jaxpr, consts: Sequence[Any], kinds: Sequence[_Kind]) -> list[_Kind]:
+    found = dict(zip(jaxpr.constvars, map(_of_value, consts), strict=True))
+    found.update(zip(jaxpr.invars, kinds, strict=True))
+    read = lambda x: _of_value(x.val) if isinstance(x, Literal) else found[x]
+    for equation in jaxpr.eqns:
+        inputs = [read(x) for x in equation.invars]
+        found.update(zip(equation.outvars, _outputs(equation, inputs), strict=True))
+    return [read(x) for x in jaxpr.outvars]
+
+
+def _inner(equation: Any) -> list[tuple[Jaxpr, Sequence[Any]]]:
+    """The jaxprs that an equation runs, with their constants."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr)))
+    closed = [(x.jaxpr, x.consts) for x in values if isinstance(x, ClosedJaxpr)]
+    return closed or [(x, ()) for x in values if isinstance(x, Jaxpr)]
+
+
+def _outputs(equation: Any, inputs: list[_Kind]) -> list[_Kind]:
+    """The kinds of what an equation computes."""
+    name, first, rest = equation.primitive.name, inputs[:1], inputs[1:]
+    if name in _MOVES:
+        return inputs
+    if name == "mul" and _Kind.ZERO in inputs:
+        return [_Kind.ZERO]
+    if _Kind.LINEAR not in inputs:
+        return [_Kind.FREE] * len(equation.outvars)
+    linear = {
+        **dict.fromkeys(_SUMS, _Kind.FREE not in inputs),
+        "mul": inputs.count(_Kind.LINEAR) == 1,
+        "div": _Kind.LINEAR not in rest,
+        "select_n": _Kind.LINEAR not in first and _Kind.FREE not in rest,
+    }
+    if linear.get(name, False):
+        return [_Kind.LINEAR]
+    branches = _inner(equation)
+    if name == "cond" and _Kind.LINEAR not in first:
+        outputs = [_walk(*branch, rest) for branch in branches]
+        if all(_Kind.FREE not in x for x in zip(*outputs, strict=True)):
+            return [max(x, key=lambda kind: kind.value) for x in zip(*outputs, strict=True)]
+    elif branches and name not in ("cond", "scan", "while") and len(branches[0][0].invars) == len(inputs):
+        return _walk(*branches[0], inputs)  # jit and the like
+    raise _NotLinearError(name)
