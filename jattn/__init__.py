@@ -8,10 +8,10 @@ from jattn import masks as masks
 from jattn import mods as mods
 from jattn import normalizers as normalizers
 from jattn import scores as scores
-from jattn._dispatch import UnsupportedError as UnsupportedError
-from jattn._drop_in import dot_product_attention as dot_product_attention
-from jattn._explain import Plan as Plan
-from jattn._primitives import RESIDUAL_NAMES as RESIDUAL_NAMES
+from jattn._call.dispatch import UnsupportedError as UnsupportedError
+from jattn._call.drop_in import dot_product_attention as dot_product_attention
+from jattn._call.plan import Plan as Plan
+from jattn._derivatives import RESIDUAL_NAMES as RESIDUAL_NAMES
 from jattn._terms import Operand as Operand
 from jattn._terms import operand as operand
 from jattn.api import attention as attention

@@ -11,15 +11,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jattn import _checks, _dispatch, _hints, _modes, _strips, _target, normalizers, reference, scores
-from jattn._explain import Plan, plan
-from jattn._problem import Problem, reduce
+from jattn import normalizers, scores
+from jattn._call import checks, dispatch, hints, modes, targets
+from jattn._call.plan import Plan, plan
+from jattn._call.problem import Problem, reduce
+from jattn.backends import whole_rows
+from jattn.backends.contract import Backend
+from jattn.backends.reference import forward as reference
 
 _DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
 
 
-@_hints.hinted
-@_modes.ordinary
+@hints.hinted
+@modes.ordinary
 def attention(
     query: Float[Array, "*b t h d"],
     key: Float[Array, "*b s g d"],
@@ -34,7 +38,7 @@ def attention(
     sinks: Float[Array, "h"] | None = None,  # pyright: ignore[reportUndefinedVariable]
     dropout: Any = None,
     return_lse: bool = False,
-    implementation: str | None = None,
+    implementation: str | Backend | None = None,
     blocks: tuple[int, int] | None = None,
     precision: Any = None,
 ) -> Any:
@@ -55,7 +59,8 @@ def attention(
       sinks: `[h]` logits that take part in the softmax's denominator only (Xiao et al. 2024; gpt-oss).
       dropout: `jattn.gates.dropout(rate, seed)`, applied after the gates.
       return_lse: also return the log of the softmax's denominator, `[b, t, h]`, float32 or wider, differentiable.
-      implementation: None chooses; "reference", "blockwise", "pallas_tpu", "pallas_triton", "cudnn" insists.
+      implementation: None chooses; "reference", "blockwise", "pallas_tpu", "pallas_triton", "cudnn" insists;
+        so does a `jattn.backends.contract.Backend`.
       blocks: (query rows, key rows) of a tile, in the place of the tuned sizes.
       precision: a `jax.lax.Precision` for the two products.  On TPU a bfloat16 query takes up the score's scale,
         rounded to bfloat16, unless this is "highest"; float32 is computed at "highest" unless this says otherwise.
@@ -76,15 +81,15 @@ def attention(
 
     Sources: Bahdanau et al. 2015, Luong et al. 2015, Vaswani et al. 2017; tiles: Rabe & Staats 2021, Dao et al. 2022.
     """
-    problem = _checks.problem(
+    problem = checks.problem(
         query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
         sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision,
     )  # fmt: skip
-    target = _target.current()
-    chosen, _ = _dispatch.choose(problem, implementation, target)
+    target = targets.current()
+    chosen, _ = dispatch.choose(problem, implementation, target)
     if implementation is not None:
-        target = target._replace(platform=_target.ANY)
-    out, lse = _run(problem, chosen, _checks.blocks(blocks), return_lse, target)
+        target = target._replace(platform=targets.ANY)
+    out, lse = _run(problem, chosen, checks.blocks(blocks), return_lse, target)
     if jnp.ndim(query) == 3:
         out, lse = jax.tree.map(lambda x: x[0], (out, lse))
     return (out, lse) if return_lse else out
@@ -92,19 +97,19 @@ def attention(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _run(
-    problem: Problem, backend: str, blocks: tuple[int, int] | None, return_lse: bool, target: _target.Target
+    problem: Problem, backend: Backend, blocks: tuple[int, int] | None, return_lse: bool, target: targets.Target
 ) -> Any:
-    out, lse = _dispatch.run(problem, backend, blocks, target)
+    out, lse = dispatch.run(problem, backend, blocks, target)
     return out, lse if return_lse else None
 
 
-@_modes.ordinary
+@modes.ordinary
 def explain(
     query: Any,
     key: Any,
     value: Any,
     *,
-    implementation: str | None = None,
+    implementation: str | Backend | None = None,
     blocks: Any = None,
     device: str | None = None,
     **options: Any,
@@ -123,20 +128,20 @@ def explain(
     'blockwise'
     >>> empty, partial, full = plan.blocks
     """
-    arrays = [_checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
+    arrays = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
     if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
         arrays = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in arrays]
-    return plan(_checks.problem(*arrays, **_named("explain", options)), implementation, _checks.blocks(blocks), device)
+    return plan(checks.problem(*arrays, **_named("explain", options)), implementation, checks.blocks(blocks), device)
 
 
-@_modes.ordinary
+@modes.ordinary
 def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*b h t s"]:
     """The weights of `attention` with the same arguments, `[b, h, t, s]`: for looking at, O(t * s) memory.
 
     They are what multiplies the values: after masks, normaliser, sinks, gates and dropout.  All pairs are computed at
     once, by the definition: it takes no `implementation` and no `blocks`.
     """
-    problem = _checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
+    problem = checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
     found = _weights(problem)
     return found[0] if jnp.ndim(query) == 3 else found
 
@@ -144,24 +149,24 @@ def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*
 @jax.jit
 def _weights(problem: Problem) -> jax.Array:
     sizes = problem.sizes
-    if _dispatch.empty(problem):
+    if dispatch.empty(problem):
         return jnp.zeros([sizes[a] for a in "bhts"], jnp.promote_types(problem.query.dtype, jnp.float32))
     return reference.attention(problem)[2]
 
 
 def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Options of `attention` as `_checks.problem` names them; raises for those that `where` does not take."""
+    """Options of `attention` as `checks.problem` names them; raises for those that `where` does not take."""
     known = [x for x in inspect.signature(attention).parameters if x not in ("query", "key", "value", *refused)]
     unknown = [name for name, given in options.items() if name not in known and not (name in refused and given is None)]
     if unknown:
-        raise TypeError(_hints.unexpected(where, unknown, known))
+        raise TypeError(hints.unexpected(where, unknown, known))
     options = {name: given for name, given in options.items() if name in known}
     options = {"score": _DOT, "normalizer": _SOFTMAX, **options}
     options["mods_"] = options.pop("mods", ())
     return options
 
 
-@_modes.ordinary
+@modes.ordinary
 def sample(
     random_key: jax.Array, query: Any, key: Any, value: Any, **options: Any
 ) -> tuple[Float[Array, "*b t h e"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
@@ -185,14 +190,14 @@ def sample(
         if bool(given) if isinstance(given, (tuple, list, bool)) else given is not None:
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     options = _named("sample", options, ("implementation", "blocks"))
-    problem = _checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
+    problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
     found = _sample(problem)
     return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
 
 
 @jax.jit
 def _sample(problem: Problem) -> Any:
-    if _dispatch.empty(problem):
+    if dispatch.empty(problem):
         (b, t, h, _), e = problem.query.shape, problem.value.shape[-1]
         lse = jnp.full((b, t, h), -jnp.inf, jnp.promote_types(problem.query.dtype, jnp.float32))
         return jnp.zeros((b, t, h, e), problem.query.dtype), jnp.full((b, t, h), -1, jnp.int32), lse
@@ -209,10 +214,10 @@ def _sample(problem: Problem) -> Any:
         out = jnp.where(some[:, None], value[index] + normalizers.flaw(score)[:, None], 0).astype(problem.query.dtype)
         return out, jnp.where(some, index, -1).astype(jnp.int32), log_prob
 
-    return _strips.rows(signature, q, k, v, operands, draw, noise)
+    return whole_rows.rows(signature, q, k, v, operands, draw, noise)
 
 
-@_modes.ordinary
+@modes.ordinary
 def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Joins (out, lse) of the same queries over disjoint sets of keys into (out, lse) over all of them.
 

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn import _hash
-from jattn._closures import Closure
-from jattn._terms import Operand, Term, indices, number, operand, piece
+from jattn._terms import Operand, Term, counter_hash, indices, number, operand, term
+from jattn._terms.closures import Closure
 from jattn.mods import function_parts
 
 
@@ -26,7 +25,7 @@ class Gate(Term):
         raise NotImplementedError
 
 
-@piece
+@term
 class Dropout(Gate):
     rate: float
     seed: Any
@@ -39,7 +38,7 @@ class Dropout(Gate):
     def __call__(self, weight, i, j):
         if self.rate == 0:
             return weight
-        keep = _hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
+        keep = counter_hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
         return jnp.where(keep, weight * (1 / (1 - self.rate)), 0)
 
 
@@ -47,8 +46,8 @@ def dropout(rate: float, seed: Any) -> Gate:
     """weight * keep / (1 - rate): attention dropout (Srivastava et al. 2014; Vaswani et al. 2017).
 
     `rate` is static, in [0, 1); `seed` an int in [0, 2^32) or a traced uint32 scalar: a new seed does not recompile.
-    `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._hash.bits`: the same seed
-    gives the same bits on every backend and for every tiling.
+    `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._terms.counter_hash.bits`:
+    the same seed gives the same bits on every backend and for every tiling.
 
     >>> import jattn
     >>> gate = jattn.gates.dropout(0.1, seed=0)
@@ -72,7 +71,7 @@ def seed_operand(seed: Any) -> Operand:
     return Operand(jnp.asarray(seed).astype(jnp.uint32), "")
 
 
-@piece
+@term
 class Gaussian(Gate):
     center: Any
     sigma: Any
@@ -98,7 +97,7 @@ def gaussian(center: Any, sigma: Any) -> Gate:
     return Gaussian(operand(center, "bt" if center.ndim == 2 else "bht"), sigma)
 
 
-@piece
+@term
 class Function(Gate):
     closure: Closure
     operands: tuple[Operand, ...]

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn._blocks import Answer, Range
-from jattn._closures import Closure
-from jattn._terms import Operand, Term, as_array, indices, number, piece, wide
+from jattn._terms import Operand, Term, as_array, indices, number, term, wide
+from jattn._terms.block_tables import Answer, Range
+from jattn._terms.closures import Closure
 from jattn.mods import function_parts
 
 
@@ -58,7 +58,7 @@ def _joined(kind: type, left: Mask, right: Any) -> Mask:
     return kind(left, right) if isinstance(right, Mask) else NotImplemented
 
 
-@piece
+@term
 class And(Mask):
     left: Mask
     right: Mask
@@ -70,7 +70,7 @@ class And(Mask):
         return self.left.blocks(i, j) & self.right.blocks(i, j)
 
 
-@piece
+@term
 class Or(Mask):
     left: Mask
     right: Mask
@@ -82,7 +82,7 @@ class Or(Mask):
         return self.left.blocks(i, j) | self.right.blocks(i, j)
 
 
-@piece
+@term
 class Not(Mask):
     mask: Mask
 
@@ -118,7 +118,7 @@ def _negative(value: Any) -> Any:
     return Range(-value.hi, -value.lo) if isinstance(value, Range) else -value
 
 
-@piece
+@term
 class Window(Mask):
     """-left <= j - i <= right; None leaves a side open."""
 
@@ -185,7 +185,7 @@ def _side(value: Any, name: str) -> Any:
     return None if isinstance(value, int) and value >= _FAR else value
 
 
-@piece
+@term
 class Around(Mask):
     """A window around the query's centre in the place of its own position."""
 
@@ -238,7 +238,7 @@ def _int32(array: Any) -> Any:
     return xp.clip(array, xp.asarray(least, array.dtype), xp.asarray(_FAR, array.dtype)).astype(jnp.int32)
 
 
-@piece
+@term
 class Segments(Mask):
     query: Any
     key: Any
@@ -272,7 +272,7 @@ def _ids(array: Any, name: str, axis: str) -> Operand:
     return Operand(array, axis if array.ndim == 1 else "b" + axis)
 
 
-@piece
+@term
 class Before(Mask):
     """Key (or query) positions below a bound."""
 
@@ -310,7 +310,7 @@ def lengths_operand(value: Any, name: str) -> Any:
     return _integer(value, name)
 
 
-@piece
+@term
 class Dilated(Mask):
     stride: int
 
@@ -341,7 +341,7 @@ class _Layout:
         return np.frombuffer(self.bits, bool).reshape(self.shape)
 
 
-@piece
+@term
 class Blocks(Mask):
     layout: _Layout
     block: int
@@ -381,7 +381,7 @@ def blocks(layout: Any, block: int) -> Mask:
     return Blocks(_Layout(array.shape, array.tobytes()), int(block), None)
 
 
-@piece
+@term
 class Dense(Mask):
     array: Any
 
@@ -393,7 +393,7 @@ class Dense(Mask):
         return Answer(self.array.hi, self.array.lo)  # type: ignore[attr-defined]
 
 
-@piece
+@term
 class Unplaced(Mask):
     """A boolean array whose axes are known only beside the query and key: `_checks` makes a `Dense` of it."""
 
@@ -412,7 +412,7 @@ def dense(array: Any) -> Mask:
     return Unplaced(array)
 
 
-@piece
+@term
 class Function(Mask):
     closure: Closure
     operands: tuple[Any, ...]

@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jattn import _hash
-from jattn._closures import Closure, hoist
-from jattn._terms import Operand, Term, indices, number, operand, piece
+from jattn._terms import Operand, Term, counter_hash, indices, number, operand, term
+from jattn._terms.closures import Closure, hoist
 
 
 class Mod(Term):
@@ -29,7 +28,7 @@ class Mod(Term):
         raise NotImplementedError
 
 
-@piece
+@term
 class SoftCap(Mod):
     cap: Any
 
@@ -54,7 +53,7 @@ def softcap(cap: Any) -> Mod:
     return SoftCap(cap)
 
 
-@piece
+@term
 class Alibi(Mod):
     slopes: Any
 
@@ -79,7 +78,7 @@ def alibi_slopes(heads: int) -> jax.Array:
     return jnp.asarray(first + between)
 
 
-@piece
+@term
 class Bias(Mod):
     hides = True
 
@@ -103,7 +102,7 @@ def bias(array: Any, axes: str) -> Mod:
     return Bias(named)
 
 
-@piece
+@term
 class Relative(Mod):
     hides = True
 
@@ -200,7 +199,7 @@ def relative(table: Any, bucket: Callable | None = None) -> Mod:
     return Relative(named, *hoist(bucket))
 
 
-@piece
+@term
 class Function(Mod):
     hides = True
 
@@ -253,9 +252,9 @@ def function_parts(
     return closure, tuple(x if isinstance(x, Operand) else operand(x) for x in operands), held
 
 
-@piece
+@term
 class Gumbel(Mod):
-    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j (see `jattn._hash.bits`)."""
+    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j by `counter_hash`."""
 
     seed: Any
     temperature: Any
@@ -266,5 +265,5 @@ class Gumbel(Mod):
         return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
 
     def __call__(self, score, i, j):
-        u = _hash.uniform(_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
+        u = counter_hash.uniform(counter_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
         return (score - jnp.log(-jnp.log(u))) / self.temperature

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jattn._terms import Operand, Term, number, piece
+from jattn._terms import Operand, Term, number, term
 from jattn.gates import seed_operand
 from jattn.mods import Gumbel as GumbelNoise
 from jattn.mods import Mod
@@ -73,7 +73,7 @@ def _top(scores: Any) -> Any:
     return jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
 
 
-@piece
+@term
 class Softmax(Normalizer):
     is_softmax = True
 
@@ -88,7 +88,7 @@ def softmax() -> Normalizer:
     return Softmax()
 
 
-@piece
+@term
 class Sigmoid(Normalizer):
     bias: Any
 
@@ -152,7 +152,7 @@ def _excess(scores: Any, tau: Any) -> tuple[Any, Any]:
     return above, jnp.where(above <= 0, 0, above)
 
 
-@piece
+@term
 class Sparsemax(Normalizer):
     def __call__(self, scores):
         scores = lowered(scores)
@@ -169,7 +169,7 @@ def sparsemax() -> Normalizer:
     return Sparsemax()
 
 
-@piece
+@term
 class Entmax15(Normalizer):
     def __call__(self, scores):
         scores = lowered(scores) / 2
@@ -193,7 +193,7 @@ def entmax15() -> Normalizer:
     return Entmax15()
 
 
-@piece
+@term
 class Hard(Normalizer):
     straight_through: bool
 
@@ -220,7 +220,7 @@ def hard(straight_through: bool = False) -> Normalizer:
     return Hard(bool(straight_through))
 
 
-@piece
+@term
 class Gumbel(Normalizer):
     noise: GumbelNoise
     hard: bool
@@ -242,7 +242,7 @@ def gumbel(key: Any, temperature: Any = 1.0, hard: bool = False) -> Normalizer:
     2017).
 
     `key` is a `jax.random` key; `temperature` > 0 a number or a scalar array; `hard` gives the one-hot of it, with its
-    gradient (straight through).  The noise is -log(-log(u)) with u from the hash of `jattn._hash.bits`.
+    gradient (straight through).  The noise is -log(-log(u)) with u from the hash of `jattn._terms.counter_hash.bits`.
     """
     temperature = number(temperature, "temperature")
     if not isinstance(temperature, Operand) and not temperature > 0:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn._terms import Operand, Term, number, piece, wide
+from jattn._terms import Operand, Term, number, term, wide
 from jattn.mods import Bias, Mod
 
 _HIGH = jax.lax.Precision.HIGHEST
@@ -38,7 +38,7 @@ class Score(Term):
         raise NotImplementedError
 
 
-@piece
+@term
 class Product(Term):
     """Compares two tiles by scale * q.k: the only score the fused kernels know."""
 
@@ -49,7 +49,7 @@ class Product(Term):
         return jax.lax.dot_general(query * self.scale, key, (((1,), (1,)), ((), ())), precision=self.precision)
 
 
-@piece
+@term
 class Perceptron(Term):
     """Compares two tiles by v.tanh(q + k)."""
 
@@ -60,7 +60,7 @@ class Perceptron(Term):
         return jnp.matmul(jnp.tanh(query[:, None] + key[None]), self.v, precision=_HIGH)
 
 
-@piece
+@term
 class Dot(Score):
     scale: Any
 
@@ -82,7 +82,7 @@ def dot(scale: Any = None) -> Score:
     return Dot(None if scale is None else number(scale, "scale"))
 
 
-@piece
+@term
 class General(Score):
     w: Operand
     scale: Any
@@ -102,7 +102,7 @@ def general(w: Any, scale: Any = 1.0) -> Score:
     return General(_weight(w, "w", 2), number(scale, "scale"))
 
 
-@piece
+@term
 class Cosine(Score):
     scale: Any
 
@@ -121,7 +121,7 @@ def cosine(scale: Any = 1.0) -> Score:
     return Cosine(number(scale, "scale"))
 
 
-@piece
+@term
 class Concat(Score):
     w_q: Operand
     w_k: Operand
@@ -145,7 +145,7 @@ def concat(w_q: Any, w_k: Any) -> Score:
     return Concat(_weight(w_q, "w_q", 1), _weight(w_k, "w_k", 1))
 
 
-@piece
+@term
 class Additive(Score):
     w_q: Operand
     w_k: Operand

@@ -73,7 +73,7 @@ def _inner(a: Any, b: Any) -> Any:
 
 
 def evaluate(
-    inputs: Any, implementation: str | None, blocks: Any = None, like: Any = None, forward_mode: bool = True
+    inputs: Any, implementation: Any, blocks: Any = None, like: Any = None, forward_mode: bool = True
 ) -> Result:
     """`like`: inputs of another dtype whose cotangents to use, cast."""
     fn, arrays, names = as_function(inputs, implementation=implementation, blocks=blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -11,14 +12,19 @@ import pytest
 from hypothesis import strategies as st
 
 import jattn
-from jattn import _checks, _dispatch, _strips, _target, api, gates, masks, mods, normalizers, scores
-from jattn.backends import blockwise
+from jattn import gates, masks, mods, normalizers, scores
+from jattn._call import checks, targets
+from jattn.backends import BACKENDS as RECORDS
+from jattn.backends import whole_rows
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.blockwise.sizes import Limits
+from jattn.backends.contract import Direct
 from tests import strategies
 from tests.cases import CASES, Draw, Sizes, make
 from tests.evaluate import assert_agree, check_dtype, evaluate
 from tests.tolerances import assert_close
 
-BACKENDS = list(_dispatch.BACKENDS)
+BACKENDS = [x.name for x in RECORDS]
 ALL_DTYPES = ("float32", "bfloat16", "float16")
 SMOKE = {"causal", "everything", "sparsemax"}
 
@@ -26,8 +32,8 @@ SMOKE = {"causal", "everything", "sparsemax"}
 def _refusal(backend, inputs):
     arrays, options = inputs
     options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
-    problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
-    return _dispatch.BACKENDS[backend].refuses(problem, _target.current())
+    problem = checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
+    return next(x for x in RECORDS if x.name == backend).refuses(problem, targets.current())
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,32 +112,24 @@ def test_any_tile_size(blocks):
             assert_agree(got, _wanted("everything"), "float64")
 
 
-@pytest.fixture
-def forget():
-    """Traces are not shared with other tests."""
-    api._run.clear_cache()
-    yield
-    api._run.clear_cache()
-
-
-@pytest.mark.usefixtures("x64", "forget")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("step", [20, 90])
-def test_steps_over_batch_and_heads(monkeypatch, step):
+def test_steps_over_batch_and_heads(step):
     """Small shapes fit one step: with a smaller step the walk over batch elements and heads is what large ones take."""
-    monkeypatch.setattr(blockwise, "_STEP", step)
+    backend = dataclasses.replace(BLOCKWISE, settings=Limits(step=step))
     for name in ("everything", "nested"):
-        got = evaluate(make(name, jnp.float64), "blockwise", (4, 5))
+        got = evaluate(make(name, jnp.float64), backend, (4, 5))
         assert_agree(got, _wanted(name), "float64")
         assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
 
 
-@pytest.mark.usefixtures("x64", "forget")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("strip", [1, 300, 2000])
-def test_strips_of_whole_rows(monkeypatch, strip):
+def test_strips_of_whole_rows(strip):
     """As above, for the normalisers without an online form: one row at a time; some rows; some batch elements."""
-    monkeypatch.setattr(_strips, "_STRIP", strip)
+    backend = Direct("rows", BLOCKWISE.refuses, lambda problem: (whole_rows.attention(problem, strip), None))
     for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15"):
-        got = evaluate(make(name, jnp.float64), "blockwise")
+        got = evaluate(make(name, jnp.float64), backend)
         assert_agree(got, _wanted(name), "float64")
         assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
 

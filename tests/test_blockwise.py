@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import _blocks, api, masks, mods, scores
-from jattn.backends import blockwise
+from jattn import masks, mods, scores
+from jattn._terms import block_tables
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.blockwise.sizes import Limits
 from tests.cases import CASES, make
 from tests.evaluate import assert_agree, evaluate
 from tests.tolerances import assert_close
@@ -25,22 +28,19 @@ def _wanted(name):
 
 
 @pytest.fixture
-def way(request, monkeypatch):
-    """One of the two ways to hold keys; traces are not shared with other tests."""
-    monkeypatch.setattr(blockwise, "_FEW", WAYS[request.param])
-    api._run.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
-    yield
-    api._run.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]
+def way(request):
+    """The backend that holds keys in one of the two ways."""
+    return dataclasses.replace(BLOCKWISE, settings=Limits(few=WAYS[request.param]))
 
 
 SOFTMAX = [x for x in CASES if not any(y in x for y in ("sigmoid", "sparsemax", "entmax15", "hard"))]
 
 
-@pytest.mark.usefixtures("x64", "way")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("name", SOFTMAX)
-def test_every_case_in_one_tile(name):
-    got = evaluate(make(name, jnp.float64), "blockwise")
+def test_every_case_in_one_tile(name, way):
+    got = evaluate(make(name, jnp.float64), way)
     assert_agree(got, _wanted(name), "float64")
     assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
 
@@ -55,21 +55,20 @@ def _qkv(b=2, t=4, s=12, h=4, g=2, d=8):
 
 
 def _gradients(q, k, v, dout, dlse, **options):
-    fn = functools.partial(jattn.attention, implementation="blockwise", return_lse=True, **options)
+    fn = functools.partial(jattn.attention, return_lse=True, **options)
     (out, lse), pull = jax.vjp(fn, q, k, v)
     return out, lse, *pull((dout, dlse))
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("blocks", [None, (2, 4), (3, 5)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_nobody_sees_reaches_nothing(bad, blocks):
+def test_what_nobody_sees_reaches_nothing(bad, blocks, way):
     """A row that sees nothing, with all that stands in it, and keys past every length, of one batch element."""
     q, k, v = _qkv()
     dout, dlse = jnp.ones_like(q), jnp.ones(q.shape[:3])
     mask = masks.lengths(jnp.asarray([5, 12]), jnp.asarray([4, 3])) & masks.causal(6)
-    wanted = _gradients(q, k, v, dout, dlse, mask=mask, blocks=blocks)
+    wanted = _gradients(q, k, v, dout, dlse, mask=mask, blocks=blocks, implementation=way)
     spoil = lambda x, *at: x.at[at].set(bad)
     got = _gradients(
         spoil(q, 1, 3),
@@ -79,6 +78,7 @@ def test_what_nobody_sees_reaches_nothing(bad, blocks):
         spoil(dlse, 1, 3),
         mask=mask,
         blocks=blocks,
+        implementation=way,
     )
     for x, y in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -99,14 +99,13 @@ def test_tangents_of_what_nobody_sees(blocks):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("blocks", [None, (4, 4), (2, 5)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_seen_is_told(bad, blocks):
+def test_what_is_seen_is_told(bad, blocks, way):
     q, k, v = _qkv()
     mod = mods.function(lambda s, i, j: jnp.where((i == 1) & (j == 5), bad, s))
-    out, lse = jattn.attention(q, k, v, mods=mod, implementation="blockwise", blocks=blocks, return_lse=True)
+    out, lse = jattn.attention(q, k, v, mods=mod, implementation=way, blocks=blocks, return_lse=True)
     assert np.isnan(out[:, 1]).all()
     assert np.isnan(lse[:, 1]).all()
     assert np.isfinite(np.delete(out, 1, axis=1)).all()
@@ -142,7 +141,7 @@ def test_nothing_at_all(sizes):
 
 
 @pytest.mark.parametrize("name", ["causal", "window", "not causal", "holes", "nothing"])
-def test_long_tables_say_the_same_in_three_numbers_a_row(name, monkeypatch):
+def test_long_tables_say_the_same_in_three_numbers_a_row(name):
     mask = {
         "causal": masks.causal(5),
         "window": masks.window(17, 9),
@@ -150,13 +149,10 @@ def test_long_tables_say_the_same_in_three_numbers_a_row(name, monkeypatch):
         "holes": masks.dilated(20),
         "nothing": masks.prefix(0),
     }[name]
-    query, key = _blocks.Tiling(60, 4), _blocks.Tiling(50, 3)
-    wanted = _blocks.table(mask, query, key)
-    monkeypatch.setattr(_blocks, "_MOST_ENTRIES", 20)
-    _blocks._static_table.cache_clear()
-    found = _blocks.table(mask, query, key)
-    _blocks._static_table.cache_clear()
-    assert isinstance(found.index, _blocks.Runs)
+    query, key = block_tables.Tiling(60, 4), block_tables.Tiling(50, 3)
+    wanted = block_tables.table(mask, query, key)
+    found = block_tables.table(mask, query, key, most=20)
+    assert isinstance(found.index, block_tables.Runs)
     for row in range(query.count):
         at = (0, 0, row)
         cut = lambda x, at=at: [int(x.block(at, n)) for n in range(int(x.full[at] + x.partial[at]))]

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import jattn
 from jattn import api, gates, masks, mods, scores
-from jattn._closures import hoist
+from jattn._terms.closures import hoist
 from tests.evaluate import equations
 from tests.tolerances import assert_close
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import _hash, gates, masks
+from jattn import gates, masks
+from jattn._terms import counter_hash
 
 MASK = 2**32 - 1
 
@@ -20,7 +21,7 @@ def _mix(x: int) -> int:
 
 
 def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
-    """The docstring of `jattn._hash.bits`, in Python's integers."""
+    """The docstring of `jattn._terms.counter_hash.bits`, in Python's integers."""
     head = _mix(_mix(seed + 0x9E3779B9 & MASK) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35 & MASK))
     row = _mix(head ^ (i * 0x27D4EB2F & MASK))
     return _mix(row ^ _mix(j * 0x165667B1 + 1 & MASK))
@@ -30,7 +31,7 @@ def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
 @pytest.mark.parametrize("seed", [0, 1, 12345, MASK])
 def test_bits_are_the_ones_specified(seed):
     i, j = np.array([0, 1, 70000]), np.array([0, 3, 511, 2**20])
-    got = _hash.bits(seed if seed < 2**31 else np.uint32(seed), 2, 5, i[:, None], j[None])
+    got = counter_hash.bits(seed if seed < 2**31 else np.uint32(seed), 2, 5, i[:, None], j[None])
     np.testing.assert_array_equal(got, [[_bits(seed, 2, 5, int(x), int(y)) for y in j] for x in i])
 
 
@@ -56,7 +57,7 @@ def test_same_bits_for_every_tiling_and_backend():
 def test_rate_and_independence(rate):
     n = 256
     i, j = np.arange(n)[:, None], np.arange(n)[None]
-    bits = np.stack([_hash.bits(seed, b, h, i, j) for seed in (0, 1) for b in (0, 1) for h in (0, 1)])
+    bits = np.stack([counter_hash.bits(seed, b, h, i, j) for seed in (0, 1) for b in (0, 1) for h in (0, 1)])
     kept = (bits >= np.uint32(rate * 2**32)) - (1 - rate)
     noise = np.sqrt(rate * (1 - rate))
     assert abs(kept.mean()) < 5 * noise / np.sqrt(kept.size)

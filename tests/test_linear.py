@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jattn._linear import nonlinear
+from jattn._terms.linear import nonlinear
 
 W = jax.ShapeDtypeStruct((5, 7), jnp.float32)
 KEEP = jnp.arange(7) > 3

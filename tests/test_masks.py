@@ -12,8 +12,10 @@ import pytest
 from hypothesis import strategies as st
 
 import jattn
-from jattn import _blocks, _checks, _terms, masks, operand
-from jattn._blocks import Answer, Tiling
+from jattn import _terms, masks, operand
+from jattn._call import checks
+from jattn._terms import block_tables
+from jattn._terms.block_tables import Answer, Tiling
 from tests import strategies
 from tests.cases import Draw, Sizes
 
@@ -127,7 +129,7 @@ def test_static_masks_are_equal_by_value():
 
 
 def placed(mask, sizes=SIZES):
-    mask = _checks.place(mask, {a: getattr(sizes, a) for a in "bhts"})
+    mask = checks.place(mask, {a: getattr(sizes, a) for a in "bhts"})
     return mask.bound(sizes.b, sizes.h)
 
 
@@ -165,7 +167,7 @@ def brute(mask, query: Tiling, key: Tiling, sizes=SIZES) -> Answer:
 def check(mask, query: Tiling, key: Tiling, exact=False):
     """`some` and `every` must be on the safe side, or exact."""
     mask = placed(mask)
-    got, wanted = _blocks.answers(mask, query, key), brute(mask, query, key)
+    got, wanted = block_tables.answers(mask, query, key), brute(mask, query, key)
     some, every = (np.broadcast_to(x, wanted.some.shape) for x in got)
     assert not (wanted.some & ~some).any(), "a block that has pairs would be skipped"
     assert not (every & ~wanted.every).any(), "a block that has holes would go unmasked"
@@ -213,13 +215,13 @@ def test_answers_of_packed_documents_are_exact(seed):
     """Ids that count up, the same for queries and keys."""
     x = Draw(Sizes(t=S), jnp.float32, seed)
     mask, tilings = masks.segments(x.documents("bs")), (Tiling(S, 4), Tiling(S, 5))
-    got, wanted = _blocks.answers(mask, *tilings), brute(mask, *tilings, x.sizes)
+    got, wanted = block_tables.answers(mask, *tilings), brute(mask, *tilings, x.sizes)
     np.testing.assert_array_equal(got.some, wanted.some[:, :1])
     np.testing.assert_array_equal(got.every[..., :-1], wanted.every[:, :1, :, :-1])
 
 
 def table(mask, query=(16, 4), key=(16, 4), batch=1, heads=1):
-    return _blocks.table(mask, Tiling(*query), Tiling(*key), batch, heads)
+    return block_tables.table(mask, Tiling(*query), Tiling(*key), batch, heads)
 
 
 def test_tables_count_blocks():
@@ -414,7 +416,7 @@ def test_static_functions_of_many_pairs_are_not_looked_at(monkeypatch):
 
 def test_functions_with_operands_are_partial_everywhere():
     mask = masks.function(lambda i, j, n: j < n, operand(np.array([16, 16]), "b"))
-    found = _blocks.answers(mask, Tiling(16, 4), Tiling(16, 4))
+    found = block_tables.answers(mask, Tiling(16, 4), Tiling(16, 4))
     assert found.some.all()
     assert not found.every.any()
 

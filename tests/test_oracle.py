@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn import _checks, _dispatch, _strips, _target, gates, masks, mods, normalizers, reference, scores
-from jattn._problem import Spec, reduce
+from jattn import gates, masks, mods, normalizers, scores
+from jattn._call import checks, dispatch, targets
+from jattn._call.problem import Spec, reduce
+from jattn.backends import whole_rows
+from jattn.backends.reference import forward as reference
 from tests import oracle
 from tests.evaluate import QUICK
 
@@ -315,10 +318,10 @@ NORMALIZERS = {
 
 def _twin(query, key, value, **options):
     """What the higher derivatives of the fused backends are derivatives of."""
-    problem = _checks.problem(query, key, value, score=scores.dot(), mods_=options.pop("mods"), **options)
+    problem = checks.problem(query, key, value, score=scores.dot(), mods_=options.pop("mods"), **options)
     q, k, v, operands, signature = reduce(problem)
-    spec = Spec("blockwise", signature, query.dtype, None, None, _target.current())
-    return _strips.attend(spec, q, k, v, operands)
+    spec = Spec("blockwise", signature, query.dtype, None, None, targets.current())
+    return whole_rows.attend(spec, q, k, v, operands)
 
 
 WAYS = {
@@ -484,10 +487,10 @@ def test_nothing_to_attend_to(name, sizes):
     shape = lambda axes: tuple({**SIZES, **sizes}[a] for a in axes)
     q, k, v = (jnp.zeros(shape(a)) for a in ("bthd", "bsgd", "bsge"))
     for mask in (None, masks.causal()):
-        problem = _checks.problem(q, k, v, score=scores.dot(), normalizer=NORMALIZERS[name](), mask=mask)
+        problem = checks.problem(q, k, v, score=scores.dot(), normalizer=NORMALIZERS[name](), mask=mask)
         out, lse, weights = jax.jit(reference.attention)(problem)
         np.testing.assert_array_equal(out, np.zeros(shape("bthe")))
         np.testing.assert_array_equal(lse, np.full(shape("bth"), -np.inf))
         assert weights.shape == shape("bhts")
-        strips = jax.jit(lambda x: _dispatch._run_rows(x, None, None)[0])(problem)
+        strips = jax.jit(lambda x: dispatch._run_rows(x, None, None)[0])(problem)
         np.testing.assert_array_equal(strips, np.zeros(shape("bthe")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import functools
 from unittest import mock
 
@@ -12,13 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from jattn_kernels.tpu.operands import Frame
-from jattn_kernels.tpu.work import Sizes as TileSizes
+from jattn_kernels.tiles.work import Frame
+from jattn_kernels.tpu.sizes import Sizes as TileSizes
 
 import jattn
-from jattn import _blocks, _checks, _dispatch, _target, masks, mods, normalizers, scores
-from jattn._problem import Spec, reduce
-from jattn.backends import _tpu_work, tpu
+from jattn import masks, mods, normalizers, scores
+from jattn._call import checks, targets
+from jattn._call.problem import reduce
+from jattn._terms import block_tables
+from jattn.backends.contract import Spec
+from jattn.backends.pallas import work as work_lists
+from jattn.backends.pallas_tpu import PALLAS_TPU
+from jattn.backends.pallas_tpu.settings import Settings
 from tests import aot
 from tests.cases import CASES, Sizes, make
 from tests.evaluate import check_dtype, evaluate, widen
@@ -38,8 +43,8 @@ def interpreted(monkeypatch):
 def _refusal(inputs):
     arrays, options = inputs
     options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
-    problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
-    return _dispatch.BACKENDS["pallas_tpu"].refuses(problem, _target.current())
+    problem = checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
+    return PALLAS_TPU.refuses(problem, targets.current())
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -68,30 +73,28 @@ def test_bfloat16_with_the_scale_in_float32():
     check_dtype((arrays, {**options, "precision": "highest"}), "pallas_tpu", "bfloat16")
 
 
-@pytest.fixture(params=["upright", "turned", "runs"])
-def small_tiles(monkeypatch, request):
+WAYS = {
+    "plain": Settings(SMALL_TILES, SMALL_TILES),
+    "turned": Settings(TURNED_TILES, TURNED_TILES),
+    "runs": Settings(SMALL_TILES, SMALL_TILES, lists=False),  # as where lists of tiles do not fit in scalar memory
+}
+
+
+@pytest.fixture(params=WAYS)
+def small_tiles(request):
     """Several query tiles, key tiles and chunks of keys at sizes that the interpreter can do."""
-    sizes = TURNED_TILES if request.param == "turned" else SMALL_TILES
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (sizes, "small"))
-    if request.param == "runs":  # as where lists of tiles do not fit in scalar memory
-        monkeypatch.setattr(_tpu_work, "_as_lists", lambda *_, **__: None)
-    caches = jattn.api._run.clear_cache, _tpu_work.static_work.cache_clear
-    for clear in caches:
-        clear()
-    yield
-    for clear in caches:
-        clear()
+    return dataclasses.replace(PALLAS_TPU, settings=WAYS[request.param])
 
 
 SEVERAL = ["causal", "segments", "nested", "relative", "bias-every-axes", "everything", "blocks-heads"]
 
 
-@pytest.mark.usefixtures("interpreted", "small_tiles")
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", SEVERAL)
-def test_several_tiles_and_chunks(name):
+def test_several_tiles_and_chunks(name, small_tiles):
     """Against blockwise in float64: rows, keys and chunks hang over the ends of the arrays."""
     inputs = make(name, "float32", LARGE)
-    got = evaluate(inputs, "pallas_tpu", forward_mode=False)
+    got = evaluate(inputs, small_tiles, forward_mode=False)
     with jax.enable_x64(True):
         wanted = evaluate(make(name, "float64", LARGE), "blockwise", forward_mode=False)
     assert_close(got.out, wanted.out, 1e-5, "out")
@@ -101,23 +104,23 @@ def test_several_tiles_and_chunks(name):
 
 
 @pytest.mark.parametrize("name", ["causal", "everything", "bias"])
-def test_memory_is_written_before_it_is_read(name, monkeypatch):
+def test_memory_is_written_before_it_is_read(name):
     """The simulator starts every memory with NaN and looks for races between copies and kernels."""
     from jax.experimental.pallas import tpu as pltpu
 
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (SMALL_TILES, "small"))
+    backend = dataclasses.replace(PALLAS_TPU, settings=WAYS["plain"])
     arrays, options = make(name, "float32", LARGE)
     options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
-    problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
+    problem = checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
     q, k, v, operands, signature = reduce(problem)
     simulated = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 
     def run(interpret):
-        spec = Spec("pallas_tpu", signature, q.dtype, None, None, _target.Target("cpu", None, interpret))
-        result = tpu.forward(spec, q, k, v, operands)
-        learn = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
+        spec = Spec(backend, signature, q.dtype, None, None, targets.Target("cpu", None, interpret))
+        result = backend.forward(spec, q, k, v, operands)
+        active = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
         dlse = jnp.where(jnp.isfinite(result.lse), jnp.cos(result.lse), 0)
-        return tpu.backward(spec, q, k, v, operands, result, jnp.sin(result.out), dlse, learn), result
+        return backend.backward(spec, q, k, v, operands, result, jnp.sin(result.out), dlse, active), result
 
     got, wanted = (jax.jit(functools.partial(run, x))() for x in (simulated, True))
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
@@ -239,7 +242,7 @@ def _lowered(mask, *, b=1, t=4096, h=8, g=8):
     """The program of all gradients for v5e, as text."""
     q, k = (jax.ShapeDtypeStruct((b, t, n, 128), jnp.bfloat16) for n in (h, g))
     loss = lambda q, k, v: jattn.attention(q, k, v, mask=mask).astype(jnp.float32).sum()
-    with mock.patch.object(_target, "current", return_value=_target.Target("tpu", "v5e")):
+    with mock.patch.object(targets, "current", return_value=targets.Target("tpu", "v5e")):
         jattn.api._run.clear_cache()
         lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k).lower(lowering_platforms=("tpu",))
     text = lowered.as_text()
@@ -277,14 +280,14 @@ def static_masks(draw):
     return draw(st.sampled_from([left, left & right, left | right, ~left]))
 
 
-def visited(work, frame, upright, i):
-    """What query tile i visits: chunk, key tile, and the steps of the tile."""
-    for c in range(work.shape.steps if upright else frame.chunks):
+def visited(work, frame, direction, i):
+    """What query tile i visits: chunk, key tile, and the strips of the tile."""
+    for c in range(work.shape.steps if direction == "forward" else frame.chunks):
         scalars = [x[c] for x in work.scalars] if work.by_chunk else work.scalars
-        chunk = work.shape.chunk(scalars, 0, 0, i, c) if upright else c
-        visits = work.shape.visits(scalars, 0, 0, i, c, None if upright else c)
+        chunk = work.shape.chunk(scalars, 0, 0, i, c) if direction == "forward" else c
+        visits = work.shape.visits(scalars, 0, 0, i, c, None if direction == "forward" else c)
         for n in range(int(visits.full)):
-            yield int(chunk), int(visits.tile(n, False)[0]), frame.sizes.whole(False, upright)
+            yield int(chunk), int(visits.tile(n, False)[0]), frame.sizes.whole(False, direction == "backward")
         for n in range(int(visits.partial)):
             tile, pattern = (int(x) for x in visits.tile(n, True))
             yield int(chunk), tile, work.patterns[pattern]
@@ -293,29 +296,28 @@ def visited(work, frame, upright, i):
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     static_masks(), st.integers(1, 700), st.integers(1, 700), st.sampled_from([128, 256, 512]),
-    st.sampled_from([128, 256, 512]), st.integers(1, 3), st.booleans(), st.booleans(),
+    st.sampled_from([128, 256, 512]), st.integers(1, 3), st.sampled_from(["forward", "backward"]), st.booleans(),
 )  # fmt: skip
-def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, upright, room):
-    """Every pair that attends is in one step; what a step calls unmasked attends.  So where lists have no `room`."""
+def test_the_strips_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, direction, room):
+    """Every pair that attends is in one strip; what a strip calls unmasked attends.  So where lists have no `room`."""
     sizes = TileSizes(query, key, 128, key * per_chunk)
     frame = Frame(t, s, sizes)
-    with contextlib.nullcontext() if room else mock.patch.object(_tpu_work, "_as_lists", return_value=None):
-        work = _tpu_work.static_work.__wrapped__(mask, frame, upright)
+    work = work_lists.static_work.__wrapped__(mask, frame, direction, room)
     padded = frame.query_tiles * query, frame.key_tiles * key
     count, unmasked = np.zeros(padded, int), np.zeros(padded, bool)
 
-    def lay(i, j, steps):
-        for step in steps:
-            for piece in step.pieces:
-                row, column = (step, piece) if upright else (piece, step)
+    def lay(i, j, strips):
+        for strip in strips:
+            for stretch in strip.stretches:
+                row, column = (strip, stretch) if direction == "forward" else (stretch, strip)
                 at = slice(i + row.at, i + row.at + row.size), slice(j + column.at, j + column.at + column.size)
                 count[at] += 1
-                unmasked[at] |= not piece.masked
+                unmasked[at] |= not stretch.masked
 
     for i in range(frame.query_tiles):
-        for chunk, tile, steps in visited(work, frame, upright, i):
+        for chunk, tile, strips in visited(work, frame, direction, i):
             assert tile // per_chunk == chunk
-            lay(i * query, tile * key, steps)
+            lay(i * query, tile * key, strips)
     attends = np.asarray(mask(np.arange(t)[:, None], np.arange(s)[None]))
     assert count.max(initial=0) <= 1
     assert (count[:t, :s][attends] == 1).all()
@@ -325,16 +327,16 @@ def test_the_steps_of_all_tiles_are_the_mask(mask, t, s, query, key, per_chunk, 
 
 def test_a_diagonal_tile_does_about_half_its_products():
     sizes = TileSizes(1024, 1024, 512, 4096)
-    work = _tpu_work.static_work(masks.causal(), Frame(4096, 4096, sizes), True)
+    work = work_lists.static_work(masks.causal(), Frame(4096, 4096, sizes), "forward")
     assert len(work.patterns) == 1
-    pairs = sum(step.size * piece.size for step in work.patterns[0] for piece in step.pieces)
+    pairs = sum(strip.size * stretch.size for strip in work.patterns[0] for stretch in strip.stretches)
     assert pairs <= 0.63 * 1024**2
 
 
 def test_the_grid_is_only_as_long_as_the_work():
     """Chunks of keys that no query tile of a window sees at once are no steps of the grid."""
     frame = Frame(4096, 4096, TileSizes(256, 256, 256, 512))
-    work = _tpu_work.static_work(masks.causal() & masks.window(left=300), frame, True)
+    work = work_lists.static_work(masks.causal() & masks.window(left=300), frame, "forward")
     assert frame.chunks == 8
     assert work.shape.steps == 2
 
@@ -344,16 +346,15 @@ def test_segments_known_at_run_time_skip_tiles():
     frame = Frame(1024, 1024, TileSizes(256, 256, 256, 1024))
     q_ids = jattn.operand(ids, "bt")
     mask = masks.Segments(q_ids, jattn.operand(ids, "bs"))
-    tiles, counts, _ = jax.jit(lambda: _tpu_work.work_of(mask, frame, True).scalars)()
+    tiles, counts, _ = jax.jit(lambda: work_lists.work_of(mask, frame, "forward").scalars)()
     assert counts.reshape(-1, 3).tolist() == [[0, 1, 0]] * 4
     assert tiles.reshape(4, 4)[:, 0].tolist() == [0, 1, 2, 3]
-    with mock.patch.object(_tpu_work, "_as_lists", return_value=None):
-        (ends,) = jax.jit(lambda: _tpu_work.work_of(mask, frame, True).scalars)()
+    (ends,) = jax.jit(lambda: work_lists.work_of(mask, frame, "forward", listed=False).scalars)()
     assert ends.reshape(-1, 5).tolist() == [[n, n, n + 1, n + 1, 0] for n in range(4)]
 
 
 def test_answers_of_tiles_that_hang_over():
-    tiling = _blocks.Tiling(300, 128, overhang=True)
+    tiling = block_tables.Tiling(300, 128, overhang=True)
     assert tiling.range().lo.tolist() == [0, 128, 256]
     assert tiling.range().hi.tolist() == [127, 255, 299]
 

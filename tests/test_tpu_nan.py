@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jattn_kernels.tpu.work import Sizes as TileSizes
+from jattn_kernels.tpu.sizes import Sizes as TileSizes
 
 import jattn
 from jattn import gates, masks, mods, operand
-from jattn.backends import tpu
+from jattn.backends.pallas_tpu import PALLAS_TPU
+from jattn.backends.pallas_tpu.settings import Settings
 from tests.tolerances import assert_close
 
 B, T, S, H, G, D = 2, 150, 270, 4, 2, 8
@@ -32,13 +35,13 @@ TILES = {  # one, and several: none of them divides a length
 
 
 @pytest.fixture(autouse=True)
-def tiles(monkeypatch, request):
+def _interpreted(monkeypatch):
     monkeypatch.setenv("JATTN_INTERPRET", "1")
-    sizes = TILES[getattr(request, "param", "tiled")]
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (sizes, "small"))
-    jattn.api._run.clear_cache()
-    yield
-    jattn.api._run.clear_cache()
+
+
+def _kernels(tiles="tiled"):
+    """The backend with these tiles in both directions."""
+    return dataclasses.replace(PALLAS_TPU, settings=Settings(TILES[tiles], TILES[tiles]))
 
 
 def _documents(n, last):
@@ -85,8 +88,8 @@ EVERY += [(name, "mods", "tiled") for name in ("causal-empty-rows", "segments", 
 EVERY += [(name, "mods", x) for name in ("causal", "causal-segments") for x in ("whole", "turned")]
 
 
-@pytest.mark.parametrize(("name", "terms", "tiles"), EVERY, indirect=["tiles"])
-def test_what_is_not_seen_reaches_nothing(name, terms):
+@pytest.mark.parametrize(("name", "terms", "tiles"), EVERY)
+def test_what_is_not_seen_reaches_nothing(name, terms, tiles):
     """Queries that see nothing, their cotangents and their numbers; keys and values that no query sees."""
     mask, make = MASKS[name](), TERMS[terms]
     arrays = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D), 2 + jnp.sin(_numbers(B, H, T))
@@ -103,25 +106,25 @@ def test_what_is_not_seen_reaches_nothing(name, terms):
     )
     q, k, v, x = arrays
     poisoned = bad(q, blind), bad(k, unseen), bad(v, unseen), jnp.where(jnp.swapaxes(blind, 1, 2), jnp.nan, x)
-    got = _run(poisoned, mask, make, "pallas_tpu", tuple(bad(y, blind) for y in cotangents))
+    got = _run(poisoned, mask, make, _kernels(tiles), tuple(bad(y, blind) for y in cotangents))
     for what, one, other in zip(("out", "lse", "dq", "dk", "dv", "dx"), got, wanted, strict=True):
         assert_close(one, other, 1e-4, what)
 
 
-@pytest.mark.parametrize("tiles", ["whole", "turned"], indirect=True)
+@pytest.mark.parametrize("tiles", ["whole", "turned"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("mask", [None, masks.causal(150)], ids=["full", "causal"])
-def test_what_is_seen_is_nan(mask, value):
+def test_what_is_seen_is_nan(mask, value, tiles):
     q, k, v = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D)
     bias = jnp.zeros((T, S)).at[17, 3].set(value).at[140, 200].set(value)
     out, lse = jattn.attention(
-        q, k, v, mask=mask, mods=mods.bias(bias, "ts"), return_lse=True, implementation="pallas_tpu"
+        q, k, v, mask=mask, mods=mods.bias(bias, "ts"), return_lse=True, implementation=_kernels(tiles)
     )
     hit = np.isin(np.arange(T), (17, 140))
     assert (np.isnan(out).all((0, 2, 3)) == hit).all()
     assert (np.isnan(lse).all((0, 2)) == hit).all()
     assert np.isfinite(np.asarray(out)[:, ~hit]).all()
-    out, lse = jattn.attention(q.at[:, 17].set(value), k, v, mask=mask, return_lse=True, implementation="pallas_tpu")
+    out, lse = jattn.attention(q.at[:, 17].set(value), k, v, mask=mask, return_lse=True, implementation=_kernels(tiles))
     assert np.isnan(np.asarray(lse)[:, 17]).all()
     assert np.isnan(np.asarray(out)[:, 17]).all()
 
@@ -132,7 +135,7 @@ def test_the_lowest_scores_are_scores(mask):
     q, k, v = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D)
     bias = jnp.zeros((T, 1)).at[3].set(LOWEST).at[149].set(LOWEST)
     arguments = {"mask": mask, "bias": bias, "return_lse": True}
-    out, lse = jattn.attention(q, k, v, implementation="pallas_tpu", **arguments)
+    out, lse = jattn.attention(q, k, v, implementation=_kernels(), **arguments)
     for row in (3, 149):
         seen = S if mask is None else row + 131
         mean = jnp.repeat(v[:, :seen].mean(1), H // G, axis=1)
@@ -152,6 +155,6 @@ def test_a_score_that_is_hidden_stays_hidden():
         terms = mods.bias(hidden, "s"), mods.softcap(cap)
         return jnp.sum(jnp.sin(jattn.attention(q, k, v, mods=terms, implementation=implementation)))
 
-    got, wanted = (jax.grad(loss, (0, 1, 2, 3))(jnp.float32(2), q, k, v, x) for x in ("pallas_tpu", "blockwise"))
+    got, wanted = (jax.grad(loss, (0, 1, 2, 3))(jnp.float32(2), q, k, v, x) for x in (_kernels(), "blockwise"))
     for x, y in zip(got, wanted, strict=True):
         assert_close(x, y, 1e-4)

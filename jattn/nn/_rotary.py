@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jattn import _modes
+from jattn._call import modes
 
 
-@_modes.ordinary
+@modes.ordinary
 def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: Any = 10_000.0) -> Float[Array, "*b t h d"]:
     """Turns each pair of features by an angle proportional to its position (RoFormer, Su et al. 2021, eq. 34):
 

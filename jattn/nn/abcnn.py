@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import _modes, api, mods, normalizers, scores
+from jattn import api, mods, normalizers, scores
+from jattn._call import modes
 from jattn._terms import operand, wide
 from jattn.nn import _call
 from jattn.nn._hints import of_calls, of_layers
@@ -118,7 +119,7 @@ class ABCNN(nnx.Module):
         self.table = nnx.data(table)
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t in_features"],
@@ -152,7 +153,7 @@ class ABCNN(nnx.Module):
 
         return pooled(pair[0], *columns), pooled(pair[1], *columns[::-1])
 
-    @_modes.ordinary
+    @modes.ordinary
     def weights(
         self,
         x: Float[Array, "*b t in_features"],

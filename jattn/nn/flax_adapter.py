@@ -12,9 +12,10 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as _promote_dtype
 from jax.extend.core import Var
 
-from jattn import _checks, _modes, _terms, api, gates, masks
-from jattn._dispatch import UnsupportedError
-from jattn._terms import Operand, piece
+from jattn import _terms, api, gates, masks
+from jattn._call import checks, modes
+from jattn._call.dispatch import UnsupportedError
+from jattn._terms import Operand, term
 from jattn.nn import _call
 from jattn.nn._frozen import thawed
 
@@ -61,7 +62,7 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
     fixed = _call.check_names(options, _OPTIONS, "jattn.nn.attention_fn")
     fixed = {name: thawed(x) for name, x in fixed.items()}
 
-    @_modes.ordinary
+    @modes.ordinary
     def attention(
         query: jax.Array,
         key: jax.Array,
@@ -114,8 +115,8 @@ def _check_positions(options: _call.Options, query: jax.Array, key: jax.Array) -
     """Raises where a term looks at the position of the one query that Flax decodes."""
     sizes = {"b": math.prod(query.shape[:-3]), "h": query.shape[-2], "t": 1, "s": key.shape[-3]}
     for name in ("mask", "is_causal", "mods", "gates"):
-        for term in _call.sequence(options.get(name) or ()) if name in ("mods", "gates") else (options.get(name),):
-            if term is not None and _looks_at_queries(term, sizes):
+        for x in _call.sequence(options.get(name) or ()) if name in ("mods", "gates") else (options.get(name),):
+            if x is not None and _looks_at_queries(x, sizes):
                 raise ValueError(
                     f"jattn.nn.attention_fn: {name} looks at the query's position, which Flax does not tell where it"
                     f" decodes (t = 1, s = {sizes['s']}, and a mask of what its cache holds). That mask is causal"
@@ -130,7 +131,7 @@ def _looks_at_queries(term: Any, sizes: dict[str, int]) -> bool:
         arrays = jax.tree.leaves(term, is_leaf=lambda x: isinstance(x, masks.Unplaced))
         if any(isinstance(x, masks.Unplaced) and x.array.ndim > 1 and x.array.shape[-2] > 1 for x in arrays):
             return True
-        term = _checks.place(term, sizes)
+        term = checks.place(term, sizes)
     arrays, signature = _terms.split(term.bound(sizes["b"], sizes["h"]))
     if any("t" in axes and x.shape[axes.index("t")] != 1 for x, axes in zip(arrays, signature.axes, strict=True)):
         return True
@@ -184,7 +185,7 @@ def _dropout(rate: float, rng: Any, shared: bool) -> gates.Gate:
     return SharedDropout(gate.rate, gate.seed) if shared else gate  # type: ignore[attr-defined]
 
 
-@piece
+@term
 class SharedDropout(gates.Gate):
     """`gates.dropout` with the pattern of the first head of the first batch element everywhere."""
 

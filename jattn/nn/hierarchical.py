@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import _modes, normalizers
+from jattn import normalizers
+from jattn._call import modes
 from jattn.nn import _call
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
@@ -100,7 +101,7 @@ class HierarchicalAttention(nnx.Module):
         self.sentences = _Level(2 * hidden, hidden, sentence_gru, summary, attention, options)
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(
         self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
     ) -> Float[Array, "*b 2*hidden"]:
@@ -120,7 +121,7 @@ class HierarchicalAttention(nnx.Module):
         _, sentences, real = self._states(x, mask)
         return self.sentences.summary(sentences, real)
 
-    @_modes.ordinary
+    @modes.ordinary
     def weights(
         self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
     ) -> tuple[Float[Array, "*b n m"], Float[Array, "*b n"]]:

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jattn import _modes, masks
 from jattn import gates as gates_
+from jattn import masks
+from jattn._call import modes
 from jattn.nn import _call
 from jattn.nn._cache import Cache
 from jattn.nn._hints import of_calls, of_layers
@@ -93,7 +94,7 @@ class LocalAttention(nnx.Module):
             self.direction = nnx.Param(init(rngs.params(), shape, param_dtype))
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t features"],
@@ -138,7 +139,7 @@ class LocalAttention(nnx.Module):
             call["positions"] = positions
         return self.attention(x, context, mask=near, gates=(*gate, *_call.sequence(gates)), **call)
 
-    @_modes.ordinary
+    @modes.ordinary
     def centers(self, x: Float[Array, "*b t features"], length: Any) -> Float[Array, "*b h t"]:
         """The predicted centres of each head, in float32 or wider; `length` is S, numbers `[..]` or one for all."""
         hidden = jnp.tanh(self.position(x))

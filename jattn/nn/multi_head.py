@@ -11,7 +11,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jattn import _modes, _shift, api, gates, masks
+from jattn import api, gates, masks
+from jattn._call import modes, shifts
 from jattn.nn import _cache, _call
 from jattn.nn._cache import Cache
 from jattn.nn._hints import of_calls, of_layers
@@ -134,7 +135,7 @@ class MultiHeadAttention(nnx.Module):
         self.arrays, self.held = _call.hold(_call.check_names(options, _OPTIONS, "MultiHeadAttention"))
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t features"],
@@ -173,7 +174,7 @@ class MultiHeadAttention(nnx.Module):
         return self.out(_call.batched(api.attention, query, key, value, asked))
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def weights(
         self,
         x: Float[Array, "*b t features"],
@@ -214,7 +215,7 @@ class MultiHeadAttention(nnx.Module):
         return _cache.empty(_call.batch_axes(batch), int(n), self.kv_heads, self.head_dim, dtype or self.cache_dtype)
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def decode(
         self,
         x: Float[Array, "*b t features"],
@@ -266,14 +267,14 @@ class MultiHeadAttention(nnx.Module):
         start, n = cache.length.reshape(-1), cache.room
         cache = _cache.append(cache, key, value)
         sizes = {"b": len(start), "h": self.heads, "t": n, "s": n}
-        own = _shift.cut(self.held.fill(self.arrays), start, t, sizes)
+        own = shifts.cut(self.held.fill(self.arrays), start, t, sizes)
         _call.check_padding(mask, t, n, lead)
-        asked = _shift.shift(self._asked(own, lead, mask, mods, gates, bias), start)
+        asked = shifts.shift(self._asked(own, lead, mask, mods, gates, bias), start)
         asked = _call.join(asked, masks.prefix(start + t))
         out = self.out(_call.batched(api.attention, query, cache.key, cache.value, asked))
         return jnp.where((at < n)[..., None], out, jnp.nan), cache
 
-    @_modes.ordinary
+    @modes.ordinary
     def read(self, context: Float[Array, "*b s context_features"], *, positions: Any = None) -> Cache:
         """Keys and values of a context: `layer(x, layer.read(context))` is `layer(x, context)`, and the context is
         projected once for any number of calls.

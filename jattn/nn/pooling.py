@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import _modes, api, masks, normalizers, scores
+from jattn import api, masks, normalizers, scores
+from jattn._call import modes
 from jattn.nn import _call
 from jattn.nn._hints import of_calls, of_layers
 
@@ -84,7 +85,7 @@ class AttentionPooling(nnx.Module):
         self.context = nnx.Param(context_init(rngs.params(), (heads, hidden), param_dtype))
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
         """Pools a sequence.
 
@@ -101,7 +102,7 @@ class AttentionPooling(nnx.Module):
         out = self._attend(api.attention, x, mask, implementation=self.implementation)[..., 0, :, :]
         return out if self.heads > 1 else out[..., 0, :]
 
-    @_modes.ordinary
+    @modes.ordinary
     def weights(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
         """The weights of each step, `[.., s]`, or `[.., h, s]` of several heads, for looking at."""
         found = self._attend(api.weights, x, mask)[..., 0, :]

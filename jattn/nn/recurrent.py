@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jattn import _modes, normalizers
+from jattn import normalizers
+from jattn._call import modes
 from jattn.nn import _call
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
@@ -72,7 +73,7 @@ class RecurrentAttention(nnx.Module):
         )  # fmt: skip
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(
         self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
     ) -> Float[Array, "*b hidden"]:
@@ -90,7 +91,7 @@ class RecurrentAttention(nnx.Module):
         """
         return self.summary(self._states(x, mask), mask)
 
-    @_modes.ordinary
+    @modes.ordinary
     def weights(
         self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
     ) -> Float[Array, "*b s"]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from jattn import _modes, api, masks, scores
+from jattn import api, masks, scores
+from jattn._call import modes
 from jattn.nn import _cache, _call
 from jattn.nn._cache import Cache
 from jattn.nn._frozen import thawed
@@ -120,7 +121,7 @@ class Seq2SeqAttention(nnx.Module):
         options = _call.check_names(options, _OPTIONS, "Seq2SeqAttention")
         self.arrays, self.held = _call.hold({"score": score, **options})
 
-    @_modes.ordinary
+    @modes.ordinary
     def read(self, states: Float[Array, "*b s memory_features"], lengths: Any = None) -> Cache:
         """Projects the encoder's states: the memory, keys and values `[.., s, h, d]` and the lengths.
 
@@ -137,7 +138,7 @@ class Seq2SeqAttention(nnx.Module):
         return Cache(self.key(states), self.value(states), lengths)
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b t hd"]:
         """What each step of the decoder reads.
 
@@ -155,12 +156,12 @@ class Seq2SeqAttention(nnx.Module):
         """
         return self._of_each_step(x, _side_by_side(self._attend(api.attention, x, memory, **call)))
 
-    @_modes.ordinary
+    @modes.ordinary
     def weights(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b h t s"]:
         """The weights with which `__call__` with the same arguments reads, for looking at: O(t * s) memory."""
         return self._of_each_step(x, self._attend(api.weights, x, memory, **call))
 
-    @_modes.ordinary
+    @modes.ordinary
     def sample(
         self, random_key: jax.Array, x: Float[Array, "*b t features"], memory: Cache, **call: Any
     ) -> tuple[Float[Array, "*b t hd"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:

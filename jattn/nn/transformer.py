@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jattn import _modes
+from jattn._call import modes
 from jattn.nn import _call
 from jattn.nn._cache import Cache
 from jattn.nn._hints import of_calls, of_layers
@@ -133,7 +133,7 @@ class TransformerBlock(nnx.Module):
         self.drop = nnx.Dropout(dropout, deterministic=deterministic, rngs=stream)
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def __call__(
         self,
         x: Float[Array, "*b t features"],
@@ -172,7 +172,7 @@ class TransformerBlock(nnx.Module):
             x = x + self.drop(read, **options)
         return x + self.drop(self._mlp(self.mlp_norm(x)), **options)
 
-    @_modes.ordinary
+    @modes.ordinary
     def cache(self, n: int, batch: int | tuple[int, ...] = (), context: Any = None, dtype: Any = None) -> BlockCache:
         """What `decode` starts from.
 
@@ -187,7 +187,7 @@ class TransformerBlock(nnx.Module):
         return BlockCache(self.attention.cache(n, batch, dtype), read)
 
     @of_calls
-    @_modes.ordinary
+    @modes.ordinary
     def decode(
         self,
         x: Float[Array, "*b t features"],

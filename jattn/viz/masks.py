@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn import _blocks, _checks, _terms, api, masks, normalizers, scores
+from jattn import _terms, api, masks, normalizers, scores
+from jattn._call import checks
+from jattn._terms import block_tables
 from jattn.viz._canvas import grid, head_titles, heat_maps, inches, label, side, stack
 
 if TYPE_CHECKING:
@@ -103,9 +105,9 @@ def show_blocks(
     from matplotlib.patches import Patch
 
     t, s = _sizes(shape)
-    rows, columns = _checks.blocks(blocks) or (t, s)
-    query, key = (_blocks.Tiling(n, block, overhang=True) for n, block in ((t, rows), (s, columns)))
-    answer = _blocks.answers(_bound(mask, t, s), query, key)
+    rows, columns = checks.blocks(blocks) or (t, s)
+    query, key = (block_tables.Tiling(n, block, overhang=True) for n, block in ((t, rows), (s, columns)))
+    answer = block_tables.answers(_bound(mask, t, s), query, key)
     kinds = np.where(np.asarray(answer.some), np.where(np.asarray(answer.every), 2, 1), 0)
     figure, axes, _, _ = grid(figure, _titles(*kinds.shape[:2]), side(None) + _LEGEND, side(None))
     for axis, kind in zip(axes, kinds.reshape(-1, *kinds.shape[2:]), strict=True):
@@ -118,7 +120,7 @@ def show_blocks(
     return figure
 
 
-def _draw(axes: Axes, kinds: np.ndarray, query: _blocks.Tiling, key: _blocks.Tiling) -> None:
+def _draw(axes: Axes, kinds: np.ndarray, query: block_tables.Tiling, key: block_tables.Tiling) -> None:
     """Blocks as coloured rectangles, over the positions that they hold."""
     from matplotlib.colors import ListedColormap
 
@@ -152,7 +154,7 @@ def _bound(mask: Any, t: int, s: int) -> masks.Mask | None:
         mask = masks.dense(mask)
     b, h = _lead(mask)
     query, key = (jax.ShapeDtypeStruct((b, *x, 1), "float32") for x in ((t, h), (s, 1)))
-    problem = _checks.problem(query, key, key, score=scores.dot(), normalizer=normalizers.softmax(), mask=mask)
+    problem = checks.problem(query, key, key, score=scores.dot(), normalizer=normalizers.softmax(), mask=mask)
     return _terms.bind(problem.mask, b, h)
 
 

@@ -14,7 +14,7 @@ import jax
 
 import jattn
 from jattn import UnsupportedError
-from jattn._dispatch import BACKENDS
+from jattn._call.dispatch import BACKENDS
 from jattn.zoo import EXTRAS, TASKS, _archives, _figure
 from jattn.zoo._errors import UsageError
 

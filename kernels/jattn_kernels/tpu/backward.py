@@ -18,18 +18,24 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Gradient, Place, Window, array, lane_slice
-from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
-from jattn_kernels.tpu.work import Lists, Piece, Runs, Sizes, Step, Work
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+from jattn_kernels.tiles.place import Place
+from jattn_kernels.tiles.work import Frame, Lists, Runs, Stretch, Strip, Work
+from jattn_kernels.tpu.gradient import Gradient
+from jattn_kernels.tpu.grid_step import GridStep, product
+from jattn_kernels.tpu.lanes import lane_slice
+from jattn_kernels.tpu.layout import OperandLayout, array
+from jattn_kernels.tpu.sizes import Sizes
 
 UNSEEN = math.inf  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
 _SPAN = 512  # keys cleared and written at a time, in a loop: all at once would be code for each
 
 
-class _Head(Walk):
-    """One grid step: a query tile of one head and a chunk of keys."""
+class _Backward(GridStep):
+    """One step of the grid: a query tile of one head and a chunk of keys."""
 
-    ahead = False  # the compiler overlaps the unrolled steps as well by itself
+    transposed = True
+    ahead = False  # the compiler overlaps the unrolled strips as well by itself
 
     def __init__(
         self,
@@ -41,10 +47,10 @@ class _Head(Walk):
         scalars: int,
         **static: Any,
     ):
-        frame, windows = static["frame"], static["windows"]
+        frame, layouts = static["frame"], static["layouts"]
         read, (chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest) = refs[:scalars], refs[scalars:]
-        self.share = rest.pop(0) if static["terms"].weights is not None else self.lse  # not read without gates
-        operands, rest = rest[: len(windows)], rest[len(windows) :]
+        self.share = rest.pop(0) if static["functions"].weights is not None else self.lse  # not read without gates
+        operands, rest = rest[: len(layouts)], rest[len(layouts) :]
         self.gradients, self.factors = gradients, factors
         learned = [x for x in gradients if x is not None]
         rest = rest[sum(x.tiled for x in learned) :]  # the zeros that tiled gradients start from
@@ -58,7 +64,7 @@ class _Head(Walk):
         h = pl.program_id(1) * group + jax.lax.div(self.step, frame.query_tiles)
         place = pl.program_id(0), h, jax.lax.rem(self.step, frame.query_tiles)
         number = 0 if frame.chunks == 1 else chunk[0]
-        super().__init__(shape.visits(read, *place, 0, number), operands, place, number, upright=False, **static)
+        super().__init__(shape.visits(read, *place, 0, number), operands, place, number, **static)
 
     def rows(self, ref: Any, at: slice) -> jax.Array:
         """Queries or cotangents; past the end of the array 0 and not what memory held."""
@@ -68,63 +74,65 @@ class _Head(Walk):
             x = jnp.where(i < self.frame.t, x, jnp.zeros_like(x))
         return x
 
-    def _span(self, step: Step, tile: Any) -> tuple[slice, Any, bool]:
-        """Rows of the query tile, the place of the step's keys, whether any of it is masked."""
-        rows = slice(step.pieces[0].at, step.pieces[-1].at + step.pieces[-1].size)
-        return rows, self.place(step, step.pieces[0], tile), any(x.masked for x in step.pieces)
+    def _span(self, strip: Strip, tile: Any) -> tuple[slice, Any, bool]:
+        """Rows of the query tile, the place of the strip's keys, whether any of it is masked."""
+        rows = slice(strip.stretches[0].at, strip.stretches[-1].at + strip.stretches[-1].size)
+        return rows, self.place(strip, strip.stretches[0], tile), any(x.masked for x in strip.stretches)
 
-    def seen(self, step: Step, tile: Any) -> Any:
-        """Which keys of a step some query of it sees, `[keys, 1]`; None if that is all of those within reach."""
-        sees = self.terms.sees
-        if sees is None or not all(x.masked for x in step.pieces):
+    def seen(self, strip: Strip, tile: Any) -> Any:
+        """Which keys of a strip some query of it sees, `[keys, 1]`; None if that is all of those within reach."""
+        sees = self.functions.sees
+        if sees is None or not all(x.masked for x in strip.stretches):
             return None
-        places = [self.place(step, x, tile) for x in step.pieces]
+        places = [self.place(strip, x, tile) for x in strip.stretches]
         some = (sees(*x.positions(), self.parts(x)) & self.real_rows(x) for x in places)
         found = [jnp.max(x.astype(jnp.float32), axis=1, keepdims=True) for x in some]
         return functools.reduce(jnp.maximum, found) > 0
 
-    def scores(self, step: Step, tile: Any) -> tuple[jax.Array, jax.Array, Any]:
-        """The products k q' and v do' of a step, and which of its keys are seen."""
-        rows, place, masked = self._span(step, tile)
-        seen = self.seen(step, tile)
+    def scores(self, strip: Strip, tile: Any) -> tuple[jax.Array, jax.Array, Any]:
+        """The products k q' and v do' of a strip, and which of its keys are seen."""
+        rows, place, masked = self._span(strip, tile)
+        seen = self.seen(strip, tile)
         of = lambda keys, queries: product(
             self.keys(keys, place, masked, seen), self.rows(queries, rows), (1, 1), self.precision
         )
         return self.scaled(of(self.k, self.q)), of(self.v, self.do), seen
 
-    def parts_of_rows_that_see(self, place: Place, piece: Piece) -> list[jax.Array]:
+    def parts_of_rows_that_see(self, place: Place, stretch: Stretch) -> list[jax.Array]:
         """The operands' parts; 1, which no mod minds, in rows that see nothing: 0 * NaN is NaN in a gradient too."""
         parts = self.parts(place)
-        if not (self.terms.blind and piece.masked):
+        if not (self.functions.blind and stretch.masked):
             return parts
         sees = self.lse[:, place.row : place.row + place.rows] != UNSEEN
-        of_rows = lambda window, x: "t" in window.along and jnp.issubdtype(x.dtype, jnp.floating)
-        return [jnp.where(sees, x, 1.0) if of_rows(w, x) else x for w, x in zip(self.windows, parts, strict=True)]
+        of_rows = lambda layout, x: "t" in layout.along and jnp.issubdtype(x.dtype, jnp.floating)
+        return [
+            jnp.where(sees, x, 1.0) if of_rows(layout, x) else x for layout, x in zip(self.layouts, parts, strict=True)
+        ]
 
-    def piece(self, step: Step, piece: Piece, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[Any, Any]:
-        """Weights after the gates, and the gradient of the product k q', of one piece."""
-        rows = slice(piece.at, piece.at + piece.size)
-        place = self.place(step, piece, tile)
+    def stretch(self, strip: Strip, stretch: Stretch, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[Any, Any]:
+        """Weights after the gates, and the gradient of the product k q', of one stretch."""
+        rows = slice(stretch.at, stretch.at + stretch.size)
+        place = self.place(strip, stretch, tile)
         i, j = place.positions()
-        parts, live = self.parts_of_rows_that_see(place, piece), self.live(place, piece)
+        parts, live = self.parts_of_rows_that_see(place, stretch), self.live(place, stretch)
         learned = [n for n, x in enumerate(self.gradients) if x is not None]
 
         def of_learned(fn):
-            """As a function of the tile and of the parts that learn."""
+            """As a function of the tile and of the parts that active."""
             return lambda x, some: fn(x, [some[learned.index(n)] if n in learned else y for n, y in enumerate(parts)])
 
         some, found = [parts[n] for n in learned], []
-        scores = of_learned(lambda x, parts: self.terms.scores(x, i, j, piece.masked, live, parts))
-        if self.terms.natural:
+        scores = of_learned(lambda x, parts: self.functions.scores(x, i, j, stretch.masked, live, parts))
+        if self.functions.natural:
             score, pull = jax.vjp(scores, score, some)
             p = jnp.exp2((score - self.lse[:, rows]) * LOG2E)
         else:
             score, pull = scores(score, some), None
             p = jnp.exp2(score - self.lse[:, rows])
         weight = p
-        if self.terms.weights is not None:
+        if self.functions.weights is not None:
             p = p * self.share[:, rows]
-            gates = self.terms.weights
+            gates = self.functions.weights
             weight, pull_gates = jax.vjp(of_learned(lambda p, parts: gates(p, i, j, parts)), p, some)
             dp, dsome = pull_gates(dp)
             found.append(dsome)
@@ -132,18 +140,18 @@ class _Head(Walk):
         if pull is not None:
             ds, dsome = pull(ds)
             found.append(dsome)
-        for n, *terms in zip(learned, *found, strict=True) if found else ():
-            self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, terms), place, self.scratch)
+        for n, *parts in zip(learned, *found, strict=True) if found else ():
+            self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, parts), place, self.scratch)
         return weight, ds
 
-    def update(self, step: Step, tile: Any, scores: tuple[Any, Any, Any], first: bool, last: bool) -> None:
+    def update(self, strip: Strip, tile: Any, scores: tuple[Any, Any, Any], first: bool, last: bool) -> None:
         del first, last
         *products, seen = scores
-        rows, place, masked = self._span(step, tile)
+        rows, place, masked = self._span(strip, tile)
         keys = lane_slice(place.column, place.columns)
-        offset = step.pieces[0].at
-        cut = lambda x, piece: x[:, piece.at - offset : piece.at - offset + piece.size]
-        done = [self.piece(step, x, tile, *(cut(y, x) for y in products)) for x in step.pieces]
+        offset = strip.stretches[0].at
+        cut = lambda x, stretch: x[:, stretch.at - offset : stretch.at - offset + stretch.size]
+        done = [self.stretch(strip, x, tile, *(cut(y, x) for y in products)) for x in strip.stretches]
         join = lambda parts: jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         weight, ds = join([x for x, _ in done]), join([x for _, x in done])
         key = self.keys(self.k, place, masked, seen)
@@ -199,7 +207,7 @@ class _Head(Walk):
 
 
 def _kernel(*refs, **static):
-    head = _Head(refs, **static)
+    head = _Backward(refs, **static)
     head.begin_rows()
     head.visit()
     head.end_rows()
@@ -214,9 +222,9 @@ def backward(
     delta: jax.Array,
     share: jax.Array | None,
     operands: Any,
-    windows: tuple[Window, ...],
-    learn: tuple[bool, ...],
-    terms: Terms,
+    layouts: tuple[OperandLayout, ...],
+    active: tuple[bool, ...],
+    functions: TileFunctions,
     work: Work,
     sizes: Sizes,
     *,
@@ -226,9 +234,9 @@ def backward(
     memory: int | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
-    """Gradients of q, in `dq_dtype`, of k and v, and of the operands that `learn`, in their layout.
+    """Gradients of q, in `dq_dtype`, of k and v, and of the operands that `active`, in their layout.
 
-    `factor` is the scale of the product of query and key: in `terms.scale` or, with the units of the scores, in q
+    `factor` is the scale of the product of query and key: in `functions.scale` or, with the units of the scores, in q
     `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
     lse and delta (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  exp(score - lse) times `share`
     `[b, h, t]` is the weight of a pair; without gates, `share` is None and already a factor of do and delta.  q, k, v
@@ -238,11 +246,11 @@ def backward(
     frame = Frame(t, s, sizes)
     group = h // g
     rest = frame.padded["t"] - t
-    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse if terms.natural else lse * LOG2E)
+    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse if functions.natural else lse * LOG2E)
     lse = jnp.pad(lse, ((0, 0), (0, 0), (0, rest)), constant_values=UNSEEN)[:, :, None]
     of_rows = [lse]
     of_rows += [jnp.pad(x, ((0, 0), (0, 0), (0, rest)))[:, :, None] for x in (delta, share) if x is not None]
-    gradients = tuple(Gradient(w, frame) if y else None for w, y in zip(windows, learn, strict=True))
+    gradients = tuple(Gradient(x, frame) if y else None for x, y in zip(layouts, active, strict=True))
     learned = [x for x in gradients if x is not None]
     tiled = [n for n, x in enumerate(learned) if x.tiled]
 
@@ -279,14 +287,14 @@ def backward(
     out_shape += [array((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
     out_shape += [x.shape(b, h) for x in learned]
     scalars = len(work.scalars)
-    inputs = scalars + 1 + 4 + len(of_rows) + len(windows)
-    units = 1.0 if terms.natural else math.log(2)
-    factors = factor, units if terms.scale is None else factor
+    inputs = scalars + 1 + 4 + len(of_rows) + len(layouts)
+    units = 1.0 if functions.natural else math.log(2)
+    factors = factor, units if functions.scale is None else factor
     call = pl.pallas_call(
         functools.partial(
             _kernel, gradients=gradients, group=group, factors=factors,
             shape=work.shape, scalars=scalars, patterns=work.patterns,
-            frame=frame, terms=terms, windows=windows, precision=precision,
+            frame=frame, functions=functions, layouts=layouts, precision=precision,
         ),
         name="jattn_backward",
         interpret=interpret,
@@ -296,7 +304,7 @@ def backward(
             grid=(b, g, group * frame.query_tiles),
             in_specs=[
                 rows(q.shape[0], d), keys(k), keys(v), rows(b, e), *[flat] * len(of_rows),
-                *(w.spec(frame, at) for w in windows), *(learned[n].spec(at) for n in tiled),
+                *(x.spec(frame, at) for x in layouts), *(learned[n].spec(at) for n in tiled),
             ],
             out_specs=[rows(b, d), own(k), own(v), *(x.spec(at) for x in learned)],
             scratch_shapes=scratch,
@@ -325,7 +333,7 @@ def _chunk_by_chunk(
     of_chunk: Any, work: Work, learned: list[Gradient], chunks: int, s: int, shapes: Any, zeros: Any
 ) -> Any:
     """Keys that do not stand in fast memory at once: the gradients of queries add up over chunks."""
-    joined = [x.window.along == "s" for x in learned]
+    joined = [x.layout.along == "s" for x in learned]
     summed = [shapes[0], *(x for x, y in zip(shapes[3:], joined, strict=True) if not y)]
     start = [jnp.zeros(x.shape, jnp.float32) for x in summed]
 

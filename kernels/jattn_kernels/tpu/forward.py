@@ -16,9 +16,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tpu.operands import Frame, Place, Window, array, to_column
-from jattn_kernels.tpu.walk import LOG2E, Terms, Walk, product
-from jattn_kernels.tpu.work import LANES, Lists, Runs, Sizes, Step, Work
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+from jattn_kernels.tiles.place import Place
+from jattn_kernels.tiles.work import Frame, Lists, Runs, Stretch, Strip, Work
+from jattn_kernels.tpu.grid_step import GridStep, product
+from jattn_kernels.tpu.lanes import to_column
+from jattn_kernels.tpu.layout import OperandLayout, array
+from jattn_kernels.tpu.sizes import LANES, Sizes
 
 _reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # jax 0.12 moved it
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
@@ -52,43 +56,44 @@ def reciprocal(x: jax.Array, newton: bool) -> jax.Array:
     return guess
 
 
-class _Head(Walk):
-    """One grid step: a query tile of one head and the key tiles of one chunk."""
+class _Forward(GridStep):
+    """One step of the grid: a query tile of one head and the key tiles of one chunk."""
 
-    ahead = True
+    ahead, transposed = True, False
 
     def __init__(self, refs: Any, shape: Lists | Runs, scalars: int, **static: Any):
         read, (self.q, self.k, self.v, *rest) = refs[:scalars], refs[scalars:]
         *operands, self.out, self.lse, self.remainder, self.top, self.total, self.sum = rest
         b, h, i, self.c = (pl.program_id(n) for n in range(4))
         chunk = 0 if static["frame"].chunks == 1 else shape.chunk(read, b, h, i, self.c)
-        super().__init__(shape.visits(read, b, h, i, self.c), operands, (b, h, i), chunk, upright=True, **static)
+        super().__init__(shape.visits(read, b, h, i, self.c), operands, (b, h, i), chunk, **static)
 
-    def scores(self, step: Step, tile: Any) -> list[jax.Array]:
-        """The scores of a step, a piece at a time; in units of log 2 unless they are natural."""
+    def scores(self, strip: Strip, tile: Any) -> list[jax.Array]:
+        """The scores of a strip, a stretch at a time; in units of log 2 unless they are natural."""
         found = []
-        query = self.q[step.at : step.at + step.size, :]
-        for piece in step.pieces:
-            place = self.place(step, piece, tile)
-            score = self.scaled(product(query, self.keys(self.k, place, piece.masked), (1, 1), self.precision))
-            live, parts = self.live(place, piece), self.parts(place)
-            found.append(self.terms.scores(score, *place.positions(), piece.masked, live, parts))
+        query = self.q[strip.at : strip.at + strip.size, :]
+        for stretch in strip.stretches:
+            place = self.place(strip, stretch, tile)
+            score = self.scaled(product(query, self.keys(self.k, place, stretch.masked), (1, 1), self.precision))
+            live, parts = self.live(place, stretch), self.parts(place)
+            found.append(self.functions.scores(score, *place.positions(), stretch.masked, live, parts))
         return found
 
     def exp(self, difference: jax.Array) -> jax.Array:
         """The exponential of a difference of scores: scaled after it is taken, or large scores would overflow."""
-        return jnp.exp2(difference * LOG2E if self.terms.natural else difference)
+        return jnp.exp2(difference * LOG2E if self.functions.natural else difference)
 
-    def update(self, step: Step, tile: Any, scores: list[jax.Array], first: bool, last: bool) -> None:
+    def update(self, strip: Strip, tile: Any, scores: list[jax.Array], first: bool, last: bool) -> None:
         """The softmax of the step's rows takes in its scores."""
-        rows = slice(step.at, step.at + step.size)
+        rows = slice(strip.at, strip.at + strip.size)
         tops = [jnp.max(x, axis=1, keepdims=True) for x in scores]
-        before = jnp.full((step.size, LANES), LOWEST, jnp.float32) if first else self.top[rows, :]
+        before = jnp.full((strip.size, LANES), LOWEST, jnp.float32) if first else self.top[rows, :]
         top = functools.reduce(jnp.maximum, tops, before)
         weights = [self.exp(x - lanes(top, x.shape[1])) for x in scores]
         total = functools.reduce(jnp.add, (_fold(jnp.add, p) for p in weights))
         out = functools.reduce(
-            jnp.add, (self.weighted(step, x, tile, y, z) for x, y, z in zip(step.pieces, weights, scores, strict=True))
+            jnp.add,
+            (self.weighted(strip, *x, tile) for x in zip(strip.stretches, weights, scores, strict=True)),
         )
         if not first:
             shrink = self.exp(before - top)
@@ -99,13 +104,13 @@ class _Head(Walk):
         else:
             self.top[rows, :], self.total[rows, :], self.sum[rows, :] = top, total, out
 
-    def weighted(self, step: Step, piece: Any, tile: Any, weight: jax.Array, score: jax.Array) -> jax.Array:
-        """The sum of values that a piece adds."""
-        place = self.place(step, piece, tile)
-        if self.terms.weights is not None:
-            weight = self.terms.weights(weight, *place.positions(), self.parts(place))
-        seen = self.seen(place, score) if piece.masked and self.terms.sees is not None else None
-        value = self.keys(self.v, place, piece.masked, seen)
+    def weighted(self, strip: Strip, stretch: Stretch, weight: jax.Array, score: jax.Array, tile: Any) -> jax.Array:
+        """The sum of values that a stretch adds."""
+        place = self.place(strip, stretch, tile)
+        if self.functions.weights is not None:
+            weight = self.functions.weights(weight, *place.positions(), self.parts(place))
+        seen = self.seen(place, score) if stretch.masked and self.functions.sees is not None else None
+        value = self.keys(self.v, place, stretch.masked, seen)
         return product(weight if self.sizes.wide else weight.astype(value.dtype), value, (1, 0), self.precision)
 
     def seen(self, place: Place, score: jax.Array) -> jax.Array:
@@ -120,7 +125,7 @@ class _Head(Walk):
         out = jnp.where(lanes(total, out.shape[1]) == 0, 0, out * lanes(share, out.shape[1]))
         self.out[rows, :] = out.astype(self.out.dtype)
         top, total = row(top), row(total)  # log(0) = -inf
-        if self.terms.natural:
+        if self.functions.natural:
             log = jnp.log(total)
             self.lse[:, rows] = lse = top + log
             self.remainder[:, rows] = jnp.where(total == 0, 0, (top - lse) + log)
@@ -142,10 +147,10 @@ class _Head(Walk):
         self.lse[:, rows] = jnp.full_like(self.lse[:, rows], -jnp.inf)
         self.remainder[:, rows] = jnp.zeros_like(self.remainder[:, rows])
 
-    def work_off(self, steps: Any, tile: Any) -> None:
-        super().work_off(steps, tile)
+    def work_off(self, strips: Any, tile: Any) -> None:
+        super().work_off(strips, tile)
         if self.single:
-            met = {r for step in steps for r in range(step.at, step.at + step.size, LANES)}
+            met = {r for strip in strips for r in range(strip.at, strip.at + strip.size, LANES)}
             for r in sorted(set(range(0, self.sizes.query, LANES)) - met):
                 self.leave(slice(r, r + LANES))
 
@@ -166,7 +171,7 @@ def when(condition: Any, run: Callable) -> None:
 
 
 def _kernel(*refs, **static):
-    head, steps = _Head(refs=refs, **static), static["shape"].steps
+    head, steps = _Forward(refs=refs, **static), static["shape"].steps
     if head.single:
         head.visit_single()
         return
@@ -180,8 +185,8 @@ def forward(
     k: jax.Array,
     v: jax.Array,
     operands: Any,
-    windows: tuple[Window, ...],
-    terms: Terms,
+    layouts: tuple[OperandLayout, ...],
+    functions: TileFunctions,
     work: Work,
     sizes: Sizes,
     *,
@@ -197,7 +202,7 @@ def forward(
     kernel may use, in bytes.
     """
     (_, h, t, d), (_, g, s, e) = q.shape, v.shape
-    b = max(*(x.shape[0] for x in (q, k, v)), *(w.batch for w in windows))
+    b = max(*(x.shape[0] for x in (q, k, v)), *(x.batch for x in layouts))
     frame, shape = Frame(t, s, sizes), work.shape
 
     def at(b, h, i, c, *scalars):
@@ -217,8 +222,8 @@ def forward(
             frame=frame,
             shape=shape,
             scalars=len(work.scalars),
-            terms=terms,
-            windows=windows,
+            functions=functions,
+            layouts=layouts,
             patterns=work.patterns,
             precision=precision,
         ),
@@ -228,7 +233,7 @@ def forward(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(work.scalars),
             grid=(b, h, frame.query_tiles, shape.steps),
-            in_specs=[rows(q.shape[0], d), keys(k), keys(v), *(w.spec(frame, at) for w in windows)],
+            in_specs=[rows(q.shape[0], d), keys(k), keys(v), *(x.spec(frame, at) for x in layouts)],
             out_specs=[rows(b, e), flat, flat],
             scratch_shapes=[per_row, per_row, pltpu.VMEM((sizes.query, e), jnp.float32)],
         ),

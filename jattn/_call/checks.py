@@ -1,0 +1,234 @@
+"""Every error that bad input gets, raised before anything is traced: the argument, what it was, what was expected,
+the way out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jattn import _terms, masks, mods, normalizers, scores
+from jattn import gates as gates_
+from jattn._call.problem import Problem
+from jattn._terms import AXES, Operand, Term, broadcast_operand, functions
+
+_DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
+
+
+def array(x: Any, name: str) -> Any:
+    """`x` as a floating-point array."""
+    if not isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
+        try:
+            x = jnp.asarray(x)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; cast it first")
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+
+
+def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
+    """Raises unless the three go together."""
+    q, k, v = query.shape, key.shape, value.shape
+    got = f"got query {list(q)}, key {list(k)}, value {list(v)}"
+    if not (len(q) == len(k) == len(v) and len(q) in (3, 4)):
+        raise ValueError(
+            f"query, key and value must be [b, t, h, d], [b, s, g, d], [b, s, g, e], or all without b, {got};"
+            " use jax.vmap for more batch axes"
+        )
+    if 0 in (*q[-2:], *k[-2:], *v[-2:]):
+        raise ValueError(f"heads and widths must be >= 1, {got}")
+    if len(q) == 4 and not q[0] == k[0] == v[0]:
+        raise ValueError(f"query, key and value must have the same batch size b, {got}")
+    hint = ""
+    if q[-3] == k[-3] == v[-3] and (k[-2] == v[-2]):
+        hint = "; these look like [b, h, t, d]: jattn takes [b, t, h, d], so swap axes -3 and -2 with jnp.swapaxes"
+    if k[-3:-1] != v[-3:-1]:
+        raise ValueError(f"key and value must have the same length s and the same heads g, {got}")
+    if equal_width and q[-1] != k[-1]:
+        raise ValueError(f"query and key must have the same width d, {got}")
+    if q[-2] % k[-2]:
+        raise ValueError(
+            f"the query's heads h = {q[-2]} must be a multiple of the key's heads g = {k[-2]}, {got}{hint}"
+        )
+
+
+def problem(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    score: Any,
+    normalizer: Any,
+    mask: Any = None,
+    mods_: Any = (),
+    gates: Any = (),
+    bias: Any = None,
+    sinks: Any = None,
+    dropout: Any = None,
+    return_lse: bool = False,
+    precision: Any = None,
+) -> Problem:
+    """The checked problem, with a batch axis."""
+    query, key, value = array(query, "query"), array(key, "key"), array(value, "value")
+    score = _instance(score, scores.Score, "score", "scores.dot()")
+    normalizer = _instance(normalizer, normalizers.Normalizer, "normalizer", "normalizers.softmax()")
+    shapes(query, key, value, equal_width=not isinstance(score, (scores.General, scores.Concat, scores.Additive)))
+    if query.ndim == 3:
+        query, key, value = query[None], key[None], value[None]
+    sizes = {"b": query.shape[0], "t": query.shape[1], "s": key.shape[1], "h": query.shape[2]}
+
+    if isinstance(mask, (list, tuple)) and any(isinstance(x, masks.Mask) for x in mask):
+        raise TypeError("mask must be one mask, got a sequence of them: join them with & or |")
+    mods_ = _sequence(mods_, mods.Mod, "mods", "mods.softcap(30.0)")
+    gates = _sequence(gates, gates_.Gate, "gates", "gates.dropout(0.1, seed)")
+    if bias is not None:
+        if isinstance(bias, Term):
+            raise TypeError("bias must be an array: give a mod as mods=(...,)")
+        mods_ = (mods.Bias(broadcast_operand(array(bias, "bias"), sizes, "bias")), *mods_)
+    if dropout is not None:
+        gates = (*gates, _instance(dropout, gates_.Gate, "dropout", "gates.dropout(0.1, seed)"))
+    if mask is not None:
+        mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes)
+    if sinks is not None:
+        sinks = array(sinks, "sinks")
+        if not normalizer.is_softmax:
+            raise ValueError(f"sinks take part in a softmax's denominator: normalizer {_name(normalizer)} has none")
+        if sinks.shape != (sizes["h"],):
+            raise ValueError(f"sinks must be [h] = [{sizes['h']}], got shape {list(sinks.shape)}")
+        sinks = Operand(sinks, "h")
+    if return_lse and not normalizer.is_softmax:
+        raise ValueError(f"return_lse needs normalizer softmax, got {_name(normalizer)}: it has no denominator to log")
+    try:
+        precision = None if precision is None else jax.lax.Precision(precision)
+    except ValueError:
+        raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
+    score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
+    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sinks, precision)
+    _operands(whole, sizes)
+    _score(score, query.shape[-1], key.shape[-1])
+    mask, mods_, gates = functions.checked((mask, mods_, gates), query.dtype)
+    return _narrowed(dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates))
+
+
+def _adopted(terms: Any) -> Any:
+    """The terms, those of a user's own class too: plain arrays in them are operands without axes, which reach them
+    whole."""
+    is_operand = lambda x: isinstance(x, Operand)
+    adopt = lambda x: Operand(x, "") if isinstance(x, (jax.Array, np.ndarray)) else x
+    return jax.tree.map(adopt, terms, is_leaf=is_operand)
+
+
+def _narrowed(whole: Problem) -> Problem:
+    """The problem with no operand wider than its query is computed in: float64 slopes do not widen a float32 loop."""
+
+    def narrowed(x):
+        dtype = jnp.dtype(_terms.working(x.array, whole.query.dtype))
+        if x.array.dtype.itemsize <= dtype.itemsize:
+            return x
+        shape_only = isinstance(x.array, jax.ShapeDtypeStruct)
+        return Operand(jax.ShapeDtypeStruct(x.array.shape, dtype) if shape_only else x.array.astype(dtype), x.axes)
+
+    parts = {name: getattr(whole, name) for name in ("score", "normalizer", "mask", "mods", "gates", "sinks")}
+    is_operand = lambda x: isinstance(x, Operand)
+    parts = jax.tree.map(lambda x: narrowed(x) if is_operand(x) else x, parts, is_leaf=is_operand)
+    return dataclasses.replace(whole, **parts)
+
+
+def blocks(value: Any) -> tuple[int, int] | None:
+    """An override of the tile sizes."""
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(pair) != 2 or not all(isinstance(x, int) and x >= 1 for x in pair):
+        raise ValueError(f"blocks must be (query rows, key rows) of a tile, two ints >= 1, got {value!r}")
+    return pair  # type: ignore[return-value]
+
+
+def _name(x: Any) -> str:
+    return type(x).__name__.lower()
+
+
+def _instance(x: Any, kind: type, name: str, example: str) -> Any:
+    if isinstance(x, kind):
+        return x
+    called = " (call it)" if callable(x) and inspect.getmodule(x) in (scores, normalizers, gates_, mods, masks) else ""
+    raise TypeError(f"{name} must be made like jattn.{example}, got {_short(x)}{called}")
+
+
+def _short(x: Any) -> str:
+    shown = repr(x)
+    return shown if len(shown) <= 60 else type(x).__name__
+
+
+def _sequence(value: Any, kind: type, name: str, example: str) -> tuple[Any, ...]:
+    if isinstance(value, kind):
+        return (value,)
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name} must be a tuple, like (jattn.{example},), got {_short(value)}")
+    return tuple(_instance(x, kind, f"{name}[{n}]", example) for n, x in enumerate(value))
+
+
+def _mask_array(mask: Any) -> masks.Mask:
+    if callable(mask):
+        raise TypeError("mask must be a mask or a boolean array, got a function: wrap it in jattn.masks.function")
+    if not isinstance(mask, (jax.Array, np.ndarray, list, tuple)):
+        raise TypeError(f"mask must be made like jattn.masks.causal(), or a boolean array, got {_short(mask)}")
+    return masks.dense(mask)
+
+
+def place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
+    """The mask with its boolean arrays as operands, its other sizes checked."""
+
+    def placed(x):
+        if isinstance(x, masks.Unplaced):
+            return masks.Dense(broadcast_operand(x.array, sizes, "mask"))
+        if isinstance(x, masks.Blocks):
+            shape, reach = x.layout.shape, [n * x.block for n in x.layout.shape[-2:]]
+            if reach[0] < sizes["t"] or reach[1] < sizes["s"] or (len(shape) == 3 and shape[0] != sizes["h"]):
+                raise ValueError(
+                    f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {sizes['t']},"
+                    f" s = {sizes['s']} and, with three axes, have h = {sizes['h']} first"
+                )
+        return x
+
+    return jax.tree.map(placed, mask, is_leaf=lambda x: isinstance(x, (masks.Unplaced, masks.Blocks, Operand)))
+
+
+def _operands(whole: Problem, sizes: dict[str, int]) -> None:
+    """Raises unless every operand of every piece has the sizes that its axes say."""
+    for name in ("score", "normalizer", "mask", "mods", "gates"):
+        for x in jax.tree.leaves(getattr(whole, name), is_leaf=lambda x: isinstance(x, Operand)):
+            if not isinstance(x, Operand):
+                continue
+            expected = [sizes[a] for a in x.axes]
+            if list(x.array.shape[: len(x.axes)]) != expected:
+                named = ", ".join(f"{a} = {sizes[a]}" for a in AXES if a in x.axes)
+                raise ValueError(
+                    f'{name}: an operand with axes "{x.axes}" must start with {named}, got shape {list(x.array.shape)}'
+                )
+
+
+def _score(score: Any, d: int, key_width: int) -> None:
+    """Raises unless the score's weights fit the widths."""
+    wants = {
+        scores.General: {"w": (d, key_width)},
+        scores.Concat: {"w_q": (d,), "w_k": (key_width,)},
+        scores.Additive: {"w_q": (d, None), "w_k": (key_width, None), "v": (None,)},
+    }.get(type(score), {})
+    hidden = set()
+    for name, want in wants.items():
+        weight = getattr(score, name)
+        shape = weight.array.shape[len(weight.axes) :]
+        hidden |= {n for n, size in zip(shape, want, strict=True) if size is None}
+        if any(size not in (None, n) for n, size in zip(shape, want, strict=True)):
+            shown = ", ".join("m" if n is None else str(n) for n in want)
+            raise ValueError(
+                f"scores.{_name(score)}: {name} must be [{shown}], or [h, {shown}], got {list(weight.array.shape)}"
+            )
+    if len(hidden) > 1:
+        raise ValueError(f"scores.additive: w_q, w_k and v must agree in their last axis m, got {sorted(hidden)}")

@@ -1,0 +1,129 @@
+"""The plan of a call: which backend, why not the others, how the work is cut, what it costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+from jattn import _terms
+from jattn._call import dispatch, targets
+from jattn._call.problem import Problem, reduce
+from jattn.backends.contract import Backend, Cut, Fused, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What `attention` would do with the same arguments; prints as a table."""
+
+    backend: str
+    """The backend chosen."""
+    others: dict[str, str]
+    """Each other backend, and the reason why it was not chosen."""
+    shape: str
+    tile: tuple[int, int] | None
+    """Query and key rows of a tile; None where the backend does not tile."""
+    blocks: tuple[int, int, int] | None
+    """Empty, partial and full blocks, over batch and heads; None where they are known only at run time."""
+    flops: int | None
+    """Floating-point operations of the two products, forward, of all pairs in the blocks that are visited."""
+    bytes: int
+    """Bytes of query, key, value, operands and outputs: the least that must move."""
+    peak_memory: int | None
+    """Bytes in use beyond inputs and outputs, forward, as the compiler laid them out; None for a device not here."""
+    tuned: str | None = None
+    """Where the tile sizes come from, where a backend has tables of them."""
+    milliseconds: float | None = None
+    """Estimated time of the forward pass, from the cycles that were counted when the tile sizes were chosen: at least
+    what moving the bytes takes."""
+
+    def __str__(self) -> str:
+        rows = [
+            ("backend", self.backend),
+            *((f"  not {name}", reason) for name, reason in self.others.items()),
+            ("shapes", self.shape),
+            ("tile", "none" if self.tile is None else f"{self.tile[0]} x {self.tile[1]}"),
+            ("blocks", self._blocks()),
+            ("flops", "known at run time" if self.flops is None else f"{_short(self.flops, 1000)} forward"),
+            ("bytes", f"{_short(self.bytes, 1024)}B in and out"),
+            ("peak memory", self._memory()),
+        ]
+        if self.tuned is not None:
+            rows.append(("tile sizes", self.tuned))
+        if self.milliseconds is not None:
+            rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from counted cycles"))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+    def _memory(self) -> str:
+        if self.peak_memory is None:
+            return "known once compiled for that device"
+        return f"{_short(self.peak_memory, 1024)}B beyond that, forward"
+
+    def _blocks(self) -> str:
+        if self.tile is None:
+            return "none: every pair is computed"
+        if self.blocks is None:
+            return "known at run time: the mask's arrays are traced"
+        empty, partial, full = self.blocks
+        return f"{empty:,} empty (skipped), {partial:,} partial (masked), {full:,} full"
+
+
+def _short(n: int, unit: int) -> str:
+    power = 0 if n < unit else int(math.log(n, unit))
+    power = min(power, 5)
+    suffix = ["", "K", "M", "G", "T", "P"][power] + ("i" if unit == 1024 and power else "")
+    return f"{n / unit**power:.3g} {suffix}" if n < 1000 * unit**power else f"{n / unit**power:.0f} {suffix}"
+
+
+def plan(
+    problem: Problem, implementation: str | Backend | None, override: tuple[int, int] | None, device: str | None
+) -> Plan:
+    """The plan of a checked problem.  Arrays may be `jax.ShapeDtypeStruct`s."""
+    target = targets.current() if device is None else targets.named(device)
+    chosen, others = dispatch.choose(problem, implementation, target)
+    sizes = problem.sizes
+    run = jax.jit(lambda p: dispatch.run(p, chosen, override, target))
+    as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
+    memory = None
+    if device is None:
+        memory = getattr(run.lower(as_shapes).compile().memory_analysis(), "temp_size_in_bytes", None)
+    size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    cut, tiled = Cut((0, 0), None), False
+    pairs: int | None = sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
+    if isinstance(chosen, Fused) and chosen.cut and problem.normalizer.is_softmax and not dispatch.empty(problem):
+        cut, tiled = _cut(problem, chosen, override, target), True
+        pairs = cut.pairs
+        if pairs is None and cut.blocks is not None:
+            pairs = (cut.blocks[1] + cut.blocks[2]) * cut.tile[0] * cut.tile[1]
+    return Plan(
+        backend=chosen.name,
+        others=others,
+        shape=", ".join(f"{a} {n}" for a, n in sizes.items()) + f", {problem.query.dtype}",
+        tile=cut.tile if tiled else None,
+        blocks=cut.blocks,
+        flops=None if pairs is None else 2 * pairs * (sizes["d"] + sizes["e"]),
+        bytes=size_of(as_shapes) + size_of(jax.eval_shape(run, as_shapes)),
+        peak_memory=memory,
+        tuned=cut.tuned,
+        milliseconds=cut.milliseconds,
+    )
+
+
+def _cut(problem: Problem, backend: Fused, override: Any, target: targets.Target) -> Cut:
+    signature = []
+
+    def arrays(problem):
+        *found, static = reduce(problem)
+        signature.append(static)
+        return found
+
+    q, k, v, operands = jax.eval_shape(arrays, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem))
+    spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override, target)
+    mask = _terms.bind(problem.mask, q.shape[0], q.shape[2])
+    known = not any(isinstance(x, (Tracer, jax.ShapeDtypeStruct)) for x in jax.tree.leaves(mask))
+    assert backend.cut is not None
+    return backend.cut(spec, q, k, v, operands, mask, known)

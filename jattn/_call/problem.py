@@ -1,0 +1,67 @@
+"""One call to attention, checked and complete; and the same call reduced to what the fused backends compute."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jattn import _terms
+from jattn._terms import Signature, Terms, term
+from jattn.gates import Gate
+from jattn.masks import Mask
+from jattn.mods import Mod
+from jattn.normalizers import Normalizer
+from jattn.scores import Perceptron, Product, Score
+
+
+@term
+class Problem(_terms.Term):
+    """What `attention` computes, with nothing left to default: arrays `[b, t, h, d]`, `[b, s, g, d]`, `[b, s, g,
+    e]`."""
+
+    query: Any
+    key: Any
+    value: Any
+    score: Score
+    normalizer: Normalizer
+    mask: Mask | None
+    mods: tuple[Mod, ...]
+    gates: tuple[Gate, ...]
+    sinks: Any  # an operand [h], or None
+    precision: Any
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        (b, t, h, d), (_, s, g, e) = self.query.shape, self.value.shape
+        return {"b": b, "t": t, "s": s, "h": h, "g": g, "d": d, "e": e}
+
+
+class Tiled(NamedTuple):
+    """A problem as products of tiles and terms between them; the softmax's sinks are left for later."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    operands: list[Any]
+    signature: Signature
+
+
+def reduce(problem: Problem) -> Tiled:
+    """Turns every score into a transformed query and key, and all else into terms."""
+    query, key, compare, first = problem.score.reduce(problem.query, problem.key)
+    if isinstance(compare, Product):
+        compare = dataclasses.replace(compare, precision=problem.precision)
+    value = problem.value
+    if key.shape[2] != value.shape[2]:  # a score that projects keys for every query head apart
+        value = jnp.repeat(value, key.shape[2] // value.shape[2], axis=2)
+    terms = Terms(compare, (*first, *problem.mods, *problem.normalizer.mods), problem.mask, problem.gates)
+    operands, signature = _terms.split(terms.bound(query.shape[0], query.shape[2]))
+    return Tiled(query, key, value, operands, signature)
+
+
+def tile_width(terms: Terms, query: jax.Array) -> int:
+    """How many numbers a tile holds for each of its pairs while it is computed."""
+    return query.shape[-1] if isinstance(terms.compare, Perceptron) else 1

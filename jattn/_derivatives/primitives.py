@@ -1,0 +1,187 @@
+"""Three JAX primitives, so that every derivative of a fused kernel exists.
+
+`attend (args) -> result`, which is out, lse and lse's remainder; `attend_tangent (args, result, tangents) -> (dout,
+dlse)`, linear in the tangents; `attend_backward (args, result, dout, dlse) -> gradients`, its transpose.  `args` are q,
+k, v and the operands.
+
+Reverse mode: the JVP rule of `attend` binds `attend_tangent`, whose transpose rule binds `attend_backward`.  Each
+lowers to its backend's kernel.  Higher orders: the JVP rules of the latter two differentiate their twins, derivatives
+of `twin.attend`.  There the result counts as a function of the args, so the twins ignore it.
+
+`active` says which args have tangents and gradients: q, k, v and the operands that are being differentiated.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jattn._call.modes import ordinary
+from jattn._call.targets import ANY
+from jattn._derivatives import twin
+from jattn.backends.contract import Result, Spec, Tangents
+
+
+def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
+    """out `[b, t, h, e]` and lse `[b, t, h]` of softmax attention, by the kernels of `spec.backend`."""
+    out, lse, _ = attend_p.bind(*_together([q, k, v, *operands]), spec=spec)
+    return out, lse
+
+
+def _together(args: list[Any]) -> list[Any]:
+    """Inside `jax.shard_map`: the args made to vary over the same mesh axes, so that gradients are summed over them."""
+    own = [jax.typeof(x).manual_axis_type.varying for x in args]
+    missing = [tuple(sorted(frozenset().union(*own) - x)) for x in own]
+    return [jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(args, missing, strict=True)]
+
+
+def chosen(values: Any, active: tuple[bool, ...]) -> list[Any]:
+    return list(itertools.compress(values, active))
+
+
+def placed(values: Any, active: tuple[bool, ...]) -> list[Any]:
+    """The inverse of `_chosen`, with None in the other places."""
+    rest = iter(values)
+    return [next(rest) if a else None for a in active]
+
+
+def parts(flat: Any, active: tuple[bool, ...]) -> tuple[Any, Any, Any]:
+    """Of the inputs of a derivative: the args, the result, and the tangents or cotangents."""
+    n, m = len(active), len(active) + len(Result._fields)
+    return flat[:n], flat[n:m], flat[m:]
+
+
+# Residuals
+
+
+def without_infinity(result: Any) -> Result:
+    """The result as residuals: the greatest number stands for an lse of -inf, which `jax_debug_infs` would not let
+    pass."""
+    out, lse, remainder = result
+    return Result(out, jnp.where(jnp.isneginf(lse), jnp.finfo(lse.dtype).max, lse), remainder)
+
+
+def with_infinity(held: Any) -> Result:
+    out, lse, remainder = held
+    return Result(out, jnp.where(lse == jnp.finfo(lse.dtype).max, -jnp.inf, lse), remainder)
+
+
+# What each computes
+
+
+def _forward(*args, spec):
+    return list(spec.backend.forward(spec, *args[:3], list(args[3:])))
+
+
+def _tangent(*flat, spec, active):
+    args, held, tangents = parts(flat, active)
+    tangents = placed(tangents, active)
+    q, k, v, *operands = tangents
+    moved = Tangents(q, k, v, operands)
+    return list(spec.backend.tangent(spec, *args[:3], list(args[3:]), with_infinity(held), moved))
+
+
+def _backward(*flat, spec, active):
+    args, held, (dout, dlse) = parts(flat, active)
+    gradients = spec.backend.backward(spec, *args[:3], list(args[3:]), with_infinity(held), dout, dlse, active[3:])
+    return [*gradients[:3], *chosen(gradients.operands, active[3:])]
+
+
+# Their twins
+
+
+def _of_active(spec, args, active) -> Callable:
+    """`twin.attend` as a function of the active args."""
+
+    def fn(*values):
+        q, k, v, *operands = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
+        return list(twin.attend(spec, q, k, v, operands))
+
+    return fn
+
+
+def tangent_twin(*flat, spec, active):
+    args, _, tangents = parts(flat, active)
+    fn = _of_active(spec, args, active)
+    return jax.jvp(fn, tuple(chosen(args, active)), tuple(tangents))[1]
+
+
+def backward_twin(*flat, spec, active):
+    args, _, cotangents = parts(flat, active)
+    _, pull = jax.vjp(_of_active(spec, args, active), *chosen(args, active))
+    return list(pull(list(cotangents)))
+
+
+# Shapes
+
+
+def _batch(spec, args) -> int:
+    named = [*args[:3], *(x for x, axes in zip(args[3:], spec.signature.axes, strict=True) if "b" in axes)]
+    return max(x.shape[0] for x in named)
+
+
+def _attend_shapes(*args, spec):
+    q, _, v = args[:3]
+    shape = (_batch(spec, args), *q.shape[1:3])
+    placed = NamedSharding(q.sharding.mesh, PartitionSpec(*q.sharding.spec[:3]))
+    lse = q.update(shape, jnp.promote_types(q.dtype, jnp.float32), weak_type=False, sharding=placed)
+    return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse, lse]
+
+
+def _tangent_shapes(*flat, spec, active):
+    out, lse, _ = parts(flat, active)[1]
+    return [out, lse]
+
+
+def _backward_shapes(*flat, spec, active):
+    return [x.update(weak_type=False) for x in chosen(flat[: len(active)], active)]
+
+
+def _plain(avals: Any) -> list[ShapedArray]:
+    """Shapes and dtypes alone: kernels do not care where in a mesh they run."""
+    return [ShapedArray(x.shape, x.dtype) for x in avals]
+
+
+def _check_platform(traced: str, lowered: tuple[str, ...]) -> None:
+    """Says so where a backend was chosen for another platform than it is compiled for, as `jax.export` may."""
+    if traced != ANY and "tpu" in lowered and traced != "tpu":
+        warnings.warn(
+            f"attention was traced for {traced} and is compiled for {' and '.join(lowered)}, without TPU kernels: trace"
+            " it inside jax.set_mesh of a mesh of TPU devices (those of jax.experimental.topologies need no TPU), or"
+            " choose with implementation=",
+            stacklevel=2,
+        )
+
+
+def _lowering(compute: Callable) -> Callable:
+    lower = mlir.lower_fun(compute, multiple_results=True)
+
+    def rule(ctx, *args, **params):
+        _check_platform(params["spec"].target.platform, ctx.module_context.platforms)
+        return lower(ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out)), *args, **params)
+
+    return rule
+
+
+def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
+    compute = ordinary(compute)  # what is lowered is traced later, under the settings of then
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(compute)
+    primitive.def_abstract_eval(shapes)
+    mlir.register_lowering(primitive, _lowering(compute))
+    return primitive
+
+
+attend_p = _primitive("attend", _forward, _attend_shapes)
+attend_tangent = _primitive("attend_tangent", _tangent, _tangent_shapes)
+attend_backward = _primitive("attend_backward", _backward, _backward_shapes)

@@ -1,0 +1,116 @@
+"""The derivatives of the three primitives: forward mode, reverse mode, Taylor mode."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import jet
+from jax.interpreters import ad
+
+from jattn._call.modes import ordinary
+from jattn._derivatives.primitives import (
+    attend_backward,
+    attend_p,
+    attend_tangent,
+    backward_twin,
+    chosen,
+    parts,
+    placed,
+    tangent_twin,
+    with_infinity,
+    without_infinity,
+)
+from jattn.backends.contract import Result
+
+RESIDUAL_NAMES = ("jattn_out", "jattn_lse")
+"""Names by which `jax.checkpoint`'s policies know attention's residuals, out and lse (with what rounding took from it):
+where both are saved, the kernel does not run again.
+
+>>> import jax, jattn
+>>> policy = jax.checkpoint_policies.save_only_these_names(*jattn.RESIDUAL_NAMES)
+>>> layer = jax.checkpoint(lambda x: jattn.attention(x, x, x), policy=policy)
+"""
+
+
+@ordinary
+def _attend_jvp(args, tangents, *, spec):
+    held = without_infinity(attend_p.bind(*args, spec=spec))
+    of_out, of_lse = RESIDUAL_NAMES
+    held = Result(*map(checkpoint_name, held, (of_out, of_lse, of_lse)))
+    active = (True,) * 3 + tuple(not isinstance(x, ad.Zero) for x in tangents[3:])
+    moving = map(ad.instantiate_zeros, chosen(tangents, active))
+    dout, dlse = attend_tangent.bind(*args, *held, *moving, spec=spec, active=active)
+    # what is returned is made of what is saved, so that a policy that saves both leaves the kernel without a use
+    return list(with_infinity(held)), [dout, dlse, ad.Zero(jax.typeof(held.remainder).to_tangent_aval())]
+
+
+@ordinary
+def _attend_transpose(cotangents, *args, spec):
+    """`attend` is linear in the values, and lse does not depend on them."""
+    if [n for n, x in enumerate(args) if ad.is_undefined_primal(x)] != [2]:
+        raise NotImplementedError(
+            "attention is linear in the values alone: jax.linear_transpose takes a function of them"
+        )
+    values = args[2].aval
+    args = [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
+    held = without_infinity(attend_p.bind(*args, spec=spec))
+    active = (True,) * 3 + (False,) * (len(args) - 3)
+    dout, dlse, _ = (ad.instantiate_zeros(x) for x in cotangents)
+    _, _, dv = attend_backward.bind(*args, *held, dout, dlse, spec=spec, active=active)
+    return [None, None, dv, *[None] * (len(args) - 3)]
+
+
+def _attend_jet(primals, series, *, spec):
+    """Taylor coefficients along the curve x + x1 t + x2 t^2 + ..: its derivatives by t, in forward mode, nested."""
+    order = len(series[0])
+
+    def along(t):
+        powers = [t**n for n in range(1, order + 1)]
+        move = lambda x, terms: jnp.asarray(sum((p * y for p, y in zip(powers, terms, strict=True)), start=x), x.dtype)
+        moved = [
+            move(x, y) if jnp.issubdtype(x.dtype, jnp.floating) else x for x, y in zip(primals, series, strict=True)
+        ]
+        return attend_p.bind(*moved, spec=spec)
+
+    def differentiated(fn, _):
+        return lambda t: jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+
+    start = jnp.zeros((), jnp.promote_types(primals[0].dtype, jnp.float32))
+    derivatives = itertools.accumulate(range(order), differentiated, initial=along)
+    out, *terms = ([x / math.factorial(n) for x in fn(start)] for n, fn in enumerate(derivatives))
+    return out, [list(x) for x in zip(*terms, strict=True)]
+
+
+def _attend_tangent_transpose(cotangents, *flat, spec, active):
+    args, held, tangents = parts(flat, active)
+    cotangents = map(ad.instantiate_zeros, cotangents)
+    grads = attend_backward.bind(*args, *held, *cotangents, spec=spec, active=active)
+    linear = [g if ad.is_undefined_primal(x) else None for g, x in zip(grads, tangents, strict=True)]
+    return [None] * (len(args) + len(held)) + linear
+
+
+def _twin_jvp(twin: Callable) -> Callable:
+    @ordinary
+    def rule(primals, tangents, **params):
+        moving = tuple(not isinstance(x, ad.Zero) for x in tangents)
+
+        def fn(*values):
+            full = [p if x is None else x for p, x in zip(primals, placed(values, moving), strict=True)]
+            return list(twin(*full, **params))
+
+        return jax.jvp(fn, tuple(chosen(primals, moving)), tuple(chosen(tangents, moving)))
+
+    return rule
+
+
+ad.primitive_jvps[attend_p] = _attend_jvp
+ad.primitive_jvps[attend_tangent] = _twin_jvp(tangent_twin)
+ad.primitive_jvps[attend_backward] = _twin_jvp(backward_twin)
+ad.primitive_transposes[attend_p] = _attend_transpose
+ad.primitive_transposes[attend_tangent] = _attend_tangent_transpose
+jet.jet_rules[attend_p] = ordinary(_attend_jet)

@@ -1,0 +1,21 @@
+"""The twin of the fused kernels, whose derivatives of any order are theirs: softmax attention in differentiable JAX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jattn.backends.contract import Spec
+from jattn.backends.whole_rows import output, rows
+from jattn.normalizers import Softmax, logsumexp
+
+
+def attend(spec: Spec, q: Any, k: Any, v: Any, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
+    """out and lse of softmax attention: the twin of `_primitives.attend`."""
+
+    def finish(terms, _, scores, value, i, j):
+        out = output(terms, scores, Softmax()(scores), value, i, j, spec.precision, spec.dtype)
+        return out, logsumexp(scores)
+
+    return rows(spec.signature, q, k, v, operands, finish)

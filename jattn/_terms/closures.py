@@ -1,0 +1,292 @@
+"""What a user's function closes over: arrays become operands, all else becomes part of a key.
+
+A function given to a mask, a mod or a gate runs later, inside a loop or a kernel, where the traced values of now are
+gone and gradients cannot reach them.  So the arrays that it uses are taken out when the term is made, and put back, as
+what an operand has become by then, when the function is called.  They are looked for where Python keeps them: in the
+cells of its closure, in defaults, in the globals that its code names, in `functools.partial` and bound methods, in
+containers and plain objects, and so on in the functions that it uses.
+
+What is left is static and hashable, and equal for functions made anew from the same code and values: a lambda written
+inside a training loop does not compile again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import dis
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jattn._terms import Operand, as_array
+
+_LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "builtins", "math", "functools", "operator"}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
+_LEAF = jax.tree.structure(0)
+_STATIC_TABLE = 2**16  # entries of a NumPy array that a mask keeps: more would make the program's key slow to compare
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    """A hashable value.  Its kind and its text keep 1, 1.0 and True apart, and 0.0 from -0.0."""
+
+    value: Any
+    kind: type
+    text: str
+
+    def build(self, arrays: Any) -> Any:
+        del arrays
+        return self.value
+
+
+class _Same:
+    """A value that is equal to itself alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def build(self, arrays: Any) -> Any:
+        del arrays
+        return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Array:
+    """The array of that number."""
+
+    number: int
+
+    def build(self, arrays: Any) -> Any:
+        return arrays[self.number]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A NumPy array that is known while tracing, compared by its contents."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    contents: bytes
+
+    def build(self, arrays: Any) -> Any:
+        del arrays
+        return jnp.asarray(np.frombuffer(self.contents, np.dtype(self.dtype)).reshape(self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tree:
+    """A container: any pytree."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+
+    def build(self, arrays: Any) -> Any:
+        return jax.tree.unflatten(self.structure, [x.build(arrays) for x in self.leaves])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instance:
+    """An object of a plain class, by its attributes."""
+
+    kind: type
+    attributes: tuple[tuple[str, Any], ...]
+
+    def build(self, arrays: Any) -> Any:
+        made = object.__new__(self.kind)
+        made.__dict__.update({name: x.build(arrays) for name, x in self.attributes})
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    function: Any
+    owner: Any
+
+    def build(self, arrays: Any) -> Any:
+        return types.MethodType(self.function.build(arrays), self.owner.build(arrays))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Partial:
+    function: Any
+    arguments: Any
+    keywords: Any
+
+    def build(self, arrays: Any) -> Any:
+        return functools.partial(
+            self.function.build(arrays), *self.arguments.build(arrays), **self.keywords.build(arrays)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A Python function as its code and the values that the code reaches."""
+
+    code: types.CodeType
+    module: _Same  # its globals
+    name: str
+    defaults: Any
+    keyword_defaults: Any
+    cells: tuple[Any, ...]
+    named: tuple[tuple[str, Any], ...]  # the globals that its code names
+
+    def build(self, arrays: Any) -> Any:
+        held = {**self.module.value, **{name: x.build(arrays) for name, x in self.named}}
+        cells = tuple(types.CellType(x.build(arrays)) for x in self.cells)
+        made = types.FunctionType(self.code, held, self.name, self.defaults.build(arrays), cells)
+        made.__kwdefaults__ = self.keyword_defaults.build(arrays)
+        return made
+
+
+class _CircularError(Exception):
+    """A value reaches itself: a recursive function, or an object that holds its owner."""
+
+
+class _Reader:
+    """Reads values, collecting the arrays in them."""
+
+    def __init__(self, tables: bool):
+        self.arrays: list[Any] = []
+        self.numbers: dict[int, int] = {}  # of arrays met before
+        self.path: list[int] = []  # ids of the values that are being read
+        self.tables = tables
+
+    def read(self, value: Any) -> Any:
+        if isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, np.generic):
+            return self._array(value)
+        if isinstance(value, _PLAIN):
+            return _Constant(value, type(value), repr(value))
+        if id(value) in self.path:
+            raise _CircularError
+        self.path.append(id(value))
+        try:
+            return self._composite(value)
+        finally:
+            self.path.pop()
+
+    def _array(self, value: Any) -> Any:
+        value = as_array(value, "an array that a function closes over")
+        if self.tables and isinstance(value, np.ndarray) and value.size <= _STATIC_TABLE and value.dtype != object:
+            return _Table(value.shape, value.dtype.str, value.tobytes())
+        number = self.numbers.setdefault(id(value), len(self.arrays))
+        if number == len(self.arrays):
+            self.arrays.append(value)
+        return _Array(number)
+
+    def _composite(self, value: Any) -> Any:
+        if _of_library(value):
+            return _whole(value)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, functools.partial):
+            return _Partial(*(self.read(x) for x in (value.func, value.args, value.keywords)))
+        if isinstance(value, types.MethodType):
+            return _Method(self.read(value.__func__), self.read(value.__self__))
+        if callable(value) and isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
+            inner = self.read(
+                value.__wrapped__
+            )  # of jax.jit and its like: elementwise functions need no jit of their own
+            return inner if _arrays_in(inner) else _whole(value)
+        recipe = self._parts(value)
+        # what holds no array is used as it is, so that a list that a function appends to stays that list
+        return recipe if isinstance(value, tuple) or _arrays_in(recipe) else _whole(value)
+
+    def _parts(self, value: Any) -> Any:
+        """A container or an object, taken apart."""
+        leaves, structure = jax.tree.flatten(value)
+        if structure != _LEAF and _hashable(structure):
+            return _Tree(structure, tuple(self.read(x) for x in leaves))
+        attributes = getattr(value, "__dict__", None)
+        if isinstance(attributes, dict):
+            return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()))
+        return _whole(value)
+
+    def _function(self, fn: types.FunctionType) -> Any:
+        cells = tuple(self.read(x.cell_contents) for x in fn.__closure__ or ())
+        named = []
+        for name in sorted(_names(fn.__code__)):
+            if name in fn.__globals__:
+                named.append((name, self.read(fn.__globals__[name])))
+        defaults, keywords = self.read(fn.__defaults__), self.read(fn.__kwdefaults__)
+        return _Function(fn.__code__, _Same(fn.__globals__), fn.__name__, defaults, keywords, cells, tuple(named))
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> frozenset[str]:
+    """Names of the globals that a function's code and the functions inside it load."""
+    own = {x.argval for x in dis.get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return frozenset(own).union(*(_names(x) for x in code.co_consts if isinstance(x, types.CodeType)))
+
+
+def _of_library(value: Any) -> bool:
+    """Modules, classes, and what well-known libraries define: nothing of a user's hides in them."""
+    if isinstance(value, (types.ModuleType, type, types.BuiltinFunctionType, np.ufunc)):
+        return True
+    if isinstance(value, (functools.partial, types.MethodType)):
+        return False
+    module = getattr(value, "__module__", None) if callable(value) else type(value).__module__
+    return callable(value) and str(module).partition(".")[0] in _LIBRARIES and not getattr(value, "__closure__", None)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _whole(value: Any) -> Any:
+    return _Constant(value, type(value), "") if _hashable(value) else _Same(value)
+
+
+def _arrays_in(recipe: Any) -> bool:
+    if isinstance(recipe, (_Tree, _Instance, _Method, _Partial, _Function)):
+        return any(_arrays_in(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
+    return isinstance(recipe, _Array) or (isinstance(recipe, tuple) and any(map(_arrays_in, recipe)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Closure:
+    """A function without its arrays: static, hashable, and equal to those of functions that do the same."""
+
+    recipe: Any
+    name: str
+    unused: tuple[Any, ...] = ()
+    """Of each array None, or shape and dtype where no result depends on it: such arrays are not held."""
+
+    def build(self, held: Any) -> Callable:
+        """The function, with `held` in the places of its arrays."""
+        given = iter(held)
+        arrays = [next(given) if x is None else jnp.zeros(*x) for x in self.unused] if self.unused else held
+        return self.recipe.build(arrays)
+
+    def without(self, held: Any, used: Any) -> tuple[Closure, Any]:
+        """The function and its arrays without those that are not `used`."""
+        unused = tuple(None if y else (x.array.shape, x.array.dtype) for x, y in zip(held, used, strict=True))
+        return dataclasses.replace(self, unused=unused), tuple(x for x, y in zip(held, used, strict=True) if y)
+
+
+def hoist(fn: Callable, tables: bool = False) -> tuple[Closure, tuple[Operand, ...]]:
+    """The function without the arrays that it closes over, and those arrays as operands without axes.
+
+    `tables`: NumPy arrays of moderate size stay with the function, so that it is still known while tracing.
+    """
+    reader = _Reader(tables)
+    name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__name__
+    try:
+        recipe = reader.read(fn)
+    except (_CircularError, ValueError):  # ValueError: a cell that is still empty
+        return Closure(_whole(fn), name), ()
+    return Closure(recipe, name), tuple(Operand(x, "") for x in reader.arrays)

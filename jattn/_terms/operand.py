@@ -1,0 +1,118 @@
+"""Operands: arrays that say which axes of a call they have."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_pytree_node
+
+AXES = "bhts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """An array and the names of its leading axes: a subset of `b h t s`, in that order.
+
+    Axes of the array beyond the named ones are handed to the term whole.
+    """
+
+    array: Any
+    axes: str
+
+
+register_pytree_node(Operand, lambda x: ((x.array,), x.axes), lambda axes, children: Operand(children[0], axes))
+
+
+def operand(array: Any, axes: str = "") -> Operand:
+    """Names the axes of an array that a mask, mod or gate takes.
+
+    `axes` is a subset of `"bhts"` in that order: `b` batch, `h` query head, `t` query position, `s` key position.  The
+    term gets it cut to its tile and broadcastable to `[bt, bs]`: `[bt, 1]` for `"t"`, `[1, bs]` for `"s"`, `[]` where
+    it has neither.  Further axes of the array follow, whole: a table `[h, buckets]` named `"h"` arrives as `[buckets]`.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> tilt = jattn.mods.function(lambda score, i, j, slope: score - slope * (i - j), jattn.operand(jnp.ones(2), "h"))
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, mods=(tilt,)).shape
+    (1, 3, 2, 4)
+
+    Raises ValueError where `axes` is not such a subset or the array has fewer axes.
+    """
+    if not isinstance(axes, str) or "".join(a for a in AXES if a in axes) != axes:
+        raise ValueError(f'axes must name a subset of "bhts" in that order, got {axes!r}')
+    array = as_array(array, "an operand")
+    if array.ndim < len(axes):
+        raise ValueError(f"an operand with axes {axes!r} needs {len(axes)} or more axes, got shape {array.shape}")
+    return Operand(array, axes)
+
+
+def as_array(x: Any, name: str) -> Any:
+    """`x` as an array.  Raises where JAX would wrap its integers around, as ids of 64 bits where x64 is off."""
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        try:
+            x = np.asarray(x) if isinstance(x, (list, tuple, bool, int, float, np.generic)) else jnp.asarray(x)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
+    if isinstance(x, np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.size:
+        kept = jnp.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
+        if x.min() < kept.min or x.max() > kept.max:
+            raise ValueError(
+                f"{name} holds integers that {kept.dtype} cannot (from {x.min()} to {x.max()}), and x64 is off:"
+                " renumber them, or turn on jax_enable_x64"
+            )
+    return x
+
+
+def indices(n: int, axis: str) -> Operand:
+    """0, 1, .. along an axis, for terms that depend on which batch element or head they are of."""
+    return Operand(np.arange(n, dtype=np.int32), axis)
+
+
+def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
+    """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies."""
+    array = as_array(array, name)
+    full = tuple(sizes[a] for a in AXES)
+    shape = (1,) * (4 - array.ndim) + array.shape
+    if array.ndim > 4 or any(n not in (1, want) for n, want in zip(shape, full, strict=True)):
+        raise ValueError(
+            f"{name} must be broadcastable to [b, h, t, s] = {list(full)}, got shape {list(array.shape)};"
+            f" give missing axes size 1{_padding_hint(array.shape, sizes, name)}"
+        )
+    axes = "".join(a for a, n in zip(AXES, shape, strict=True) if n != 1)
+    return Operand(array.reshape([n for n in shape if n != 1]), axes)
+
+
+def _padding_hint(shape: tuple[int, ...], sizes: dict[str, int], name: str) -> str:
+    padding = shape == (sizes["b"], sizes["s"])
+    return f": {name}[:, None, None, :] where [b, s] says which keys are real" if padding else ""
+
+
+def working(array: Any, dtype: Any) -> Any:
+    """The dtype in which an operand takes part where queries are of `dtype`: float32 or wider, but never wider than
+    what the query is computed in."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array.dtype
+    own, computed = (jnp.promote_types(x, jnp.float32) for x in (array.dtype, dtype))
+    return computed if jnp.dtype(own).itemsize > jnp.dtype(computed).itemsize else own
+
+
+def wide(array: Any) -> Any:
+    """Floating operands reach a term in float32 or wider: positions times a bfloat16 slope would skip integers."""
+    array = jnp.asarray(array)
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if floating else array
+
+
+def number(value: Any, name: str) -> Any:
+    """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
+        raise TypeError(f"{name} must be a number or a scalar array, got {value!r}")
+    if isinstance(value, (np.ndarray, jax.Array)):
+        if value.ndim:
+            raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
+        return Operand(value, "")
+    return value if isinstance(value, (int, float)) else value.item()

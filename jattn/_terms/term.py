@@ -1,0 +1,155 @@
+"""Terms: pure functions of one tile of scores, its positions, and operands that say which axes they have.
+
+A mask, a mod, a gate and a score are each a small frozen dataclass.  Fields that hold arrays (as `Operand`s) are pytree
+leaves and get gradients; everything else is static.  A backend cuts the operands to its tile and puts those into the
+dataclass: the term then computes on plain arrays and never learns what a tile is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_pytree_node
+
+from jattn._terms.operand import Operand
+
+T = TypeVar("T")
+
+
+class Term:
+    """Base of masks, mods, gates, scores and normalisers; a user's own subclass of those is one like the library's.
+
+    Every subclass is a pytree: attributes that hold arrays, operands or terms are children, all others are static.
+    """
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+
+        def unflatten(aux, children):
+            x = object.__new__(cls)
+            for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
+                object.__setattr__(x, name, value)
+            return x
+
+        register_pytree_node(cls, _flatten, unflatten)
+
+    def bound(self, b: int, h: int) -> Term:
+        """The same term with the indices of batch elements and heads filled in as operands, where it uses them."""
+        return self.changed(lambda value: bind(value, b, h))
+
+    def changed(self, change: Callable[[Any], Any]) -> Term:
+        """The same term with every attribute changed."""
+        x = object.__new__(type(self))
+        for name in _attributes(self):
+            object.__setattr__(x, name, change(getattr(self, name)))
+        return x
+
+
+def _attributes(term: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(term):
+        return tuple(f.name for f in dataclasses.fields(term))
+    return tuple(sorted(vars(term)))
+
+
+def _flatten(term: Any) -> Any:
+    names = _attributes(term)
+    inner = tuple(n for n in names if _dynamic(getattr(term, n)))
+    return [getattr(term, n) for n in inner], (inner, tuple((n, getattr(term, n)) for n in names if n not in inner))
+
+
+def bind(value: Any, b: int, h: int) -> Any:
+    """`Term.bound` of a term, of the terms in a tuple, or the value itself."""
+    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        return tuple(bind(x, b, h) for x in value)
+    return value.bound(b, h) if isinstance(value, Term) else value
+
+
+def _dynamic(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_dynamic, value))
+    return isinstance(value, (Operand, Term, jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+
+
+@dataclass_transform(frozen_default=True)
+def term(cls: type[T]) -> type[T]:
+    """Makes a term a frozen dataclass."""
+    return dataclasses.dataclass(frozen=True)(cls)  # type: ignore[return-value]
+
+
+@term
+class Terms(Term):
+    """All that happens to one tile of one head between the two products."""
+
+    compare: Term
+    mods: tuple[Term, ...] = ()
+    mask: Term | None = None
+    gates: tuple[Term, ...] = ()
+
+    def scores(self, query: Any, key: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
+        """Scores `[bt, bs]`, -inf where the mask forbids or the pair is not `fresh` (it belongs to another tile)."""
+        return self.finish(self.compare(query, key), i, j, masked, fresh)  # type: ignore[operator]
+
+    def finish(self, score: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
+        """`scores` once query and key are compared."""
+        score = modified(score, self.mods, i, j)
+        live = fresh
+        if masked and self.mask is not None:
+            live = self.mask(i, j) & fresh  # type: ignore[operator]
+        return score if live is True else jnp.where(live, score, -jnp.inf)
+
+    def weights(self, weight: Any, i: Any, j: Any) -> Any:
+        """Weights after the gates."""
+        for gate in self.gates:
+            weight = gate(weight, i, j)  # type: ignore[operator]
+        return weight
+
+
+def modified(score: Any, mods: Any, i: Any, j: Any) -> Any:
+    """The score after the mods.  One that is -inf is hidden: it stays so, and no mod after that sees it.
+
+    -inf times a temperature or under a soft cap would come back to life, and make the gradient of either NaN.
+    """
+    hides = False
+    for mod in mods:
+        if hides:
+            live = score != -jnp.inf
+            score = jnp.where(live, mod(jnp.where(live, score, 0), i, j), -jnp.inf)
+        else:
+            score = mod(score, i, j)
+        hides = hides or mod.hides
+    return score
+
+
+class Signature(NamedTuple):
+    """What is static about a term: its structure, and the axes of each of its operands."""
+
+    tree: Any
+    axes: tuple[str, ...]
+
+    def fill(self, values: Any) -> Any:
+        """The term with `values` in the places of its operands."""
+        return jax.tree.unflatten(self.tree, values)
+
+
+def split(term: Any) -> tuple[list[Any], Signature]:
+    """Separates the arrays of a term (or of any pytree of terms) from its signature."""
+    found, tree = jax.tree.flatten(term, is_leaf=lambda x: isinstance(x, Operand))
+    return [x.array for x in found], Signature(tree, tuple(x.axes for x in found))
+
+
+def lift(fn: Callable, axes: tuple[str, ...], inputs: tuple[str, ...]) -> Callable:
+    """Lifts `fn(*inputs, tiles)` of one head to batch elements, key heads and query heads a key head: `b g r`.
+
+    `inputs` says which of "b", "g", "r" each input has, in front and in that order; `axes` the same of the operand
+    tiles, whose `h` has been split in `g r`.
+    """
+    for axis, name in (("r", "h"), ("g", "h"), ("b", "b")):
+        over = (*(0 if axis in x else None for x in inputs), [0 if name in a else None for a in axes])
+        if any(o == 0 for o in jax.tree.leaves(over)):
+            fn = jax.vmap(fn, in_axes=over)
+    return fn

@@ -1,0 +1,79 @@
+"""Gradients of softmax attention, a tile at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jattn.backends.blockwise.sizes import geometry
+from jattn.backends.blockwise.walk import Walk, nothing, probabilities
+from jattn.backends.contract import Gradients, Result, Spec
+
+
+def backward(
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, active: Any
+) -> Gradients:
+    """Gradients of q, k, v and of the operands, None for those that are not `active`.
+
+    With p = exp(s - lse - remainder), w the weights after the gates, delta = dout . out - dlse:
+    dv = w' dout,  dp = the gates' transpose of dout v',  ds = p (dp - delta),  and s pulls ds back to q, k, operands.
+
+    Rows that see nothing have gradient 0 and give none, whatever stands in them.
+    """
+    wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
+    grads = (wide(q), wide(k), wide(v), [wide(x) if y else None for x, y in zip(operands, active, strict=True)])
+    if not nothing(q, k):
+        walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
+        grads = _backward(walk, (q, k, v), result, (dout, dlse), grads)
+    dq, dk, dv, doperands = grads
+    cast = lambda x, like: x.astype(like.dtype)
+    own = [None if x is None else cast(x, like) for x, like in zip(doperands, operands, strict=True)]
+    return Gradients(cast(dq, q), cast(dk, k), cast(dv, v), own)
+
+
+def _backward(walk: Walk, arrays: tuple[Any, Any, Any], result: Result, cotangents: tuple[Any, Any], grads: Any) -> Any:
+    """`backward`, added to zeros `grads`."""
+    (q, k, v), (out, lse, remainder), (dout, dlse) = arrays, result, cotangents
+    query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
+
+    def strip(step, where, grads):
+        strip_lse, rest = step.rows(lse), step.rows(remainder)
+        live = strip_lse != -jnp.inf
+        if not walk.geo.query.whole:  # rows that belong to another strip as well count there
+            live = live & (step.positions()[0][:, 0] >= where[2] * walk.geo.query.block)
+        query, unscale = walk.scaled(step, walk.rows(step, q, live))
+        upstream = jax.lax.optimization_barrier(walk.rows(step, dout, live))
+        query = jax.lax.optimization_barrier(query)
+        delta = jnp.where(live, jnp.sum(upstream * walk.rows(step, out), -1) - walk.rows(step, dlse), 0)
+
+        def tile(here, hidden, carry):
+            dquery, dk, dv, doperands = carry
+            tiles = walk.tiles(here)
+            seen = walk.seen(here, hidden, tiles)
+            key, value = (walk.key(here, x, seen) for x in (k, v))
+            scores, pull = walk.pull_scores(here, query, key, tiles)
+            p = probabilities(walk.hide(here, hidden, tiles, scores), strip_lse, rest)
+            p = jax.lax.optimization_barrier(p)
+            w, gates_pull = jax.vjp(walk.weights(here), p, tiles)
+            dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
+            dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))
+            dq, dkey, dtiles = pull(p * (dp - delta[..., None]))
+            dk = walk.put_key(here, dk, dkey)
+            doperands = [
+                here.put_operand(whole, axes, a + b) if whole is not None else None
+                for whole, axes, a, b in zip(doperands, walk.axes, dtiles, dtiles_gates, strict=True)
+            ]
+            return dq if dquery is None else dquery + dq, dk, dv, doperands
+
+        dq, dk, dv, doperands = grads
+        start = jnp.zeros_like(query) if walk.geo.key.count > 1 else None
+        dquery, dk, dv, doperands = walk.keys(step, where, tile, (start, dk, dv, doperands))
+        dquery, dscale = unscale(jnp.where(live[..., None], dquery, 0))
+        _, at = walk.scale()
+        if at is not None and doperands[at] is not None:
+            doperands[at] = step.put_operand(doperands[at], walk.axes[at], dscale)
+        return step.put_rows(dq, dquery, add=not query_once), dk, dv, doperands
+
+    return walk.strips(strip, grads)

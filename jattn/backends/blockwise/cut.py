@@ -1,0 +1,26 @@
+"""How a call is cut, for `jattn.explain`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jattn._terms import block_tables
+from jattn.backends.blockwise.sizes import geometry
+from jattn.backends.contract import Cut, Spec
+
+
+def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
+    """How the call is cut; blocks are counted where the mask is `known`."""
+    geo = geometry(spec, q, k, v, operands)
+    tile = geo.query.block, geo.key.block
+    if not known:
+        return Cut(tile, None)
+    heads = geo.heads * geo.group
+    found = block_tables.table(mask, geo.query, geo.key, geo.batch, heads)
+    full, partial = (np.asarray(x) for x in (found.full, found.partial))
+    rows = (geo.b // geo.batch, geo.h // heads, geo.query.count)
+    alike = geo.batch * heads  # every row of the table stands for this many batch elements and heads
+    full, partial = (int(np.broadcast_to(x, rows).sum()) * alike for x in (full, partial))
+    return Cut(tile, (geo.b * geo.h * geo.query.count * geo.key.count - full - partial, partial, full))

@@ -1,0 +1,46 @@
+"""Softmax attention, a tile at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jattn_kernels import online_softmax
+
+from jattn.backends.blockwise.sizes import geometry
+from jattn.backends.blockwise.walk import Walk, nothing
+from jattn.backends.contract import Result, Spec
+
+
+def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any) -> Result:
+    """Softmax attention of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    if nothing(q, k):
+        shape = (q.shape[0], *q.shape[1:3])
+        row = jnp.zeros(shape, dtype)
+        return Result(jnp.zeros((*shape, v.shape[-1]), spec.dtype), row - jnp.inf, row)
+    walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
+
+    def strip(step, where, carry):
+        query, _ = walk.scaled(step, walk.rows(step, q))
+
+        def tile(here, hidden, state):
+            tiles = walk.tiles(here)
+            seen = walk.seen(here, hidden, tiles)
+            key, value = (walk.key(here, x, seen) for x in (k, v))
+            scores = walk.hide(here, hidden, tiles, walk.scores(here)(query, key, tiles))
+            top, p, shrink = online_softmax.exponentials(state, scores)
+            p = jax.lax.optimization_barrier(p)  # else XLA computes the exponentials again for their sum
+            total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(here)(p, tiles), value)
+            if state is not None:
+                total, out = state.total * shrink + total, state.out * shrink[..., None] + out
+            return online_softmax.State(top, total, out)
+
+        start = online_softmax.start(query.shape[:-1], v.shape[-1], walk.dtype)
+        state = walk.keys(step, where, tile, start if walk.geo.key.count > 1 else None)
+        return Result(*map(step.put_rows, carry, online_softmax.finish(state)))
+
+    shape = (walk.geo.b, q.shape[1], walk.geo.h)
+    out, row = jnp.zeros((*shape, v.shape[-1]), spec.dtype), jnp.zeros(shape, walk.dtype)
+    return walk.strips(strip, Result(out, row, row))

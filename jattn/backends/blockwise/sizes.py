@@ -1,0 +1,122 @@
+"""Tile sizes of a call, and how many heads and batch elements one step takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from jattn import masks
+from jattn._call.problem import tile_width
+from jattn._terms import block_tables
+from jattn._terms.block_tables import Tiling
+from jattn.backends.contract import Spec
+from jattn.backends.steps import Step, split
+from jattn.scores import Product
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Found by `python -m bench cpu` on two cores."""
+
+    step: int = 3 * 2**19
+    """Numbers that a step holds, over heads and batch: fewer wake the threads too often, more leave the caches."""
+    few: int = 64
+    """Query rows, over all heads, up to which a head's keys are not worth a copy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The sizes of one call and of its steps."""
+
+    b: int
+    h: int
+    g: int
+    query: Tiling
+    key: Tiling
+    batch: int  # batch elements a step
+    heads: int  # key heads a step
+    joined: bool = False  # whether key heads stay side by side, as in memory
+
+    @property
+    def group(self) -> int:
+        return self.h // self.g
+
+    @property
+    def strips(self) -> int:
+        """How many strips of query rows there are: query blocks, times steps over batch and heads."""
+        return self.b // self.batch * (self.g // self.heads) * self.query.count
+
+    def strip(self, n: Any) -> tuple[Step, tuple[Any, Any, Any]]:
+        """Strip n: its place, all keys, and its indices (batch step, head step, query block)."""
+        rest, block = split(n, self.query.count)
+        batch, head = split(rest, self.g // self.heads)
+        at = {
+            "b": (batch * self.batch, self.batch),
+            "g": (head * self.heads, self.heads),
+            "h": (head * self.heads * self.group, self.heads * self.group),
+            "t": (self.query.start(block), self.query.block),
+            "s": (0, self.key.length),
+        }
+        return Step(at, self.group), (batch, head, block)
+
+
+def tile_sizes(t: int, s: int, group: int, mask: Any, width: int, joined: bool) -> tuple[int, int]:
+    """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
+
+    Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a
+    tile wastes most of it; a score that holds `width` numbers a pair wants as many times fewer pairs.  The query heads
+    of a group lie side by side in one product.  Keys that lie as in memory are read where they are, all at once, unless
+    a mask may have some of them skipped.
+    """
+    if joined:
+        return t, s if mask is None else 1024
+    if width > 1:
+        side = 64
+    elif mask is None:
+        side = 1024
+    else:
+        side = min(512, max(128, _reach(mask)))
+    return max(side // group, 16), side
+
+
+def _reach(mask: Any) -> int:
+    """How many keys a query sees at most, as far as windows of a fixed width say."""
+    if isinstance(mask, masks.And):
+        return min(_reach(mask.left), _reach(mask.right))
+    if isinstance(mask, masks.Window) and isinstance(mask.left, int) and isinstance(mask.right, int):
+        return mask.left + mask.right + 1
+    return 2**31
+
+
+def _even(length: int, block: int) -> int:
+    """The block size at most `block` that divides `length` most evenly."""
+    return -(-length // -(-length // block))
+
+
+def _divisor(n: int, most: int) -> int:
+    return max(x for x in range(1, n + 1) if n % x == 0 and (x <= most or x == 1))
+
+
+def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
+    """Sizes of the call's tiles; `spec.blocks` overrides the table."""
+    settings = spec.backend.settings  # of whichever backend takes tangents from here
+    limits = settings if isinstance(settings, Limits) else Limits()
+    (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
+    lengths = [x.shape[0] for x in (q, k, v)]
+    lengths += [x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes]
+    alike = math.gcd(*(n for n in lengths if n > 1)) or 1  # batch elements that one step can take
+    terms = spec.terms(operands)
+    masked, width, group = terms.mask is not None, tile_width(terms, q), h // g
+    joined = spec.blocks is None and g > 1 and t * h <= limits.few and isinstance(terms.compare, Product)
+    rows, columns = spec.blocks or tile_sizes(t, s, group, terms.mask, width, joined)
+    query, key = (block_tables.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
+    if joined and not masked:
+        return Geometry(max(lengths), h, g, query, key, alike, g, joined)
+    held = group * query.block * key.block * width  # by the scores of a key head, and by its rows
+    held += (group * query.block + key.block) * (q.shape[-1] + v.shape[-1])
+    heads = g if joined else _divisor(g, limits.step // held)
+    batch = 1
+    if heads == g and (key.count == 1 or not block_tables.ragged(terms.mask)):
+        batch = _divisor(alike, limits.step // (held * g))
+    return Geometry(max(lengths), h, g, query, key, batch, heads, joined)

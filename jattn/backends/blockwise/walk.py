@@ -1,0 +1,198 @@
+"""The walk over the tiles of one call: which are visited, what is cut for them, and their scores.
+
+Query rows are taken a strip at a time; for each strip a loop visits first the full key blocks, which never look at the
+mask, then the partial ones; empty blocks are never visited.  Where all keys are one block there is no loop and no
+table: the strip looks at them once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jattn_kernels import online_softmax
+
+from jattn import _terms
+from jattn._terms import block_tables
+from jattn._terms.reach import span
+from jattn.backends.blockwise.products import Joined, PerHead
+from jattn.backends.blockwise.sizes import Geometry
+from jattn.backends.contract import Spec
+from jattn.backends.steps import Step, split
+from jattn.scores import Product
+
+
+def _loop(lower: Any, upper: Any, body: Callable, carry: Any) -> Any:
+    """`fori_loop` that leaves out loops known to be empty, and the loop around a single step."""
+    if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= 1:
+        return body(lower, carry) if upper > lower else carry
+    return jax.lax.fori_loop(jnp.int32(lower), jnp.int32(upper), body, carry)
+
+
+class Hidden(NamedTuple):
+    """Whether some pairs of a tile do not attend in it: by the mask, or since its first keys belong to another tile."""
+
+    some: Any  # False, True, or a flag known only in the loop
+    first: Any = None  # the first key that belongs to no other tile, None for the tile's own first
+
+    def choose(self, partial: Callable, full: Callable, x: Any) -> Any:
+        """partial(x) of a tile that hides some pairs, full(x) of one that hides none; only that one is computed."""
+        if isinstance(self.some, bool):
+            return partial(x) if self.some else full(x)
+        return jax.lax.cond(self.some, partial, full, x)
+
+
+class Walk:
+    """Visits the tiles of one call."""
+
+    def __init__(self, spec: Spec, geo: Geometry, q: Any, operands: Any):
+        self.axes, self.dtype = spec.signature.axes, jnp.promote_types(q.dtype, jnp.float32)
+        self.spec, self.arrays, self.terms = spec, operands, spec.terms(operands)
+        self.geo = geo
+        narrow = self.geo.group * self.geo.query.block < q.shape[-1]
+        self.products = Joined(spec.precision) if self.geo.joined else PerHead(spec.precision, narrow)
+        self.product = isinstance(self.terms.compare, Product)
+
+    @functools.cached_property
+    def table(self) -> block_tables.BlockTable:
+        mask, heads = self.terms.mask, self.geo.heads * self.geo.group
+        return block_tables.table(mask, self.geo.query, self.geo.key, self.geo.batch, heads)
+
+    def strips(self, body: Callable, carry: Any) -> Any:
+        """carry = body(step, indices, carry) for every strip of query rows."""
+        return _loop(0, self.geo.strips, lambda n, c: body(*self.geo.strip(n), c), carry)
+
+    def keys(self, step: Step, where: tuple[Any, Any, Any], body: Callable, carry: Any) -> Any:
+        """carry = body(tile, hidden, carry) for every key block of a strip, the full ones first.
+
+        One loop visits both kinds, so that the program holds its body once.
+        """
+        if self.geo.key.count == 1:
+            return body(step, Hidden(self.terms.mask is not None), carry)
+        batch, head, block = where
+        _, full, partial = self.table
+        row = (split(batch, full.shape[0])[1], head if full.shape[1] > 1 else 0, block)
+        fulls, partials = _uniform(full), _uniform(partial)
+        all_full = fulls == self.geo.key.count
+        some: Any = {(True, False): True, (False, True): False}.get((fulls == 0, partials == 0))
+        fulls = block_tables.entry(full, row) if fulls is None else fulls
+        partials = block_tables.entry(partial, row) if partials is None else partials
+
+        def visit(n, carry):
+            c = n if all_full else self.table.block(row, n)
+            here = step.along("s", self.geo.key.start(c), self.geo.key.block)
+            fresh = None if self.geo.key.whole else c * self.geo.key.block
+            return body(here, Hidden(n >= fulls if some is None else some, fresh), carry)
+
+        return _loop(0, fulls + partials, visit, carry)
+
+    def tiles(self, step: Step, arrays: Any = None) -> list[jax.Array]:
+        return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
+
+    def rows(self, step: Step, array: jax.Array, live: Any = None) -> jax.Array:
+        """The query tile of `array`; rows that are not `live` are 0."""
+        x = step.rows(array).astype(self.dtype)
+        return x if live is None else jnp.where(live.reshape(*live.shape, *[1] * (x.ndim - live.ndim)), x, 0)
+
+    def live(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> jax.Array:
+        """Which pairs of a tile attend in it, `[b|1, g|1, r|1, bt, bs]`."""
+        i, j = step.positions()
+        fresh = True if hidden.first is None else jnp.broadcast_to(j >= hidden.first, (i.shape[0], j.shape[1]))
+        if self.terms.mask is None:
+            return jnp.asarray(fresh)[None, None, None]
+        found = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).mask(i, j) & fresh, self.axes, ())(tiles)
+        has = [any(a in axes for axes in self.axes) for a in "bhh"]
+        sizes = (self.geo.batch, self.geo.heads, self.geo.group)
+        return found.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *found.shape[-2:])
+
+    def hide(self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array) -> jax.Array:
+        """The scores of a tile, -inf where the mask forbids or the pair belongs to another tile."""
+        return hidden.choose(lambda s: jnp.where(self.live(step, hidden, tiles), s, -jnp.inf), lambda s: s, scores)
+
+    def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
+        """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
+
+        The others are 0 to the products, whatever stands in them: 0 * NaN would be NaN.  Where it is certain that
+        every key is seen by some query of the call none needs to be.
+        """
+        lengths = self.geo.query.length, self.geo.key.length
+        if hidden.some is False or span(self.terms.mask).shows_all(*lengths):
+            return None
+        found = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
+        return hidden.choose(found, lambda _: jnp.ones_like(found(None)), None)
+
+    def key(self, step: Step, array: jax.Array, seen: Any) -> jax.Array:
+        return self.products.key(step, array, self.dtype, seen)
+
+    def scale(self) -> tuple[Any, int | None]:
+        """The number that queries are multiplied by, or which operand it is."""
+        marks = [object() for _ in self.axes]
+        scale = self.spec.signature.fill(marks).compare.scale if self.product else 1
+        return scale, next((n for n, mark in enumerate(marks) if mark is scale), None)
+
+    def scaled(self, step: Step, query: jax.Array) -> tuple[jax.Array, Callable]:
+        """The query tile times the score's scale, and its transpose: gradients of the tile and of the scale's tile."""
+        scale, at = self.scale()
+        if at is None:
+            return query * scale, lambda d: (d * scale, None)
+        times = _terms.lift(lambda x, tiles: x * tiles[0], (self.axes[at],), ("bgr",))
+        return jax.vjp(lambda x, y: times(x, [y]), query, step.operand(self.arrays[at], self.axes[at]))
+
+    def finish(self, step: Step) -> Callable:
+        """Scores of a tile `[b, g, r, bt, bs]`, without the mask, as a function of its products and operand tiles."""
+        i, j = step.positions()
+        one = lambda score, tiles: self.spec.signature.fill(tiles).finish(score, i, j, masked=False)
+        return _terms.lift(one, self.axes, ("bgr",))
+
+    def scores(self, step: Step) -> Callable:
+        """Scores of a tile, without the mask, as a function of its scaled query, key and operand tiles."""
+        if self.product:
+            return lambda query, key, tiles: self.finish(step)(self.products.scores(query, key), tiles)
+        i, j = step.positions()
+        one = lambda query, key, tiles: self.spec.signature.fill(tiles).scores(query, key, i, j, masked=False)
+        return _terms.lift(one, self.axes, ("bgr", "bg"))
+
+    def pull_scores(
+        self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
+    ) -> tuple[jax.Array, Callable]:
+        """`jax.vjp` of `scores`, with the products of its transpose written out."""
+        if not self.product:
+            return jax.vjp(self.scores(step), query, key, tiles)
+        scores, pull = jax.vjp(self.finish(step), self.products.scores(query, key), tiles)
+
+        def pull_all(ds):
+            ds, dtiles = pull(ds)
+            ds = jax.lax.optimization_barrier(ds)
+            return self.products.rows(ds, key), self.products.columns(ds, query), dtiles
+
+        return scores, pull_all
+
+    def weights(self, step: Step) -> Callable:
+        """What the gates make of weights `[b, g, r, bt, bs]`, as a function of weights and operand tiles."""
+        i, j = step.positions()
+        return _terms.lift(lambda w, tiles: self.spec.signature.fill(tiles).weights(w, i, j), self.axes, ("bgr",))
+
+    def put_key(self, step: Step, array: jax.Array, tile: jax.Array) -> jax.Array:
+        """The gradient of a key or value array with that of a tile: added, unless each key is visited once at most."""
+        once = self.geo.query.count == 1 and self.geo.key.whole and array.shape[0] == self.geo.b
+        return self.products.put(step, array, tile, add=not once)
+
+
+def _uniform(counts: Any) -> int | None:
+    """The one value of a static array, None if there are several or they are known only at run time."""
+    if isinstance(counts, np.ndarray) and counts.min() == counts.max():
+        return int(counts.min())
+    return None
+
+
+def nothing(q: jax.Array, k: jax.Array) -> bool:
+    """Whether there is no pair at all."""
+    return 0 in (*q.shape[:2], *k.shape[:2])
+
+
+def probabilities(scores: jax.Array, lse: jax.Array, remainder: jax.Array) -> jax.Array:
+    return jnp.exp(scores - online_softmax.finite(lse)[..., None]) * jnp.exp(-remainder)[..., None]

@@ -1,0 +1,143 @@
+"""The contract between a call and who runs it: typed records, and nothing that is not in them.
+
+A backend is a record in a package of its name, as `jattn.backends.blockwise.BLOCKWISE`.  `jattn.backends.BACKENDS` is
+all of them in order of preference, and `attention(implementation=)` takes a name or such a record.
+
+Shapes: q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`, where h is a multiple of g.  Any of them may have a
+shorter batch axis: element b of the call then uses entry b % length.  `operands` are the arrays of the terms, with the
+axes that `spec.signature.axes` names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jattn import _terms
+from jattn._call.targets import Target
+from jattn._terms import Signature, Terms
+
+if TYPE_CHECKING:
+    from jattn._call.problem import Problem
+    from jattn.masks import Mask
+
+Precision = jax.lax.Precision | str | None
+
+
+class Result(NamedTuple):
+    """What a backend's forward pass gives, and its derivatives start from.
+
+    A float32 of -1e9 has no place for the log of a sum: the derivatives' weights are exp(score - lse - remainder).
+    """
+
+    out: jax.Array
+    """`[b, t, h, e]` in the query's dtype; 0 where a query sees nothing."""
+    lse: jax.Array
+    """`[b, t, h]`, float32 or wider: the log of the sum of exp(score); -inf where a query sees nothing."""
+    remainder: jax.Array
+    """`[b, t, h]`: what rounding took from lse; 0 where a query sees nothing."""
+
+
+class Tangents(NamedTuple):
+    """Tangents of a call's arrays, each of the shape and dtype of its array."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    operands: list[jax.Array | None]
+    """None for an operand that does not move."""
+
+
+class Gradients(NamedTuple):
+    """Gradients of a call's arrays, each of the shape and dtype of its array."""
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    operands: list[jax.Array | None]
+    """None for an operand that is not active."""
+
+
+class Cut(NamedTuple):
+    """How a backend cuts the work of a call, for `explain`."""
+
+    tile: tuple[int, int]
+    """Query and key rows of a tile."""
+    blocks: tuple[int, int, int] | None
+    """Empty, partial and full blocks, over batch and heads; None where they are known only at run time."""
+    tuned: str | None = None
+    """Where the tile sizes come from."""
+    milliseconds: float | None = None
+    """Estimated time of the forward pass."""
+    pairs: int | None = None
+    """Pairs of queries and keys in the blocks that are visited, where some hang over the ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """A way to run attention, or the reason why there is none."""
+
+    name: str
+    """As `implementation=` takes it and `explain` prints it."""
+    refuses: Callable[[Problem, Target], str | None]
+    """(problem, target): the reason why it cannot run the problem there, None if it can.  A clause whose subject is the
+    backend: "takes float32 and bfloat16, not float16"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Direct(Backend):
+    """A backend that is a function of the problem, which JAX differentiates."""
+
+    compute: Callable[[Problem], tuple[jax.Array, jax.Array | None]]
+    """(problem): out `[b, t, h, e]`, and lse `[b, t, h]` where the normaliser is a softmax."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused(Backend):
+    """A backend that computes a softmax and its first derivatives by itself, with memory linear in t + s.
+
+    Higher derivatives, vmap and sinks are made of these for all backends alike.  Problems whose normaliser has no
+    online form never come here: they are computed in whole rows.
+    """
+
+    forward: Callable[[Spec, jax.Array, jax.Array, jax.Array, list[jax.Array]], Result]
+    """(spec, q, k, v, operands)."""
+    tangent: Callable[
+        [Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], Result, Tangents], tuple[jax.Array, jax.Array]
+    ]
+    """(spec, q, k, v, operands, result, tangents): the tangents of out and lse."""
+    backward: Callable[
+        [Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], Result, jax.Array, jax.Array, Sequence[bool]],
+        Gradients,
+    ]
+    """(spec, q, k, v, operands, result, dout, dlse, active): the gradients, of the operands that are `active`; dout has
+    the shape and dtype of out, dlse those of lse."""
+    cut: Callable[[Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], Mask | None, bool], Cut] | None = None
+    """(spec, q, k, v, operands, mask, known): how the forward pass is cut; blocks are counted where the mask is
+    `known`.  Arrays may be `jax.ShapeDtypeStruct`s.  None: `explain` says nothing of tiles."""
+    settings: Any = None
+    """What its functions read of `spec.backend`: frozen and hashable, so that other settings are another record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is static about one fused call."""
+
+    backend: Fused
+    signature: Signature
+    """Of the `Terms`."""
+    dtype: jnp.dtype
+    """Of the output."""
+    precision: Precision
+    """Of the two products."""
+    blocks: tuple[int, int] | None
+    """Query and key rows of a tile, where the caller said so."""
+    target: Target
+
+    def terms(self, operands: Sequence[Any]) -> Terms:
+        """The terms with their operands whole."""
+        return self.signature.fill([_terms.Operand(*x) for x in zip(operands, self.signature.axes, strict=True)])

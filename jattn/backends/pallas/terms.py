@@ -1,0 +1,187 @@
+"""Terms as kernels take them: functions of a tile, and a slot for each of their arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jattn_kernels.tiles.cells import Cells
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+from jattn_kernels.tiles.work import Frame
+
+from jattn import _terms, masks
+from jattn._call.shifts import ShiftedMask
+from jattn._terms import Operand, term
+from jattn._terms.reach import span
+from jattn.backends.contract import Spec
+from jattn.mods import Mod, Relative
+
+
+def terms_of(spec: Spec) -> Any:
+    """The terms with the numbers of their operands in the place of the arrays."""
+    return spec.signature.fill([Operand(n, axes) for n, axes in enumerate(spec.signature.axes)])
+
+
+@term
+class Times(Mod):
+    """score * a number: a scale that is learned."""
+
+    scale: Any
+
+    def __call__(self, score, i, j):
+        return score * self.scale
+
+
+@term
+class Diagonals(Mod):
+    """score + a strip of numbers along diagonals: what `Relative` becomes."""
+
+    hides = True
+
+    strip: Any
+
+    def __call__(self, score, i, j):
+        return score + self.strip
+
+
+@term
+class Packed(masks.Mask):
+    """What `masks.blocks` becomes: bits that the kernel looks up, by where a tile stands and not by i and j."""
+
+    bits: Any
+    shifts: tuple[Any, ...]  # of the queries, in the masks around it
+
+    def __call__(self, i, j):
+        del i, j
+        return self.bits(sum(self.shifts, start=np.int32(0)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The layout of `masks.blocks` in words of 32 bits, `[h or 1, query blocks, words]`."""
+
+    array: np.ndarray
+    block: int
+
+    @property
+    def cells(self) -> Cells:
+        """Where in them a pair finds its bit."""
+        _, rows, words = self.array.shape
+        return Cells(self.block, rows, words)
+
+
+def packed(mask: Any, shifts: tuple[Any, ...] = ()) -> Any:
+    """The mask with its layouts packed, as far as masks around them are known to say where their queries stand."""
+    if isinstance(mask, masks.Blocks):
+        return _pack(mask, shifts)
+    if isinstance(mask, ShiftedMask):
+        return dataclasses.replace(mask, mask=packed(mask.mask, (*shifts, mask.start)))
+    if isinstance(mask, (masks.And, masks.Or)):
+        return dataclasses.replace(mask, left=packed(mask.left, shifts), right=packed(mask.right, shifts))
+    return dataclasses.replace(mask, mask=packed(mask.mask, shifts)) if isinstance(mask, masks.Not) else mask
+
+
+def _pack(mask: masks.Blocks, shifts: tuple[Any, ...]) -> Packed:
+    bits = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
+    bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 32)))
+    words = np.packbits(bits, axis=-1, bitorder="little").view("<i4").astype(np.int32)
+    return Packed(Operand(Words(words, mask.block), "hc"), shifts)
+
+
+def words_of(layout: np.ndarray) -> int:
+    """How many words of 32 bits a layout takes."""
+    return layout.size // layout.shape[-1] * -(-layout.shape[-1] // 32)
+
+
+def _leaf(kind: type) -> Any:
+    return lambda x: isinstance(x, (kind, Operand))
+
+
+def replaced(term: Any, kind: type, new: Any) -> Any:
+    """The term with its parts of one kind replaced."""
+    return jax.tree.map(lambda x: new(x) if isinstance(x, kind) else x, term, is_leaf=_leaf(kind))
+
+
+def parts_of(term: Any, kind: type) -> list[Any]:
+    """The parts of one kind in a term, however deep."""
+    return [x for x in jax.tree.leaves(term, is_leaf=_leaf(kind)) if isinstance(x, kind)]
+
+
+class TileTerms:
+    """The terms of a call as functions of a tile, with a slot for each of their arrays.
+
+    Attributes:
+      slots: for each array that a kernel takes, the number of the operand that it comes from, or `Words`, and its axes;
+        `r` stands for `t s` where an array varies with j - i alone, `c` where it is the same within cells.
+      span: the keys that a query may see, as far as windows say.
+      natural: scores are natural logarithms, of any size; else log2(e) is a factor of them.
+    """
+
+    def __init__(self, spec: Spec, frame: Frame):
+        terms = terms_of(spec)
+        scale = terms.compare.scale
+        first = (Times(scale),) if isinstance(scale, Operand) else ()
+        self.scale: float = 1.0 if isinstance(scale, Operand) else scale
+        self.relative = {m.table.array: m for m in terms.mods if isinstance(m, Relative)}
+        as_diagonals = lambda m: Diagonals(Operand(m.table.array, m.table.axes + "r"))
+        terms = dataclasses.replace(
+            terms,
+            compare=None,
+            mods=(*first, *replaced(terms.mods, Relative, as_diagonals)),
+            mask=packed(terms.mask),
+        )
+        self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
+        self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)
+        self.frame, self.span = frame, span(terms.mask)
+        # float32 says exactly how large scores are, and mods may make them as large as they like
+        self.natural = self.has_mods or spec.dtype == jnp.float32
+        # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
+        # mods, it multiplies the scores
+        self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
+
+    @property
+    def factor(self) -> float:
+        """Of the product of a query and a key: the score's scale, in the units of the scores."""
+        return self.scale * (1.0 if self.natural else LOG2E)
+
+    @property
+    def blind(self) -> bool:
+        """Whether a query may see nothing: because of the mask, or because a mod makes all its scores -inf."""
+        return self.has_mods or self.span.blind(self.frame.t, self.frame.s)
+
+    def active(self, operands: Sequence[bool]) -> tuple[bool, ...]:
+        """Which slots get gradients, from which operands do."""
+        return tuple(not isinstance(x.array, Words) and operands[x.array] for x in self.slots)
+
+    def along_diagonals(self, number: int, operands: Any, relative: jax.Array) -> jax.Array:
+        """The table of relative positions that is operand `number`, looked up at j - i."""
+        term = self.relative[number]
+        term = dataclasses.replace(term, held=tuple(operands[x.array] for x in term.held))
+        return jnp.take(_terms.wide(operands[number]), term.bucket(relative), axis=-1, mode="clip")
+
+    def functions(self) -> TileFunctions:
+        """What a kernel evaluates."""
+
+        def scores(score, i, j, masked, live, parts):
+            return jax.tree.unflatten(self.tree, parts).finish(score, i, j, masked, live)
+
+        def weights(weight, i, j, parts):
+            return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
+
+        def sees(i, j, parts):
+            return jax.tree.unflatten(self.tree, parts).mask(i, j)
+
+        lengths = self.frame.t, self.frame.s
+        return TileFunctions(
+            scores,
+            weights if self.has_gates else None,
+            natural=self.natural,
+            scale=self.factor if self.exact else None,
+            reach=self.span.reach(*lengths),
+            sees=None if self.span.exact else sees,
+            blind=self.span.blind(*lengths),
+        )

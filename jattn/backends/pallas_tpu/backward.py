@@ -1,0 +1,78 @@
+"""The backward kernel behind the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jattn_kernels.tpu.backward import backward as run
+
+from jattn.backends.contract import Gradients, Result, Spec
+from jattn.backends.pallas_tpu.call import Call, of_32_bits
+from jattn.backends.pallas_tpu.terms import heads_first
+
+
+def backward(
+    spec: Spec,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: list[jax.Array],
+    result: Result,
+    dout: jax.Array,
+    dlse: jax.Array,
+    active: Sequence[bool],
+) -> Gradients:
+    """Gradients; see `jattn.backends.contract.Fused.backward`."""
+    narrow = [of_32_bits(x) for x in operands]
+    with jax.enable_x64(False):
+        found = _backward(spec, q, k, v, narrow, result, dout, dlse, active)
+    own = [None if x is None else x.astype(y.dtype) for x, y in zip(found.operands, operands, strict=True)]
+    return found._replace(operands=own)
+
+
+def _backward(
+    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, active: Sequence[bool]
+) -> Gradients:
+    call = Call(spec, q, k, v, operands, "backward")
+    terms, (out, lse, remainder) = call.terms, result
+    wide = lambda x: x.astype(jnp.float32)
+    delta, share = jnp.sum(wide(dout) * wide(out), -1) - dlse, jnp.exp(-remainder)
+    if not terms.has_gates:  # all gradients are linear in these: the kernel need not multiply each weight
+        dout, delta, share = wide(dout) * share[..., None], delta * share, None
+    rows = q
+    if terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
+        rows, dout, delta = (_of_rows_that_see(x, lse) for x in (q, dout, delta))
+    flat = lambda x: jnp.swapaxes(x, 1, 2)
+    arrays, pull = jax.vjp(terms.arrays, operands)
+    slots = terms.active(active)
+    dq, dk, dv, found = run(
+        terms.query(rows), heads_first(k), heads_first(v), heads_first(dout.astype(v.dtype)),
+        flat(lse), flat(delta), None if share is None else flat(share),
+        arrays, call.layouts, slots, terms.functions(), call.work, call.frame.sizes,
+        dq_dtype=q.dtype, factor=terms.scale, **call.options,
+    )  # fmt: skip
+    dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))
+    rest = iter(found)
+    cotangents = [_cotangent(x, next(rest) if y else None) for x, y in zip(arrays, slots, strict=True)]
+    (doperands,) = pull(cotangents)
+    doperands = [x if y else None for x, y in zip(doperands, active, strict=True)]
+    fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
+    dq, dk, dv = (fold(x, like).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
+    return Gradients(dq, dk, dv, doperands)
+
+
+def _of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
+    """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
+    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
+    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
+
+
+def _cotangent(x: jax.Array, gradient: jax.Array | None) -> Any:
+    """A gradient in the shape and dtype of its array; zeros where there is none."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return np.zeros(x.shape, jax.dtypes.float0)
+    return jnp.zeros_like(x) if gradient is None else gradient[tuple(map(slice, x.shape))].astype(x.dtype)

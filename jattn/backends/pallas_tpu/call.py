@@ -1,0 +1,40 @@
+"""What both directions of a call share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jattn_kernels.tiles.work import Direction, Frame
+from jax.lax import Precision
+
+from jattn.backends.contract import Spec
+from jattn.backends.pallas.work import work_of
+from jattn.backends.pallas_tpu.chips import chip_of
+from jattn.backends.pallas_tpu.sizes import tile_sizes
+from jattn.backends.pallas_tpu.terms import TpuTerms
+
+
+class Call:
+    """Sizes, work and terms of one direction of a call."""
+
+    def __init__(
+        self, spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[jax.Array], direction: Direction
+    ):
+        self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, direction)[0])
+        self.terms = TpuTerms(spec, self.frame, direction)
+        self.work = work_of(spec.terms(operands).mask, self.frame, direction, spec.backend.settings.lists)
+        chip = chip_of(spec.target.chip)
+        self.options: dict[str, Any] = {
+            "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
+            "memory": None if chip is None else chip.memory,
+            "interpret": spec.target.interpret,
+        }
+        self.layouts = self.terms.layouts(operands)
+
+
+def of_32_bits(x: jax.Array) -> jax.Array:
+    """An operand as a kernel takes it: kernels have no 64 bits, even where the code around has."""
+    narrow = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
+    return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x

@@ -1,0 +1,24 @@
+"""The forward kernel behind the contract."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jattn_kernels.tpu.forward import forward as run
+
+from jattn.backends.contract import Result, Spec
+from jattn.backends.pallas_tpu.call import Call, of_32_bits
+from jattn.backends.pallas_tpu.terms import heads_first
+
+
+def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[jax.Array]) -> Result:
+    """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
+    operands = [of_32_bits(x) for x in operands]
+    with jax.enable_x64(False):
+        call = Call(spec, q, k, v, operands, "forward")
+        out, *of_rows = run(
+            call.terms.query(q), heads_first(k), heads_first(v),
+            call.terms.arrays(operands), call.layouts,
+            call.terms.functions(), call.work, call.frame.sizes, dtype=spec.dtype, **call.options,
+        )  # fmt: skip
+        return Result(heads_first(out), *(jnp.swapaxes(x[:, :, 0], 1, 2) for x in of_rows))

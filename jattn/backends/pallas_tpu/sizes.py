@@ -1,0 +1,53 @@
+"""Tile sizes of a call on TPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from jattn_kernels import tables
+from jattn_kernels.tiles.work import RUN, Direction
+from jattn_kernels.tpu.sizes import LANES, Sizes
+
+from jattn import masks
+from jattn._terms import Operand
+from jattn._terms.reach import span
+from jattn.backends.contract import Spec
+from jattn.backends.pallas.terms import parts_of, terms_of
+from jattn.backends.pallas.work import MOST_SCALARS
+from jattn.backends.pallas_tpu.chips import SMALLEST, chip_of
+
+
+def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]:
+    """Mask class and pass, as the tables name them; a window as wide as the sequence is none."""
+    mask = terms_of(spec).mask
+    window = any(isinstance(x.left, int) and x.left < t - 1 for x in parts_of(mask, masks.Window))
+    kind = "full" if span(mask).open(t, s).full else "window" if window else "causal"
+    return kind, direction
+
+
+def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, direction: Direction) -> tuple[Sizes, str]:
+    """The tile sizes of a call and where they come from."""
+    if (given := getattr(spec.backend.settings, direction)) is not None:
+        return given, "as set"
+    t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
+    found = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
+    sizes, source = Sizes(**found.entry.sizes), str(found)
+    query, key, chunk = sizes.query, sizes.key, sizes.chunk
+    if spec.blocks is not None:
+        (query, key), source = spec.blocks, "as asked for"
+    if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
+        query, key = min(query, 512), min(key, 512)
+        chunk = min(chunk, (chip_of(spec.target.chip) or SMALLEST).memory // (8 * 8 * query))
+    step = sizes.step
+    terms = terms_of(spec)
+    if terms.mods or terms.gates or isinstance(terms.compare.scale, Operand):  # several numbers for each score
+        step, chunk = min(step, 256), chunk // 2
+    query, key = (min(x, -(-n // LANES) * LANES) for x, n in ((query, t), (key, s)))
+    query = max(query, -(-t * RUN // MOST_SCALARS))
+    query, key = (-(-x // LANES) * LANES for x in (query, key))
+    most = chunk * found.entry.d * 2 // (d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize))
+    chunk = max(key, min(chunk, most, -(-s // key) * key) // key * key)
+    rows = sizes.height if query % sizes.height == 0 else 0
+    return dataclasses.replace(sizes, query=query, key=key, step=math.gcd(key, step), chunk=chunk, rows=rows), source

@@ -1,0 +1,183 @@
+"""Attention a strip of query rows at a time, in plain differentiable JAX: whole rows of scores, never all of them.
+
+What no query of a strip sees counts as 0 there, and so does a query that sees nothing: whatever stands in them, NaN
+included, reaches no result and no gradient.
+
+The twin of the fused kernels (their higher derivatives are derivatives of this), and the way of the normalisers that
+have no online form.  `jax.checkpoint` around a strip keeps the memory of any derivative linear in t + s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+from jattn import _terms
+from jattn._call.problem import Problem, reduce, tile_width
+from jattn._terms import Operand, Signature, Terms
+from jattn._terms.block_tables import Tiling
+from jattn.backends.steps import Step
+from jattn.normalizers import THRESHOLD
+
+_KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
+STRIP = 2**20  # scores of a strip, over all heads
+
+
+def rows(
+    signature: Signature,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: list[Any],
+    finish: Callable,
+    extra: Any = None,
+    strip: int = STRIP,
+) -> Any:
+    """Any function of whole rows of scores, for all rows.
+
+    `finish(terms, extra, scores [bt, s], value [s, e], i, j)` of one head returns a pytree of arrays `[bt, ..]`; the
+    result has them as `[b, t, h, ..]`.  `extra` is a term or a pytree of them, cut to the tile as the terms are;
+    `strip` is how many scores a strip may have.
+    """
+    more, extra_signature = _terms.split(extra)
+    fn: Any = functools.partial(_rows, signature, extra_signature, finish, strip)
+    placed = jax.typeof(q).sharding
+    if AxisType.Explicit in placed.mesh.axis_types:  # loops over sharded arrays are for the partitioner to place
+        fn = jax.sharding.auto_axes(fn, out_sharding=PartitionSpec(*placed.spec[:3]))
+    return fn(q, k, v, operands, more)
+
+
+def _rows(
+    signature: Signature,
+    extra_signature: Signature,
+    finish: Callable,
+    most: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: list[Any],
+    more: list[Any],
+) -> Any:
+    own, operands = len(operands), [*operands, *more]
+    axes = (*signature.axes, *extra_signature.axes)
+    lengths = [x.shape[0] for x in (q, k, v)] + [x.shape[0] for x, a in zip(operands, axes, strict=True) if "b" in a]
+    b, (t, h), (s, g) = max(lengths), q.shape[1:3], k.shape[1:3]
+    if 0 in (b, t):
+        sizable = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct([max(n, 1) for n in x.shape], x.dtype), (q, k, v, operands[:own], more)
+        )
+        shapes = jax.eval_shape(functools.partial(_rows, signature, extra_signature, finish, most), *sizable)
+        return jax.tree.map(lambda x: jnp.zeros((b, t, *x.shape[2:]), x.dtype), shapes)
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    spread = lambda x: x if x.shape[0] == b else jnp.tile(x, (b // x.shape[0], *[1] * (x.ndim - 1)))
+    per_element = [spread(x) for x in (q, k, v)], [spread(x) for x, a in zip(operands, axes, strict=True) if "b" in a]
+    terms = signature.fill(operands[:own])
+    masked, width = terms.mask is not None, tile_width(terms, q)
+    per_row = max(1, h * s * width)
+    query = Tiling(t, max(1, min(t, most // per_row)))
+
+    def element(arrays):
+        (q, k, v), mine = jax.tree.map(lambda x: x[None], arrays)
+        rest = iter(mine)
+        held = [next(rest) if "b" in a else x for x, a in zip(operands, axes, strict=True)]
+
+        at = {"b": (0, 1), "g": (0, g), "h": (0, h), "s": (0, s)}
+        columns = [Step(at, h // g).columns(x).astype(dtype) for x in (k, v)]
+
+        @functools.partial(jax.checkpoint, policy=_KEPT)
+        def strip(n, columns):
+            step = Step(at, h // g).along("t", query.start(n), query.block)
+            i, j = step.positions()
+            tiles = [step.operand(x, a) for x, a in zip(held, axes, strict=True)]
+            arrays = (step.rows(q).astype(dtype), *columns)
+            if masked:
+                arrays, tiles[:own] = _hidden_as_zero(signature, arrays, tiles[:own], i, j)
+
+            def head(query, key, value, tiles):
+                terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
+                return finish(terms, cut, terms.scores(query, key, i, j), value, i, j)
+
+            tile = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
+            return jax.tree.map(lambda x: jnp.moveaxis(x[0].reshape(h, *x.shape[3:]), 0, 1), tile)
+
+        if query.count == 1:
+            return strip(0, columns)
+        strips = jax.lax.map(lambda n: strip(n, columns), jnp.arange(query.count))
+        return jax.tree.map(lambda x: _join(x, t), strips)
+
+    if b == 1:
+        return jax.tree.map(lambda x: x[None], element(jax.tree.map(lambda x: x[0], per_element)))
+    together = max(1, most // (per_row * query.block))
+    return jax.lax.map(element, per_element, batch_size=min(b, together) if together > 1 else None)
+
+
+def _hidden_as_zero(
+    signature: Signature, arrays: Any, tiles: list[Any], i: jax.Array, j: jax.Array
+) -> tuple[Any, list[Any]]:
+    """A strip's query `[b, g, r, bt, d]`, key and value `[b, g, s, ..]` with 0 for a query that sees nothing and for a
+    key that no query of the strip sees; and the operands' tiles, with 1 there where they are not finite: a mod may
+    divide by them.
+    """
+    terms = signature.fill([Operand(*x) for x in zip(tiles, signature.axes, strict=True)])
+    rows, columns = _seen(terms.mask, i, j)
+    query, key, value = arrays
+    shown = jnp.any(columns, axis=2)[..., None]  # to some query head of the group
+    arrays = [jnp.where(x, y, 0) for x, y in ((rows[..., None], query), (shown, key), (shown, value))]
+
+    def cleaned(x: Operand) -> Operand:
+        if not jnp.issubdtype(x.array.dtype, jnp.floating) or not {*"ts"} & {*x.axes}:
+            return x
+        seen = rows[..., None] if "t" in x.axes else columns[..., None, :]
+        if "t" in x.axes and "s" in x.axes:
+            seen &= columns[..., None, :]
+        seen = seen if "h" in x.axes else jnp.any(seen, axis=(1, 2))
+        seen = seen if "b" in x.axes else seen[0]
+        seen = seen.reshape(*seen.shape, *[1] * (x.array.ndim - seen.ndim))
+        return Operand(jnp.where(jnp.isfinite(x.array) | seen, x.array, 1), x.axes)
+
+    rest = dataclasses.replace(terms, mask=None)
+    rest = jax.tree.map(cleaned, rest, is_leaf=lambda x: isinstance(x, Operand))
+    return arrays, _terms.split(dataclasses.replace(rest, mask=terms.mask))[0]
+
+
+def _seen(mask: Any, i: jax.Array, j: jax.Array) -> list[jax.Array]:
+    """Which rows of a strip see a key, `[1, g|1, r|1, bt]`, and which keys are seen by a row, `[1, g|1, r|1, s]`."""
+    tiles, signature = _terms.split(mask)
+
+    def head(tiles):
+        live = signature.fill(tiles)(i, j)
+        return jnp.any(live, axis=1), jnp.any(live, axis=0)
+
+    heads = any("h" in a for a in signature.axes)
+    found = _terms.lift(head, signature.axes, ())(tiles)
+    return [x.reshape(1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in found]
+
+
+def _join(strips: jax.Array, t: int) -> jax.Array:
+    """[strips, bt, ..] -> [t, ..]; the last strip was moved back to fit and repeats rows."""
+    count, block = strips.shape[:2]
+    left = t - (count - 1) * block
+    return jnp.concatenate([strips[:-1].reshape(-1, *strips.shape[2:]), strips[-1, block - left :]])
+
+
+def output(terms: Terms, scores: Any, weight: Any, value: Any, i: Any, j: Any, precision: Any, dtype: Any) -> jax.Array:
+    """out `[bt, e]` of the weights before the gates; 0 for a row that is -inf throughout, whatever the values."""
+    out = jnp.matmul(terms.weights(weight, i, j), value, precision=precision)
+    empty = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
+    return jnp.where(empty, 0, out).astype(dtype)
+
+
+def attention(problem: Problem, strip: int = STRIP) -> jax.Array:
+    """out `[b, t, h, e]` for normalisers without an online form, which see whole rows."""
+    q, k, v, operands, signature = reduce(problem)
+
+    def finish(terms, normalizer, scores, value, i, j):
+        return output(terms, scores, normalizer(scores), value, i, j, problem.precision, problem.query.dtype)
+
+    return rows(signature, q, k, v, operands, finish, problem.normalizer, strip)

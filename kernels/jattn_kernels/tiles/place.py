@@ -1,0 +1,32 @@
+"""Where in a call a rectangle of scores stands."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Place(NamedTuple):
+    """A rectangle of one head's scores: its place in the grid step's blocks (`row` static) and its positions."""
+
+    b: Any
+    h: Any
+    row: int
+    rows: int
+    column: Any
+    columns: int
+    i: Any
+    j: Any
+    transposed: bool  # keys stand along rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+
+    def positions(self) -> tuple[jax.Array, jax.Array]:
+        """i and j, each along its own axis."""
+        shapes = ((1, self.rows), (self.columns, 1)) if self.transposed else ((self.rows, 1), (1, self.columns))
+        i, j = (jax.lax.broadcasted_iota(jnp.int32, x, x[0] == 1) for x in shapes)
+        return i + self.i, j + self.j
