@@ -361,7 +361,7 @@ def test_nans_in_unused_keys_reach_nothing(name):
     assert not np.any(jax.jit(gradients)(*spoilt, mask)[1][:, 8:])
 
 
-@_terms.piece
+@_terms.term
 class _Claims(masks.Mask):
     """No pair attends; but of key block 1, `blocks` claims that all do."""
 

@@ -155,8 +155,8 @@ def _seen(mask: Any, i: jax.Array, j: jax.Array) -> list[jax.Array]:
         return jnp.any(live, axis=1), jnp.any(live, axis=0)
 
     heads = any("h" in a for a in signature.axes)
-    found = _terms.lift(head, signature.axes, ())(tiles)
-    return [x.reshape(1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in found]
+    seen = _terms.lift(head, signature.axes, ())(tiles)
+    return [x.reshape(1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in seen]
 
 
 def _join(strips: jax.Array, t: int) -> jax.Array:

@@ -18,8 +18,8 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     if not known:
         return Cut(tile, None)
     heads = geo.heads * geo.group
-    found = block_tables.table(mask, geo.query, geo.key, geo.batch, heads)
-    full, partial = (np.asarray(x) for x in (found.full, found.partial))
+    table = block_tables.table(mask, geo.query, geo.key, geo.batch, heads)
+    full, partial = (np.asarray(x) for x in (table.full, table.partial))
     rows = (geo.b // geo.batch, geo.h // heads, geo.query.count)
     alike = geo.batch * heads  # every row of the table stands for this many batch elements and heads
     full, partial = (int(np.broadcast_to(x, rows).sum()) * alike for x in (full, partial))

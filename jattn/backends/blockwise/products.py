@@ -89,8 +89,8 @@ class Joined:
         return step.put(array, KEY, tile.reshape(*tile.shape[:2], *array.shape[2:]), add)
 
     def scores(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        found = _turned(self._einsum("bkx,bnx->bkn", key, _spread(query)), 1, 2)
-        return found.reshape(*query.shape[:-1], -1)
+        scores = _turned(self._einsum("bkx,bnx->bkn", key, _spread(query)), 1, 2)
+        return scores.reshape(*query.shape[:-1], -1)
 
     def rows(self, weights: jax.Array, key: jax.Array) -> jax.Array:
         return _gathered(self._einsum("bnk,bkx->bnx", _flat(weights), key), weights.shape[:-1])
@@ -102,8 +102,8 @@ class Joined:
         # a sum of so few products is written as fast as memory takes it
         weights = jnp.moveaxis(weights.reshape(b, g, r * t, -1), -1, 1)[..., None]  # [b, bs, g, r * t, 1]
         query = query.reshape(b, 1, g, r * t, d)
-        found = functools.reduce(jnp.add, (weights[..., n, :] * query[..., n, :] for n in range(r * t)))
-        return found.reshape(b, found.shape[1], -1)
+        total = functools.reduce(jnp.add, (weights[..., n, :] * query[..., n, :] for n in range(r * t)))
+        return total.reshape(b, total.shape[1], -1)
 
     def _einsum(self, subscripts: str, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.einsum(subscripts, x, y, precision=self.precision)

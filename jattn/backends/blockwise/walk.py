@@ -104,10 +104,10 @@ class Walk:
         fresh = True if hidden.first is None else jnp.broadcast_to(j >= hidden.first, (i.shape[0], j.shape[1]))
         if self.terms.mask is None:
             return jnp.asarray(fresh)[None, None, None]
-        found = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).mask(i, j) & fresh, self.axes, ())(tiles)
+        live = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).mask(i, j) & fresh, self.axes, ())(tiles)
         has = [any(a in axes for axes in self.axes) for a in "bhh"]
         sizes = (self.geo.batch, self.geo.heads, self.geo.group)
-        return found.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *found.shape[-2:])
+        return live.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *live.shape[-2:])
 
     def hide(self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array) -> jax.Array:
         """The scores of a tile, -inf where the mask forbids or the pair belongs to another tile."""
@@ -122,8 +122,8 @@ class Walk:
         lengths = self.geo.query.length, self.geo.key.length
         if hidden.some is False or span(self.terms.mask).shows_all(*lengths):
             return None
-        found = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
-        return hidden.choose(found, lambda _: jnp.ones_like(found(None)), None)
+        some = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
+        return hidden.choose(some, lambda _: jnp.ones_like(some(None)), None)
 
     def key(self, step: Step, array: jax.Array, seen: Any) -> jax.Array:
         return self.products.key(step, array, self.dtype, seen)

@@ -56,5 +56,5 @@ def _unfit_function(closure: Any, held: int, first: tuple[Any, ...], operands: t
     traced = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(tiles[:held], *arguments, *tiles[held:])
     if any(jnp.ndim(x) for x in traced.consts):
         return "takes functions without arrays of their own: give the array as a jattn.operand"
-    found = primitives(traced.jaxpr) & _LOOK_UPS
-    return f"takes elementwise functions, not {' or '.join(sorted(found))}" if found else None
+    look_ups = primitives(traced.jaxpr) & _LOOK_UPS
+    return f"takes elementwise functions, not {' or '.join(sorted(look_ups))}" if look_ups else None

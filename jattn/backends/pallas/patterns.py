@@ -31,43 +31,43 @@ class _Patterns:
     def number(self, cells: np.ndarray) -> int:
         """Of a tile: its cells `[rows, columns]` are empty (0), partial (1) or full (2)."""
         grain = _grain(self.frame)
-        steps = _strips(cells, grain) if self.direction == "forward" else _without_gaps(_strips(cells.T, grain))
-        return self.numbers.setdefault(steps, len(self.numbers))
+        strips = _strips(cells, grain) if self.direction == "forward" else _without_gaps(_strips(cells.T, grain))
+        return self.numbers.setdefault(strips, len(self.numbers))
 
     def few(self) -> tuple[work.Pattern, ...] | None:
         """The patterns; None if they are too many, or too much code."""
-        stretches = sum(len(step.stretches) for pattern in self.numbers for step in pattern)
+        stretches = sum(len(strip.stretches) for pattern in self.numbers for strip in pattern)
         return tuple(self.numbers) if len(self.numbers) <= _PATTERNS and stretches <= _STRETCHES else None
 
 
 def _strips(kind: np.ndarray, grain: int) -> work.Pattern:
     """Strips, each with runs of full and of partial cells; strips alike and side by side are one."""
-    steps: list[work.Strip] = []
+    strips: list[work.Strip] = []
     for n, line in enumerate(kind):
         edges = [0, *(np.flatnonzero(np.diff(line)) + 1), len(line)]
         stretches = tuple(
             work.Stretch(int(a) * grain, int(b - a) * grain, bool(line[a] == 1))
             for a, b in itertools.pairwise(edges) if line[a]
         )  # fmt: skip
-        if stretches and steps and steps[-1].stretches == stretches and steps[-1].at + steps[-1].size == n * grain:
-            steps[-1] = steps[-1]._replace(size=steps[-1].size + grain)
+        if stretches and strips and strips[-1].stretches == stretches and strips[-1].at + strips[-1].size == n * grain:
+            strips[-1] = strips[-1]._replace(size=strips[-1].size + grain)
         elif stretches:
-            steps.append(work.Strip(n * grain, grain, stretches))
-    return tuple(steps)
+            strips.append(work.Strip(n * grain, grain, stretches))
+    return tuple(strips)
 
 
-def _without_gaps(steps: work.Pattern) -> work.Pattern:
-    """The same with a step of its own for every run of stretches without a gap."""
-    found = []
-    for step in steps:
+def _without_gaps(strips: work.Pattern) -> work.Pattern:
+    """The same with a strip of its own for every run of stretches without a gap."""
+    apart = []
+    for strip in strips:
         run: list[work.Stretch] = []
-        for one in step.stretches:
+        for one in strip.stretches:
             if run and run[-1].at + run[-1].size != one.at:
-                found.append(step._replace(stretches=tuple(run)))
+                apart.append(strip._replace(stretches=tuple(run)))
                 run = []
             run.append(one)
-        found.append(step._replace(stretches=tuple(run)))
-    return tuple(found)
+        apart.append(strip._replace(stretches=tuple(run)))
+    return tuple(apart)
 
 
 def whole(frame: Frame, direction: Direction) -> tuple[work.Pattern, ...]:
@@ -94,11 +94,11 @@ def of_mask(mask: Any, frame: Frame, direction: Direction) -> tuple[Answers, tup
     kind = kind.reshape(-1, nq, rows, nk, columns).swapaxes(2, 3)  # [n, query tiles, key tiles, rows, columns]
     inside = np.arange(nq * rows).reshape(nq, 1, rows, 1) * grain < frame.t  # rows past the end do not count
     some, every = (kind > 0).any((-2, -1)), ((kind == 2) | ~inside).all((-2, -1))
-    found = _Patterns(frame, direction)
+    kinds = _Patterns(frame, direction)
     number = np.zeros(some.shape, np.int32)
     for place in np.argwhere(some & ~every):
-        number[tuple(place)] = found.number(kind[tuple(place)])
-    patterns = found.few()
+        number[tuple(place)] = kinds.number(kind[tuple(place)])
+    patterns = kinds.few()
     if patterns is None:
         patterns, number = whole(frame, direction), np.zeros_like(number)
     return Answers(some, every & some, number, batch, heads), patterns
@@ -127,7 +127,7 @@ def ends_of_span(span: Span, frame: Frame) -> np.ndarray:
 
 def of_span(span: Span, ends: np.ndarray, frame: Frame, direction: Direction) -> tuple[list[list[int]], Any]:
     """The numbers of the patterns of each query tile's partial tiles, and the patterns."""
-    found = _Patterns(frame, direction)
+    kinds = _Patterns(frame, direction)
     known: dict[tuple[int, int, int], int] = {}
     numbers = []
     for i, (first, full, rest, end) in enumerate(ends.tolist()):
@@ -136,9 +136,9 @@ def of_span(span: Span, ends: np.ndarray, frame: Frame, direction: Direction) ->
             i0, j0 = i * frame.sizes.query, n * frame.sizes.key
             what = i0 - j0, min(frame.t - i0, frame.sizes.query), min(frame.s - j0, frame.sizes.key)
             if what not in known:
-                known[what] = found.number(_cells(span, *what, frame))
+                known[what] = kinds.number(_cells(span, *what, frame))
             numbers[-1].append(known[what])
-    patterns = found.few()
+    patterns = kinds.few()
     if patterns is None:
         return [[0] * len(x) for x in numbers], whole(frame, direction)
     return numbers, patterns

@@ -36,8 +36,8 @@ def work_of(mask: Any, frame: Frame, direction: Direction, listed: bool = True) 
         flat = (x.reshape(-1, *x.shape[2:]) for x in (some, every & some))
         number = np.zeros((1, 1, frame.key_tiles), np.int32)
         answers = work.Answers(next(flat), next(flat), number, *some.shape[:2])
-        if listed and (found := _as_lists(answers, bounds, patterns, frame, direction)) is not None:
-            return found
+        if listed and (lists := _as_lists(answers, bounds, patterns, frame, direction)) is not None:
+            return lists
         if math.prod(answers.some.shape[:2]) * work.RUN <= MOST_SCALARS:
             ends = work.runs(answers)
             return _as_runs(ends, None, bounds, answers, patterns, frame)
@@ -52,8 +52,8 @@ def static_work(mask: Any, frame: Frame, direction: Direction, listed: bool = Tr
         return _work_of_span(near, frame, direction, listed)
     answers, patterns = patterns_of.of_mask(mask, frame, direction)
     ends = work.runs(answers)
-    if listed and (found := _as_lists(answers, ends, patterns, frame, direction)) is not None:
-        return found
+    if listed and (lists := _as_lists(answers, ends, patterns, frame, direction)) is not None:
+        return lists
     return _as_runs(ends, None, ends, answers, patterns_of.whole(frame, direction), frame)
 
 
@@ -66,8 +66,8 @@ def _work_of_span(near: Span, frame: Frame, direction: Direction, listed: bool) 
     alike = (ends == ends[:1]).all() and numbers == numbers[:1] * len(numbers)
     if frame.query_tiles * frame.key_tiles <= MOST_SCALARS * 32 and not (alike and fit):
         answers = patterns_of.tiles_of_span(ends, numbers, frame.key_tiles)
-        if listed and (found := _as_lists(answers, ends[None], patterns, frame, direction, runs_do=fit)) is not None:
-            return found
+        if listed and (lists := _as_lists(answers, ends[None], patterns, frame, direction, runs_do=fit)) is not None:
+            return lists
     patterns = patterns if fit else patterns_of.whole(frame, direction)
     one = work.Answers(None, None, None, 1, 1)
     return _as_runs(ends[None], packed, ends[None], one, patterns, frame)

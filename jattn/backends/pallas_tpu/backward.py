@@ -29,9 +29,9 @@ def backward(
     """Gradients; see `jattn.backends.contract.Fused.backward`."""
     narrow = [of_32_bits(x) for x in operands]
     with jax.enable_x64(False):
-        found = _backward(spec, q, k, v, narrow, result, dout, dlse, active)
-    own = [None if x is None else x.astype(y.dtype) for x, y in zip(found.operands, operands, strict=True)]
-    return found._replace(operands=own)
+        gradients = _backward(spec, q, k, v, narrow, result, dout, dlse, active)
+    own = [None if x is None else x.astype(y.dtype) for x, y in zip(gradients.operands, operands, strict=True)]
+    return gradients._replace(operands=own)
 
 
 def _backward(
@@ -49,14 +49,14 @@ def _backward(
     flat = lambda x: jnp.swapaxes(x, 1, 2)
     arrays, pull = jax.vjp(terms.arrays, operands)
     slots = terms.active(active)
-    dq, dk, dv, found = run(
+    dq, dk, dv, of_slots = run(
         terms.query(rows), heads_first(k), heads_first(v), heads_first(dout.astype(v.dtype)),
         flat(lse), flat(delta), None if share is None else flat(share),
         arrays, call.layouts, slots, terms.functions(), call.work, call.frame.sizes,
         dq_dtype=q.dtype, factor=terms.scale, **call.options,
     )  # fmt: skip
     dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))
-    rest = iter(found)
+    rest = iter(of_slots)
     cotangents = [_cotangent(x, next(rest) if y else None) for x, y in zip(arrays, slots, strict=True)]
     (doperands,) = pull(cotangents)
     doperands = [x if y else None for x, y in zip(doperands, active, strict=True)]

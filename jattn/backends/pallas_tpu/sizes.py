@@ -32,8 +32,8 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, direction: Direction) -> tupl
     if (given := getattr(spec.backend.settings, direction)) is not None:
         return given, "as set"
     t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
-    found = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
-    sizes, source = Sizes(**found.entry.sizes), str(found)
+    tuned = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
+    sizes, source = Sizes(**tuned.entry.sizes), str(tuned)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
     if spec.blocks is not None:
         (query, key), source = spec.blocks, "as asked for"
@@ -47,7 +47,7 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, direction: Direction) -> tupl
     query, key = (min(x, -(-n // LANES) * LANES) for x, n in ((query, t), (key, s)))
     query = max(query, -(-t * RUN // MOST_SCALARS))
     query, key = (-(-x // LANES) * LANES for x in (query, key))
-    most = chunk * found.entry.d * 2 // (d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize))
+    most = chunk * tuned.entry.d * 2 // (d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize))
     chunk = max(key, min(chunk, most, -(-s // key) * key) // key * key)
     rows = sizes.height if query % sizes.height == 0 else 0
     return dataclasses.replace(sizes, query=query, key=key, step=math.gcd(key, step), chunk=chunk, rows=rows), source

@@ -32,9 +32,9 @@ class TpuTerms(TileTerms):
 
     def layouts(self, operands: Any) -> tuple[OperandLayout, ...]:
         """How each of them lies."""
-        found = []
-        jax.eval_shape(lambda x: found.extend(self._array(slot, x)[1] for slot in self.slots), operands)
-        return tuple(found)
+        layouts = []
+        jax.eval_shape(lambda x: layouts.extend(self._array(slot, x)[1] for slot in self.slots), operands)
+        return tuple(layouts)
 
     def _array(self, slot: Operand, operands: Any) -> tuple[jax.Array, OperandLayout]:
         if isinstance(slot.array, Words):

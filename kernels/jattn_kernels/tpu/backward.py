@@ -55,8 +55,8 @@ class _Backward(GridStep):
         learned = [x for x in gradients if x is not None]
         rest = rest[sum(x.tiled for x in learned) :]  # the zeros that tiled gradients start from
         self.dq, self.dk, self.dv, *rest = rest
-        found = iter(rest[: len(learned)])
-        self.doperands = [None if x is None else next(found) for x in gradients]
+        outputs = iter(rest[: len(learned)])
+        self.doperands = [None if x is None else next(outputs) for x in gradients]
         self.dq_sum, self.dk_sum, self.dv_sum, *rest = rest[len(learned) :]
         self.turned = (rest.pop(0), rest.pop(0)) if frame.sizes.turned_dkv else None
         self.scratch = rest
@@ -86,8 +86,8 @@ class _Backward(GridStep):
             return None
         places = [self.place(strip, x, tile) for x in strip.stretches]
         some = (sees(*x.positions(), self.parts(x)) & self.real_rows(x) for x in places)
-        found = [jnp.max(x.astype(jnp.float32), axis=1, keepdims=True) for x in some]
-        return functools.reduce(jnp.maximum, found) > 0
+        seen = [jnp.max(x.astype(jnp.float32), axis=1, keepdims=True) for x in some]
+        return functools.reduce(jnp.maximum, seen) > 0
 
     def scores(self, strip: Strip, tile: Any) -> tuple[jax.Array, jax.Array, Any]:
         """The products k q' and v do' of a strip, and which of its keys are seen."""
@@ -121,7 +121,7 @@ class _Backward(GridStep):
             """As a function of the tile and of the parts that active."""
             return lambda x, some: fn(x, [some[learned.index(n)] if n in learned else y for n, y in enumerate(parts)])
 
-        some, found = [parts[n] for n in learned], []
+        some, gradients = [parts[n] for n in learned], []
         scores = of_learned(lambda x, parts: self.functions.scores(x, i, j, stretch.masked, live, parts))
         if self.functions.natural:
             score, pull = jax.vjp(scores, score, some)
@@ -135,12 +135,12 @@ class _Backward(GridStep):
             gates = self.functions.weights
             weight, pull_gates = jax.vjp(of_learned(lambda p, parts: gates(p, i, j, parts)), p, some)
             dp, dsome = pull_gates(dp)
-            found.append(dsome)
+            gradients.append(dsome)
         ds = p * (dp - self.delta[:, rows])
         if pull is not None:
             ds, dsome = pull(ds)
-            found.append(dsome)
-        for n, *parts in zip(learned, *found, strict=True) if found else ():
+            gradients.append(dsome)
+        for n, *parts in zip(learned, *gradients, strict=True) if gradients else ():
             self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, parts), place, self.scratch)
         return weight, ds
 
@@ -323,10 +323,10 @@ def backward(
 
     zeros = [jnp.zeros(learned[n].shape(b, h).shape, jnp.float32) for n in tiled]
     if frame.chunks == 1:
-        dq, dk, dv, *found = of_chunk(jnp.zeros(1, jnp.int32), work.scalars, zeros)
+        dq, dk, dv, *totals = of_chunk(jnp.zeros(1, jnp.int32), work.scalars, zeros)
     else:
-        dq, dk, dv, found = _chunk_by_chunk(of_chunk, work, learned, frame.chunks, s, out_shape, zeros)
-    return dq, dk, dv, [x.total(y) for x, y in zip(learned, found, strict=True)]
+        dq, dk, dv, totals = _chunk_by_chunk(of_chunk, work, learned, frame.chunks, s, out_shape, zeros)
+    return dq, dk, dv, [x.total(y) for x, y in zip(learned, totals, strict=True)]
 
 
 def _chunk_by_chunk(
@@ -339,11 +339,11 @@ def _chunk_by_chunk(
 
     def body(carry, step):
         ((dq, *sums), zeros), (chunk, *scalars) = carry, step
-        part, dk, dv, *found = of_chunk(chunk[None], scalars if work.by_chunk else work.scalars, zeros)
-        apart = [x for x, y in zip(found, joined, strict=True) if y]
+        part, dk, dv, *totals = of_chunk(chunk[None], scalars if work.by_chunk else work.scalars, zeros)
+        apart = [x for x, y in zip(totals, joined, strict=True) if y]
         summed, tiles = [], []
         rest = iter(sums)
-        for x, gradient, y in zip(found, learned, joined, strict=True):
+        for x, gradient, y in zip(totals, learned, joined, strict=True):
             if not y:
                 before = next(rest)
                 summed.append(x if gradient.tiled else before + x)

@@ -70,14 +70,14 @@ class _Forward(GridStep):
 
     def scores(self, strip: Strip, tile: Any) -> list[jax.Array]:
         """The scores of a strip, a stretch at a time; in units of log 2 unless they are natural."""
-        found = []
+        scores = []
         query = self.q[strip.at : strip.at + strip.size, :]
         for stretch in strip.stretches:
             place = self.place(strip, stretch, tile)
             score = self.scaled(product(query, self.keys(self.k, place, stretch.masked), (1, 1), self.precision))
             live, parts = self.live(place, stretch), self.parts(place)
-            found.append(self.functions.scores(score, *place.positions(), stretch.masked, live, parts))
-        return found
+            scores.append(self.functions.scores(score, *place.positions(), stretch.masked, live, parts))
+        return scores
 
     def exp(self, difference: jax.Array) -> jax.Array:
         """The exponential of a difference of scores: scaled after it is taken, or large scores would overflow."""
