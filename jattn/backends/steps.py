@@ -50,7 +50,8 @@ class Step:
         start = [jnp.asarray(x, jnp.int32) for x in start]
         return start, size
 
-    def cut(self, array: jax.Array, axes: str) -> jax.Array:
+    def part(self, array: jax.Array, axes: str) -> jax.Array:
+        """The part of an array that the step works on."""
         start, size = self._window(array, axes)
         part = (
             array
@@ -75,7 +76,7 @@ class Step:
     # tiles put heads in front: the query side is [b, g, r, bt, ..], the key side [b, g, bs, ..]
 
     def rows(self, array: jax.Array) -> jax.Array:
-        x = self.cut(array, QUERY)
+        x = self.part(array, QUERY)
         x = x.reshape(*x.shape[:2], -1, self.group, *x.shape[3:])
         return jnp.moveaxis(x, 1, 3)
 
@@ -84,14 +85,14 @@ class Step:
         return self.put(array, QUERY, x.reshape(*x.shape[:2], -1, *x.shape[4:]), add)
 
     def columns(self, array: jax.Array) -> jax.Array:
-        return jnp.swapaxes(self.cut(array, KEY), 1, 2)
+        return jnp.swapaxes(self.part(array, KEY), 1, 2)
 
     def put_columns(self, array: jax.Array, tile: jax.Array, add: bool = False) -> jax.Array:
         return self.put(array, KEY, jnp.swapaxes(tile, 1, 2), add)
 
     def operand(self, array: jax.Array, axes: str) -> jax.Array:
         """An operand's tile: `[b, g, r]` as far as it has them, then `[bt|1, bs|1]` if it has either, then the rest."""
-        x = wide(self.cut(array, axes))
+        x = wide(self.part(array, axes))
         shape = [*x.shape[:1]] if "b" in axes else []
         shape += [self.at["h"][1] // self.group, self.group] if "h" in axes else []
         if "t" in axes or "s" in axes:

@@ -80,7 +80,7 @@ class Joined:
     precision: Any
 
     def key(self, step: Step, array: jax.Array, dtype: Any, seen: Any) -> jax.Array:
-        x = step.cut(array, KEY).astype(dtype)
+        x = step.part(array, KEY).astype(dtype)
         if seen is not None:
             x = jnp.where(jnp.swapaxes(seen, -1, -2)[..., None], x, 0)
         return x.reshape(*x.shape[:2], -1)
