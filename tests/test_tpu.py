@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jattn_kernels.chips import TPUS
 from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import Sizes as TileSizes
 
@@ -224,7 +225,7 @@ def test_it_compiles(chip, names):
 
 @needs_libtpu
 @pytest.mark.aot
-@pytest.mark.parametrize("chip", aot.TOPOLOGIES)
+@pytest.mark.parametrize("chip", TPUS)
 def test_it_compiles_at_every_size(chip):
     _assert_compiles(chip, list(aot.CASES))
 
@@ -361,7 +362,7 @@ def test_answers_of_tiles_that_hang_over():
 # Plans
 
 
-@pytest.mark.parametrize("device", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+@pytest.mark.parametrize("device", TPUS)
 def test_explain_for_a_chip_that_is_not_here(device):
     x = jax.ShapeDtypeStruct((1, 8192, 8, 128), "bfloat16")
     plan = jattn.explain(x, x, x, mask=masks.causal(), device=device)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jattn_kernels import chips
 from jattn_kernels.tpu import operands as layout
 from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.walk import LOG2E, Terms
@@ -20,7 +21,6 @@ from jattn._reach import span
 from jattn._shift import ShiftedMask
 from jattn._target import Target
 from jattn._terms import Operand, piece
-from jattn.backends._tpu_chips import SMALLEST, chip_of
 from jattn.mods import Mod, Relative
 
 
@@ -136,7 +136,7 @@ def _too_long(problem: Problem, target: Target) -> str | None:
     t, s = problem.sizes["t"], problem.sizes["s"]
     if max(t, s) > LONGEST:
         return f"takes up to {LONGEST} queries and keys, not {max(t, s)}: scalar memory holds no more tiles"
-    most = (chip_of(target.chip) or SMALLEST).memory // 3 // _STRIP
+    most = (chips.tpu(target.chip) or chips.SMALLEST_TPU).granted // 3 // _STRIP
     if any(isinstance(m, Relative) for m in problem.mods) and t + s > most:
         return (
             f"takes relative positions of up to {most} queries and keys together, not {t + s}: fast memory has them all"

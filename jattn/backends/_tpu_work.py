@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jattn_kernels import tables
+from jattn_kernels import chips, tables
 from jattn_kernels.tpu import work
 from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import LANES, Sizes
@@ -19,7 +19,6 @@ from jattn._problem import Spec
 from jattn._reach import Span, span
 from jattn._terms import Operand
 from jattn.backends import _tpu_patterns
-from jattn.backends._tpu_chips import SMALLEST, chip_of
 from jattn.backends._tpu_terms import parts_of, terms_of
 
 _SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
@@ -43,7 +42,7 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes
         (query, key), source = spec.blocks, "as asked for"
     if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
         query, key = min(query, 512), min(key, 512)
-        chunk = min(chunk, (chip_of(spec.target.chip) or SMALLEST).memory // (8 * 8 * query))
+        chunk = min(chunk, (chips.tpu(spec.target.chip) or chips.SMALLEST_TPU).granted // (8 * 8 * query))
     step = sizes.step
     terms = terms_of(spec)
     if terms.mods or terms.gates or isinstance(terms.compare.scale, Operand):  # several numbers for each score

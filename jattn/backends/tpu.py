@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jattn_kernels import tables
+from jattn_kernels import chips, tables
 from jattn_kernels.tpu.backward import backward as _backward
 from jattn_kernels.tpu.forward import forward as _forward
 from jattn_kernels.tpu.operands import Frame
@@ -17,7 +17,6 @@ from jax.lax import Precision
 from jattn import _blocks
 from jattn._problem import Cut, Result, Spec
 from jattn.backends import blockwise
-from jattn.backends._tpu_chips import chip_of
 from jattn.backends._tpu_terms import Pieces, heads_first
 from jattn.backends._tpu_terms import unfit as unfit
 from jattn.backends._tpu_work import case_of, lengths, tile_sizes, work_of
@@ -32,10 +31,10 @@ class _Call:
         self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, upright)[0])
         self.pieces = Pieces(spec, self.frame, upright)
         self.work = work_of(spec.terms(operands).mask, self.frame, upright)
-        self.chip = chip_of(spec.target.chip)
+        self.chip = chips.tpu(spec.target.chip)
         self.options = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
-            "memory": None if self.chip is None else self.chip.memory,
+            "memory": None if self.chip is None else self.chip.granted,
             "interpret": spec.target.interpret,
         }
         self.windows = self.pieces.windows(operands)
@@ -135,6 +134,6 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
     moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
-    chip = chip_of(spec.target.chip)
+    chip = chips.tpu(spec.target.chip)
     seconds = seconds if chip is None else max(seconds, moved / chip.bandwidth)
     return Cut(tile, (empty, partial, full), source, 1e3 * seconds, pairs)
