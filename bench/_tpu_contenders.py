@@ -51,25 +51,20 @@ def differentiated(case: Case, attend: Callable[..., Any], shape: tuple[int, ...
 
 
 def jattn_program(case: Case, setting: Setting) -> Program:
-    """jattn.attention on its TPU kernels; `forward` and `backward` in the setting are sizes in the table's place.
-
-    The table stays replaced: what is compiled looks it up later, in a process that does nothing else.
-    """
+    """jattn.attention on its TPU kernels; `forward` and `backward` in the setting are sizes in the table's place."""
     from jattn_kernels import tables
+    from jattn_kernels.tpu.work import Sizes
 
     import jattn
     from jattn import masks
+    from jattn._problem import PassSizes
 
     mask = {"full": None, "causal": masks.causal(), "window": masks.causal() & masks.window(left=WINDOW - 1)}[case.mask]
-    rows = tuple(
-        tables.Entry(case.chip, case.d, case.t, case.mask, direction, setting[direction], 1.0, 1)
-        for direction in tables.PASSES
-        if direction in setting
-    )
-    tables.entries = (lambda: rows) if rows else tables.read
+    sizes = PassSizes(**{which: Sizes(**setting[which]) for which in tables.PASSES if which in setting})
+    options: dict[str, Any] = {"implementation": "pallas_tpu", "blocks": sizes}
 
     def attend(q, k, v):
-        return jattn.attention(q, k, v, mask=mask, implementation="pallas_tpu")
+        return jattn.attention(q, k, v, mask=mask, **options)
 
     return differentiated(case, attend, (case.b, case.t, case.h, case.d))
 

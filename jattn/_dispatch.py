@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn import _primitives, _strips, normalizers, reference
-from jattn._problem import Problem, Spec, reduce
+from jattn._problem import PassSizes, Problem, Spec, reduce
 from jattn._target import Target
 from jattn.scores import Additive
 
@@ -24,7 +24,7 @@ class Backend(NamedTuple):
 
     name: str
     refuses: Callable[[Problem, Target], str | None]
-    run: Callable[[Problem, tuple[int, int] | None, Target], tuple[jax.Array, jax.Array | None]]
+    run: Callable[[Problem, tuple[int, int] | PassSizes | None, Target], tuple[jax.Array, jax.Array | None]]
 
 
 def _run_reference(problem: Problem, blocks: Any, target: Target) -> tuple[jax.Array, jax.Array | None]:
@@ -99,7 +99,7 @@ def empty(problem: Problem) -> bool:
 
 
 def run(
-    problem: Problem, backend: str, blocks: tuple[int, int] | None, target: Target
+    problem: Problem, backend: str, blocks: tuple[int, int] | PassSizes | None, target: Target
 ) -> tuple[jax.Array, jax.Array | None]:
     """out and, of a softmax, lse.  Where there is nothing to attend to no backend is asked."""
     if empty(problem):

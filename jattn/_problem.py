@@ -42,6 +42,17 @@ class Problem(_terms.Term):
 
 
 @dataclasses.dataclass(frozen=True)
+class PassSizes:
+    """A kernel's own tile sizes for each pass, used as they are; for None it takes its table's.
+
+    What benchmarks and tests hand to `attention(blocks=...)`: a backend without such sizes goes by its own.
+    """
+
+    forward: Any = None
+    backward: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Spec:
     """What is static about a call of the primitives."""
 
@@ -49,8 +60,13 @@ class Spec:
     signature: Signature  # of the `Terms`
     dtype: Any  # of the output
     precision: Any
-    blocks: tuple[int, int] | None
+    blocks: tuple[int, int] | PassSizes | None
     target: Target
+
+    @property
+    def tile(self) -> tuple[int, int] | None:
+        """Query and key rows of a tile, where the call says them for whichever backend runs it."""
+        return None if isinstance(self.blocks, PassSizes) else self.blocks
 
     def kernels(self) -> Any:
         """The backend's module, with `forward`, `tangent` and `backward`."""

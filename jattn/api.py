@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn import _checks, _dispatch, _hints, _modes, _strips, _target, normalizers, reference, scores
 from jattn._explain import Plan, plan
-from jattn._problem import Problem, reduce
+from jattn._problem import PassSizes, Problem, reduce
 
 _DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
 
@@ -35,7 +35,7 @@ def attention(
     dropout: Any = None,
     return_lse: bool = False,
     implementation: str | None = None,
-    blocks: tuple[int, int] | None = None,
+    blocks: tuple[int, int] | PassSizes | None = None,
     precision: Any = None,
 ) -> Any:
     """Attention: out[b, i, h] = sum over j of weight[b, h, i, j] value[b, j, h // (h/g)], with
@@ -84,7 +84,8 @@ def attention(
     chosen, _ = _dispatch.choose(problem, implementation, target)
     if implementation is not None:
         target = target._replace(platform=_target.ANY)
-    out, lse = _run(problem, chosen, _checks.blocks(blocks), return_lse, target)
+    sizes = blocks if isinstance(blocks, PassSizes) else _checks.blocks(blocks)
+    out, lse = _run(problem, chosen, sizes, return_lse, target)
     if jnp.ndim(query) == 3:
         out, lse = jax.tree.map(lambda x: x[0], (out, lse))
     return (out, lse) if return_lse else out
@@ -92,7 +93,7 @@ def attention(
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _run(
-    problem: Problem, backend: str, blocks: tuple[int, int] | None, return_lse: bool, target: _target.Target
+    problem: Problem, backend: str, blocks: tuple[int, int] | PassSizes | None, return_lse: bool, target: _target.Target
 ) -> Any:
     out, lse = _dispatch.run(problem, backend, blocks, target)
     return out, lse if return_lse else None

@@ -18,7 +18,7 @@ from jattn_kernels.tpu.work import Sizes as TileSizes
 
 import jattn
 from jattn import _blocks, _checks, _dispatch, _target, masks, mods, normalizers, scores
-from jattn._problem import Spec, reduce
+from jattn._problem import PassSizes, Spec, reduce
 from jattn.backends import _tpu_work, tpu
 from tests import aot
 from tests.cases import CASES, Sizes, make
@@ -27,6 +27,7 @@ from tests.tolerances import assert_close
 
 SMOKE = {"causal", "everything"}
 LARGE = Sizes(t=150, s=270, d=8, e=16)
+in_both = lambda sizes: PassSizes(sizes, sizes)
 SMALL_TILES = TileSizes(128, 128, 128, 256)
 TURNED_TILES = TileSizes(256, 128, 128, 256, rows=128, wide=True, newton=True, turned_dq=True, turned_dkv=True)
 
@@ -72,27 +73,26 @@ def test_bfloat16_with_the_scale_in_float32():
 @pytest.fixture(params=["upright", "turned", "runs"])
 def small_tiles(monkeypatch, request):
     """Several query tiles, key tiles and chunks of keys at sizes that the interpreter can do."""
-    sizes = TURNED_TILES if request.param == "turned" else SMALL_TILES
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (sizes, "small"))
+    caches = jattn.api._run.clear_cache, _tpu_work.static_work.cache_clear
     if request.param == "runs":  # as where lists of tiles do not fit in scalar memory
         monkeypatch.setattr(_tpu_work, "_as_lists", lambda *_, **__: None)
-    caches = jattn.api._run.clear_cache, _tpu_work.static_work.cache_clear
-    for clear in caches:
-        clear()
-    yield
-    for clear in caches:
-        clear()
+        for clear in caches:
+            clear()
+    yield in_both(TURNED_TILES if request.param == "turned" else SMALL_TILES)
+    if request.param == "runs":
+        for clear in caches:
+            clear()
 
 
 SEVERAL = ["causal", "segments", "nested", "relative", "bias-every-axes", "everything", "blocks-heads"]
 
 
-@pytest.mark.usefixtures("interpreted", "small_tiles")
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", SEVERAL)
-def test_several_tiles_and_chunks(name):
+def test_several_tiles_and_chunks(name, small_tiles):
     """Against blockwise in float64: rows, keys and chunks hang over the ends of the arrays."""
     inputs = make(name, "float32", LARGE)
-    got = evaluate(inputs, "pallas_tpu", forward_mode=False)
+    got = evaluate(inputs, "pallas_tpu", small_tiles, forward_mode=False)
     with jax.enable_x64(True):
         wanted = evaluate(make(name, "float64", LARGE), "blockwise", forward_mode=False)
     assert_close(got.out, wanted.out, 1e-5, "out")
@@ -102,11 +102,10 @@ def test_several_tiles_and_chunks(name):
 
 
 @pytest.mark.parametrize("name", ["causal", "everything", "bias"])
-def test_memory_is_written_before_it_is_read(name, monkeypatch):
+def test_memory_is_written_before_it_is_read(name):
     """The simulator starts every memory with NaN and looks for races between copies and kernels."""
     from jax.experimental.pallas import tpu as pltpu
 
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (SMALL_TILES, "small"))
     arrays, options = make(name, "float32", LARGE)
     options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
     problem = _checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
@@ -114,7 +113,8 @@ def test_memory_is_written_before_it_is_read(name, monkeypatch):
     simulated = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 
     def run(interpret):
-        spec = Spec("pallas_tpu", signature, q.dtype, None, None, _target.Target("cpu", None, interpret))
+        target = _target.Target("cpu", None, interpret)
+        spec = Spec("pallas_tpu", signature, q.dtype, None, in_both(SMALL_TILES), target)
         result = tpu.forward(spec, q, k, v, operands)
         learn = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
         dlse = jnp.where(jnp.isfinite(result.lse), jnp.cos(result.lse), 0)
@@ -357,6 +357,28 @@ def test_answers_of_tiles_that_hang_over():
     tiling = _blocks.Tiling(300, 128, overhang=True)
     assert tiling.range().lo.tolist() == [0, 128, 256]
     assert tiling.range().hi.tolist() == [127, 255, 299]
+
+
+# Tile sizes
+
+
+def test_tile_sizes_come_with_the_call_else_from_the_table():
+    x = jnp.zeros((1, 2048, 1, 128), "bfloat16")
+    signature = reduce(_checks.problem(x, x, x, score=scores.dot(), normalizer=normalizers.softmax())).signature
+    forward, backward = SMALL_TILES, TURNED_TILES
+
+    def found(blocks, upright):
+        spec = Spec("pallas_tpu", signature, x.dtype, None, blocks, _target.Target("tpu", "v5e"))
+        return _tpu_work.tile_sizes(spec, x, x, x, upright)
+
+    assert found(PassSizes(forward, backward), True) == (forward, "as asked for")
+    assert found(PassSizes(forward, backward), False) == (backward, "as asked for")
+    for upright in (True, False):
+        own, source = found(None, upright)
+        assert source.startswith("tuned for v5e")
+        assert found(PassSizes(), upright) == (own, source)
+        pair, source = found((256, 384), upright)
+        assert ((pair.query, pair.key), source) == ((256, 384), "as asked for")
 
 
 # Plans

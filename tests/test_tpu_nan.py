@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from jattn_kernels.tpu.work import Sizes as TileSizes
 
 import jattn
 from jattn import gates, masks, mods, operand
-from jattn.backends import tpu
+from jattn._problem import PassSizes
 from tests.tolerances import assert_close
 
 B, T, S, H, G, D = 2, 150, 270, 4, 2, 8
@@ -35,10 +37,7 @@ TILES = {  # one, and several: none of them divides a length
 def tiles(monkeypatch, request):
     monkeypatch.setenv("JATTN_INTERPRET", "1")
     sizes = TILES[getattr(request, "param", "tiled")]
-    monkeypatch.setattr(tpu, "tile_sizes", lambda *_, **__: (sizes, "small"))
-    jattn.api._run.clear_cache()
-    yield
-    jattn.api._run.clear_cache()
+    return PassSizes(sizes, sizes)
 
 
 def _documents(n, last):
@@ -72,9 +71,9 @@ TERMS = {
 }
 
 
-def _run(arrays, mask, make, implementation, cotangents):
+def _run(arrays, mask, make, cotangents, implementation="reference", **options):
     def fn(q, k, v, x):
-        return jattn.attention(q, k, v, mask=mask, return_lse=True, implementation=implementation, **make(x))
+        return jattn.attention(q, k, v, mask=mask, return_lse=True, implementation=implementation, **options, **make(x))
 
     (out, lse), pull = jax.vjp(fn, *arrays)
     return (out, lse, *pull(cotangents))
@@ -86,16 +85,16 @@ EVERY += [(name, "mods", x) for name in ("causal", "causal-segments") for x in (
 
 
 @pytest.mark.parametrize(("name", "terms", "tiles"), EVERY, indirect=["tiles"])
-def test_what_is_not_seen_reaches_nothing(name, terms):
+def test_what_is_not_seen_reaches_nothing(name, terms, tiles):
     """Queries that see nothing, their cotangents and their numbers; keys and values that no query sees."""
     mask, make = MASKS[name](), TERMS[terms]
     arrays = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D), 2 + jnp.sin(_numbers(B, H, T))
     cotangents = _numbers(B, T, H, D), _numbers(B, T, H)
     ones = jnp.ones((B, T, H, D)), jnp.zeros((B, T, H))
-    _, lse, _, _, dv, _ = _run(arrays, mask, TERMS["alone"], "reference", ones)
+    _, lse, _, _, dv, _ = _run(arrays, mask, TERMS["alone"], ones)
     blind, unseen = jnp.isneginf(lse), (dv == 0).all(-1)
     assert blind.any() or unseen.any()
-    wanted = _run(arrays, mask, make, "reference", (cotangents[0], jnp.where(blind, 0, cotangents[1])))
+    wanted = _run(arrays, mask, make, (cotangents[0], jnp.where(blind, 0, cotangents[1])))
     bad = lambda x, where: jnp.where(
         where.reshape(*where.shape, *(1,) * (x.ndim - where.ndim)),
         jnp.where(jnp.arange(x.shape[1]) % 2, jnp.nan, jnp.inf).reshape(1, -1, *(1,) * (x.ndim - 2)),
@@ -103,7 +102,8 @@ def test_what_is_not_seen_reaches_nothing(name, terms):
     )
     q, k, v, x = arrays
     poisoned = bad(q, blind), bad(k, unseen), bad(v, unseen), jnp.where(jnp.swapaxes(blind, 1, 2), jnp.nan, x)
-    got = _run(poisoned, mask, make, "pallas_tpu", tuple(bad(y, blind) for y in cotangents))
+    bad_cotangents = tuple(bad(y, blind) for y in cotangents)
+    got = _run(poisoned, mask, make, bad_cotangents, implementation="pallas_tpu", blocks=tiles)
     for what, one, other in zip(("out", "lse", "dq", "dk", "dv", "dx"), got, wanted, strict=True):
         assert_close(one, other, 1e-4, what)
 
@@ -111,28 +111,27 @@ def test_what_is_not_seen_reaches_nothing(name, terms):
 @pytest.mark.parametrize("tiles", ["whole", "turned"], indirect=True)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("mask", [None, masks.causal(150)], ids=["full", "causal"])
-def test_what_is_seen_is_nan(mask, value):
+def test_what_is_seen_is_nan(mask, value, tiles):
     q, k, v = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D)
     bias = jnp.zeros((T, S)).at[17, 3].set(value).at[140, 200].set(value)
-    out, lse = jattn.attention(
-        q, k, v, mask=mask, mods=mods.bias(bias, "ts"), return_lse=True, implementation="pallas_tpu"
-    )
+    attend = functools.partial(jattn.attention, mask=mask, return_lse=True, implementation="pallas_tpu", blocks=tiles)
+    out, lse = attend(q, k, v, mods=mods.bias(bias, "ts"))
     hit = np.isin(np.arange(T), (17, 140))
     assert (np.isnan(out).all((0, 2, 3)) == hit).all()
     assert (np.isnan(lse).all((0, 2)) == hit).all()
     assert np.isfinite(np.asarray(out)[:, ~hit]).all()
-    out, lse = jattn.attention(q.at[:, 17].set(value), k, v, mask=mask, return_lse=True, implementation="pallas_tpu")
+    out, lse = attend(q.at[:, 17].set(value), k, v)
     assert np.isnan(np.asarray(lse)[:, 17]).all()
     assert np.isnan(np.asarray(out)[:, 17]).all()
 
 
 @pytest.mark.parametrize("mask", [None, masks.causal(130)], ids=["full", "causal"])
-def test_the_lowest_scores_are_scores(mask):
+def test_the_lowest_scores_are_scores(mask, tiles):
     """A row whose bias is the lowest number throughout gives the mean, and its lse is that number."""
     q, k, v = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D)
     bias = jnp.zeros((T, 1)).at[3].set(LOWEST).at[149].set(LOWEST)
     arguments = {"mask": mask, "bias": bias, "return_lse": True}
-    out, lse = jattn.attention(q, k, v, implementation="pallas_tpu", **arguments)
+    out, lse = jattn.attention(q, k, v, implementation="pallas_tpu", blocks=tiles, **arguments)
     for row in (3, 149):
         seen = S if mask is None else row + 131
         mean = jnp.repeat(v[:, :seen].mean(1), H // G, axis=1)
@@ -143,15 +142,16 @@ def test_the_lowest_scores_are_scores(mask):
     assert_close(out[:, usual], other[:, usual], 1e-5)
 
 
-def test_a_score_that_is_hidden_stays_hidden():
+def test_a_score_that_is_hidden_stays_hidden(tiles):
     """-inf under a soft cap has no weight, and takes no part in the gradients."""
     q, k, v = _numbers(B, T, H, D), _numbers(B, S, G, D), _numbers(B, S, G, D)
     hidden = jnp.where(jnp.arange(S) % 3 == 0, -jnp.inf, 0.0)
 
-    def loss(cap, q, k, v, implementation):
+    def loss(cap, q, k, v, implementation, blocks):
         terms = mods.bias(hidden, "s"), mods.softcap(cap)
-        return jnp.sum(jnp.sin(jattn.attention(q, k, v, mods=terms, implementation=implementation)))
+        return jnp.sum(jnp.sin(jattn.attention(q, k, v, mods=terms, implementation=implementation, blocks=blocks)))
 
-    got, wanted = (jax.grad(loss, (0, 1, 2, 3))(jnp.float32(2), q, k, v, x) for x in ("pallas_tpu", "blockwise"))
+    by = lambda *how: jax.grad(loss, (0, 1, 2, 3))(jnp.float32(2), q, k, v, *how)
+    got, wanted = by("pallas_tpu", tiles), by("blockwise", None)
     for x, y in zip(got, wanted, strict=True):
         assert_close(x, y, 1e-4)

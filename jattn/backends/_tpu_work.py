@@ -15,7 +15,7 @@ from jattn_kernels.tpu.operands import Frame
 from jattn_kernels.tpu.work import LANES, Sizes
 
 from jattn import _blocks, masks
-from jattn._problem import Spec
+from jattn._problem import PassSizes, Spec
 from jattn._reach import Span, span
 from jattn._terms import Operand
 from jattn.backends import _tpu_patterns
@@ -34,12 +34,14 @@ def case_of(spec: Spec, t: int, s: int, upright: bool) -> tuple[str, str]:
 
 def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, upright: bool) -> tuple[Sizes, str]:
     """The tile sizes of a call and where they come from."""
+    if isinstance(spec.blocks, PassSizes) and (own := spec.blocks.forward if upright else spec.blocks.backward):
+        return own, "as asked for"
     t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
-    found = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, t, s, upright))
+    found = tables.find("tpu", spec.target.chip, d, max(t, s), *case_of(spec, t, s, upright))
     sizes, source = Sizes(**found.entry.sizes), str(found)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
-    if spec.blocks is not None:
-        (query, key), source = spec.blocks, "as asked for"
+    if spec.tile is not None:
+        (query, key), source = spec.tile, "as asked for"
     if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
         query, key = min(query, 512), min(key, 512)
         chunk = min(chunk, (chips.tpu(spec.target.chip) or chips.SMALLEST_TPU).granted // (8 * 8 * query))

@@ -238,15 +238,15 @@ def _divisor(n: int, most: int) -> int:
 
 
 def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
-    """Sizes of the call's tiles; `spec.blocks` overrides the table."""
+    """Sizes of the call's tiles; `spec.tile` overrides the table."""
     (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
     lengths = [x.shape[0] for x in (q, k, v)]
     lengths += [x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes]
     alike = math.gcd(*(n for n in lengths if n > 1)) or 1  # batch elements that one step can take
     terms = spec.terms(operands)
     masked, width, group = terms.mask is not None, tile_width(terms, q), h // g
-    joined = spec.blocks is None and g > 1 and t * h <= _FEW and isinstance(terms.compare, Product)
-    rows, columns = spec.blocks or tile_sizes(t, s, group, terms.mask, width, joined)
+    joined = spec.tile is None and g > 1 and t * h <= _FEW and isinstance(terms.compare, Product)
+    rows, columns = spec.tile or tile_sizes(t, s, group, terms.mask, width, joined)
     query, key = (_blocks.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
     if joined and not masked:
         return Geometry(max(lengths), h, g, query, key, alike, g, joined)

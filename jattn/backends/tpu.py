@@ -129,7 +129,7 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     rows, columns = (np.diff(np.minimum(np.arange(x.count + 1) * x.block, x.length)) for x in (query, key))
     full, pairs = times * int(every.sum()), times * int((some @ columns @ rows).sum())
     partial, empty = times * int(some.sum()) - full, times * int((~some).sum())
-    entry = tables.find(tables.entries(), spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, True)).entry
+    entry = tables.find("tpu", spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, True)).entry
     worked_off = (full + partial / 2) * tile[0] * tile[1]  # with rows that fill a tile up; of a partial tile about half
     seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
