@@ -1,1 +1,1 @@
-"""Benchmarks, side by side with the peers: `python -m bench cpu` and `tpu`. No test asserts a time measured here."""
+"""Benchmarks, side by side with the peers: a folder for each machine. No test asserts a time measured here."""

@@ -1,8 +1,7 @@
 """`python -m bench SUBCOMMAND ...`: one module per subcommand, each with `main(arguments) -> exit status`."""
 
-import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SUBCOMMANDS = {
     "cpu": "times jattn, PyTorch and jax.nn on this machine",
@@ -22,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the subcommand that the first argument names; 2 if there is none of that name."""
     name, *rest = arguments or [""]
     if name in SUBCOMMANDS:
-        return importlib.import_module(f"bench.{name}").main(rest)
+        return _subcommand(name)(rest)
     if name in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -33,6 +32,20 @@ def main(arguments: Sequence[str]) -> int:
     else:
         print(USAGE, file=sys.stderr)
     return 2
+
+
+def _subcommand(name: str) -> Callable[[Sequence[str]], int]:
+    """Imported only now, for each needs packages that the others do without."""
+    match name:
+        case "cpu":
+            from bench.cpu.command import main
+        case "tpu":
+            from bench.tpu.command import main
+        case "tune":
+            from bench.tune import main
+        case _:
+            from bench.zoo import main
+    return main
 
 
 if __name__ == "__main__":

@@ -19,6 +19,11 @@ def missing(modules: Iterable[str]) -> list[str]:
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
+def install(extras: str) -> str:
+    """How to install extras, `aot,bench` say: from the checkout, in which the benchmarks stand."""
+    return f"pip install -e '.[{extras}]'"
+
+
 def positive(text: str) -> int:
     """An argparse type: an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import _machine
-from bench._cli import Parser, choices, complain, missing
+from bench._cli import Parser, choices, complain, install, missing
+from bench._paths import OUT
+from bench._report import facts_line
 from jattn.zoo import EXTRAS, TASKS, _figure
 from jattn.zoo._figure import Figure
 
-OUT = Path(__file__).parent / "out" / "zoo"
+RUNS = OUT / "zoo"
 PAGE = Path(__file__).parent / "zoo.md"
 RECORD = Path(_figure.__file__).parent / "figures.json"
 
@@ -30,11 +32,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--task", type=choices(TASKS), default=TASKS, help=f"of {','.join(TASKS)}; default: all")
     parser.add_argument("--seed", default="0", help="of every run; default: 0")
     parser.add_argument(
-        "--out", type=Path, default=OUT, metavar="DIR", help="where runs are kept; default: bench/out/zoo"
+        "--out", type=Path, default=RUNS, metavar="DIR", help="where runs are kept; default: bench/out/zoo"
     )
     options = parser.parse_args(arguments)
     if absent := missing(EXTRAS):
-        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[zoo]'")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('zoo')}")
     found = dict(_figure.recorded())
     for task in options.task:
         figures = {}
@@ -54,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 def _write(figures: Figures) -> None:
     as_json = {task: {label: figure._asdict() for label, figure in found.items()} for task, found in figures.items()}
     RECORD.write_text(json.dumps(as_json, indent=1) + "\n")
-    machine = ", ".join(f"{name} {value}" for name, value in _machine.facts(["jattn", "jax", "flax", "optax"]).items())
-    PAGE.write_text(page(figures, machine))
+    PAGE.write_text(page(figures, facts_line(_machine.facts(["jattn", "jax", "flax", "optax"]))))
 
 
 def page(figures: Figures, machine: str) -> str:

@@ -118,8 +118,8 @@ def explain(
     memory.
 
     query, key and value may be `jax.ShapeDtypeStruct`s: nothing is run, only compiled.  Inside jit, a mask made of
-    traced arrays has blocks "known at run time".  `device` names a TPU that need not be here ("v4", "v5e", "v5p",
-    "v6e", "tpu7x"): the plan then has an estimate of the time.
+    traced arrays has blocks "known at run time".  `device` names a chip that need not be here ("v4", "v5e", "v5p",
+    "v6e", "tpu7x", "a100", "l4", "h100", "h200", "b200"): for a TPU the plan then has an estimate of the time.
 
     >>> import jax, jattn
     >>> x = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")

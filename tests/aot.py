@@ -13,7 +13,8 @@ import subprocess
 import sys
 from typing import Any
 
-TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+from jattn_kernels.chips import TPUS
+
 POD = "v5e:16x16"
 # name: width, length; all with causal + segments + soft cap + bias + dropout, bfloat16, forward and backward
 CASES = {f"d{d}-t{t}": (d, t) for d in (64, 128, 256) for t in (1000, 8192)}
@@ -24,14 +25,19 @@ LAYOUTS = {"blocks": (64, 64), "blocks-heads": (8, 64, 64)}
 INSTALLED = importlib.util.find_spec("libtpu") is not None
 
 
+def environment() -> dict[str, str]:
+    """This process's environment, with what libtpu needs to compile without a TPU."""
+    return {
+        **os.environ, "JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+
+
 def compile_all(chip: str, names: list[str]) -> list[dict[str, Any]]:
     """What happened to each case: `name`, `kernels` (how many are in the program) and `size` of its text, or `error`."""
-    settings = {
-        "JAX_PLATFORMS": "cpu", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "PYTHONPATH": os.pathsep.join(sys.path),
-    }  # fmt: skip
     command = [sys.executable, "-m", "tests.aot", chip, *names]
-    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == len(names), f"status {done.returncode}: {done.stderr[-2000:]}"
     return [json.loads(line) for line in lines]
@@ -118,7 +124,7 @@ def main(chip: str, *names: str) -> None:
         if name == "pod":
             mesh, fn, shapes = _pod()
         else:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[chip]).devices[:1]
+            found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip].topology).devices[:1]
             mesh = Mesh(np.array(found), ("x",))
             device = NamedSharding(mesh, PartitionSpec())
             fn, shapes = _function(*CASES[name], device) if name in CASES else _long(name, device)

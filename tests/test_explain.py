@@ -74,6 +74,13 @@ def test_blocks_known_only_at_run_time():
     assert concrete.tile == (16, 16)
 
 
+def test_a_gpu_that_is_not_here_has_a_plan():
+    plan = jattn.explain(SHAPE, SHAPE, SHAPE, device="h100")
+    assert plan.backend == "blockwise"
+    assert plan.others["pallas_tpu"].startswith("runs on TPU, not gpu")
+    assert plan.peak_memory is None
+
+
 def test_normalisers_without_tiles_have_a_plan():
     plan = jattn.explain(SHAPE, SHAPE, SHAPE, normalizer=normalizers.sparsemax())
     assert plan.backend == "blockwise"

@@ -6,18 +6,14 @@ import os
 from typing import Any, NamedTuple
 
 import jax
-
-CHIPS = {  # device kinds, as jax names them
-    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e", "TPU7x": "tpu7x",
-}  # fmt: skip
-
+from jattn_kernels import chips
 
 ANY = "any"  # the platform of a call whose backend was asked for: it runs wherever it is compiled for
 
 
 class Target(NamedTuple):
-    """A platform, which chip of it (TPU only), and whether its kernels are interpreted instead (how, for Pallas)."""
+    """A platform, which chip of it (its name in `jattn_kernels.chips`), and whether its kernels are interpreted instead
+    (how, for Pallas)."""
 
     platform: str
     chip: str | None = None
@@ -36,11 +32,12 @@ def current() -> Target:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     interpret = device.platform != "tpu" and os.environ.get("JATTN_INTERPRET", "0") not in ("", "0")
-    return Target(device.platform, CHIPS.get(device.device_kind), interpret)
+    chip = chips.of_kind(device.device_kind)
+    return Target(device.platform, chip and chip.name, interpret)
 
 
 def named(device: str) -> Target:
-    """The TPU chip of that name, here or not."""
-    if device not in CHIPS.values():
-        raise ValueError(f"device must be one of {', '.join(dict.fromkeys(CHIPS.values()))}, got {device!r}")
-    return Target("tpu", device)
+    """The chip of that name, here or not."""
+    if device not in chips.CHIPS:
+        raise ValueError(f"device must be one of {', '.join(chips.CHIPS)}, got {device!r}")
+    return Target(chips.CHIPS[device].platform, device)

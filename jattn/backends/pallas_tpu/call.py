@@ -6,12 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jattn_kernels import chips
 from jattn_kernels.tiles.work import Direction, Frame
 from jax.lax import Precision
 
 from jattn.backends.contract import Spec
 from jattn.backends.pallas.work import work_of
-from jattn.backends.pallas_tpu.chips import chip_of
 from jattn.backends.pallas_tpu.sizes import tile_sizes
 from jattn.backends.pallas_tpu.terms import TpuTerms
 
@@ -25,10 +25,10 @@ class Call:
         self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, direction)[0])
         self.terms = TpuTerms(spec, self.frame, direction)
         self.work = work_of(spec.terms(operands).mask, self.frame, direction, spec.backend.settings.lists)
-        chip = chip_of(spec.target.chip)
+        chip = chips.tpu(spec.target.chip)
         self.options: dict[str, Any] = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
-            "memory": None if chip is None else chip.memory,
+            "memory": None if chip is None else chip.granted,
             "interpret": spec.target.interpret,
         }
         self.layouts = self.terms.layouts(operands)

@@ -6,13 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from jattn_kernels import tables
+from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import Frame
 
 from jattn._terms import block_tables
 from jattn.backends.contract import Cut, Spec
 from jattn.backends.pallas.work import lengths
-from jattn.backends.pallas_tpu.chips import chip_of
 from jattn.backends.pallas_tpu.sizes import case_of, tile_sizes
 
 
@@ -30,11 +29,11 @@ def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: boo
     rows, columns = (np.diff(np.minimum(np.arange(x.count + 1) * x.block, x.length)) for x in (query, key))
     full, pairs = times * int(every.sum()), times * int((some @ columns @ rows).sum())
     partial, empty = times * int(some.sum()) - full, times * int((~some).sum())
-    entry = tables.find(tables.entries(), spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
+    entry = tables.find("tpu", spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
     worked_off = (full + partial / 2) * tile[0] * tile[1]  # with rows that fill a tile up; of a partial tile about half
     seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
     moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
-    chip = chip_of(spec.target.chip)
+    chip = chips.tpu(spec.target.chip)
     seconds = seconds if chip is None else max(seconds, moved / chip.bandwidth)
     return Cut(tile, (empty, partial, full), source, 1e3 * seconds, pairs)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from jattn_kernels import chips
+
 from jattn._call.problem import Problem
 from jattn._call.targets import Target
 from jattn.backends.pallas.fit import unfit_terms
-from jattn.backends.pallas_tpu.chips import SMALLEST, chip_of
 from jattn.mods import Relative
 
 LONGEST = 2**24  # queries or keys; up to that, tiles can be so large that scalar memory says which are visited
@@ -21,7 +22,7 @@ def _too_long(problem: Problem, target: Target) -> str | None:
     t, s = problem.sizes["t"], problem.sizes["s"]
     if max(t, s) > LONGEST:
         return f"takes up to {LONGEST} queries and keys, not {max(t, s)}: scalar memory holds no more tiles"
-    most = (chip_of(target.chip) or SMALLEST).memory // 3 // _PER_POSITION
+    most = (chips.tpu(target.chip) or chips.SMALLEST_TPU).granted // 3 // _PER_POSITION
     if any(isinstance(m, Relative) for m in problem.mods) and t + s > most:
         return (
             f"takes relative positions of up to {most} queries and keys together, not {t + s}: fast memory has them all"

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from jattn_kernels import tables
+from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import RUN, Direction
 from jattn_kernels.tpu.sizes import LANES, Sizes
 
@@ -16,7 +16,6 @@ from jattn._terms.reach import span
 from jattn.backends.contract import Spec
 from jattn.backends.pallas.terms import parts_of, terms_of
 from jattn.backends.pallas.work import MOST_SCALARS
-from jattn.backends.pallas_tpu.chips import SMALLEST, chip_of
 
 
 def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]:
@@ -32,14 +31,14 @@ def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, direction: Direction) -> tupl
     if (given := getattr(spec.backend.settings, direction)) is not None:
         return given, "as set"
     t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
-    tuned = tables.find(tables.entries(), spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
+    tuned = tables.find("tpu", spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
     sizes, source = Sizes(**tuned.entry.sizes), str(tuned)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
     if spec.blocks is not None:
         (query, key), source = spec.blocks, "as asked for"
     if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
         query, key = min(query, 512), min(key, 512)
-        chunk = min(chunk, (chip_of(spec.target.chip) or SMALLEST).memory // (8 * 8 * query))
+        chunk = min(chunk, (chips.tpu(spec.target.chip) or chips.SMALLEST_TPU).granted // (8 * 8 * query))
     step = sizes.step
     terms = terms_of(spec)
     if terms.mods or terms.gates or isinstance(terms.compare.scale, Operand):  # several numbers for each score

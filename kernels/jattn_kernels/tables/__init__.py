@@ -1,4 +1,4 @@
-"""Tuned tile sizes: `tpu.json`, made by `python -m bench tune tpu`."""
+"""Tuned tile sizes, a file for each family of kernels: `tpu.json`, made by `python -m bench tune tpu`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 MASKS = ("full", "causal", "window")
-ELSEWHERE = "v5e"  # whose sizes chips without entries get, and the interpreter
+ELSEWHERE = {"tpu": "v5e"}  # by family, whose sizes chips without entries get, and the interpreter
 
 
 class Entry(NamedTuple):
-    """The best sizes found for one case, and the time that was counted for it."""
+    """The best sizes found for one case, and the time that was counted for it.
+
+    Attributes:
+        chip: its name in `jattn_kernels.chips`.
+        d, t: width, and length of queries and keys.
+        mask: one of `MASKS`.
+        direction: one of `PASSES`.
+        sizes: the fields of the kernel's `Sizes`.
+        milliseconds: of one head.
+        pairs: how many pairs of a query and a key one head attends to.
+    """
 
     chip: str
     d: int
     t: int
-    mask: str  # one of MASKS
-    direction: str  # one of PASSES
+    mask: str
+    direction: str
     sizes: dict[str, Any]
-    milliseconds: float  # a head
-    pairs: int  # that a head attends to
+    milliseconds: float
+    pairs: int
 
     @property
     def name(self) -> str:
@@ -31,6 +41,8 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple):
+    """The entry that a case goes by, and whether it was made for such a case: if not, it is the nearest."""
+
     entry: Entry
     exact: bool
 
@@ -39,19 +51,17 @@ class Found(NamedTuple):
 
 
 @functools.cache
-def read() -> tuple[Entry, ...]:
-    text = importlib.resources.files(__name__).joinpath("tpu.json").read_text()
+def read(family: str) -> tuple[Entry, ...]:
+    """The table of a family of kernels."""
+    text = importlib.resources.files(__name__).joinpath(f"{family}.json").read_text()
     return tuple(Entry(**x) for x in json.loads(text))
 
 
-entries = read
-
-
-def find(table: tuple[Entry, ...], chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
+def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
     """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length."""
-    table = tuple(x for x in table if x.direction == direction)
+    table = tuple(x for x in read(family) if x.direction == direction)
     own = tuple(x for x in table if x.chip == chip)
-    others = tuple(x for x in table if x.chip == ELSEWHERE)
+    others = tuple(x for x in table if x.chip == ELSEWHERE[family])
     octaves = lambda a, b: abs(math.log2(a / b))
 
     def distance(x: Entry) -> float:

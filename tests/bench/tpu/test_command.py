@@ -1,0 +1,75 @@
+"""`python -m bench tpu`: its errors, and what it writes."""
+
+import json
+
+import pytest
+
+from bench import __main__ as bench
+from bench.tpu import _contenders, command
+from bench.tpu._cases import Case
+from tests.bench.tpu.estimates import needs_tokamax
+
+NEAR_AND_ALL = (_contenders.near_settings, _contenders.splash_settings)
+
+
+def test_tpu_end_to_end(tmp_path, capsys, stand_in):
+    arguments = ["tpu", "--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
+    assert bench.main([*arguments, "--out", str(tmp_path), "--kept", str(tmp_path / "tpu_kept.json")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "v5e full fwd 8x16x2048x128 3.20 44%" in printed
+    names = ["tpu.json", "tpu.md", "tpu.txt", "tpu_kept.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    document = json.loads((tmp_path / "tpu.json").read_text())
+    assert document["complete"]
+    assert [one["name"] for one in document["rows"]] == ["v5e-full-t2048-d128-fwd"]
+    near, settings = (f(Case("v5e", "full", 8, 16, 2048, 128, "fwd")) for f in NEAR_AND_ALL)
+    assert len(json.loads((tmp_path / "tpu_kept.json").read_text())) == len(near)
+    assert f"splash: {len(near)} of its {len(settings)} settings are counted" in printed or len(near) == len(settings)
+
+
+@pytest.mark.parametrize("which", ["kept", "all"])
+def test_tpu_counts_what_is_asked_for(which, tmp_path, capsys, stand_in):
+    arguments = ["tpu", "--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
+    path = tmp_path / "tpu_kept.json"
+    assert bench.main([*arguments, "--settings", which, "--out", str(tmp_path), "--kept", str(path)]) == 0
+    _, settings = (f(Case("v5e", "full", 8, 16, 2048, 128, "fwd")) for f in NEAR_AND_ALL)
+    if which == "kept":
+        assert not path.exists()
+        assert "no estimate for splash: no setting is counted" in capsys.readouterr().out
+    else:
+        assert len(json.loads(path.read_text())) == len(settings)
+
+
+@needs_tokamax
+def test_tpu_published(tmp_path, capsys, stand_in):
+    arguments = ["tpu", "--published", "--filter", "full-t2048-d128", "--kept", str(tmp_path / "tpu_kept.json")]
+    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of the 3 times" in printed
+    assert (tmp_path / "tpu_published.txt").read_text() in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tpu", "--filter", "nothing"], "bench tpu: no case matches; names look like v5e-causal-t2048-d128-fwd"),
+        (["tpu", "--chip", "v3"], "bench tpu: argument --chip: 'v3' is not a comma-separated choice of v4,"),
+        (["tpu", "--shape", "1x2x3x4"], "bench tpu: argument --shape: '1x2x3x4' is not a comma-separated choice of"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, capsys, stand_in):
+    try:
+        status = bench.main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    assert (status, printed.out, printed.err.count("\n")) == (2, "", 1)
+    assert printed.err.startswith(message)
+
+
+def test_missing_packages_are_a_hint(capsys, monkeypatch):
+    monkeypatch.setattr(command, "missing", lambda modules: [name for name in modules if name in ("libtpu", "tokamax")])
+    assert bench.main(["tpu"]) == 2
+    assert capsys.readouterr().err == "bench tpu: libtpu not installed: pip install -e '.[aot,bench]'\n"
+    assert bench.main(["tpu", "--peers", "splash"]) == 2
+    assert "libtpu and tokamax not installed" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""From counted cycles to milliseconds: the best settings, and what was counted before."""
+
+import dataclasses
+
+import pytest
+from jattn_kernels.chips import TPUS
+
+from bench.tpu._estimate import Kept, estimate
+from tests.bench.tpu.estimates import CASE, contender, counts
+
+V5E = TPUS["v5e"]
+
+
+def test_estimate_takes_the_best_that_one_call_may_mix():
+    cycles = {0: (10, 90), 1: (20, 50), 2: (40, 41), 3: (30, 60)}
+
+    def answer(case, setting):
+        assert (case.b, case.h) == (1, 2)
+        if setting["n"] == 3:
+            return {"error": "RuntimeError: out of memory"}
+        forward, backward = (1500 * value for value in cycles[setting["n"]])
+        kernels = {"forward.1": counts(forward), "backward.1": counts(backward, startup=1500)}
+        return {"kernels": kernels, "between_bytes": 819 * setting["n"]}
+
+    found = estimate(CASE, contender(), answer)
+    scale = 4 * 16 / 2
+    assert found.milliseconds == pytest.approx((10 * scale + 1 + 49 * scale) * 1e-3)
+    assert found.kernels is not None
+    assert [found.kernels[name]["setting"]["n"] for name in ("forward.1", "backward.1")] == [0, 1]
+    assert found.end_to_end == found.milliseconds
+    assert (found.counted, found.of) == (4, 4)
+    assert found.errors == ['{"n": 3, "layout": 1}: RuntimeError: out of memory']
+    assert found.utilisation(CASE) == pytest.approx(CASE.flops / (1e-3 * found.milliseconds * V5E.peak()))
+
+
+def test_end_to_end_has_its_own_best_setting():
+    def answer(case, setting):
+        assert setting["n"] < 3
+        return {
+            "kernels": {"forward.1": counts(1500 * (10 + setting["n"]))},
+            "between_bytes": 819e6 * (3 - setting["n"]),
+        }
+
+    found = estimate(CASE, contender(), lambda case, setting: None if setting["n"] == 3 else answer(case, setting))
+    assert found.milliseconds == pytest.approx(0.01 * 32)
+    assert found.end_to_end == pytest.approx(0.012 * 32 + 1 * 32)
+    assert (found.counted, found.of) == (3, 4)
+
+
+def test_nothing_compiled():
+    found = estimate(CASE, contender(), lambda case, setting: {"error": "no"})
+    assert (found.milliseconds, found.utilisation(CASE), len(found.errors)) == (None, None, 4)
+
+
+def test_kept_answers_are_not_counted_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.tpu._estimate._versions", lambda package: f"{package}==1")
+    asked = []
+
+    def answer(case, name, setting):
+        asked.append(setting["n"])
+        return {"kernels": {}, "between_bytes": setting["n"]}
+
+    path = tmp_path / "kept.json"
+    for _ in range(2):
+        kept = Kept(path)
+        for n in (1, 2):
+            assert kept.count(answer, CASE, contender(cached=True), {"n": n})["between_bytes"] == n
+    assert asked == [1, 2]
+    kept.count(answer, CASE, contender(cached=False), {"n": 1})
+    kept.count(answer, dataclasses.replace(CASE, h=8), contender(cached=True), {"n": 1})
+    assert asked == [1, 2, 1, 1]
+    died = {"error": "the compiler died", "died": True}
+    assert kept.count(lambda *_: died, CASE, contender(cached=True), {"n": 3}) == died
+    assert kept.count(answer, CASE, contender(cached=True), {"n": 3}, fresh=False) is None
+    assert kept.count(answer, CASE, contender(cached=True), {"n": 3})["between_bytes"] == 3
+    assert list(tmp_path.iterdir()) == [path]
