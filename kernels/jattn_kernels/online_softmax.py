@@ -1,4 +1,7 @@
-"""The tile maths that all kernels share: a softmax over keys that arrive a tile at a time (Milakov & Gimelshein 2018).
+"""A softmax over keys that arrive a tile at a time (Milakov & Gimelshein 2018), for code that XLA compiles.
+
+The blockwise backend is made of it.  Pallas kernels write it out again: they keep the state in lanes and registers.
+
 
 The state of a row is its greatest score so far, m, and l = sum of exp(score - m).  A row that has seen nothing has
 m = -inf, l = 0, and gives output 0 and lse -inf.
