@@ -1,6 +1,7 @@
 """jattn: every attention mechanism for JAX as one function, with every derivative."""
 
 import importlib as _importlib
+from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING
 
 from jattn import gates as gates
@@ -24,15 +25,19 @@ if TYPE_CHECKING:
     from jattn import nn as nn
     from jattn import viz as viz
 
+__all__ = [
+    "RESIDUAL_NAMES", "Operand", "Plan", "UnsupportedError", "attention", "dot_product_attention", "explain", "gates",
+    "masks", "merge", "mods", "normalizers", "operand", "sample", "scores", "weights",
+]  # fmt: skip
 __version__ = "0.1.0"
 _LAZY = ("nn", "viz", "zoo")  # these import Flax or matplotlib
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> _ModuleType:
     if name in _LAZY:
         return _importlib.import_module(f"jattn.{name}")
     raise AttributeError(f"module 'jattn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted([*__all__, *_LAZY, "__version__"])

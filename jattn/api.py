@@ -5,43 +5,106 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jattn import normalizers, scores
 from jattn._call import checks, dispatch, hints, modes, targets
 from jattn._call.plan import Plan, plan
 from jattn._call.problem import Problem, reduce
+from jattn._terms import Terms, rows
 from jattn.backends import whole_rows
 from jattn.backends.contract import Backend
 from jattn.backends.reference import forward as reference
+from jattn.gates import Gate
+from jattn.masks import Mask
+from jattn.mods import Mod
 
 _DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
 
 
+@overload
+def attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    score: scores.Score = ...,
+    normalizer: normalizers.Normalizer = ...,
+    mask: Mask | ArrayLike | None = ...,
+    mods: Mod | Sequence[Mod] = ...,
+    gates: Gate | Sequence[Gate] = ...,
+    bias: ArrayLike | None = ...,
+    sinks: Float[ArrayLike, " h"] | None = ...,
+    dropout: Gate | None = ...,
+    return_lse: Literal[False] = ...,
+    implementation: str | Backend | None = ...,
+    blocks: tuple[int, int] | None = ...,
+    precision: jax.lax.Precision | str | None = ...,
+) -> Float[Array, "*b t h e"]: ...
+@overload
+def attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    score: scores.Score = ...,
+    normalizer: normalizers.Normalizer = ...,
+    mask: Mask | ArrayLike | None = ...,
+    mods: Mod | Sequence[Mod] = ...,
+    gates: Gate | Sequence[Gate] = ...,
+    bias: ArrayLike | None = ...,
+    sinks: Float[ArrayLike, " h"] | None = ...,
+    dropout: Gate | None = ...,
+    return_lse: Literal[True],
+    implementation: str | Backend | None = ...,
+    blocks: tuple[int, int] | None = ...,
+    precision: jax.lax.Precision | str | None = ...,
+) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
+@overload
+def attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    score: scores.Score = ...,
+    normalizer: normalizers.Normalizer = ...,
+    mask: Mask | ArrayLike | None = ...,
+    mods: Mod | Sequence[Mod] = ...,
+    gates: Gate | Sequence[Gate] = ...,
+    bias: ArrayLike | None = ...,
+    sinks: Float[ArrayLike, " h"] | None = ...,
+    dropout: Gate | None = ...,
+    return_lse: bool,
+    implementation: str | Backend | None = ...,
+    blocks: tuple[int, int] | None = ...,
+    precision: jax.lax.Precision | str | None = ...,
+) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @hints.hinted
 @modes.ordinary
 def attention(
-    query: Float[Array, "*b t h d"],
-    key: Float[Array, "*b s g d"],
-    value: Float[Array, "*b s g e"],
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
     *,
     score: scores.Score = _DOT,
     normalizer: normalizers.Normalizer = _SOFTMAX,
-    mask: Any = None,
-    mods: Any = (),
-    gates: Any = (),
-    bias: Any = None,
-    sinks: Float[Array, "h"] | None = None,  # pyright: ignore[reportUndefinedVariable]
-    dropout: Any = None,
+    mask: Mask | ArrayLike | None = None,
+    mods: Mod | Sequence[Mod] = (),
+    gates: Gate | Sequence[Gate] = (),
+    bias: ArrayLike | None = None,
+    sinks: Float[ArrayLike, " h"] | None = None,
+    dropout: Gate | None = None,
     return_lse: bool = False,
     implementation: str | Backend | None = None,
     blocks: tuple[int, int] | None = None,
-    precision: Any = None,
-) -> Any:
+    precision: jax.lax.Precision | str | None = None,
+) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]:
     """Attention: out[b, i, h] = sum over j of weight[b, h, i, j] value[b, j, h // (h/g)], with
 
         weight = gates(normalizer(mask(mods(score(query, key) + bias))))
@@ -79,7 +142,7 @@ def attention(
     >>> jattn.attention(q, k, v, mask=jattn.masks.causal() & jattn.masks.window(left=7)).shape
     (2, 16, 4, 8)
 
-    Sources: Bahdanau et al. 2015, Luong et al. 2015, Vaswani et al. 2017; tiles: Rabe & Staats 2021, Dao et al. 2022.
+    Source: Bahdanau et al. 2015, Luong et al. 2015, Vaswani et al. 2017; in tiles: Rabe & Staats 2021, Dao et al. 2022.
     """
     problem = checks.problem(
         query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
@@ -98,28 +161,41 @@ def attention(
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _run(
     problem: Problem, backend: Backend, blocks: tuple[int, int] | None, return_lse: bool, target: targets.Target
-) -> Any:
+) -> tuple[jax.Array, jax.Array | None]:
     out, lse = dispatch.run(problem, backend, blocks, target)
     return out, lse if return_lse else None
 
 
 @modes.ordinary
 def explain(
-    query: Any,
-    key: Any,
-    value: Any,
+    query: ArrayLike | jax.ShapeDtypeStruct,
+    key: ArrayLike | jax.ShapeDtypeStruct,
+    value: ArrayLike | jax.ShapeDtypeStruct,
     *,
     implementation: str | Backend | None = None,
-    blocks: Any = None,
+    blocks: tuple[int, int] | None = None,
     device: str | None = None,
-    **options: Any,
+    **options: Any,  # of `attention`, which has their types
 ) -> Plan:
     """The plan of `attention` with the same arguments: backend and reasons, tiles, blocks skipped, flops, bytes,
-    memory.
+    memory.  Nothing is run, only compiled.
 
-    query, key and value may be `jax.ShapeDtypeStruct`s: nothing is run, only compiled.  Inside jit, a mask made of
-    traced arrays has blocks "known at run time".  `device` names a chip that need not be here ("v4", "v5e", "v5p",
-    "v6e", "tpu7x", "a100", "l4", "h100", "h200", "b200"): for a TPU the plan then has an estimate of the time.
+    Args:
+      query: `[b, t, h, d]`, an array or a `jax.ShapeDtypeStruct`, as `attention` takes it.
+      key: `[b, s, g, d]`, likewise.
+      value: `[b, s, g, e]`, likewise.
+      implementation: as in `attention`.
+      blocks: as in `attention`.
+      device: a chip that need not be here ("v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "l4", "h100", "h200", "b200"):
+        for a TPU the plan then has an estimate of the time.
+      **options: all else that `attention` takes.
+
+    Returns:
+      The plan, which prints as a table.  Inside jit, a mask made of traced arrays has blocks "known at run time".
+
+    Raises:
+      ValueError, TypeError: what `attention` would not take; there is no such device.
+      UnsupportedError: `implementation` cannot do what was asked.
 
     >>> import jax, jattn
     >>> x = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
@@ -135,11 +211,35 @@ def explain(
 
 
 @modes.ordinary
-def weights(query: Any, key: Any, value: Any, **options: Any) -> Float[Array, "*b h t s"]:
-    """The weights of `attention` with the same arguments, `[b, h, t, s]`: for looking at, O(t * s) memory.
+def weights(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    **options: Any,  # of `attention`, which has their types
+) -> Float[Array, "*b h t s"]:
+    """The weights of `attention` with the same arguments: for looking at, O(t * s) memory.
 
-    They are what multiplies the values: after masks, normaliser, sinks, gates and dropout.  All pairs are computed at
-    once, by the definition: it takes no `implementation` and no `blocks`.
+    They are what multiplies the values, weight[b, h, i, j] of `attention`'s formula: after masks, normaliser, sinks,
+    gates and dropout.  All pairs are computed at once, by the definition.
+
+    Args:
+      query: `[b, t, h, d]`, as in `attention`.
+      key: `[b, s, g, d]`, likewise.
+      value: `[b, s, g, e]`, likewise; its numbers do not matter.
+      **options: all else that `attention` takes, but for `implementation` and `blocks`.
+
+    Returns:
+      `[b, h, t, s]`, float32 or wider.
+
+    Raises:
+      ValueError, TypeError: what `attention` would not take.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q = jnp.ones((1, 3, 1, 4))
+    >>> print(jattn.weights(q, q, q, mask=jattn.masks.window(1))[0, 0])
+    [[1.  0.  0. ]
+     [0.5 0.5 0. ]
+     [0.  0.5 0.5]]
     """
     problem = checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
     found = _weights(problem)
@@ -168,22 +268,39 @@ def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -
 
 @modes.ordinary
 def sample(
-    random_key: jax.Array, query: Any, key: Any, value: Any, **options: Any
+    random_key: jax.Array,
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    **options: Any,  # of `attention`, which has their types
 ) -> tuple[Float[Array, "*b t h e"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
-    """Draws one key for each query and head from the softmax, and attends to it alone: hard attention (Xu et al. 2015).
+    """Draws one key for each query and head from the softmax, and attends to it alone: stochastic hard attention,
 
-    Takes the options of `attention` that shape the scores: score, mask, mods, bias.
+        index[b, i, h] ~ softmax(score[b, h, i, :]),  out[b, i, h] = value[b, index[b, i, h], h // (h/g)]
+
+    Args:
+      random_key: one `jax.random` key; the same key draws the same.
+      query: `[b, t, h, d]`, as in `attention`.
+      key: `[b, s, g, d]`, likewise.
+      value: `[b, s, g, e]`, likewise.
+      **options: what shapes the scores of `attention`: score, mask, mods, bias, precision.
 
     Returns:
       out `[b, t, h, e]`: the value of the key drawn; index `[b, t, h]` int32: which; log_prob `[b, t, h]`: the log of
-      its probability, differentiable, for REINFORCE (Williams 1992).  A query that may attend to nothing gives 0, -1,
+      its probability, float32 or wider, differentiable, for REINFORCE.  A query that may attend to nothing gives 0, -1,
       -inf.
+
+    Raises:
+      ValueError: an option that would make it another distribution (normalizer, gates, dropout, sinks, return_lse).
+      ValueError, TypeError: what `attention` would not take.
 
     >>> import jax, jattn
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
     >>> out, index, log_prob = jattn.sample(jax.random.key(1), q, k, v)
     >>> index.shape
     (2, 16, 4)
+
+    Source: Xu et al. 2015, section 4.1; REINFORCE: Williams 1992; the draw: Gumbel 1954.
     """
     for name in ("normalizer", "gates", "dropout", "sinks", "return_lse"):
         given = options.pop(name, None)
@@ -196,7 +313,7 @@ def sample(
 
 
 @jax.jit
-def _sample(problem: Problem) -> Any:
+def _sample(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     if dispatch.empty(problem):
         (b, t, h, _), e = problem.query.shape, problem.value.shape[-1]
         lse = jnp.full((b, t, h), -jnp.inf, jnp.promote_types(problem.query.dtype, jnp.float32))
@@ -204,14 +321,16 @@ def _sample(problem: Problem) -> Any:
     noise = problem.normalizer.mods[0].bound(problem.sizes["b"], problem.sizes["h"])
     q, k, v, operands, signature = reduce(dataclasses.replace(problem, normalizer=_SOFTMAX))
 
-    def draw(_, noise, scores, value, i, j):
+    def draw(
+        _: Terms, noise: Mod, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # the greatest of the scores with Gumbel noise is a draw from their softmax (Gumbel 1954)
         index = jnp.argmax(jax.lax.stop_gradient(noise(scores, i, j)), axis=-1)
-        scores = normalizers.lowered(scores)
+        scores = rows.lowered(scores)
         score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
         some = ~jnp.isneginf(score)
-        log_prob = jnp.where(some, jnp.where(some, score, 0) - normalizers.logsumexp(scores), -jnp.inf)
-        out = jnp.where(some[:, None], value[index] + normalizers.flaw(score)[:, None], 0).astype(problem.query.dtype)
+        log_prob = jnp.where(some, jnp.where(some, score, 0) - rows.logsumexp(scores), -jnp.inf)
+        out = jnp.where(some[:, None], value[index] + rows.flaw(score)[:, None], 0).astype(problem.query.dtype)
         return out, jnp.where(some, index, -1).astype(jnp.int32), log_prob
 
     return whole_rows.rows(signature, q, k, v, operands, draw, noise)
@@ -221,13 +340,30 @@ def _sample(problem: Problem) -> Any:
 def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Joins (out, lse) of the same queries over disjoint sets of keys into (out, lse) over all of them.
 
-    lse = log sum exp(lse_n), out = sum out_n exp(lse_n - lse); out `[.., h, e]`, lse `[.., h]`.  Differentiable; a part
-    whose lse is -inf counts for nothing.  Ring and split-key attention are made of this (Liu et al. 2023).
+        lse = log(sum over n of exp(lse_n)),  out = sum over n of exp(lse_n - lse) out_n
+
+    Ring and split-key attention are made of this.  It is differentiable, and in any order and grouping the same but for
+    rounding.
+
+    Args:
+      *parts: pairs of out `[.., h, e]` and lse `[.., h]`, as `attention(..., return_lse=True)` returns them; one whose
+        lse is -inf counts for nothing.
+
+    Returns:
+      out in the dtype of the first part, and lse.
+
+    Raises:
+      TypeError: there is no part, or one that is no pair.
+      ValueError: their shapes do not go together.
 
     >>> import jax, jattn
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 8, 2, 4))
     >>> halves = [jattn.attention(q, k[:, x], v[:, x], return_lse=True) for x in (slice(0, 4), slice(4, 8))]
     >>> out, lse = jattn.merge(*halves)
+    >>> bool(abs(out - jattn.attention(q, k, v)).max() < 1e-5)
+    True
+
+    Source: Milakov & Gimelshein 2018, section 3.1; Liu et al. 2023 (ring attention).
     """
     if not parts or any(not isinstance(x, (tuple, list)) or len(x) != 2 for x in parts):
         raise TypeError("merge takes one or more pairs (out, lse), as attention(..., return_lse=True) returns them")
@@ -238,7 +374,7 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 + ", ".join(f"({list(o.shape)}, {list(x.shape)})" for o, x in parts)
             )
     lses = jnp.stack([lse for _, lse in parts], axis=-1)
-    lse = normalizers.logsumexp(lses)
+    lse = rows.logsumexp(lses)
     shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
     out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, (out, _) in enumerate(parts)))
     return out.astype(parts[0][0].dtype), lse

@@ -7,106 +7,156 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jattn._terms import Operand, Term, counter_hash, indices, number, operand, term
-from jattn._terms.closures import Closure
-from jattn.mods import function_parts
+from jattn._terms import FieldValue, Operand, Term, counter_hash, indices, number, operand, term
+from jattn._terms.closures import Closure, function_parts
+
+__all__ = ["Gate", "dropout", "function", "gaussian"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Gate(Term):
-    """What `attention(gates=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
+    """What `attention(gates=...)` takes.  Make one with the functions of this module, or a subclass of your own, whose
+    attributes may be numbers, and arrays, which get gradients.
 
-    def __call__(self, weight: Any, i: Any, j: Any) -> Any:
+    >>> import jax.numpy as jnp, jattn
+    >>> class Half(jattn.gates.Gate):
+    ...     def __call__(self, weight, i, j):
+    ...         return weight / 2
+    >>> q = jnp.ones((1, 2, 1, 4))
+    >>> jattn.weights(q, q, q, gates=Half()).tolist()
+    [[[[0.25, 0.25], [0.25, 0.25]]]]
+    """
+
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        """The new weight `[bt, bs]`, linear in the old, of one head: positions i `[bt, 1]`, j `[1, bs]`, int32."""
         raise NotImplementedError
 
 
 @term
 class Dropout(Gate):
-    rate: float
-    seed: Any
-    b: Any = None
-    h: Any = None
+    """weight * keep / (1 - rate)."""
 
-    def bound(self, b, h):
+    rate: float
+    seed: FieldValue
+    b: FieldValue = None
+    h: FieldValue = None
+
+    def bound(self, b: int, h: int) -> Dropout:
         return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
 
-    def __call__(self, weight, i, j):
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         if self.rate == 0:
             return weight
         keep = counter_hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
         return jnp.where(keep, weight * (1 / (1 - self.rate)), 0)
 
 
-def dropout(rate: float, seed: Any) -> Gate:
-    """weight * keep / (1 - rate): attention dropout (Srivastava et al. 2014; Vaswani et al. 2017).
+def dropout(rate: float, seed: ArrayLike) -> Gate:
+    """weight[b, h, i, j] * keep[b, h, i, j] / (1 - rate): attention dropout.
 
-    `rate` is static, in [0, 1); `seed` an int in [0, 2^32) or a traced uint32 scalar: a new seed does not recompile.
     `keep` is `bits(seed, b, h, i, j) >= rate * 2^32` with the hash specified in `jattn._terms.counter_hash.bits`:
     the same seed gives the same bits on every backend and for every tiling.
 
-    >>> import jattn
-    >>> gate = jattn.gates.dropout(0.1, seed=0)
+    Args:
+      rate: a static number in [0, 1).
+      seed: an int in [0, 2^32), or an integer scalar array: a new seed does not compile anew.
+
+    Raises:
+      ValueError: `rate` or a static `seed` is out of range.
+      TypeError: `seed` is not an integer; a `jax.random` key is not: take `jax.random.bits(key)`.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q = jnp.ones((1, 6, 2, 4))
+    >>> jattn.attention(q, q, q, dropout=jattn.gates.dropout(0.1, seed=0)).shape
+    (1, 6, 2, 4)
+
+    Source: Srivastava et al. 2014; of attention weights: Vaswani et al. 2017 (their code).
     """
     if not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
         raise ValueError(f"rate must be a static number in [0, 1), got {rate!r}")
-    return Dropout(float(rate), seed_operand(seed))
-
-
-def seed_operand(seed: Any) -> Operand:
-    """A seed as a uint32 operand."""
-    if isinstance(seed, (int, np.integer)):
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed must be in [0, 2^32), got {seed}")
-        return Operand(np.asarray(seed, np.uint32), "")
-    if not isinstance(seed, (jax.Array, np.ndarray)) or seed.shape != () or not jnp.issubdtype(seed.dtype, jnp.integer):
-        raise TypeError(
-            f"seed must be an int or an integer scalar array, got {type(seed).__name__}:"
-            " of a key, take jax.random.bits(key)"
-        )
-    return Operand(jnp.asarray(seed).astype(jnp.uint32), "")
+    return Dropout(float(rate), counter_hash.seed(seed))
 
 
 @term
 class Gaussian(Gate):
-    center: Any
-    sigma: Any
+    """weight * exp(-(j - center)^2 / (2 sigma^2))."""
 
-    def __call__(self, weight, i, j):
+    center: FieldValue
+    sigma: FieldValue
+
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i
         distance = (j - self.center) / self.sigma
         return weight * jnp.exp(-0.5 * distance * distance)
 
 
-def gaussian(center: Any, sigma: Any) -> Gate:
-    """weight * exp(-(j - center[b, i])^2 / (2 sigma^2)): Luong's local-p attention (Luong et al. 2015, eq. 10).
+def gaussian(center: ArrayLike, sigma: ArrayLike) -> Gate:
+    """weight * exp(-(j - center[b, i])^2 / (2 sigma^2)): keys count for less the farther from a centre they are.
 
-    `center` `[b, t]` or `[b, h, t]`, in positions, learnable; `sigma` > 0, a number or a learnable scalar array (the
-    paper takes half the window).
+    Args:
+      center: `[b, t]` or `[b, h, t]`, floating-point numbers in positions of the keys, which get gradients.
+      sigma: a number > 0, or a scalar array that gets a gradient; the paper takes half the window.
+
+    Raises:
+      ValueError: `center` has other axes, `sigma` is a number <= 0 or an array with axes.
+      TypeError: `sigma` is not a number.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q = jnp.ones((1, 3, 1, 4))
+    >>> gate = jattn.gates.gaussian(jnp.array([[0.0, 1.0, 2.0]]), sigma=1.0)
+    >>> weight = jattn.weights(q, q, q, gates=gate)[0, 0]
+    >>> bool(weight[0, 0] > weight[0, 1] > weight[0, 2])
+    True
+
+    Source: Luong et al. 2015, equation 10 ("local-p").
     """
     center = center if isinstance(center, (jax.Array, np.ndarray)) else jnp.asarray(center)
     if center.ndim not in (2, 3):
         raise ValueError(f"center must be [b, t] or [b, h, t], got shape {center.shape}")
-    sigma = number(sigma, "sigma")
-    if not isinstance(sigma, Operand) and not sigma > 0:
-        raise ValueError(f"sigma must be > 0, got {sigma}")
-    return Gaussian(operand(center, "bt" if center.ndim == 2 else "bht"), sigma)
+    width = number(sigma, "sigma")
+    if not isinstance(width, Operand) and not width > 0:
+        raise ValueError(f"sigma must be > 0, got {width}")
+    return Gaussian(operand(center, "bt" if center.ndim == 2 else "bht"), width)
 
 
 @term
 class Function(Gate):
+    """A user's function."""
+
     closure: Closure
     operands: tuple[Operand, ...]
     held: tuple[Operand, ...] = ()
 
-    def __call__(self, weight, i, j):
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return jnp.asarray(self.closure.build(self.held)(weight, i, j, *self.operands), weight.dtype)
 
 
-def function(fn: Callable, *operands: Operand) -> Gate:
-    """fn(weight, i, j, *operands), elementwise and linear in weight; see `jattn.mods.function` for the arguments."""
+def function(fn: Callable, *operands: ArrayLike | Operand) -> Gate:
+    """fn(weight, i, j, *operands): any multiplier of the weights that you can write in JAX.
+
+    Args:
+      fn: takes the weight `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
+        each operand; returns weights `[bt, bs]`.  It is elementwise, and linear in the weight: `weight * f(i, j)`.
+      *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.  See `jattn.mods.function`
+        for arrays that `fn` closes over.
+
+    Raises:
+      TypeError: `fn` is not callable with that many arguments.  When `attention` is called, TypeError or ValueError:
+        it returns no floating-point numbers, is not elementwise or not linear, or draws random numbers.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> near = jattn.gates.function(lambda weight, i, j: weight / (1 + abs(i - j)))
+    >>> q = jnp.ones((1, 2, 1, 4))
+    >>> jattn.weights(q, q, q, gates=near).tolist()
+    [[[[0.5, 0.25], [0.25, 0.5]]]]
+    """
     return Function(*function_parts("gates.function", fn, operands, 3))

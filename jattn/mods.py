@@ -6,72 +6,132 @@ Each is a frozen dataclass pytree called with one tile: `score` `[bt, bs]`, posi
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
-from jattn._terms import Operand, Term, counter_hash, indices, number, operand, term
-from jattn._terms.closures import Closure, hoist
+from jattn._terms import FieldValue, Operand, Term, number, operand, term
+from jattn._terms.closures import Closure, function_parts, hoist
+
+__all__ = ["Mod", "T5Bucket", "alibi", "alibi_slopes", "bias", "function", "relative", "softcap", "t5_bucket"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Mod(Term):
-    """What `attention(mods=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
+    """What `attention(mods=...)` takes.  Make one with the functions of this module, or a subclass of your own, whose
+    attributes may be numbers, and arrays, which get gradients.
 
-    hides = False  # whether it may give -inf: such a score is hidden from the mods that follow
+    >>> import dataclasses, jax, jax.numpy as jnp, jattn
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Tilt(jattn.mods.Mod):
+    ...     slope: jax.Array
+    ...
+    ...     def __call__(self, score, i, j):
+    ...         return score - self.slope * (i - j)
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, mods=Tilt(jnp.float32(0.5))).shape
+    (1, 3, 2, 4)
+    """
 
-    def __call__(self, score: Any, i: Any, j: Any) -> Any:
+    hides: bool = False
+    """Whether it may give -inf: such a score is hidden from the mods that follow."""
+
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        """The new score `[bt, bs]`, of one head: score in float32 or wider, positions i `[bt, 1]`, j `[1, bs]`."""
         raise NotImplementedError
 
 
 @term
 class SoftCap(Mod):
-    cap: Any
+    """cap * tanh(score / cap)."""
 
-    def __call__(self, score, i, j):
+    cap: FieldValue
+
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
         return self.cap * jnp.tanh(score / self.cap)
 
 
-def softcap(cap: Any) -> Mod:
-    """cap * tanh(score / cap): keeps scores within (-cap, cap) (Gemma 2, 2024).  `cap` > 0, or a learnable scalar
-    array.  A Python number is part of the compiled program, so another one compiles anew; an array is not.
+def softcap(cap: ArrayLike) -> Mod:
+    """cap * tanh(score / cap): keeps scores within (-cap, cap).
 
     A score that is -inf before it, by a bias say, is hidden and stays so.
 
-    >>> import jattn
-    >>> float(jattn.mods.softcap(30.0)(3000.0, 0, 0))
+    Args:
+      cap: a number > 0, which is part of the compiled program, so that another one compiles anew; or a scalar array,
+        which is not, and gets a gradient.
+
+    Raises:
+      ValueError: `cap` is a number <= 0, or an array with axes.
+      TypeError: it is neither a number nor an array.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> float(jattn.mods.softcap(30.0)(jnp.float32(3000.0), jnp.int32(0), jnp.int32(0)))
     30.0
+
+    Source: Gemma Team 2024, "Gemma 2", section 2 (logit soft-capping).
     """
-    cap = number(cap, "cap")
-    if not isinstance(cap, Operand) and not cap > 0:
-        raise ValueError(f"cap must be > 0, got {cap}")
-    return SoftCap(cap)
+    bound = number(cap, "cap")
+    if not isinstance(bound, Operand) and not bound > 0:
+        raise ValueError(f"cap must be > 0, got {bound}")
+    return SoftCap(bound)
 
 
 @term
 class Alibi(Mod):
-    slopes: Any
+    """score - slope * abs(i - j)."""
 
-    def __call__(self, score, i, j):
+    slopes: FieldValue
+
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return score - self.slopes * jnp.abs(i - j)
 
 
-def alibi(slopes: Any) -> Mod:
-    """score - slopes[h] * abs(i - j): linear biases (Press et al. 2022).  `slopes` `[h]`; learnable.
+def alibi(slopes: ArrayLike) -> Mod:
+    """score - slopes[h] * abs(i - j): attention with linear biases.
 
-    `alibi_slopes(heads)` gives the paper's values.
+    Args:
+      slopes: numbers `[h]`, which get gradients; `alibi_slopes(h)` gives the paper's.
+
+    Raises:
+      ValueError: `slopes` has no axis.  When `attention` is called: it is not as long as the query has heads.
+      TypeError: it is not an array.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, mods=jattn.mods.alibi(jattn.mods.alibi_slopes(2))).shape
+    (1, 3, 2, 4)
+
+    Source: Press et al. 2022, section 3.
     """
     return Alibi(operand(slopes, "h"))
 
 
 def alibi_slopes(heads: int) -> jax.Array:
-    """ALiBi's slopes for a number of heads: 2^(-8/n), 2^(-16/n), ... with n the power of two below (Press et al.
-    2022)."""
+    """ALiBi's slopes `[heads]`: 2^(-8/n), 2^(-16/n), .., with n the power of two at or below `heads`, and for the heads
+    beyond n every second one of the slopes of 2n.
+
+    Args:
+      heads: how many, an int >= 1.
+
+    Raises:
+      ValueError: `heads` is less.
+
+    >>> import jattn
+    >>> jattn.mods.alibi_slopes(4).tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+
+    Source: Press et al. 2022, section 3, and its code for other numbers of heads.
+    """
+    if heads < 1:
+        raise ValueError(f"heads must be >= 1, got {heads}")
     n = 2 ** math.floor(math.log2(heads))
     first = [2.0 ** (-8.0 * (x + 1) / n) for x in range(n)]
     between = [2.0 ** (-4.0 * (2 * x + 1) / n) for x in range(heads - n)]
@@ -80,21 +140,35 @@ def alibi_slopes(heads: int) -> jax.Array:
 
 @term
 class Bias(Mod):
+    """score + array."""
+
     hides = True
 
-    array: Any
+    array: FieldValue
 
-    def __call__(self, score, i, j):
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
         return score + self.array
 
 
-def bias(array: Any, axes: str) -> Mod:
-    """score + array, whose axes are a subset of `"bhts"` in that order, `""` for a scalar.  Learnable, without `[t, s]`
-    memory that the array does not have itself.
+def bias(array: ArrayLike, axes: str) -> Mod:
+    """score + array: any numbers, without `[t, s]` memory that the array does not have itself.
+
+    `attention(bias=array)` is short for it where the array is broadcastable to `[b, h, t, s]`.
+
+    Args:
+      array: numbers with one axis for each letter of `axes`, which get gradients.  -inf hides a pair.
+      axes: a subset of `"bhts"` in that order, `""` for a scalar.
+
+    Raises:
+      ValueError: `axes` is not such a subset, or the array has not so many axes.
+      TypeError: `array` is not an array.
 
     >>> import jax.numpy as jnp, jattn
-    >>> per_key = jattn.mods.bias(jnp.zeros((2, 5)), "bs")
+    >>> q = jnp.ones((2, 3, 2, 4))
+    >>> per_key = jattn.mods.bias(jnp.array([[0.0, 0.0, -jnp.inf]] * 2), "bs")
+    >>> jattn.weights(q, q, q, mods=per_key)[0, 0, 0].tolist()
+    [0.5, 0.5, 0.0]
     """
     named = operand(array, axes)
     if named.array.ndim != len(axes):
@@ -104,13 +178,15 @@ def bias(array: Any, axes: str) -> Mod:
 
 @term
 class Relative(Mod):
+    """score + table[bucket(j - i)]."""
+
     hides = True
 
-    table: Any
+    table: FieldValue
     closure: Closure  # of the bucket
     held: tuple[Operand, ...] = ()
 
-    def bucket(self, relative: Any) -> Any:
+    def bucket(self, relative: jax.Array) -> jax.Array:
         """Columns of the table, of positions relative to the query."""
         try:
             found = self.closure.build(self.held)(relative)
@@ -126,7 +202,7 @@ class Relative(Mod):
             )
         return found
 
-    def __call__(self, score, i, j):
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         # the bias is constant along diagonals: look up each diagonal of the tile once, then shear the strip
         rows, columns = i.shape[0], j.shape[1]
         first = j[0, 0] - i[0, 0] - (rows - 1)
@@ -134,7 +210,7 @@ class Relative(Mod):
         return score + _shear(strip, rows, columns)
 
 
-def _shear(strip: Any, rows: int, columns: int) -> Any:
+def _shear(strip: jax.Array, rows: int, columns: int) -> jax.Array:
     """[rows + columns - 1] -> [rows, columns], with [r, c] = strip[c - r + rows - 1]: no gather, no scatter in
     reverse."""
     n = rows + columns - 1
@@ -151,7 +227,8 @@ class T5Bucket:
     buckets: int
     max_distance: int
 
-    def __call__(self, relative: Any) -> Any:
+    def __call__(self, relative: jax.Array) -> jax.Array:
+        """Buckets, int32, of any array of j - i."""
         side = self.buckets // 2 if self.bidirectional else self.buckets
         base = jnp.where(relative > 0, side, 0) if self.bidirectional else 0
         distance = jnp.abs(relative) if self.bidirectional else jnp.maximum(-relative, 0)
@@ -172,9 +249,25 @@ class T5Bucket:
 
 
 def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -> T5Bucket:
-    """T5's buckets of j - i: exact up to half of them, logarithmic up to `max_distance` (Raffel et al. 2020).
+    """T5's buckets of j - i: exact up to half of them, logarithmic up to `max_distance`, the last for all beyond.
 
-    `bidirectional` gives the keys after the query buckets of their own (encoders); decoders take False.
+    Args:
+      bidirectional: whether the keys after the query have buckets of their own (encoders); decoders take False.
+      buckets: how many in all.
+      max_distance: from which distance on all are in the last.
+
+    Returns:
+      A function from int32 arrays of j - i to buckets, for `relative`.
+
+    Raises:
+      ValueError: there are too few buckets, or `max_distance` lies within the exact ones.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> bucket = jattn.mods.t5_bucket(bidirectional=False)
+    >>> bucket(jnp.array([1, 0, -1, -15, -16, -1000])).tolist()
+    [0, 0, 1, 15, 16, 31]
+
+    Source: Raffel et al. 2020, section 2.1, and its code.
     """
     side = buckets // 2 if bidirectional else buckets
     if buckets < 2 + 2 * bidirectional or max_distance <= side // 2:
@@ -184,11 +277,27 @@ def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -
     return T5Bucket(bool(bidirectional), buckets, max_distance)
 
 
-def relative(table: Any, bucket: Callable | None = None) -> Mod:
-    """score + table[h, bucket(j - i)]: relative position bias.  `table` `[h, buckets]`, learnable.
+def relative(table: ArrayLike, bucket: Callable[[jax.Array], jax.Array] | None = None) -> Mod:
+    """score + table[h, bucket(j - i)]: a learned bias for each relative position.
 
-    `bucket` maps int32 arrays of j - i to columns of the table; by default `t5_bucket(bidirectional=True)` with as many
-    buckets as the table has columns (Raffel et al. 2020).  Memory is that of the table, never `[t, s]`.
+    Memory is that of the table, never `[t, s]`.
+
+    Args:
+      table: numbers `[h, buckets]`, which get gradients.
+      bucket: maps int32 arrays of j - i to columns of the table; None is `t5_bucket(bidirectional=True)` with as many
+        buckets as the table has columns.
+
+    Raises:
+      ValueError: `table` has other axes.
+      TypeError: `bucket` is not a function; when `attention` is called: it does not map integers to as many.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> table = jnp.zeros((2, 32))
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, mods=jattn.mods.relative(table, jattn.mods.t5_bucket(False))).shape
+    (1, 3, 2, 4)
+
+    Source: Raffel et al. 2020, section 2.1; Shaw et al. 2018.
     """
     named = operand(table, "h")
     if named.array.ndim != 2:
@@ -201,22 +310,32 @@ def relative(table: Any, bucket: Callable | None = None) -> Mod:
 
 @term
 class Function(Mod):
+    """A user's function."""
+
     hides = True
 
     closure: Closure
     operands: tuple[Operand, ...]
     held: tuple[Operand, ...] = ()
 
-    def __call__(self, score, i, j):
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return jnp.asarray(self.closure.build(self.held)(score, i, j, *self.operands), score.dtype)
 
 
-def function(fn: Callable, *operands: Operand) -> Mod:
-    """fn(score, i, j, *operands): any score function you can write in JAX (He et al. 2024, "FlexAttention").
+def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
+    """fn(score, i, j, *operands): any function of a score that you can write in JAX.
 
-    It is called on tiles and must be elementwise: `score` `[bt, bs]`, `i` `[bt, 1]`, `j` `[1, bs]`, each operand (made
-    with `jattn.operand`) broadcastable to `[bt, bs]`.  Arrays that it closes over, traced ones too, become operands
-    without axes: they reach it whole.  Operands and closed-over arrays get gradients.
+    Arrays that `fn` closes over, traced ones too, become operands without axes: they reach it whole.  Operands and
+    closed-over arrays get gradients.
+
+    Args:
+      fn: takes the score `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
+        each operand; returns scores `[bt, bs]`.  It is elementwise: no pair may depend on which others are in its tile.
+      *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.
+
+    Raises:
+      TypeError: `fn` is not callable with that many arguments.  When `attention` is called, TypeError or ValueError:
+        it returns no floating-point numbers, is not elementwise, or draws random numbers.
 
     >>> import jax, jax.numpy as jnp, jattn
     >>> tilt = jattn.mods.function(lambda s, i, j, m: s - m * (i - j), jattn.operand(jnp.ones(4), "h"))
@@ -226,44 +345,7 @@ def function(fn: Callable, *operands: Operand) -> Mod:
     ...     return jattn.attention(q, k, v, mods=(sharper,)).sum()
     >>> bool(jax.grad(loss)(2.0) != 0)
     True
+
+    Source: Dong et al. 2024, "Flex Attention" (score_mod).
     """
     return Function(*function_parts("mods.function", fn, operands, 3))
-
-
-def function_parts(
-    name: str, fn: Any, operands: Any, arguments: int, tables: bool = False
-) -> tuple[Closure, tuple[Operand, ...], tuple[Operand, ...]]:
-    """A user's function, its operands, and those that it closes over; raises where it cannot be called with them."""
-    if not callable(fn):
-        raise TypeError(f"{name}: fn must be callable, got {fn!r}")
-    closure, held = hoist(fn, tables)
-    wanted = arguments + len(operands)
-    try:
-        inspect.signature(fn).bind(*[None] * wanted)
-    except ValueError:  # built-in functions do not tell
-        pass
-    except TypeError:
-        takes = {2: "i, j", 3: "score, i, j" if name.startswith("mods") else "weight, i, j"}[arguments]
-        raise TypeError(
-            f"{name}: {closure.name}{inspect.signature(fn)} must take ({takes}) and an argument for each of its"
-            f" {len(operands)} operands, {wanted} in all; indices of batch elements and heads (FlexAttention's b and h)"
-            ' are operands too: jattn.operand(jnp.arange(h), "h")'
-        ) from None
-    return closure, tuple(x if isinstance(x, Operand) else operand(x) for x in operands), held
-
-
-@term
-class Gumbel(Mod):
-    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j by `counter_hash`."""
-
-    seed: Any
-    temperature: Any
-    b: Any = None
-    h: Any = None
-
-    def bound(self, b, h):
-        return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
-
-    def __call__(self, score, i, j):
-        u = counter_hash.uniform(counter_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
-        return (score - jnp.log(-jnp.log(u))) / self.temperature

@@ -7,118 +7,105 @@ backends.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from numpy.typing import ArrayLike
 
-from jattn._terms import Operand, Term, number, term
-from jattn.gates import seed_operand
-from jattn.mods import Gumbel as GumbelNoise
+from jattn._terms import FieldValue, Operand, Term, counter_hash, indices, number, rows, term
 from jattn.mods import Mod
 
-THRESHOLD = "jattn_threshold"  # what `jax.checkpoint` need not find again, a number a row
+__all__ = ["Normalizer", "entmax15", "gumbel", "hard", "sigmoid", "softmax", "sparsemax"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class Normalizer(Term):
     """What `attention(normalizer=...)` takes.  Make one with the functions of this module, or a subclass of your own:
     it is called with whole rows of scores.
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> class Relu(jattn.normalizers.Normalizer):
+    ...     def __call__(self, scores):
+    ...         return jnp.maximum(scores, 0) / scores.shape[-1]
+    >>> q = jax.random.normal(jax.random.key(0), (1, 6, 2, 4))
+    >>> jattn.attention(q, q, q, normalizer=Relu()).shape
+    (1, 6, 2, 4)
     """
 
-    mods: tuple[Mod, ...] = ()  # what the scores go through first
-    is_softmax = False  # of those scores
+    mods: tuple[Mod, ...] = ()
+    """What the scores go through first."""
+    is_softmax: bool = False
+    """Whether it is a softmax of the scores after these mods."""
 
-    def __call__(self, scores: Any) -> Any:
+    def __call__(self, scores: jax.Array) -> jax.Array:
+        """Weights `[.., s]` of rows of scores `[.., s]`, float32 or wider, -inf where the mask forbids."""
         raise NotImplementedError
-
-
-def _exponentials(scores: Any) -> tuple[Any, Any, Any]:
-    """exp(score - top), their sum over the last axis, and top, the greatest score: `[.., s]`, `[.., 1]`, `[.., 1]`.
-
-    A row that is -inf throughout gives 0, 1 and -inf, with gradient 0.  One that holds NaN or +inf, which no weights
-    could stand for, gives NaN.
-    """
-    top = jax.lax.stop_gradient(_top(scores))
-    empty = jnp.isneginf(top)
-    exponentials = jnp.exp(scores - jnp.where(empty, 0, top))
-    return exponentials, jnp.where(empty, 1, _sum(exponentials)), top
-
-
-def logsumexp(scores: Any) -> Any:
-    """log of the sum of exp over the last axis; -inf, with gradient 0, for a row that is -inf throughout."""
-    _, total, top = _exponentials(scores)
-    return (jnp.log(total) + top)[..., 0]
-
-
-def with_sink(lse: Any, sink: Any) -> tuple[Any, Any]:
-    """A sink is a key of its own with value 0: the factor it puts on the weights, and the lse with it."""
-    gap = jnp.where(jnp.isneginf(lse), -jnp.inf, lse - sink)
-    return jax.nn.sigmoid(gap), logsumexp(jnp.stack(jnp.broadcast_arrays(lse, sink), axis=-1))
-
-
-def _sum(x: Any) -> Any:
-    return jnp.sum(x, axis=-1, keepdims=True)
-
-
-def flaw(x: Any) -> Any:
-    """0, or NaN where x is NaN or infinite; made, not written down: `jax_debug_nans` stops only at real ones."""
-    x = jax.lax.stop_gradient(x)
-    return x - x
-
-
-def _top(scores: Any) -> Any:
-    """The greatest of each row, `[.., 1]`, -inf for a row without keys."""
-    return jnp.max(scores, axis=-1, keepdims=True, initial=-jnp.inf)
 
 
 @term
 class Softmax(Normalizer):
+    """exp(score) / sum of exp(score)."""
+
     is_softmax = True
 
-    def __call__(self, scores):
+    def __call__(self, scores: jax.Array) -> jax.Array:
         # not exp(score - lse): where all scores are the least finite number, it is 1 for each
-        exponentials, total, _ = _exponentials(scores)
+        exponentials, total, _ = rows.exponentials(scores)
         return exponentials / total
 
 
 def softmax() -> Normalizer:
-    """exp(score) / sum over s of exp(score)."""
+    """weight[i, j] = exp(score[i, j]) / sum over j' of exp(score[i, j']): the normaliser that `attention` takes unless
+    told otherwise.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.normalizers.softmax()(jnp.array([0.0, 0.0, -jnp.inf])).tolist()
+    [0.5, 0.5, 0.0]
+
+    Source: Vaswani et al. 2017, equation 1; a tile at a time: Milakov & Gimelshein 2018, algorithm 3.
+    """
     return Softmax()
 
 
 @term
 class Sigmoid(Normalizer):
-    bias: Any
+    """sigmoid(score + bias)."""
 
-    def __call__(self, scores):
+    bias: FieldValue
+
+    def __call__(self, scores: jax.Array) -> jax.Array:
         # +inf would pass for a weight of 1, though it comes from an overflow, here as in a softmax
-        return jax.nn.sigmoid(scores + self.bias) + flaw(jnp.maximum(scores, 0))
+        return jax.nn.sigmoid(scores + self.bias) + rows.flaw(jnp.maximum(scores, 0))
 
 
-def sigmoid(bias: Any = 0.0) -> Normalizer:
-    """1 / (1 + exp(-(score + bias))), elementwise (Ramapuram et al. 2024, who take bias = -log(s)).
+def sigmoid(bias: ArrayLike = 0.0) -> Normalizer:
+    """weight = 1 / (1 + exp(-(score + bias))), elementwise: weights of a row do not sum to 1.
 
-    `bias` is a number, or a scalar array that gets a gradient.
+    Args:
+      bias: a number, or a scalar array that gets a gradient.  The paper takes -log(s), with s the number of keys.
+
+    Raises:
+      TypeError, ValueError: `bias` is not a number, or an array with axes.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.normalizers.sigmoid()(jnp.array([0.0, -jnp.inf])).tolist()
+    [0.5, 0.0]
+
+    Source: Ramapuram et al. 2024, "Theory, Analysis, and Best Practices for Sigmoid Self-Attention".
     """
     return Sigmoid(number(bias, "bias"))
-
-
-def lowered(scores: Any) -> Any:
-    """Scores with the greatest at 0, which changes no weight: sums of large scores would lose the small differences.
-
-    A row that holds NaN or +inf is NaN throughout.
-    """
-    top = jax.lax.stop_gradient(_top(scores))
-    top = jnp.where(jnp.isneginf(top), 0, top)
-    return scores - (top + flaw(top))
 
 
 _STEPS = 100  # Newton's steps at most: they converge in about 20 at worst in float32, in 40 in float64
 
 
-def _threshold(scores: Any, step: Callable) -> Any:
+def _threshold(scores: jax.Array, step: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """tau `[.., 1]` at which the weights of a row, lowered, sum to 1: found without gradients, from -1, its least.
 
     `step(excess)`, with excess = max(score - tau, 0), is Newton's for a function of tau that is convex and falls.  From
@@ -128,25 +115,26 @@ def _threshold(scores: Any, step: Callable) -> Any:
     scores = jax.lax.stop_gradient(scores)
     precision = 4 * jnp.finfo(scores.dtype).eps
 
-    def further(state):
+    def further(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         n, tau, _ = state
         rise = step(jnp.maximum(scores - tau, 0))
         rises = rise > -precision * tau  # never so in a row of NaN, nor in one of -inf, whose excess is 0
         return n + 1, jnp.where(rises, tau + rise, tau), jnp.any(rises)
 
     # of the scores, so that inside `jax.shard_map` the state varies over the axes that they vary over
-    start = jnp.where(_top(scores) > -1, -1, jnp.full_like(scores, -1, shape=()))
-    tau = jax.lax.while_loop(lambda state: state[2] & (state[0] < _STEPS), further, (0, start, jnp.any(start < 0)))[1]
-    return checkpoint_name(tau, THRESHOLD)
+    start = jnp.where(rows.row_max(scores) > -1, -1, jnp.full_like(scores, -1, shape=()))
+    first = jnp.int32(0), start, jnp.any(start < 0)
+    _, tau, _ = jax.lax.while_loop(lambda state: state[2] & (state[0] < _STEPS), further, first)
+    return checkpoint_name(tau, rows.THRESHOLD)
 
 
-def _count(excess: Any) -> Any:
+def _count(excess: jax.Array) -> jax.Array:
     """How many of a row exceed 0, NaN where one is NaN.  XLA divides faster than it turns booleans to numbers."""
     excess = jax.lax.stop_gradient(excess)
-    return _sum(excess / (excess + jnp.finfo(excess.dtype).tiny))
+    return rows.row_sum(excess / (excess + jnp.finfo(excess.dtype).tiny))
 
 
-def _excess(scores: Any, tau: Any) -> tuple[Any, Any]:
+def _excess(scores: jax.Array, tau: jax.Array) -> tuple[jax.Array, jax.Array]:
     """score - tau, and the same with 0 where it is not positive."""
     above = scores - tau
     return above, jnp.where(above <= 0, 0, above)
@@ -154,33 +142,46 @@ def _excess(scores: Any, tau: Any) -> tuple[Any, Any]:
 
 @term
 class Sparsemax(Normalizer):
-    def __call__(self, scores):
-        scores = lowered(scores)
-        step = lambda excess: (_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
+    """max(score - tau, 0), with tau such that the row sums to 1."""
+
+    def __call__(self, scores: jax.Array) -> jax.Array:
+        scores = rows.lowered(scores)
+        step = lambda excess: (rows.row_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
         # one more step, which is exact for the keys that are in; it has every derivative
         above, excess = _excess(scores, _threshold(scores, step))
-        rise = (_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
+        rise = (rows.row_sum(excess) - 1) / jnp.maximum(_count(excess), 1)
         return jnp.where(above <= rise, 0, above - rise)
 
 
 def sparsemax() -> Normalizer:
-    """The Euclidean projection of the scores onto the simplex (Martins & Astudillo 2016): many weights are exactly
-    0."""
+    """weight = max(score - tau, 0) with tau such that the row sums to 1: the Euclidean projection of the scores onto
+    the simplex, in which many weights are exactly 0.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.normalizers.sparsemax()(jnp.array([1.0, 0.5, -1.0])).tolist()
+    [0.75, 0.25, 0.0]
+
+    Source: Martins & Astudillo 2016, equation 2.
+    """
     return Sparsemax()
 
 
 @term
 class Entmax15(Normalizer):
-    def __call__(self, scores):
-        scores = lowered(scores) / 2
+    """max(score/2 - tau, 0)^2, with tau such that the row sums to 1."""
 
-        def step(excess):  # of the norm of the excess, which is closer to a line than its square
-            square = _sum(excess * excess)
-            return (square - jnp.sqrt(square)) / jnp.maximum(_sum(excess), 1)  # 1 at least, but where all is -inf
+    def __call__(self, scores: jax.Array) -> jax.Array:
+        scores = rows.lowered(scores) / 2
+
+        def step(excess: jax.Array) -> jax.Array:
+            # of the norm of the excess, which is closer to a line than its square; the sum is 1 at least, but where all
+            # is -inf
+            square = rows.row_sum(excess * excess)
+            return (square - jnp.sqrt(square)) / jnp.maximum(rows.row_sum(excess), 1)
 
         above, excess = _excess(scores, _threshold(scores, step))
         # for the keys that are in, sum of (excess - rise)^2 = 1 is a quadratic equation; its root has every derivative
-        total, square = _sum(excess), _sum(excess * excess)
+        total, square = rows.row_sum(excess), rows.row_sum(excess * excess)
         root = total * total + _count(excess) * (1 - square)
         rise = (square - 1) / (total + jnp.sqrt(jnp.where(root > 0, root, 1)))
         weight = jnp.where(above <= rise, 0, above - rise)
@@ -188,24 +189,33 @@ class Entmax15(Normalizer):
 
 
 def entmax15() -> Normalizer:
-    """max(score/2 - tau, 0)^2 with tau such that the row sums to 1: 1.5-entmax (Peters et al. 2019), between softmax
-    and sparsemax."""
+    """weight = max(score/2 - tau, 0)^2 with tau such that the row sums to 1: entmax of alpha = 1.5, between softmax and
+    sparsemax.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.normalizers.entmax15()(jnp.array([2.0, 2.0, -2.0])).round(3).tolist()
+    [0.5, 0.5, 0.0]
+
+    Source: Peters et al. 2019, "Sparse Sequence-to-Sequence Models".
+    """
     return Entmax15()
 
 
 @term
 class Hard(Normalizer):
+    """One-hot of the first maximum."""
+
     straight_through: bool
 
-    def __call__(self, scores):
-        top = jax.lax.stop_gradient(_top(scores))
+    def __call__(self, scores: jax.Array) -> jax.Array:
+        top = jax.lax.stop_gradient(rows.row_max(scores))
         if 0 in scores.shape:  # which has no maximum
             return scores
         first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(
             int, scores.shape, scores.ndim - 1
         )
         empty = jnp.isneginf(top)
-        chosen = jnp.where(empty, 0, first.astype(scores.dtype) + flaw(jnp.where(empty, 0, top)))
+        chosen = jnp.where(empty, 0, first.astype(scores.dtype) + rows.flaw(jnp.where(empty, 0, top)))
         if not self.straight_through:
             return chosen
         soft = Softmax()(scores)
@@ -213,42 +223,82 @@ class Hard(Normalizer):
 
 
 def hard(straight_through: bool = False) -> Normalizer:
-    """One-hot of the first maximum (hard attention, Xu et al. 2015).
+    """weight[i, j] = 1 for the first j with the greatest score, 0 for all others: hard attention.
 
-    Its gradient with respect to the scores is 0; `straight_through` gives it softmax's (Bengio et al. 2013).
+    Args:
+      straight_through: the gradient with respect to the scores is that of softmax; else it is 0.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.normalizers.hard()(jnp.array([1.0, 3.0, 3.0])).tolist()
+    [0.0, 1.0, 0.0]
+
+    Source: Xu et al. 2015, section 4.1; straight through: Bengio et al. 2013.
     """
     return Hard(bool(straight_through))
 
 
 @term
+class GumbelNoise(Mod):
+    """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j by `counter_hash`."""
+
+    seed: FieldValue
+    temperature: FieldValue
+    b: FieldValue = None
+    h: FieldValue = None
+
+    def bound(self, b: int, h: int) -> GumbelNoise:
+        return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
+
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        u = counter_hash.uniform(counter_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
+        return (score - jnp.log(-jnp.log(u))) / self.temperature
+
+
+@term
 class Gumbel(Normalizer):
+    """Softmax of scores with Gumbel noise, or its one-hot."""
+
     noise: GumbelNoise
     hard: bool
 
     @property
-    def mods(self):
+    def mods(self) -> tuple[Mod, ...]:
         return (self.noise,)
 
     @property
-    def is_softmax(self):
+    def is_softmax(self) -> bool:
         return not self.hard
 
-    def __call__(self, scores):
+    def __call__(self, scores: jax.Array) -> jax.Array:
         return (Hard(True) if self.hard else Softmax())(scores)
 
 
-def gumbel(key: Any, temperature: Any = 1.0, hard: bool = False) -> Normalizer:
-    """softmax((score + Gumbel noise) / temperature): a relaxed sample of one key (Jang et al. 2017; Maddison et al.
-    2017).
+def gumbel(key: jax.Array, temperature: ArrayLike = 1.0, hard: bool = False) -> Normalizer:
+    """weight = softmax((score + noise) / temperature), noise = -log(-log(u)): a relaxed sample of one key.
 
-    `key` is a `jax.random` key; `temperature` > 0 a number or a scalar array; `hard` gives the one-hot of it, with its
-    gradient (straight through).  The noise is -log(-log(u)) with u from the hash of `jattn._terms.counter_hash.bits`.
+    u comes from the hash of `jattn._terms.counter_hash.bits`: the same key gives the same noise on every backend.
+
+    Args:
+      key: one `jax.random` key.
+      temperature: a number > 0, or a scalar array that gets a gradient.
+      hard: the one-hot of it, with its gradient (straight through).
+
+    Raises:
+      TypeError: `key` is not one key, or `temperature` not a number.
+      ValueError: `temperature` is a number <= 0, or an array with axes.
+
+    >>> import jax, jattn
+    >>> q = jax.random.normal(jax.random.key(0), (1, 6, 2, 4))
+    >>> jattn.attention(q, q, q, normalizer=jattn.normalizers.gumbel(jax.random.key(1), 0.5)).shape
+    (1, 6, 2, 4)
+
+    Source: Jang et al. 2017, equation 2; Maddison et al. 2017.
     """
-    temperature = number(temperature, "temperature")
-    if not isinstance(temperature, Operand) and not temperature > 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
+    divisor = number(temperature, "temperature")
+    if not isinstance(divisor, Operand) and not divisor > 0:
+        raise ValueError(f"temperature must be > 0, got {divisor}")
     try:
         seed = jax.random.bits(key, (), "uint32")
     except TypeError:
         raise TypeError(f"key must be one jax.random key, got {key!r}") from None
-    return Gumbel(GumbelNoise(seed_operand(seed), temperature), bool(hard))
+    return Gumbel(GumbelNoise(counter_hash.seed(seed), divisor), bool(hard))

@@ -7,34 +7,63 @@ two tiles of them, and terms that finish the job.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jattn._terms import Operand, Term, number, term, wide
+from jattn._terms import FieldValue, Operand, Term, number, term, wide
 from jattn.mods import Bias, Mod
+
+__all__ = ["Product", "Reduced", "Score", "additive", "concat", "cosine", "dot", "general"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 _HIGH = jax.lax.Precision.HIGHEST
 
 
 class Reduced(NamedTuple):
-    """A score as `compare` of a transformed query `[b, t, h, m]` and key `[b, s, g, m]`, and mods that come first."""
+    """A score as `compare` of a transformed query and key, and mods that come before those of the call."""
 
     query: jax.Array
+    """`[b, t, h, m]`."""
     key: jax.Array
+    """`[b, s, g, m]`."""
     compare: Term
+    """Called with tiles `[bt, m]` and `[bs, m]`, gives scores `[bt, bs]`; the kernels know `Product`."""
     mods: tuple[Mod, ...] = ()
 
 
 class Score(Term):
-    """What `attention(score=...)` takes.  Make one with the functions of this module, or a subclass of your own."""
+    """What `attention(score=...)` takes.  Make one with the functions of this module, or a subclass of your own.
 
-    def __call__(self, query: Any, key: Any) -> Any:
+    >>> import jax.numpy as jnp, jattn
+    >>> from jattn import scores
+    >>> class Doubled(scores.Score):
+    ...     def __call__(self, query, key):
+    ...         return 2 * query @ key.T
+    ...
+    ...     def reduce(self, query, key):
+    ...         return scores.Reduced(query, key, scores.Product(2.0))
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, score=Doubled()).shape
+    (1, 3, 2, 4)
+    """
+
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """Scores `[t, s]` of queries `[t, d]` and keys `[s, d]` of one head, float32 or wider: the definition."""
         raise NotImplementedError
 
     def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
+        """The same as a transformed query and key and what compares tiles of them, of `[b, t, h, d]`, `[b, s, g, d]`.
+
+        Attributes that hold arrays are `jattn.Operand`s here.
+        """
         raise NotImplementedError
 
 
@@ -42,10 +71,10 @@ class Score(Term):
 class Product(Term):
     """Compares two tiles by scale * q.k: the only score the fused kernels know."""
 
-    scale: Any
-    precision: Any = None
+    scale: FieldValue
+    precision: jax.lax.Precision | None = None
 
-    def __call__(self, query, key):
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return jax.lax.dot_general(query * self.scale, key, (((1,), (1,)), ((), ())), precision=self.precision)
 
 
@@ -53,83 +82,127 @@ class Product(Term):
 class Perceptron(Term):
     """Compares two tiles by v.tanh(q + k)."""
 
-    v: Any
+    v: FieldValue
 
-    def __call__(self, query, key):
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         # a product, forward and backward: as a sum it is one number at a time on a CPU
         return jnp.matmul(jnp.tanh(query[:, None] + key[None]), self.v, precision=_HIGH)
 
 
 @term
 class Dot(Score):
-    scale: Any
+    """scale * q.k."""
 
-    def __call__(self, query, key):
+    scale: FieldValue
+
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return self._scale(query) * (query @ key.T)
 
-    def _scale(self, query):
+    def _scale(self, query: jax.Array) -> FieldValue:
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
 
-    def reduce(self, query, key):
+    def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         return Reduced(query, key, Product(self._scale(query)))
 
 
-def dot(scale: Any = None) -> Score:
-    """scale * q.k, scale 1/sqrt(d) by default: scaled dot product (Vaswani et al. 2017).
+def dot(scale: ArrayLike | None = None) -> Score:
+    """scale * q.k: the scaled dot product, the score that `attention` takes unless told otherwise.
 
-    `scale` is a number, or a scalar array that gets a gradient.
+    Args:
+      scale: a number, or a scalar array that gets a gradient; None is 1/sqrt(d).
+
+    Raises:
+      TypeError, ValueError: `scale` is not a number, or an array with axes.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.scores.dot()(jnp.ones((1, 4)), jnp.ones((2, 4))).tolist()
+    [[2.0, 2.0]]
+
+    Source: Vaswani et al. 2017, equation 1; without the scale: Luong et al. 2015, equation 8.
     """
     return Dot(None if scale is None else number(scale, "scale"))
 
 
 @term
 class General(Score):
-    w: Operand
-    scale: Any
+    """scale * q.W.k."""
 
-    def __call__(self, query, key):
+    w: FieldValue
+    scale: FieldValue
+
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return self.scale * (query @ self.w @ key.T)
 
-    def reduce(self, query, key):
+    def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         return Reduced(_project(query, self.w), key, Product(self.scale))
 
 
-def general(w: Any, scale: Any = 1.0) -> Score:
-    """scale * q.W.k, the "general" or matrix score (Luong et al. 2015).  `w` `[d, d]` or `[h, d, d]`, learnable.
+def general(w: ArrayLike, scale: ArrayLike = 1.0) -> Score:
+    """scale * q.W.k: the "general" or matrix score.
 
-    A query and a key of unequal widths are fine: `w` is then `[query width, key width]`.
+    Args:
+      w: `[d, d]` or `[h, d, d]`, learnable.  A query and a key of unequal widths are fine: `w` is then
+        `[query width, key width]`.
+      scale: a number, or a scalar array that gets a gradient.
+
+    Raises:
+      ValueError: `w` has other axes, `scale` has axes.  When `attention` is called: `w` does not fit the widths.
+      TypeError: `scale` is not a number.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q, k = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2, 6))
+    >>> jattn.attention(q, k, k, score=jattn.scores.general(jnp.ones((4, 6)))).shape
+    (1, 3, 2, 6)
+
+    Source: Luong et al. 2015, equation 8.
     """
     return General(_weight(w, "w", 2), number(scale, "scale"))
 
 
 @term
 class Cosine(Score):
-    scale: Any
+    """scale * q.k / (norm(q) norm(k))."""
 
-    def __call__(self, query, key):
+    scale: FieldValue
+
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return self.scale * (_unit(query) @ _unit(key).T)
 
-    def reduce(self, query, key):
+    def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         return Reduced(_unit(query), _unit(key), Product(self.scale))
 
 
-def cosine(scale: Any = 1.0) -> Score:
-    """scale * q.k / (norm(q) norm(k)) (Graves et al. 2014).  A zero vector scores 0, with gradient 0.
+def cosine(scale: ArrayLike = 1.0) -> Score:
+    """scale * q.k / (norm(q) norm(k)).  A zero vector scores 0, with gradient 0.
 
     Scores lie within [-scale, scale]: a scale of 10 or more, or a learnable one, lets the softmax be sharp.
+
+    Args:
+      scale: a number, or a scalar array that gets a gradient.
+
+    Raises:
+      TypeError, ValueError: `scale` is not a number, or an array with axes.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.scores.cosine(10.0)(jnp.array([[3.0, 0.0]]), jnp.array([[2.0, 0.0], [0.0, 5.0]])).tolist()
+    [[10.0, 0.0]]
+
+    Source: Graves et al. 2014, equations 5 and 6.
     """
     return Cosine(number(scale, "scale"))
 
 
 @term
 class Concat(Score):
-    w_q: Operand
-    w_k: Operand
+    """w_q.q + w_k.k."""
 
-    def __call__(self, query, key):
+    w_q: FieldValue
+    w_k: FieldValue
+
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return (query @ self.w_q)[:, None] + (key @ self.w_k)[None]
 
-    def reduce(self, query, key):
+    def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         # rank one: the query's part is a product of width 1 with ones, the key's part a bias
         heads, groups = query.shape[-2], key.shape[-2]
         query_part = _project(query, Operand(self.w_q.array[..., None], self.w_q.axes))
@@ -140,34 +213,67 @@ class Concat(Score):
         return Reduced(query_part, ones, Product(1.0), (Bias(Operand(key_part, "bhs")),))
 
 
-def concat(w_q: Any, w_k: Any) -> Score:
-    """w_q.q + w_k.k: the linear score of [q; k] joined (Luong et al. 2015).  `[d]` or `[h, d]`, learnable."""
+def concat(w_q: ArrayLike, w_k: ArrayLike) -> Score:
+    """w_q.q + w_k.k: the linear score of [q; k] joined.
+
+    Args:
+      w_q: `[d]` or `[h, d]`, learnable.
+      w_k: `[d]` or `[h, d]`, learnable; the key may have a width of its own.
+
+    Raises:
+      ValueError: the weights have other axes.  When `attention` is called: they do not fit the widths.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, score=jattn.scores.concat(jnp.ones(4), jnp.ones((2, 4)))).shape
+    (1, 3, 2, 4)
+
+    Source: Luong et al. 2015, section 3.1 ("concat"); with a hidden layer it is `additive`.
+    """
     return Concat(_weight(w_q, "w_q", 1), _weight(w_k, "w_k", 1))
 
 
 @term
 class Additive(Score):
-    w_q: Operand
-    w_k: Operand
-    v: Operand
+    """v.tanh(W_q q + W_k k)."""
 
-    def __call__(self, query, key):
+    w_q: FieldValue
+    w_k: FieldValue
+    v: FieldValue
+
+    def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
         return Perceptron(self.v)((query @ self.w_q), (key @ self.w_k))
 
-    def reduce(self, query, key):
+    def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         if self.w_k.axes:  # each head projects the keys of its group differently
             key = jnp.repeat(key, query.shape[-2] // key.shape[-2], axis=-2)
         return Reduced(_project(query, self.w_q), _project(key, self.w_k), Perceptron(self.v))
 
 
-def additive(w_q: Any, w_k: Any, v: Any) -> Score:
-    """v.tanh(W_q q + W_k k): the MLP score (Bahdanau et al. 2015).  `[d, m]`, `[d, m]`, `[m]`, each with or without a
-    leading `h`; all learnable.  Computed tile by tile: `[t, s, m]` is never stored.
+def additive(w_q: ArrayLike, w_k: ArrayLike, v: ArrayLike) -> Score:
+    """v.tanh(W_q q + W_k k): the additive or MLP score, of m hidden units.
+
+    It is computed tile by tile: `[t, s, m]` is never stored.
+
+    Args:
+      w_q: `[d, m]` or `[h, d, m]`, learnable.
+      w_k: `[d, m]` or `[h, d, m]`, learnable; the key may have a width of its own.
+      v: `[m]` or `[h, m]`, learnable.
+
+    Raises:
+      ValueError: the weights have other axes.  When `attention` is called: they do not fit the widths or each other.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q, w = jnp.ones((1, 3, 2, 4)), jnp.ones((4, 8))
+    >>> jattn.attention(q, q, q, score=jattn.scores.additive(w, w, jnp.ones(8))).shape
+    (1, 3, 2, 4)
+
+    Source: Bahdanau et al. 2015, appendix A.1.2.
     """
     return Additive(_weight(w_q, "w_q", 2), _weight(w_k, "w_k", 2), _weight(v, "v", 1))
 
 
-def _weight(array: Any, name: str, ndim: int) -> Operand:
+def _weight(array: ArrayLike, name: str, ndim: int) -> Operand:
     array = array if isinstance(array, (jax.Array, np.ndarray)) else jnp.asarray(array)
     if array.ndim not in (ndim, ndim + 1):
         raise ValueError(f"{name} must have {ndim} axes, or {ndim + 1} with a leading h, got shape {array.shape}")

@@ -8,10 +8,11 @@ import pytest
 
 import jattn
 from jattn import _terms
+from jattn._terms.rows import logsumexp
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Fused, Gradients, Result
 from jattn.backends.steps import Step
-from jattn.normalizers import Softmax, logsumexp
+from jattn.normalizers import Softmax
 from tests.cases import CASES, make
 from tests.evaluate import assert_agree, evaluate
 from tests.tolerances import assert_close

@@ -5,22 +5,25 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jattn import _terms, masks, mods, normalizers, scores
 from jattn import gates as gates_
 from jattn._call.problem import Problem
 from jattn._terms import AXES, Operand, Term, broadcast_operand, functions
 
+T = TypeVar("T")
 _DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
-def array(x: Any, name: str) -> Any:
-    """`x` as a floating-point array."""
+def array(x: ArrayLike | jax.ShapeDtypeStruct, name: str) -> jax.Array:
+    """`x` as a floating-point array; a `jax.ShapeDtypeStruct` passes for one, of which no more is asked."""
     if not isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         try:
             x = jnp.asarray(x)
@@ -28,10 +31,10 @@ def array(x: Any, name: str) -> Any:
             raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
     if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; cast it first")
-    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)
+    return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)  # type: ignore[return-value]
 
 
-def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
+def shapes(query: jax.Array, key: jax.Array, value: jax.Array, equal_width: bool = True) -> None:
     """Raises unless the three go together."""
     q, k, v = query.shape, key.shape, value.shape
     got = f"got query {list(q)}, key {list(k)}, value {list(v)}"
@@ -58,20 +61,20 @@ def shapes(query: Any, key: Any, value: Any, equal_width: bool = True) -> None:
 
 
 def problem(
-    query: Any,
-    key: Any,
-    value: Any,
+    query: ArrayLike | jax.ShapeDtypeStruct,
+    key: ArrayLike | jax.ShapeDtypeStruct,
+    value: ArrayLike | jax.ShapeDtypeStruct,
     *,
-    score: Any,
-    normalizer: Any,
-    mask: Any = None,
-    mods_: Any = (),
-    gates: Any = (),
-    bias: Any = None,
-    sinks: Any = None,
-    dropout: Any = None,
+    score: scores.Score,
+    normalizer: normalizers.Normalizer,
+    mask: masks.Mask | ArrayLike | None = None,
+    mods_: mods.Mod | Sequence[mods.Mod] = (),
+    gates: gates_.Gate | Sequence[gates_.Gate] = (),
+    bias: ArrayLike | None = None,
+    sinks: ArrayLike | None = None,
+    dropout: gates_.Gate | None = None,
     return_lse: bool = False,
-    precision: Any = None,
+    precision: jax.lax.Precision | str | None = None,
 ) -> Problem:
     """The checked problem, with a batch axis."""
     query, key, value = array(query, "query"), array(key, "key"), array(value, "value")
@@ -94,13 +97,14 @@ def problem(
         gates = (*gates, _instance(dropout, gates_.Gate, "dropout", "gates.dropout(0.1, seed)"))
     if mask is not None:
         mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes)
+    sink = None
     if sinks is not None:
-        sinks = array(sinks, "sinks")
+        logits = array(sinks, "sinks")
         if not normalizer.is_softmax:
             raise ValueError(f"sinks take part in a softmax's denominator: normalizer {_name(normalizer)} has none")
-        if sinks.shape != (sizes["h"],):
-            raise ValueError(f"sinks must be [h] = [{sizes['h']}], got shape {list(sinks.shape)}")
-        sinks = Operand(sinks, "h")
+        if logits.shape != (sizes["h"],):
+            raise ValueError(f"sinks must be [h] = [{sizes['h']}], got shape {list(logits.shape)}")
+        sink = Operand(logits, "h")
     if return_lse and not normalizer.is_softmax:
         raise ValueError(f"return_lse needs normalizer softmax, got {_name(normalizer)}: it has no denominator to log")
     try:
@@ -108,14 +112,14 @@ def problem(
     except ValueError:
         raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
     score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
-    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sinks, precision)
+    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
     mask, mods_, gates = functions.checked((mask, mods_, gates), query.dtype)
     return _narrowed(dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates))
 
 
-def _adopted(terms: Any) -> Any:
+def _adopted(terms: T) -> T:
     """The terms, those of a user's own class too: plain arrays in them are operands without axes, which reach them
     whole."""
     is_operand = lambda x: isinstance(x, Operand)
@@ -126,7 +130,7 @@ def _adopted(terms: Any) -> Any:
 def _narrowed(whole: Problem) -> Problem:
     """The problem with no operand wider than its query is computed in: float64 slopes do not widen a float32 loop."""
 
-    def narrowed(x):
+    def narrowed(x: Operand) -> Operand:
         dtype = jnp.dtype(_terms.working(x.array, whole.query.dtype))
         if x.array.dtype.itemsize <= dtype.itemsize:
             return x
@@ -139,7 +143,7 @@ def _narrowed(whole: Problem) -> Problem:
     return dataclasses.replace(whole, **parts)
 
 
-def blocks(value: Any) -> tuple[int, int] | None:
+def blocks(value: object) -> tuple[int, int] | None:
     """An override of the tile sizes."""
     if value is None:
         return None
@@ -149,23 +153,23 @@ def blocks(value: Any) -> tuple[int, int] | None:
     return pair  # type: ignore[return-value]
 
 
-def _name(x: Any) -> str:
+def _name(x: object) -> str:
     return type(x).__name__.lower()
 
 
-def _instance(x: Any, kind: type, name: str, example: str) -> Any:
+def _instance(x: object, kind: type[T], name: str, example: str) -> T:
     if isinstance(x, kind):
         return x
     called = " (call it)" if callable(x) and inspect.getmodule(x) in (scores, normalizers, gates_, mods, masks) else ""
     raise TypeError(f"{name} must be made like jattn.{example}, got {_short(x)}{called}")
 
 
-def _short(x: Any) -> str:
+def _short(x: object) -> str:
     shown = repr(x)
     return shown if len(shown) <= 60 else type(x).__name__
 
 
-def _sequence(value: Any, kind: type, name: str, example: str) -> tuple[Any, ...]:
+def _sequence(value: object, kind: type[T], name: str, example: str) -> tuple[T, ...]:
     if isinstance(value, kind):
         return (value,)
     if not isinstance(value, (tuple, list)):
@@ -173,7 +177,7 @@ def _sequence(value: Any, kind: type, name: str, example: str) -> tuple[Any, ...
     return tuple(_instance(x, kind, f"{name}[{n}]", example) for n, x in enumerate(value))
 
 
-def _mask_array(mask: Any) -> masks.Mask:
+def _mask_array(mask: object) -> masks.Mask:
     if callable(mask):
         raise TypeError("mask must be a mask or a boolean array, got a function: wrap it in jattn.masks.function")
     if not isinstance(mask, (jax.Array, np.ndarray, list, tuple)):
@@ -184,7 +188,7 @@ def _mask_array(mask: Any) -> masks.Mask:
 def place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
     """The mask with its boolean arrays as operands, its other sizes checked."""
 
-    def placed(x):
+    def placed(x: object) -> object:
         if isinstance(x, masks.Unplaced):
             return masks.Dense(broadcast_operand(x.array, sizes, "mask"))
         if isinstance(x, masks.Blocks):
@@ -213,7 +217,7 @@ def _operands(whole: Problem, sizes: dict[str, int]) -> None:
                 )
 
 
-def _score(score: Any, d: int, key_width: int) -> None:
+def _score(score: scores.Score, d: int, key_width: int) -> None:
     """Raises unless the score's weights fit the widths."""
     wants = {
         scores.General: {"w": (d, key_width)},

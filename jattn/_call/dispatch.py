@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jattn import _derivatives, normalizers
+from jattn import _derivatives
 from jattn._call.problem import Problem, reduce
 from jattn._call.targets import Target
-from jattn._terms import Operand
+from jattn._terms import Operand, rows
 from jattn.backends import BACKENDS, whole_rows
 from jattn.backends.contract import Backend, Direct, Fused, Spec
 
@@ -27,7 +27,7 @@ def with_sinks(out: jax.Array, lse: jax.Array, sinks: Operand | None) -> tuple[j
     """out and lse once the sinks are in the denominator."""
     if sinks is None:
         return out, lse
-    share, lse = normalizers.with_sink(lse, sinks.array.astype(lse.dtype))
+    share, lse = rows.with_sink(lse, sinks.array.astype(lse.dtype))
     return (out * share[..., None]).astype(out.dtype), lse
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jattn import api, masks, scores
 from jattn._call import modes
+from jattn._terms import positions
 
 
 @overload
@@ -52,6 +53,24 @@ def dot_product_attention(
 ) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 
 
+@overload
+def dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    bias: ArrayLike | None = None,
+    mask: ArrayLike | masks.Mask | None = None,
+    *,
+    scale: ArrayLike | None = None,
+    is_causal: bool = False,
+    query_seq_lengths: ArrayLike | None = None,
+    key_value_seq_lengths: ArrayLike | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    implementation: str | None = None,
+    return_residual: bool,
+) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
+
+
 @modes.ordinary
 def dot_product_attention(
     query: ArrayLike,
@@ -67,10 +86,10 @@ def dot_product_attention(
     local_window_size: int | tuple[int, int] | None = None,
     implementation: str | None = None,
     return_residual: bool = False,
-) -> Any:
+) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]:
     """A drop-in for `jax.nn.dot_product_attention`, with the signature of the installed one.
 
-    All its arguments mean what they mean there.  Results and gradients agree to rounding, with these differences:
+    Results and gradients agree to rounding, with these differences:
 
     - A query that may attend to nothing gives 0, lse -inf and zero gradients; there it gives the mean of the values,
       and a lse near the least number of float32.  (Rows past `query_seq_lengths` give 0 in both.)
@@ -83,6 +102,27 @@ def dot_product_attention(
     As there, arrays of fewer axes than `[b, t, h, d]` stand for ones that have size 1 in front, and the residual, lse
     `[b, t, h]`, has the key's dtype and no gradient; `jattn.attention(..., return_lse=True)` gives it in float32 with
     one.
+
+    Args:
+      query: `[b, t, h, d]`, or fewer axes.
+      key: `[b, s, g, d]`, likewise.
+      value: `[b, s, g, e]`, likewise.
+      bias: numbers broadcastable to `[b, h, t, s]`, added to the scaled score.
+      mask: booleans broadcastable to `[b, h, t, s]`, True = attend, or from `jattn.masks`.
+      scale: of the scores, a number or a scalar array; None is 1/sqrt(d).
+      is_causal: j <= i.
+      query_seq_lengths: integers `[b]`: queries past them give 0.
+      key_value_seq_lengths: integers `[b]`: keys past them are not seen.
+      local_window_size: how many keys a query sees on either side, or (left, right).
+      implementation: None, "xla", or a name that `jattn.attention` takes.
+      return_residual: also return lse.
+
+    Returns:
+      out `[b, t, h, e]` in the query's dtype, of as many axes as the query; or (out, lse).
+
+    Raises:
+      ValueError, TypeError: input that does not fit, as in `jattn.attention`.
+      UnsupportedError: `implementation` cannot do what was asked.
 
     >>> import jax, jattn
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
@@ -104,7 +144,7 @@ def dot_product_attention(
         ("key_value_seq_lengths", key_value_seq_lengths, "s"),
     ):
         if lengths is not None:
-            found.append(masks.Before(masks.lengths_operand(_lengths(lengths, arrays[0].shape[0], name), name), axis))
+            found.append(masks.Before(positions.lengths(_lengths(lengths, arrays[0].shape[0], name), name), axis))
     result = api.attention(
         *arrays,
         score=scores.dot(scale),
@@ -114,7 +154,7 @@ def dot_product_attention(
         implementation=None if implementation == "xla" else implementation,
     )
     shape = query.shape[:-1]
-    if not return_residual:
+    if not isinstance(result, tuple):
         return result.reshape(*shape, result.shape[-1])
     out, lse = result
     lse = jax.lax.stop_gradient(lse.astype(arrays[1].dtype))

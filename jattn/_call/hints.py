@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import ParamSpec, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _CAUSAL, _MASK = "mask=jattn.masks.causal()", "mask=, a mask or a boolean array broadcastable to [b, h, t, s]"
 _SCALE, _CAP = "score=jattn.scores.dot(scale)", "mods=(jattn.mods.softcap(cap),)"
@@ -36,7 +37,7 @@ _OURS = {
 }
 
 
-def hinted(fn: F) -> F:
+def hinted(fn: Callable[P, R]) -> Callable[P, R]:
     """The function, whose errors about arguments say what was meant."""
     kinds = inspect.Parameter
     parameters = inspect.signature(fn).parameters.values()
@@ -44,7 +45,7 @@ def hinted(fn: F) -> F:
     named = [x.name for x in parameters if x.kind == kinds.KEYWORD_ONLY]
 
     @functools.wraps(fn)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         if len(args) > len(arrays):
             raise TypeError(
                 f"{fn.__name__} takes {', '.join(arrays)} in place and all else by name, got {len(args)} arguments in"
@@ -55,10 +56,10 @@ def hinted(fn: F) -> F:
             raise TypeError(unexpected(fn.__name__, unknown, named))
         return fn(*args, **kwargs)
 
-    return run  # type: ignore[return-value]
+    return run
 
 
-def unexpected(where: str, unknown: Any, known: Any) -> str:
+def unexpected(where: str, unknown: Sequence[str], known: Iterable[str]) -> str:
     """One line for arguments that there are not."""
     meant = [f"{x} is {_OURS[x]}" for x in unknown if x in _OURS]
     listed = "" if len(meant) == len(unknown) else f"; there are {', '.join(known)}"

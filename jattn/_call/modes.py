@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import ParamSpec, TypeVar
 
 import jax
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def ordinary(fn: F) -> F:
+def ordinary(fn: Callable[P, R]) -> Callable[P, R]:
     """The function, run under JAX's standard promotion of dtypes and ranks."""
 
     @functools.wraps(fn)
-    def run(*args, **kwargs):
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return fn(*args, **kwargs)
 
-    return run  # type: ignore[return-value]
+    return run

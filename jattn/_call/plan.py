@@ -113,10 +113,10 @@ def plan(
     )
 
 
-def _cut(problem: Problem, backend: Fused, override: Any, target: targets.Target) -> Cut:
+def _cut(problem: Problem, backend: Fused, override: tuple[int, int] | None, target: targets.Target) -> Cut:
     signature = []
 
-    def arrays(problem):
+    def arrays(problem: Problem) -> list[Any]:
         *found, static = reduce(problem)
         signature.append(static)
         return found

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn import _terms
-from jattn._terms import Signature, Terms, term
+from jattn._terms import FieldValue, Signature, Terms, term
 from jattn.gates import Gate
 from jattn.masks import Mask
 from jattn.mods import Mod
@@ -22,16 +22,16 @@ class Problem(_terms.Term):
     """What `attention` computes, with nothing left to default: arrays `[b, t, h, d]`, `[b, s, g, d]`, `[b, s, g,
     e]`."""
 
-    query: Any
-    key: Any
-    value: Any
+    query: FieldValue
+    key: FieldValue
+    value: FieldValue
     score: Score
     normalizer: Normalizer
     mask: Mask | None
     mods: tuple[Mod, ...]
     gates: tuple[Gate, ...]
-    sinks: Any  # an operand [h], or None
-    precision: Any
+    sinks: FieldValue  # an operand [h], or None
+    precision: jax.lax.Precision | None
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 
 from jattn._call import checks
-from jattn._terms import Operand, term
-from jattn._terms.block_tables import Range
+from jattn._terms import FieldValue, Operand, term
+from jattn._terms.block_tables import Answer, Range
 from jattn.gates import Gate
 from jattn.masks import Mask
 from jattn.mods import Mod
@@ -23,35 +23,41 @@ Options = dict[str, Any]
 
 @term
 class ShiftedMask(Mask):
-    mask: Mask
-    start: Any
+    """A mask of queries that start elsewhere."""
 
-    def __call__(self, i, j):
+    mask: Mask
+    start: FieldValue
+
+    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         return self.mask(i + self.start, j)
 
-    def blocks(self, i, j):
+    def blocks(self, i: Range, j: Range) -> Answer:
         return self.mask.blocks(Range(i.lo + self.start.lo, i.hi + self.start.hi), j)
 
 
 @term
 class ShiftedMod(Mod):
+    """A mod of queries that start elsewhere."""
+
     mod: Mod
-    start: Any
+    start: FieldValue
 
     @property
-    def hides(self):
+    def hides(self) -> bool:
         return self.mod.hides
 
-    def __call__(self, score, i, j):
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return self.mod(score, i + self.start, j)
 
 
 @term
 class ShiftedGate(Gate):
-    gate: Gate
-    start: Any
+    """A gate of queries that start elsewhere."""
 
-    def __call__(self, weight, i, j):
+    gate: Gate
+    start: FieldValue
+
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return self.gate(weight, i + self.start, j)
 
 
@@ -60,7 +66,7 @@ def shift(options: Options, start: jax.Array) -> Options:
     at = Operand(start, "b")
     wrappers: Any = ((Mask, ShiftedMask), (Mod, ShiftedMod), (Gate, ShiftedGate))
 
-    def wrap(term):
+    def wrap(term: object) -> object:
         return next((wrapper(term, at) for kind, wrapper in wrappers if isinstance(term, kind)), term)
 
     kinds = tuple(kind for kind, _ in wrappers)
@@ -76,7 +82,7 @@ def cut(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Op
     if options.get("mask") is not None:
         options = {**options, "mask": checks.place(options["mask"], sizes)}
 
-    def rows(x):
+    def rows(x: object) -> object:
         if not isinstance(x, Operand) or "t" not in x.axes:
             return x
         found = {axis: n for axis, n in zip(x.axes, x.array.shape, strict=False) if n != sizes[axis]}

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 
+from jattn._terms.rows import logsumexp
 from jattn.backends.contract import Spec
 from jattn.backends.whole_rows import output, rows
-from jattn.normalizers import Softmax, logsumexp
+from jattn.normalizers import Softmax
 
 
 def attend(spec: Spec, q: Any, k: Any, v: Any, operands: list[Any]) -> tuple[jax.Array, jax.Array]:

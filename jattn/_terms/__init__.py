@@ -1,6 +1,7 @@
 """What a term sees: one tile of scores, its positions, and operands; and what is known of a term before it runs."""
 
 from jattn._terms.operand import AXES as AXES
+from jattn._terms.operand import AnyArray as AnyArray
 from jattn._terms.operand import Operand as Operand
 from jattn._terms.operand import as_array as as_array
 from jattn._terms.operand import broadcast_operand as broadcast_operand
@@ -9,6 +10,7 @@ from jattn._terms.operand import number as number
 from jattn._terms.operand import operand as operand
 from jattn._terms.operand import wide as wide
 from jattn._terms.operand import working as working
+from jattn._terms.term import FieldValue as FieldValue
 from jattn._terms.term import Signature as Signature
 from jattn._terms.term import Term as Term
 from jattn._terms.term import Terms as Terms

@@ -8,27 +8,55 @@ unmasked only if it is certainly full.  Static masks answer in NumPy while traci
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jattn import _terms
+from jattn._terms.operand import AnyArray
+
+if TYPE_CHECKING:
+    from jattn.masks import Mask
 
 
 class Range(NamedTuple):
-    """The least and the greatest value in a block, each broadcastable to `[b, h, query blocks, key blocks]`."""
+    """The least and the greatest value in each block, both ends included.
 
-    lo: Any
-    hi: Any
+    `Mask.blocks(i, j)` gets one for the positions of the queries and one for those of the keys; operands that the mask
+    holds are ranges too while it is asked.
+
+    >>> from jattn import masks
+    >>> import numpy as np
+    >>> tens = masks.Range(np.array([0, 10, 20]), np.array([9, 19, 29]))  # three blocks of ten positions
+    """
+
+    lo: AnyArray
+    """Broadcastable to `[b, h, query blocks, key blocks]`; NumPy's where it is known while tracing."""
+    hi: AnyArray
+    """Likewise."""
 
 
 class Answer(NamedTuple):
-    """Of each block: may some pair attend, does every pair attend."""
+    """What a mask says of whole blocks: may some pair attend, does every pair attend.  Answers join with `&`, `|`, `~`.
 
-    some: Any
-    every: Any
+    Both are bounds on the safe side.  A block is skipped if `some` is False, and the mask is not looked at in it if
+    `every` is True; so True and False are true of any mask.  See `jattn.masks.Mask` for one that knows better.
+
+    >>> from jattn import masks
+    >>> import numpy as np
+    >>> one = masks.Answer(some=np.array([True, False]), every=np.array([True, False]))
+    >>> other = masks.Answer(some=np.array(True), every=np.array(False))
+    >>> (one & other).some.tolist(), (one | other).every.tolist(), (~one).every.tolist()
+    ([True, False], [True, False], [False, True])
+    """
+
+    some: AnyArray
+    """Booleans, broadcastable to `[b, h, query blocks, key blocks]`: False where certainly no pair attends."""
+    every: AnyArray
+    """Likewise: True where certainly every pair attends."""
 
     def __and__(self, other: Answer) -> Answer:
         return Answer(self.some & other.some, self.every & other.every)
@@ -43,7 +71,7 @@ class Answer(NamedTuple):
 MOST_ENTRIES = 2**20  # of a static table, which is a constant of the program
 
 
-def entry(array: Any, index: tuple[Any, ...]) -> Any:
+def entry(array: AnyArray, index: Sequence[int | jax.Array]) -> jax.Array:
     """array[index] for an index within bounds: whether it might be negative is not looked at."""
     size = [1] * array.ndim
     at = [jnp.asarray(x, jnp.int32) for x in index]
@@ -53,20 +81,21 @@ def entry(array: Any, index: tuple[Any, ...]) -> Any:
 class Runs(NamedTuple):
     """Rows of a table whose visited blocks are a run, and whose full blocks are a run within it."""
 
-    visited: Any  # [1, 1, query blocks] int32: the first block that is visited
-    full: Any  # [1, 1, query blocks] int32: the first full one
+    visited: AnyArray  # [1, 1, query blocks] int32: the first block that is visited
+    full: AnyArray  # [1, 1, query blocks] int32: the first full one
 
 
 class BlockTable(NamedTuple):
     """For every query block: its full key blocks, then its partial ones.  Leading axes `[b or 1, head groups or 1]`."""
 
-    index: (
-        Any  # [.., .., query blocks, longest row] int32: the first `full + partial` entries of a row count; or `Runs`
-    )
-    full: Any  # [.., .., query blocks] int32
-    partial: Any  # [.., .., query blocks] int32
+    index: AnyArray | Runs
+    """`[.., .., query blocks, longest row]` int32: the first `full + partial` entries of a row count."""
+    full: AnyArray
+    """`[.., .., query blocks]` int32."""
+    partial: AnyArray
+    """`[.., .., query blocks]` int32."""
 
-    def block(self, row: tuple[Any, Any, Any], n: Any) -> Any:
+    def block(self, row: Sequence[int | jax.Array], n: int | jax.Array) -> jax.Array:
         """The n-th key block of a row."""
         if not isinstance(self.index, Runs):
             return entry(self.index, (*row, n))
@@ -90,7 +119,7 @@ class Tiling(NamedTuple):
     def whole(self) -> bool:
         return self.length % self.block == 0
 
-    def start(self, n: Any) -> Any:
+    def start(self, n: int | jax.Array) -> int | jax.Array:
         """First position of block n."""
         return n * self.block if self.whole else jnp.minimum(n * self.block, self.length - self.block)
 
@@ -101,7 +130,7 @@ class Tiling(NamedTuple):
         return Range(lo, np.minimum(lo + self.block, self.length) - 1)
 
 
-def _in_blocks(array: Any, dim: int, tiling: Tiling) -> jax.Array:
+def _in_blocks(array: AnyArray, dim: int, tiling: Tiling) -> jax.Array:
     """`[.., length, ..]` as `[.., blocks, block, ..]`; no block has numbers that are not its own."""
     whole = tiling.count * tiling.block
     if not tiling.whole and tiling.overhang:
@@ -114,7 +143,7 @@ def _in_blocks(array: Any, dim: int, tiling: Tiling) -> jax.Array:
     return jnp.reshape(array, (*array.shape[:dim], tiling.count, tiling.block, *array.shape[dim + 1 :]))
 
 
-def _operand_range(array: Any, axes: str, tilings: dict[str, Tiling]) -> Range:
+def _operand_range(array: AnyArray, axes: str, tilings: dict[str, Tiling]) -> Range:
     """Minima and maxima of an operand over the blocks of its `t` and `s` axes.
 
     Where a block holds a NaN they are -inf and inf: of such a block nothing is certain, and it is looked at.
@@ -137,18 +166,18 @@ def _spread(found: Range, longest: int) -> Range:
     return Range(*(jnp.tile(x, (longest // x.shape[0], 1, 1, 1)) for x in found))
 
 
-def answers(mask: Any, query: Tiling, key: Tiling, *, rows: slice = slice(None)) -> Answer:
+def answers(mask: Mask | None, query: Tiling, key: Tiling, *, rows: slice = slice(None)) -> Answer:
     """The mask's answer for every block, `[b or 1, h or 1, query blocks, key blocks]`; `rows` are the query blocks to
     ask for, all or, of a static mask, some."""
     i, j = Range(*(x[rows] for x in query.range())), key.range()
     i, j = Range(*(x[:, None] for x in i)), Range(*(x[None] for x in j))
     if mask is None:
-        answer = Answer(np.True_, np.True_)
+        answer = Answer(np.array(True), np.array(True))
     else:
         arrays, signature = _terms.split(mask)
         longest = max((a.shape[0] for a, x in zip(arrays, signature.axes, strict=True) if "b" in x), default=1)
-        ranges = [
-            _spread(_operand_range(a, x, {"t": query, "s": key}), longest) if a.ndim == len(x) else Range(None, None)
+        ranges = [  # of an operand that has further axes there is none
+            _spread(_operand_range(a, x, {"t": query, "s": key}), longest) if a.ndim == len(x) else None
             for a, x in zip(arrays, signature.axes, strict=True)
         ]
         answer = signature.fill(ranges).blocks(i, j)
@@ -163,7 +192,7 @@ def answers(mask: Any, query: Tiling, key: Tiling, *, rows: slice = slice(None))
 
 
 def table(
-    mask: Any, query: Tiling, key: Tiling, batch: int = 1, heads: int = 1, most: int = MOST_ENTRIES
+    mask: Mask | None, query: Tiling, key: Tiling, batch: int = 1, heads: int = 1, most: int = MOST_ENTRIES
 ) -> BlockTable:
     """The block table, a row for every `batch` batch elements and `heads` query heads, as far as the mask tells them
     apart.
@@ -176,13 +205,13 @@ def table(
     return _table(answers(mask, query, key), batch, heads)
 
 
-def ragged(mask: Any) -> bool:
+def ragged(mask: Mask | None) -> bool:
     """Whether the mask, and so the table, may differ between batch elements."""
     return any("b" in axes for axes in _terms.split(mask)[1].axes)
 
 
 @functools.lru_cache(maxsize=256)
-def _static_table(mask: Any, query: Tiling, key: Tiling, most: int) -> BlockTable:
+def _static_table(mask: Mask | None, query: Tiling, key: Tiling, most: int) -> BlockTable:
     if query.count * key.count <= most:
         return _table(answers(mask, query, key), 1, 1)
     rows = max(1, 4 * MOST_ENTRIES // key.count)
@@ -195,7 +224,7 @@ def _run_table(answer: Answer) -> BlockTable:
     lies between two visited blocks is visited: a mask of many small holes, on a very long sequence."""
     some, every = answer.some, answer.every & answer.some
 
-    def run(blocks):
+    def run(blocks: AnyArray) -> tuple[AnyArray, AnyArray]:
         first = blocks.argmax(-1)
         past = np.where(blocks.any(-1), blocks.shape[-1] - blocks[..., ::-1].argmax(-1), first)
         return first, past

@@ -15,16 +15,19 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import inspect
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
-from jattn._terms import Operand, as_array
+from jattn._terms import AnyArray, Operand, as_array, operand
 
+Arrays = Sequence[Any]  # in the places of those that a function closes over: operands, or what became of them
 _LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "builtins", "math", "functools", "operator"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _LEAF = jax.tree.structure(0)
@@ -39,7 +42,7 @@ class _Constant:
     kind: type
     text: str
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         del arrays
         return self.value
 
@@ -47,8 +50,8 @@ class _Constant:
 class _Same:
     """A value that is equal to itself alone."""
 
-    def __init__(self, value: Any):
-        self.value = value
+    def __init__(self, value: object):
+        self.value: Any = value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and self.value is other.value
@@ -56,7 +59,7 @@ class _Same:
     def __hash__(self) -> int:
         return id(self.value)
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         del arrays
         return self.value
 
@@ -67,7 +70,7 @@ class _Array:
 
     number: int
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         return arrays[self.number]
 
 
@@ -79,7 +82,7 @@ class _Table:
     dtype: str
     contents: bytes
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         del arrays
         return jnp.asarray(np.frombuffer(self.contents, np.dtype(self.dtype)).reshape(self.shape))
 
@@ -91,7 +94,7 @@ class _Tree:
     structure: Any
     leaves: tuple[Any, ...]
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         return jax.tree.unflatten(self.structure, [x.build(arrays) for x in self.leaves])
 
 
@@ -102,7 +105,7 @@ class _Instance:
     kind: type
     attributes: tuple[tuple[str, Any], ...]
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         made = object.__new__(self.kind)
         made.__dict__.update({name: x.build(arrays) for name, x in self.attributes})
         return made
@@ -113,7 +116,7 @@ class _Method:
     function: Any
     owner: Any
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         return types.MethodType(self.function.build(arrays), self.owner.build(arrays))
 
 
@@ -123,7 +126,7 @@ class _Partial:
     arguments: Any
     keywords: Any
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         return functools.partial(
             self.function.build(arrays), *self.arguments.build(arrays), **self.keywords.build(arrays)
         )
@@ -141,12 +144,20 @@ class _Function:
     cells: tuple[Any, ...]
     named: tuple[tuple[str, Any], ...]  # the globals that its code names
 
-    def build(self, arrays: Any) -> Any:
+    def build(self, arrays: Arrays) -> Any:
         held = {**self.module.value, **{name: x.build(arrays) for name, x in self.named}}
         cells = tuple(types.CellType(x.build(arrays)) for x in self.cells)
         made = types.FunctionType(self.code, held, self.name, self.defaults.build(arrays), cells)
         made.__kwdefaults__ = self.keyword_defaults.build(arrays)
         return made
+
+
+class Recipe(Protocol):
+    """How to make a value anew, hashable and without its arrays."""
+
+    def build(self, arrays: Arrays) -> Any:
+        """The value, with `arrays` in the places of its own."""
+        ...
 
 
 class _CircularError(Exception):
@@ -162,7 +173,7 @@ class _Reader:
         self.path: list[int] = []  # ids of the values that are being read
         self.tables = tables
 
-    def read(self, value: Any) -> Any:
+    def read(self, value: object) -> Recipe:
         if isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, np.generic):
             return self._array(value)
         if isinstance(value, _PLAIN):
@@ -175,7 +186,7 @@ class _Reader:
         finally:
             self.path.pop()
 
-    def _array(self, value: Any) -> Any:
+    def _array(self, value: AnyArray) -> Recipe:
         value = as_array(value, "an array that a function closes over")
         if self.tables and isinstance(value, np.ndarray) and value.size <= _STATIC_TABLE and value.dtype != object:
             return _Table(value.shape, value.dtype.str, value.tobytes())
@@ -184,7 +195,7 @@ class _Reader:
             self.arrays.append(value)
         return _Array(number)
 
-    def _composite(self, value: Any) -> Any:
+    def _composite(self, value: object) -> Recipe:
         if _of_library(value):
             return _whole(value)
         if isinstance(value, types.FunctionType):
@@ -202,7 +213,7 @@ class _Reader:
         # what holds no array is used as it is, so that a list that a function appends to stays that list
         return recipe if isinstance(value, tuple) or _arrays_in(recipe) else _whole(value)
 
-    def _parts(self, value: Any) -> Any:
+    def _parts(self, value: object) -> Recipe:
         """A container or an object, taken apart."""
         leaves, structure = jax.tree.flatten(value)
         if structure != _LEAF and _hashable(structure):
@@ -212,7 +223,7 @@ class _Reader:
             return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()))
         return _whole(value)
 
-    def _function(self, fn: types.FunctionType) -> Any:
+    def _function(self, fn: types.FunctionType) -> Recipe:
         cells = tuple(self.read(x.cell_contents) for x in fn.__closure__ or ())
         named = []
         for name in sorted(_names(fn.__code__)):
@@ -229,7 +240,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
     return frozenset(own).union(*(_names(x) for x in code.co_consts if isinstance(x, types.CodeType)))
 
 
-def _of_library(value: Any) -> bool:
+def _of_library(value: object) -> bool:
     """Modules, classes, and what well-known libraries define: nothing of a user's hides in them."""
     if isinstance(value, (types.ModuleType, type, types.BuiltinFunctionType, np.ufunc)):
         return True
@@ -239,7 +250,7 @@ def _of_library(value: Any) -> bool:
     return callable(value) and str(module).partition(".")[0] in _LIBRARIES and not getattr(value, "__closure__", None)
 
 
-def _hashable(value: Any) -> bool:
+def _hashable(value: object) -> bool:
     try:
         hash(value)
     except TypeError:
@@ -247,11 +258,11 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> Recipe:
     return _Constant(value, type(value), "") if _hashable(value) else _Same(value)
 
 
-def _arrays_in(recipe: Any) -> bool:
+def _arrays_in(recipe: object) -> bool:
     if isinstance(recipe, (_Tree, _Instance, _Method, _Partial, _Function)):
         return any(_arrays_in(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
     return isinstance(recipe, _Array) or (isinstance(recipe, tuple) and any(map(_arrays_in, recipe)))
@@ -261,18 +272,18 @@ def _arrays_in(recipe: Any) -> bool:
 class Closure:
     """A function without its arrays: static, hashable, and equal to those of functions that do the same."""
 
-    recipe: Any
+    recipe: Recipe
     name: str
     unused: tuple[Any, ...] = ()
     """Of each array None, or shape and dtype where no result depends on it: such arrays are not held."""
 
-    def build(self, held: Any) -> Callable:
+    def build(self, held: Arrays) -> Callable:
         """The function, with `held` in the places of its arrays."""
-        given = iter(held)
+        given: Iterator[Any] = iter(held)
         arrays = [next(given) if x is None else jnp.zeros(*x) for x in self.unused] if self.unused else held
         return self.recipe.build(arrays)
 
-    def without(self, held: Any, used: Any) -> tuple[Closure, Any]:
+    def without(self, held: Sequence[Operand], used: Sequence[bool]) -> tuple[Closure, tuple[Operand, ...]]:
         """The function and its arrays without those that are not `used`."""
         unused = tuple(None if y else (x.array.shape, x.array.dtype) for x, y in zip(held, used, strict=True))
         return dataclasses.replace(self, unused=unused), tuple(x for x, y in zip(held, used, strict=True) if y)
@@ -290,3 +301,25 @@ def hoist(fn: Callable, tables: bool = False) -> tuple[Closure, tuple[Operand, .
     except (_CircularError, ValueError):  # ValueError: a cell that is still empty
         return Closure(_whole(fn), name), ()
     return Closure(recipe, name), tuple(Operand(x, "") for x in reader.arrays)
+
+
+def function_parts(
+    name: str, fn: Callable, operands: Sequence[ArrayLike | Operand], arguments: int, tables: bool = False
+) -> tuple[Closure, tuple[Operand, ...], tuple[Operand, ...]]:
+    """A user's function, its operands, and those that it closes over; raises where it cannot be called with them."""
+    if not callable(fn):
+        raise TypeError(f"{name}: fn must be callable, got {fn!r}")
+    closure, held = hoist(fn, tables)
+    wanted = arguments + len(operands)
+    try:
+        inspect.signature(fn).bind(*[None] * wanted)
+    except ValueError:  # built-in functions do not tell
+        pass
+    except TypeError:
+        takes = {2: "i, j", 3: "score, i, j" if name.startswith("mods") else "weight, i, j"}[arguments]
+        raise TypeError(
+            f"{name}: {closure.name}{inspect.signature(fn)} must take ({takes}) and an argument for each of its"
+            f" {len(operands)} operands, {wanted} in all; indices of batch elements and heads (FlexAttention's b and h)"
+            ' are operands too: jattn.operand(jnp.arange(h), "h")'
+        ) from None
+    return closure, tuple(x if isinstance(x, Operand) else operand(x) for x in operands), held

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods
@@ -19,6 +21,7 @@ from jattn._terms import Operand, working
 from jattn._terms.closures import Closure
 from jattn._terms.linear import nonlinear
 
+T = TypeVar("T")
 _ROWS, _COLUMNS = (
     1009,
     2003,
@@ -26,14 +29,14 @@ _ROWS, _COLUMNS = (
 _ACROSS = ("reduce_", "arg", "cum", "sort", "rev")  # what primitives that mix the entries of an axis begin with
 
 
-def checked(terms: Any, dtype: Any) -> Any:
+def checked(terms: T, dtype: jnp.dtype) -> T:
     """The pytree of terms, whose functions hold no array that they do not use: a method reaches all of its owner's.
 
     Raises for the first function that is not what it must be.  `dtype` is the query's.
     """
     kinds = {mods.Function: "mods.function", masks.Function: "masks.function", gates.Function: "gates.function"}
 
-    def of(x):
+    def of(x: Any) -> Any:
         if type(x) not in kinds or x.closure.unused:
             return x
         held, operands = _describe(x.held, dtype), _describe(x.operands, dtype)
@@ -46,22 +49,27 @@ def checked(terms: Any, dtype: Any) -> Any:
     return jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand)))
 
 
-def _describe(operands: Any, dtype: Any) -> tuple[Any, ...]:
+_Description = tuple[tuple[int, ...], jnp.dtype, str]  # of an operand: shape, dtype and axes
+
+
+def _describe(operands: Iterable[Operand], dtype: jnp.dtype) -> tuple[_Description, ...]:
     return tuple((x.array.shape, _canonical(working(x.array, dtype)), x.axes) for x in operands)
 
 
-def _canonical(dtype: Any) -> Any:
+def _canonical(dtype: jnp.dtype) -> jnp.dtype:
     """The dtype that JAX gives an array: 64 bits are 32 where x64 is off.  Random keys have one of their own."""
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _tile(shape: tuple[int, ...], dtype: Any, axes: str) -> Any:
+def _tile(shape: tuple[int, ...], dtype: jnp.dtype, axes: str) -> jax.ShapeDtypeStruct:
     """An operand cut to the tile of one head."""
     along = [{"t": _ROWS, "s": _COLUMNS}[a] if a in axes else 1 for a in "ts"] if set("ts") & set(axes) else []
     return jax.ShapeDtypeStruct((*along, *shape[len(axes) :]), dtype)
 
 
-def _trace(name: str, closure: Closure, held: Any, arguments: Any) -> Any:
+def _trace(
+    name: str, closure: Closure, held: Iterable[_Description], arguments: Iterable[jax.ShapeDtypeStruct]
+) -> ClosedJaxpr:
     """The function as a jaxpr of the arguments."""
     arrays = [_tile(*x) for x in held]
     try:
@@ -83,7 +91,9 @@ def _trace(name: str, closure: Closure, held: Any, arguments: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) -> tuple[bool, ...]:
+def _check(
+    name: str, closure: Closure, held: tuple[_Description, ...], operands: tuple[_Description, ...], dtype: str
+) -> tuple[bool, ...]:
     """Which of the arrays that it closes over a function uses."""
     computed = jnp.promote_types(dtype, jnp.float32)
     score = [] if name == "masks.function" else [jax.ShapeDtypeStruct((_ROWS, _COLUMNS), computed)]
@@ -127,14 +137,15 @@ def _check(name: str, closure: Closure, held: Any, operands: Any, dtype: str) ->
     return tuple(held_used)
 
 
-def _across(jaxpr: Any) -> str:
+def _across(jaxpr: Jaxpr) -> str:
     """The first primitive that mixes entries along an axis of the tile, "" if there is none."""
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name.startswith(_ACROSS):
             axes = next((params[x] for x in ("axes", "axis", "dimension", "dimensions") if x in params), ())
             axes = (axes,) if isinstance(axes, int) else axes
-            if any(equation.invars[0].aval.shape[x] in (_ROWS, _COLUMNS) for x in axes):
+            shape = getattr(equation.invars[0].aval, "shape", ())
+            if any(shape[x] in (_ROWS, _COLUMNS) for x in axes):
                 return name
         for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(value, "jaxpr", value)
@@ -143,7 +154,7 @@ def _across(jaxpr: Any) -> str:
     return ""
 
 
-def primitives(jaxpr: Any) -> set[str]:
+def primitives(jaxpr: Jaxpr) -> set[str]:
     """Names of the primitives in a jaxpr and in those inside it."""
     names = {equation.primitive.name for equation in jaxpr.eqns}
     inner = [x for equation in jaxpr.eqns for x in jax.tree.leaves(list(equation.params.values()))]

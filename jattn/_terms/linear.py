@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
 class _Kind(enum.Enum):
@@ -43,7 +43,7 @@ def nonlinear(traced: ClosedJaxpr, at: int) -> str | None:
     return "a result without it" if kind is _Kind.FREE else None
 
 
-def _of_value(value: Any) -> _Kind:
+def _of_value(value: object) -> _Kind:
     known = isinstance(value, (int, float, bool, np.ndarray, np.generic))
     return _Kind.ZERO if known and not np.any(value) else _Kind.FREE
 
@@ -58,14 +58,14 @@ def _walk(jaxpr: Jaxpr, consts: Sequence[Any], kinds: Sequence[_Kind]) -> list[_
     return [read(x) for x in jaxpr.outvars]
 
 
-def _inner(equation: Any) -> list[tuple[Jaxpr, Sequence[Any]]]:
+def _inner(equation: JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
     """The jaxprs that an equation runs, with their constants."""
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, (ClosedJaxpr, Jaxpr)))
     closed = [(x.jaxpr, x.consts) for x in values if isinstance(x, ClosedJaxpr)]
     return closed or [(x, ()) for x in values if isinstance(x, Jaxpr)]
 
 
-def _outputs(equation: Any, inputs: list[_Kind]) -> list[_Kind]:
+def _outputs(equation: JaxprEqn, inputs: list[_Kind]) -> list[_Kind]:
     """The kinds of what an equation computes."""
     name, first, rest = equation.primitive.name, inputs[:1], inputs[1:]
     if name in _MOVES:

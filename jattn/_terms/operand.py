@@ -9,38 +9,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_pytree_node
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
 AXES = "bhts"
+
+AnyArray = jax.Array | np.ndarray
+"""An array of JAX, or one of NumPy, which is known while tracing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Operand:
     """An array and the names of its leading axes: a subset of `b h t s`, in that order.
 
-    Axes of the array beyond the named ones are handed to the term whole.
+    Axes of the array beyond the named ones are handed to the term whole.  Made by `jattn.operand`.
     """
 
-    array: Any
+    array: Any  # an array, but JAX's transformations of pytrees put all kinds of things in its place
     axes: str
 
 
 register_pytree_node(Operand, lambda x: ((x.array,), x.axes), lambda axes, children: Operand(children[0], axes))
 
 
-def operand(array: Any, axes: str = "") -> Operand:
+def operand(array: ArrayLike, axes: str = "") -> Operand:
     """Names the axes of an array that a mask, mod or gate takes.
 
-    `axes` is a subset of `"bhts"` in that order: `b` batch, `h` query head, `t` query position, `s` key position.  The
-    term gets it cut to its tile and broadcastable to `[bt, bs]`: `[bt, 1]` for `"t"`, `[1, bs]` for `"s"`, `[]` where
-    it has neither.  Further axes of the array follow, whole: a table `[h, buckets]` named `"h"` arrives as `[buckets]`.
+    The term gets the array cut to its tile and broadcastable to `[bt, bs]`: `[bt, 1]` for `"t"`, `[1, bs]` for `"s"`,
+    `[]` where it has neither.  Further axes of the array follow, whole: a table `[h, buckets]` named `"h"` arrives as
+    `[buckets]`.  Floating-point numbers arrive in float32 or wider, and get gradients.
+
+    Args:
+      array: numbers of any dtype, with the axes that `axes` names in front.
+      axes: a subset of `"bhts"` in that order: `b` batch, `h` query head, `t` query position, `s` key position.
+
+    Returns:
+      What the functions of `jattn.masks`, `jattn.mods` and `jattn.gates` take as an operand.
+
+    Raises:
+      ValueError: `axes` is not such a subset, the array has fewer axes, or it holds integers beyond 32 bits while x64
+        is off.
+      TypeError: `array` is not an array.
 
     >>> import jax.numpy as jnp, jattn
     >>> tilt = jattn.mods.function(lambda score, i, j, slope: score - slope * (i - j), jattn.operand(jnp.ones(2), "h"))
     >>> q = jnp.ones((1, 3, 2, 4))
     >>> jattn.attention(q, q, q, mods=(tilt,)).shape
     (1, 3, 2, 4)
-
-    Raises ValueError where `axes` is not such a subset or the array has fewer axes.
     """
     if not isinstance(axes, str) or "".join(a for a in AXES if a in axes) != axes:
         raise ValueError(f'axes must name a subset of "bhts" in that order, got {axes!r}')
@@ -50,7 +65,7 @@ def operand(array: Any, axes: str = "") -> Operand:
     return Operand(array, axes)
 
 
-def as_array(x: Any, name: str) -> Any:
+def as_array(x: ArrayLike, name: str) -> AnyArray:
     """`x` as an array.  Raises where JAX would wrap its integers around, as ids of 64 bits where x64 is off."""
     if not isinstance(x, (jax.Array, np.ndarray)):
         try:
@@ -72,7 +87,7 @@ def indices(n: int, axis: str) -> Operand:
     return Operand(np.arange(n, dtype=np.int32), axis)
 
 
-def broadcast_operand(array: Any, sizes: dict[str, int], name: str) -> Operand:
+def broadcast_operand(array: ArrayLike, sizes: dict[str, int], name: str) -> Operand:
     """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies."""
     array = as_array(array, name)
     full = tuple(sizes[a] for a in AXES)
@@ -91,7 +106,7 @@ def _padding_hint(shape: tuple[int, ...], sizes: dict[str, int], name: str) -> s
     return f": {name}[:, None, None, :] where [b, s] says which keys are real" if padding else ""
 
 
-def working(array: Any, dtype: Any) -> Any:
+def working(array: AnyArray | jax.ShapeDtypeStruct, dtype: DTypeLike) -> np.dtype:
     """The dtype in which an operand takes part where queries are of `dtype`: float32 or wider, but never wider than
     what the query is computed in."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -100,14 +115,14 @@ def working(array: Any, dtype: Any) -> Any:
     return computed if jnp.dtype(own).itemsize > jnp.dtype(computed).itemsize else own
 
 
-def wide(array: Any) -> Any:
+def wide(array: ArrayLike) -> jax.Array:
     """Floating operands reach a term in float32 or wider: positions times a bfloat16 slope would skip integers."""
     array = jnp.asarray(array)
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if floating else array
 
 
-def number(value: Any, name: str) -> Any:
+def number(value: ArrayLike, name: str) -> float | Operand:
     """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         raise TypeError(f"{name} must be a number or a scalar array, got {value!r}")

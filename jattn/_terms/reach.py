@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jattn import masks
 
@@ -37,7 +37,7 @@ class Span(NamedTuple):
         return not (self.exact and self.right >= 0 and t - 1 - self.left <= s - 1 and self.left + self.right >= 0)
 
 
-def span(mask: Any) -> Span:
+def span(mask: masks.Mask | None) -> Span:
     """The narrowest window around a mask that its static windows give."""
     if mask is None:
         return Span(math.inf, math.inf, True)

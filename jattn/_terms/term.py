@@ -8,8 +8,8 @@ dataclass: the term then computes on plain arrays and never learns what a tile i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,16 @@ from jax.tree_util import register_pytree_node
 
 from jattn._terms.operand import Operand
 
+if TYPE_CHECKING:
+    from jattn.gates import Gate
+    from jattn.masks import Mask
+    from jattn.mods import Mod
+
 T = TypeVar("T")
+
+FieldValue: TypeAlias = Any
+"""What a field of a term holds: a number or an `Operand`, which is an array once a backend has cut it to its tile, and
+a `Range` while the mask is asked for whole blocks.  No type is all of these by turns."""
 
 
 class Term:
@@ -30,7 +39,7 @@ class Term:
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
 
-        def unflatten(aux, children):
+        def unflatten(aux: _Static, children: Iterable[Any]) -> Any:
             x = object.__new__(cls)
             for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
                 object.__setattr__(x, name, value)
@@ -38,11 +47,11 @@ class Term:
 
         register_pytree_node(cls, _flatten, unflatten)
 
-    def bound(self, b: int, h: int) -> Term:
+    def bound(self, b: int, h: int) -> Self:
         """The same term with the indices of batch elements and heads filled in as operands, where it uses them."""
         return self.changed(lambda value: bind(value, b, h))
 
-    def changed(self, change: Callable[[Any], Any]) -> Term:
+    def changed(self, change: Callable[[Any], Any]) -> Self:
         """The same term with every attribute changed."""
         x = object.__new__(type(self))
         for name in _attributes(self):
@@ -50,26 +59,29 @@ class Term:
         return x
 
 
-def _attributes(term: Any) -> tuple[str, ...]:
+def _attributes(term: Term) -> tuple[str, ...]:
     if dataclasses.is_dataclass(term):
         return tuple(f.name for f in dataclasses.fields(term))
     return tuple(sorted(vars(term)))
 
 
-def _flatten(term: Any) -> Any:
+_Static: TypeAlias = tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]  # names of children; all else, by name
+
+
+def _flatten(term: Term) -> tuple[list[Any], _Static]:
     names = _attributes(term)
     inner = tuple(n for n in names if _dynamic(getattr(term, n)))
     return [getattr(term, n) for n in inner], (inner, tuple((n, getattr(term, n)) for n in names if n not in inner))
 
 
-def bind(value: Any, b: int, h: int) -> Any:
+def bind(value: T, b: int, h: int) -> T:
     """`Term.bound` of a term, of the terms in a tuple, or the value itself."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(bind(x, b, h) for x in value)
+        return tuple(bind(x, b, h) for x in value)  # type: ignore[return-value]
     return value.bound(b, h) if isinstance(value, Term) else value
 
 
-def _dynamic(value: Any) -> bool:
+def _dynamic(value: object) -> bool:
     if isinstance(value, tuple):
         return any(map(_dynamic, value))
     return isinstance(value, (Operand, Term, jax.Array, np.ndarray, jax.ShapeDtypeStruct))
@@ -85,31 +97,41 @@ def term(cls: type[T]) -> type[T]:
 class Terms(Term):
     """All that happens to one tile of one head between the two products."""
 
-    compare: Term
-    mods: tuple[Term, ...] = ()
-    mask: Term | None = None
-    gates: tuple[Term, ...] = ()
+    compare: Any  # compares two tiles; the backends look at which term it is
+    mods: tuple[Mod, ...] = ()
+    mask: Mask | None = None
+    gates: tuple[Gate, ...] = ()
 
-    def scores(self, query: Any, key: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
+    def scores(
+        self,
+        query: jax.Array,
+        key: jax.Array,
+        i: jax.Array,
+        j: jax.Array,
+        masked: bool = True,
+        fresh: bool | jax.Array = True,
+    ) -> jax.Array:
         """Scores `[bt, bs]`, -inf where the mask forbids or the pair is not `fresh` (it belongs to another tile)."""
-        return self.finish(self.compare(query, key), i, j, masked, fresh)  # type: ignore[operator]
+        return self.finish(self.compare(query, key), i, j, masked, fresh)
 
-    def finish(self, score: Any, i: Any, j: Any, masked: bool = True, fresh: Any = True) -> Any:
+    def finish(
+        self, score: jax.Array, i: jax.Array, j: jax.Array, masked: bool = True, fresh: bool | jax.Array = True
+    ) -> jax.Array:
         """`scores` once query and key are compared."""
         score = modified(score, self.mods, i, j)
         live = fresh
         if masked and self.mask is not None:
-            live = self.mask(i, j) & fresh  # type: ignore[operator]
+            live = self.mask(i, j) & fresh
         return score if live is True else jnp.where(live, score, -jnp.inf)
 
-    def weights(self, weight: Any, i: Any, j: Any) -> Any:
+    def weights(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         """Weights after the gates."""
         for gate in self.gates:
-            weight = gate(weight, i, j)  # type: ignore[operator]
+            weight = gate(weight, i, j)
         return weight
 
 
-def modified(score: Any, mods: Any, i: Any, j: Any) -> Any:
+def modified(score: jax.Array, mods: Iterable[Mod], i: jax.Array, j: jax.Array) -> jax.Array:
     """The score after the mods.  One that is -inf is hidden: it stays so, and no mod after that sees it.
 
     -inf times a temperature or under a soft cap would come back to life, and make the gradient of either NaN.
@@ -128,15 +150,15 @@ def modified(score: Any, mods: Any, i: Any, j: Any) -> Any:
 class Signature(NamedTuple):
     """What is static about a term: its structure, and the axes of each of its operands."""
 
-    tree: Any
+    tree: Any  # jax.tree_util.PyTreeDef, which is no type to type checkers
     axes: tuple[str, ...]
 
-    def fill(self, values: Any) -> Any:
+    def fill(self, values: Iterable[Any]) -> Any:
         """The term with `values` in the places of its operands."""
         return jax.tree.unflatten(self.tree, values)
 
 
-def split(term: Any) -> tuple[list[Any], Signature]:
+def split(term: object) -> tuple[list[Any], Signature]:
     """Separates the arrays of a term (or of any pytree of terms) from its signature."""
     found, tree = jax.tree.flatten(term, is_leaf=lambda x: isinstance(x, Operand))
     return [x.array for x in found], Signature(tree, tuple(x.axes for x in found))

@@ -22,8 +22,8 @@ from jattn import _terms
 from jattn._call.problem import Problem, reduce, tile_width
 from jattn._terms import Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling
+from jattn._terms.rows import THRESHOLD
 from jattn.backends.steps import Step
-from jattn.normalizers import THRESHOLD
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
 STRIP = 2**20  # scores of a strip, over all heads

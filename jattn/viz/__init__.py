@@ -9,3 +9,9 @@ from jattn.viz.masks import show_mask as show_mask
 from jattn.viz.positions import show_positions as show_positions
 from jattn.viz.weights import show_alignment as show_alignment
 from jattn.viz.weights import show_weights as show_weights
+
+__all__ = ["show_alignment", "show_blocks", "show_mask", "show_positions", "show_weights"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jattn import _terms
 from jattn._call.problem import Problem
-from jattn.normalizers import logsumexp, with_sink
+from jattn._terms.rows import logsumexp, with_sink
 
 
 def _head(

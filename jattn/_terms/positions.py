@@ -1,0 +1,55 @@
+"""Positions and lengths: integers of 32 bits, and sums of them that do not wrap around."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jattn._terms.operand import AnyArray, Operand, number
+
+FAR = 2**31 - 1
+"""The greatest position there can be."""
+
+
+def shifted(position: AnyArray, by: int | AnyArray) -> AnyArray:
+    """position + by, at most the greatest position: in int32 a sum beyond it would come out negative."""
+    if isinstance(by, int) and abs(by) < 2**30:  # positions themselves stay far below that
+        return position + by
+    if isinstance(position, np.ndarray) and isinstance(by, int):
+        return np.minimum(position.astype(np.int64) + by, FAR)
+    if jnp.issubdtype(position.dtype, jnp.floating):
+        return position + by
+    by = jnp.asarray(by, jnp.int32)
+    return jnp.minimum(position, FAR - jnp.maximum(by, 0)) + by
+
+
+def integer(value: ArrayLike, name: str) -> int | Operand:
+    """An int or an int32 operand, within the positions that there can be."""
+    found = number(value, name)
+    if isinstance(found, float) or (isinstance(found, Operand) and not jnp.issubdtype(found.array.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be an integer, got {found!r}")
+    if isinstance(found, Operand):
+        return Operand(_int32(found.array), found.axes)
+    return max(-FAR, min(found, FAR))
+
+
+def lengths(value: ArrayLike, name: str) -> int | Operand:
+    """An int, or integers `[b]` as an operand."""
+    if isinstance(value, (list, tuple)):
+        value = np.asarray(value)
+    if isinstance(value, (np.ndarray, jax.Array)) and value.ndim:
+        if value.ndim > 1 or not jnp.issubdtype(value.dtype, jnp.integer):
+            raise TypeError(f"{name} must be an int or integers [b], got {value.dtype}{list(value.shape)}")
+        return Operand(_int32(value), "b")
+    return integer(value, name)
+
+
+def _int32(array: AnyArray) -> AnyArray:
+    """Integers as int32, those beyond it as its least or greatest."""
+    if array.dtype in (jnp.int8, jnp.int16, jnp.int32, jnp.uint8, jnp.uint16):
+        return array.astype(jnp.int32)
+    least = 0 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else -FAR
+    xp = np if isinstance(array, np.ndarray) else jnp
+    return xp.clip(array, xp.asarray(least, array.dtype), xp.asarray(FAR, array.dtype)).astype(jnp.int32)
