@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.check:
-        return subprocess.call([sys.executable, "-m", "pytest", "-m", "aot", "tests/test_tpu.py"], cwd=ROOT)
+        return subprocess.call([sys.executable, "-m", "pytest", "-m", "aot", "tests/backends/pallas_tpu"], cwd=ROOT)
     peers = [peer for peer in PEERS if not missing([PEERS[peer].package])] if options.peers is None else options.peers
     absent = missing(["tqdm", "libtpu", *(PEERS[peer].package for peer in peers)])
     if absent:

@@ -9,7 +9,7 @@ from flax import nnx
 from jattn import masks, mods
 from jattn.nn import BlockCache, TransformerBlock
 from tests.layers import LOOSE, TIGHT, normal, pure, randomised
-from tests.test_nn import compare, dense
+from tests.nn.test_multi_head import compare, dense
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick")
