@@ -14,9 +14,12 @@ import pytest
 
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
-from jattn._call import checks, dispatch, targets
-from jattn._call.problem import Spec, reduce
+from jattn._call import checks, targets
+from jattn._call.problem import reduce
+from jattn._derivatives import twin
 from jattn.backends import whole_rows
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.contract import Spec
 from jattn.backends.reference import forward as reference
 from tests import oracle
 from tests.evaluate import QUICK
@@ -320,8 +323,8 @@ def _twin(query, key, value, **options):
     """What the higher derivatives of the fused backends are derivatives of."""
     problem = checks.problem(query, key, value, score=scores.dot(), mods_=options.pop("mods"), **options)
     q, k, v, operands, signature = reduce(problem)
-    spec = Spec("blockwise", signature, query.dtype, None, None, targets.current())
-    return whole_rows.attend(spec, q, k, v, operands)
+    spec = Spec(BLOCKWISE, signature, query.dtype, None, None, targets.current())
+    return twin.attend(spec, q, k, v, operands)
 
 
 WAYS = {
@@ -492,5 +495,5 @@ def test_nothing_to_attend_to(name, sizes):
         np.testing.assert_array_equal(out, np.zeros(shape("bthe")))
         np.testing.assert_array_equal(lse, np.full(shape("bth"), -np.inf))
         assert weights.shape == shape("bhts")
-        strips = jax.jit(lambda x: dispatch._run_rows(x, None, None)[0])(problem)
+        strips = jax.jit(whole_rows.attention)(problem)
         np.testing.assert_array_equal(strips, np.zeros(shape("bthe")))
