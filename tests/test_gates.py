@@ -3,11 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jattn
 from jattn import gates, masks
-from jattn._terms import counter_hash
 
 MASK = 2**32 - 1
 
@@ -27,14 +25,6 @@ def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
     return _mix(row ^ _mix(j * 0x165667B1 + 1 & MASK))
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("seed", [0, 1, 12345, MASK])
-def test_bits_are_the_ones_specified(seed):
-    i, j = np.array([0, 1, 70000]), np.array([0, 3, 511, 2**20])
-    got = counter_hash.bits(seed if seed < 2**31 else np.uint32(seed), 2, 5, i[:, None], j[None])
-    np.testing.assert_array_equal(got, [[_bits(seed, 2, 5, int(x), int(y)) for y in j] for x in i])
-
-
 def _keep(seed, rate=0.5, b=2, t=67, h=3, s=59, **options):
     """Where dropout kept the weight, seen through attention itself: one-hot values read the weights out."""
     q, k = jnp.zeros((b, t, h, 4)), jnp.zeros((b, s, h, 4))
@@ -51,25 +41,6 @@ def test_same_bits_for_every_tiling_and_backend():
     shape = dict(b=2, t=67, h=3, s=59)
     seen = jattn.weights(*(jnp.zeros((2, n, 3, 4)) for n in (67, 59, 59)), dropout=gates.dropout(0.5, 7))
     np.testing.assert_allclose(np.asarray(seen) * shape["s"], wanted * 2.0, rtol=1e-5)
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_rate_and_independence(rate):
-    n = 256
-    i, j = np.arange(n)[:, None], np.arange(n)[None]
-    bits = np.stack([counter_hash.bits(seed, b, h, i, j) for seed in (0, 1) for b in (0, 1) for h in (0, 1)])
-    kept = (bits >= np.uint32(rate * 2**32)) - (1 - rate)
-    noise = np.sqrt(rate * (1 - rate))
-    assert abs(kept.mean()) < 5 * noise / np.sqrt(kept.size)
-    bound = 5 * noise**2 / np.sqrt(n * n)
-    for plane in kept:
-        for shift in ((0, 1), (1, 0), (1, 1), (0, 16), (64, 0)):
-            assert abs((plane * np.roll(plane, shift, (0, 1))).mean()) < bound
-    for m in range(len(kept)):
-        for other in range(m):
-            assert abs((kept[m] * kept[other]).mean()) < bound
-    for axis in (1, 2):  # no row and no column is special
-        assert np.abs(kept.mean(axis)).max() < 6 * noise / np.sqrt(n)
 
 
 def test_zero_rate_drops_nothing_and_seeds_differ():

@@ -12,7 +12,6 @@ import pytest
 
 import jattn
 from jattn import masks, mods, scores
-from jattn._terms import block_tables
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.blockwise.sizes import Limits
 from tests.cases import CASES, make
@@ -138,31 +137,6 @@ def test_nothing_at_all(sizes):
 
 
 # Tables
-
-
-@pytest.mark.parametrize("name", ["causal", "window", "not causal", "holes", "nothing"])
-def test_long_tables_say_the_same_in_three_numbers_a_row(name):
-    mask = {
-        "causal": masks.causal(5),
-        "window": masks.window(17, 9),
-        "not causal": ~masks.causal(),
-        "holes": masks.dilated(20),
-        "nothing": masks.prefix(0),
-    }[name]
-    query, key = block_tables.Tiling(60, 4), block_tables.Tiling(50, 3)
-    wanted = block_tables.table(mask, query, key)
-    found = block_tables.table(mask, query, key, most=20)
-    assert isinstance(found.index, block_tables.Runs)
-    for row in range(query.count):
-        at = (0, 0, row)
-        cut = lambda x, at=at: [int(x.block(at, n)) for n in range(int(x.full[at] + x.partial[at]))]
-        full = int(found.full[at])
-        if name == "holes":  # visits more, never less
-            assert full == 0
-            assert set(cut(wanted)) <= set(cut(found))
-        else:
-            assert full == wanted.full[at]
-            assert cut(found) == cut(wanted)
 
 
 def test_long_additive_masks_are_traced_at_once():

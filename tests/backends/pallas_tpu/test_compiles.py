@@ -1,0 +1,79 @@
+"""What the TPU compiler makes of the kernels, for chips that are not here; and how large programs are."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import masks
+from jattn._call import targets
+from tests import aot
+
+
+def _assert_compiles(chip, names):
+    for found in aot.compile_all(chip, names):
+        assert found.get("kernels") == 2, f"{chip} {found}"
+
+
+needs_libtpu = pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("chip", "names"),
+    [
+        ("v4", ["d64-t8192"]),
+        ("v5e", ["d128-t1000", "pod"]),
+        ("v5p", ["d256-t8192"]),
+        ("v6e", ["d64-t1000"]),
+        ("tpu7x", ["d128-t8192"]),
+    ],
+)
+def test_it_compiles(chip, names):
+    """Forward and backward with causal + segments + soft cap + bias + dropout, at one size for each generation."""
+    _assert_compiles(chip, names)
+
+
+@needs_libtpu
+@pytest.mark.aot
+@pytest.mark.parametrize("chip", aot.TOPOLOGIES)
+def test_it_compiles_at_every_size(chip):
+    _assert_compiles(chip, list(aot.CASES))
+
+
+@needs_libtpu
+@pytest.mark.aot
+def test_it_compiles_with_lists_that_no_memory_holds_and_with_layouts():
+    _assert_compiles("v5e", [*aot.LONG, *aot.LAYOUTS])
+
+
+def _lowered(mask, *, b=1, t=4096, h=8, g=8):
+    """The program of all gradients for v5e, as text."""
+    q, k = (jax.ShapeDtypeStruct((b, t, n, 128), jnp.bfloat16) for n in (h, g))
+    loss = lambda q, k, v: jattn.attention(q, k, v, mask=mask).astype(jnp.float32).sum()
+    with mock.patch.object(targets, "current", return_value=targets.Target("tpu", "v5e")):
+        jattn.api._run.clear_cache()
+        lowered = jax.jit(jax.grad(loss, (0, 1, 2))).trace(q, k, k).lower(lowering_platforms=("tpu",))
+    text = lowered.as_text()
+    assert text.count("@tpu_custom_call") == 2
+    return text
+
+
+@pytest.mark.parametrize("mask", [None, masks.causal(), masks.window(1023)], ids=["full", "causal", "window"])
+def test_programs_do_not_grow_with_heads(mask):
+    """Lists of tiles are constants of the program: none at all without a mask, and never one for each head."""
+    few, many = (len(_lowered(mask, t=2**20, h=h, g=1)) for h in (1, 32))
+    assert many < 1.1 * few
+    assert few < 400_000
+
+
+def test_programs_do_not_grow_with_layouts():
+    bits = np.random.default_rng(0).random((8, 64, 64)) < 0.4
+    plain, one, several = (len(_lowered(m)) for m in (None, masks.blocks(bits[0], 64), masks.blocks(bits, 64)))
+    assert one < plain + 600_000
+    assert several < one + 8 * 4 * bits.size

@@ -1,0 +1,190 @@
+"""Every transformation of JAX, in any nesting, on every backend, against the same transformation of the definition."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import jet
+
+import jattn
+from jattn import masks
+from tests.derivatives.problem import (
+    DEFINITION,
+    B,
+    E,
+    H,
+    T,
+    along,
+    assert_same,
+    attend,
+    floats,
+    inner,
+    integers,
+    loss,
+    only,
+    run,
+)
+from tests.evaluate import equations
+from tests.tolerances import assert_close
+from tests.toy import TOY
+
+# name: from f(x) to a function of (x, dx)
+TRANSFORMS = {
+    "grad": lambda f: lambda x, dx: jax.grad(f)(x),
+    "jvp": lambda f: lambda x, dx: along(f, x, dx),
+    "forward over reverse": lambda f: lambda x, dx: along(jax.grad(f), x, dx),
+    "reverse over forward": lambda f: lambda x, dx: jax.grad(lambda y: along(f, y, dx))(x),
+    "reverse over reverse": lambda f: lambda x, dx: jax.grad(lambda y: inner(jax.grad(f)(y), dx))(x),
+    "forward over forward": lambda f: lambda x, dx: along(lambda y: along(f, y, dx), x, dx),
+    "third order": lambda f: lambda x, dx: along(lambda y: along(jax.grad(f), y, dx), x, dx)["q"],
+    "linearize": lambda f: lambda x, dx: jax.linearize(f, x)[1](dx),
+    "linear transpose": lambda f: lambda x, dx: jax.linear_transpose(functools.partial(along, f, x), dx)(1.0),
+    "checkpoint": lambda f: lambda x, dx: jax.grad(jax.checkpoint(f))(x),
+    "forward over checkpoint": lambda f: lambda x, dx: along(jax.grad(jax.checkpoint(f)), x, dx),
+}
+SOME = ("q", "sinks", "cap")
+JACOBIANS = {
+    "jacfwd": (jax.jacfwd, attend),
+    "jacrev": (jax.jacrev, attend),
+    "hessian": (jax.hessian, loss),
+    "jacrev of jacfwd": (lambda f: jax.jacrev(jax.jacfwd(f)), loss),
+    "grad of jacfwd": (
+        lambda f: jax.grad(lambda y: sum(jnp.sum(jnp.sin(z)) for z in jax.tree.leaves(jax.jacfwd(f)(y)))),
+        attend,
+    ),
+}
+SMOKE = {"grad", "jvp"}
+BACKENDS = {"blockwise": "blockwise", "reference": "reference", "toy": TOY, "pallas_tpu": "pallas_tpu"}
+# the interpreter compiles for long: of the kernels, what reaches each rule
+KERNELS = {"grad", "jvp", "forward over reverse", "reverse over reverse", "third order", "linear transpose", "jacrev"}
+
+
+def _scan_over_layers(implementation):
+    def fn(x, layers):
+        def layer(v, w):
+            out, lse = attend({**x, "w": w}, integers(0), implementation)
+            return v + 0.1 * jnp.sum(out), lse
+
+        return jnp.sum(jax.lax.scan(layer, x["v"], layers)[1] ** 2)
+
+    return jax.grad(fn, (0, 1))
+
+
+def _made(name):
+    """From a backend to a function, and the arguments of the function."""
+    n = integers(0)
+    if name == "scan over layers":
+        return _scan_over_layers, (floats(1), jnp.stack([floats(s)["w"] for s in range(3)]))
+    if name in TRANSFORMS:
+        return lambda backend: TRANSFORMS[name](lambda x: loss(x, n, backend)), (floats(1), floats(2))
+    transform, of = JACOBIANS[name]
+    x = floats(1)
+    return lambda backend: transform(lambda y: of({**x, **y}, n, backend)), (only(x, SOME),)
+
+
+@functools.lru_cache(maxsize=1)
+def _wanted(name):
+    make, args = _made(name)
+    return run(make, DEFINITION, *args)
+
+
+ROWS = [
+    pytest.param(name, backend, marks=[pytest.mark.smoke] if name in SMOKE and backend == "blockwise" else [])
+    for name in (*TRANSFORMS, *JACOBIANS, "scan over layers")
+    for backend in BACKENDS
+    if backend != "pallas_tpu" or name in KERNELS
+]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("name", "backend"), ROWS)
+def test_every_derivative_on_every_backend(name, backend, monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    make, args = _made(name)
+    assert_same(run(make, BACKENDS[backend], *args), _wanted(name), 1e-4 if backend == "pallas_tpu" else 1e-11)
+
+
+# Integers, and what is not differentiated
+
+
+@pytest.mark.usefixtures("x64")
+def test_integer_arrays_have_float0_derivatives():
+    x, n = floats(1), integers(2)
+    names = ("q_ids", "length", "seed", "dense")
+    of = lambda some: loss(x, {**n, **some}, "blockwise")
+    some = only(n, names)
+    zeros = {name: np.zeros(y.shape, jax.dtypes.float0) for name, y in some.items()}
+    value, slope = jax.jvp(of, (some,), (zeros,))
+    assert slope == 0 and value == of(some)
+    gradient = jax.grad(of, allow_int=True)(some)
+    assert all(gradient[name].dtype == jax.dtypes.float0 for name in names)
+    both = jax.grad(lambda x, n: loss(x, n, "blockwise"), (0, 1), allow_int=True)(x, n)
+    alone = jax.grad(loss)(x, n, "blockwise")
+    assert all((both[0][name] == alone[name]).all() for name in x)
+
+
+@pytest.mark.smoke
+def test_an_array_that_is_not_differentiated_gets_no_gradient():
+    x, n = floats(1), integers(2)
+    of = lambda names: jax.make_jaxpr(jax.grad(lambda y: loss({**x, **y}, n, "blockwise")))(only(x, names)).jaxpr
+    for names, count in ((("q", "k", "v"), 3), (("q", "bias"), 4), (("table", "cap"), 5)):
+        (backward,) = equations(of(names), "attend_backward")
+        assert len(backward.outvars) == count
+
+
+# Residuals by name
+
+
+def _block(x):
+    return x + jattn.attention(jnp.sin(x), x, x, mask=masks.causal(), sinks=jnp.ones(H), blocks=(2, 3))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("names", "kernels"), [(jattn.RESIDUAL_NAMES, 1), ((), 2), (jattn.RESIDUAL_NAMES[:1], 2)])
+def test_saved_residuals_leave_the_kernel_without_a_second_run(names, kernels):
+    policy = jax.checkpoint_policies.save_only_these_names(*names)
+    layer = jax.checkpoint(_block, policy=policy)
+    gradient = jax.grad(lambda x: jnp.sum(jnp.sin(layer(x))))
+    x = floats(1)["q"]
+    assert len(list(equations(jax.make_jaxpr(gradient)(x).jaxpr, "attend"))) == kernels
+    assert_close(gradient(x), jax.grad(lambda x: jnp.sum(jnp.sin(_block(x))))(x), 1e-5)
+
+
+# Transformations that need rules of their own
+
+
+@pytest.mark.usefixtures("x64")
+def test_linear_transpose_in_the_values():
+    x = floats(1)
+    fn = lambda v: jattn.attention(x["q"], x["k"], v, mask=masks.causal(-1), bias=x["bias"], blocks=(2, 3))
+    u = jnp.cos(jnp.arange(B * T * H * E, dtype=float)).reshape(B, T, H, E)
+    (got,), (wanted,) = jax.linear_transpose(fn, x["v"])(u), jax.vjp(fn, x["v"])[1](u)
+    assert_close(got, wanted, 1e-12)
+    with pytest.raises(NotImplementedError, match="linear in the values alone"):
+        jax.linear_transpose(lambda q: jattn.attention(q, x["k"], x["v"]), x["q"])(u)
+
+
+@pytest.mark.usefixtures("x64")
+def test_jet():
+    """Taylor coefficients of attention along a curve are the derivatives along it."""
+    x, dx = floats(1), floats(2)
+    fn = lambda q, k, v, implementation: jattn.attention(q, k, v, mask=masks.causal(1), implementation=implementation)
+    names = ("q", "k", "v")
+    first = tuple(x[y] for y in names)
+    series = tuple((dx[y], x[y], dx[y]) for y in names)
+    out, terms = jet.jet(functools.partial(fn, implementation="blockwise"), first, series)
+
+    def curve(t):
+        return fn(
+            *(x + t * a + t**2 / 2 * b + t**3 / 6 * c for x, (a, b, c) in zip(first, series, strict=True)), "reference"
+        )
+
+    assert_close(out, curve(0.0), 1e-12)
+    derivative = curve
+    for term in terms:
+        derivative = jax.jacfwd(derivative)
+        assert_close(term, derivative(0.0), 1e-10)
