@@ -7,14 +7,23 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # shared by the workers of one run, and kept between runs of CI
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import chex
 import hypothesis
 import jax
 import pytest
 
-import jattn  # noqa: F401  else collecting doctests imports its modules once more, as others
+from tests import signatures
+
+signatures.install()  # imports jattn, without which collecting doctests would import its modules once more, as others
 
 hypothesis.settings.register_profile("jattn", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("jattn")
+
+
+@pytest.fixture(autouse=True)
+def _no_traces_of_other_tests():
+    """`chex.assert_max_traces` counts by source, so that a parametrized test would go on from its other rows."""
+    chex.clear_trace_counter()
 
 
 @pytest.fixture

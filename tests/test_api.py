@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +59,7 @@ def test_sample_draws_from_the_softmax():
     np.testing.assert_allclose(share, wanted, atol=4 * np.sqrt(0.25 / 6000))
     np.testing.assert_allclose(out[0, :, 0], v[0, index[0, :, 0], 0])
     np.testing.assert_allclose(log_prob[0, :, 0], np.log(wanted[index[0, :, 0]]), rtol=1e-4)
-    assert not np.array_equal(index, jattn.sample(jax.random.key(1), q, k, v)[1])
+    assert not np.array_equal(index, jattn.sample(jax.random.key(1), q, k, v, mask=masks.prefix(4))[1])
 
 
 def test_log_prob_is_differentiable_and_its_gradient_has_mean_zero(x64):
@@ -99,12 +100,10 @@ def test_merge_of_parts_is_the_whole(x64, cuts):
         return jattn.merge(*[jattn.attention(q, k[:, x], v[:, x], mask=mask[:, x], return_lse=True) for x in pieces])
 
     whole = lambda q, k, v: jattn.attention(q, k, v, mask=mask, return_lse=True)
-    for got, wanted in zip(jax.jit(parts)(q, k, v), jax.jit(whole)(q, k, v), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-13)
+    chex.assert_trees_all_close(jax.jit(parts)(q, k, v), jax.jit(whole)(q, k, v), atol=1e-13)
     loss = lambda fn: lambda *x: sum(jnp.sum(jnp.sin(jnp.where(jnp.isfinite(y), y, 0))) for y in fn(*x))
     got, wanted = (jax.jit(jax.grad(loss(fn), (0, 1, 2)))(q, k, v) for fn in (parts, whole))
-    for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12)
+    chex.assert_trees_all_close(got, wanted, atol=1e-12)
 
 
 def test_merge_keeps_the_dtype():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,18 +73,15 @@ def test_nothing(size, implementation):
     options = {"mask": masks.causal() & masks.lengths(np.ones(b, int)), "mods": mods.alibi(jnp.ones(4))}
     of = lambda q, k, v: _attend(implementation, q, k, v, return_lse=True, **options)
     (out, lse), pull = jax.vjp(of, q, k, v)
-    assert out.shape == (b, t, 4, 3)
-    assert lse.shape == (b, t, 4)
+    chex.assert_shape([out, lse], [(b, t, 4, 3), (b, t, 4)])
     assert not out.any()
     assert np.isneginf(lse).all()
-    for x, y in zip(pull((out, lse)), (q, k, v), strict=True):
-        assert x.shape == y.shape
-        assert not x.any()
+    chex.assert_trees_all_equal(pull((out, lse)), jax.tree.map(jnp.zeros_like, (q, k, v)))
     assert (_attend(implementation, q, k, v, sinks=jnp.ones(4), return_lse=True)[1] == 1).all()
     assert jattn.weights(q, k, v, **options).shape == (b, 4, t, s)
     assert jattn.attention(q, k, v, normalizer=normalizers.sparsemax()).shape == (b, t, 4, 3)
     drawn, index, log_prob = jattn.sample(jax.random.key(0), q, k, v)
-    assert (drawn.shape, index.shape, log_prob.shape) == ((b, t, 4, 3), (b, t, 4), (b, t, 4))
+    chex.assert_shape([drawn, index, log_prob], [(b, t, 4, 3), (b, t, 4), (b, t, 4)])
     assert (index == -1).all()
     jattn.explain(q, k, v, **options)
 

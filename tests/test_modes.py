@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,8 +103,8 @@ def test_operands_of_float64_beside_narrower_queries(name, implementation, dtype
     narrow, wide = (arrays, options), (arrays, widen(options))
     (wanted, pulled), (got, gradients) = (both(*x) for both, x in (_both(y, implementation) for y in (narrow, wide)))
     jax.tree.map(lambda x, y: assert_close(x, y, 1e-6), got, wanted)
-    assert jax.tree.map(lambda x: x.dtype, got) == jax.tree.map(lambda x: x.dtype, wanted)
-    assert [x.dtype for x in gradients] == [x.dtype for x in _both(wide, implementation)[1]]
+    chex.assert_trees_all_equal_dtypes(got, wanted)
+    chex.assert_trees_all_equal_dtypes(list(gradients), _both(wide, implementation)[1])
     for x, y in zip(gradients, pulled, strict=True):
         assert_close(x, y, 0.02 if dtype == "bfloat16" else 1e-5)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -396,7 +397,7 @@ def test_what_nobody_sees_reaches_nothing(way, name):
     wanted = fn(x)
     assert all(np.all(np.isfinite(y)) for y in wanted[1])
     for bad in (np.nan, np.inf, -np.inf):
-        jax.tree.map(np.testing.assert_array_equal, fn(_poisoned(x, bad)), wanted)
+        chex.assert_trees_all_equal(fn(_poisoned(x, bad)), wanted)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -430,7 +431,7 @@ def test_weights_and_samples():
     mask = masks.lengths(jnp.asarray(_kv), jnp.asarray(_q))
     np.testing.assert_array_equal(*(jattn.weights(y.query, y.key, y.value, mask=mask) for y in (clean, dirty)))
     draws = [jattn.sample(jax.random.key(KEY), y.query, y.key, y.value, mask=mask) for y in (clean, dirty)]
-    jax.tree.map(np.testing.assert_array_equal, *draws)
+    chex.assert_trees_all_equal(*draws)
     # seen: no draw could be right
     query = x.query.copy()
     query[0, 1] = np.nan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,8 +80,7 @@ def test_what_nobody_sees_reaches_nothing(bad, blocks, way):
         blocks=blocks,
         implementation=way,
     )
-    for x, y in zip(got, wanted, strict=True):
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal(got, wanted)
     assert np.all(got[0][1, 3] == 0)
     assert np.all(np.isneginf(got[1][1, 3]))
     assert np.all(got[2][1, 3] == 0)
@@ -94,8 +94,7 @@ def test_tangents_of_what_nobody_sees(blocks):
     fn = functools.partial(jattn.attention, mask=mask, implementation="blockwise", return_lse=True, blocks=blocks)
     clean = jax.jvp(fn, (q, k, v), (q, k, v))
     q, k, v = q.at[1, 3].set(jnp.nan), k.at[0, 5:].set(jnp.nan), v.at[0, 5:].set(jnp.nan)
-    for x, y in zip(jax.tree.leaves(jax.jvp(fn, (q, k, v), (q, k, v))), jax.tree.leaves(clean), strict=True):
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal(jax.jvp(fn, (q, k, v), (q, k, v)), clean)
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
@@ -126,10 +125,10 @@ def test_nothing_at_all(sizes):
     q, k, v = _qkv(**sizes)
     fn = functools.partial(jattn.attention, implementation="blockwise", return_lse=True, mask=masks.causal())
     (out, lse), pull = jax.vjp(fn, q, k, v)
-    assert (out.shape, lse.shape) == (q.shape, q.shape[:3])
+    chex.assert_shape([out, lse], [q.shape, q.shape[:3]])
     assert not out.any()
     assert np.isneginf(lse).all()
-    assert [x.shape for x in pull((out, lse))] == [x.shape for x in (q, k, v)]
+    chex.assert_trees_all_equal_shapes(pull((out, lse)), (q, k, v))
     assert not any(x.any() for x in pull((jnp.ones_like(out), jnp.ones_like(lse))))
     (_, _), (dout, dlse) = jax.jvp(fn, (q, k, v), (q, k, v))
     assert not dout.any()

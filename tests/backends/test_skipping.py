@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,8 +93,7 @@ def test_nans_in_unused_keys_reach_nothing(name):
     bad = (jnp.arange(LENGTH) >= 8)[:, None, None]
     spoilt = q, jnp.where(bad, jnp.nan, k), jnp.where(bad, jnp.nan, v)
     np.testing.assert_array_equal(jax.jit(attend)(*spoilt, mask), jax.jit(attend)(q, k, v, mask))
-    for got, wanted in zip(jax.jit(gradients)(*spoilt, mask), jax.jit(gradients)(q, k, v, mask), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    chex.assert_trees_all_equal(jax.jit(gradients)(*spoilt, mask), jax.jit(gradients)(q, k, v, mask))
     assert not np.any(jax.jit(gradients)(*spoilt, mask)[1][:, 8:])
 
 
@@ -118,17 +118,15 @@ def test_skipping_changes_no_values():
 def test_full_blocks_never_look_at_the_mask():
     only = masks.prefix(2 * BLOCK) & ~masks.prefix(BLOCK)
     np.testing.assert_array_equal(attend(*QKV, _Claims()), attend(*QKV, only))
-    for got, wanted in zip(gradients(*QKV, _Claims()), gradients(*QKV, only), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
+    chex.assert_trees_all_close(gradients(*QKV, _Claims()), gradients(*QKV, only), atol=1e-6)
 
 
 def test_one_program_decodes_every_step():
     q, k, v = QKV
-    traced = []
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def step(n, k, v):
-        traced.append(0)
         return attend(jax.lax.dynamic_slice_in_dim(q, n, 1, axis=1), k, v, masks.causal(n))
 
     whole = attend(q, k, v, masks.causal())
@@ -136,4 +134,3 @@ def test_one_program_decodes_every_step():
         unwritten = (jnp.arange(LENGTH) // BLOCK > n // BLOCK)[:, None, None]  # blocks of the cache not reached yet
         got = step(n, *(jnp.where(unwritten, jnp.nan, x) for x in (k, v)))
         np.testing.assert_allclose(got[:, 0], whole[:, n], rtol=1e-5, atol=1e-6)
-    assert len(traced) == 1

@@ -63,10 +63,10 @@ BACKENDS = {"blockwise": "blockwise", "reference": "reference", "toy": TOY, "pal
 KERNELS = {"grad", "jvp", "forward over reverse", "reverse over reverse", "third order", "linear transpose", "jacrev"}
 
 
-def _scan_over_layers(implementation):
+def _scan_over_layers(n, implementation):
     def fn(x, layers):
         def layer(v, w):
-            out, lse = attend({**x, "w": w}, integers(0), implementation)
+            out, lse = attend({**x, "w": w}, n, implementation)
             return v + 0.1 * jnp.sum(out), lse
 
         return jnp.sum(jax.lax.scan(layer, x["v"], layers)[1] ** 2)
@@ -78,7 +78,7 @@ def _made(name):
     """From a backend to a function, and the arguments of the function."""
     n = integers(0)
     if name == "scan over layers":
-        return _scan_over_layers, (floats(1), jnp.stack([floats(s)["w"] for s in range(3)]))
+        return functools.partial(_scan_over_layers, n), (floats(1), jnp.stack([floats(s)["w"] for s in range(3)]))
     if name in TRANSFORMS:
         return lambda backend: TRANSFORMS[name](lambda x: loss(x, n, backend)), (floats(1), floats(2))
     transform, of = JACOBIANS[name]

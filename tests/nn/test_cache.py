@@ -1,5 +1,6 @@
 """Decoding through a cache: against the whole sequence at once, under the transformations, at the edges."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,6 +156,7 @@ def test_scan_carries_the_cache_and_compiles_once():
     layer, x = make("grouped_rotary"), normal((B, N, F))
 
     @nnx.jit
+    @chex.assert_max_traces(n=1)
     def run(layer, x):
         def step(cache, token):
             out, cache = layer.decode(token[:, None], cache)
@@ -162,7 +164,8 @@ def test_scan_carries_the_cache_and_compiles_once():
 
         return jax.lax.scan(step, layer.cache(N, (B,)), x.swapaxes(0, 1))[1].swapaxes(0, 1)
 
-    assert_close(run(layer, x), layer(x), LOOSE)
+    for prompt in (x, 2 * x):
+        assert_close(run(layer, prompt), layer(prompt), LOOSE)
 
 
 def test_vmap_over_caches():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 import jattn
-from jattn import api, gates, masks, mods, scores
+from jattn import gates, masks, mods, scores
 from jattn._terms.closures import hoist
 from tests.evaluate import equations
 from tests.tolerances import assert_close
@@ -187,18 +188,19 @@ def test_a_numpy_table_leaves_a_mask_static():
 
 
 def test_a_function_made_anew_does_not_compile_again():
-    def use(x, n):
-        tilt = mods.function(lambda s, i, j: s * x - n * (i - j))
-        near = masks.function(lambda i, j: abs(i - j) < n)
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def use(tilt, near):
         return jattn.attention(Q, K, V, mods=(tilt,), mask=near)
 
-    use(jnp.float32(0.5), 3)
-    before = api._run._cache_size()
-    use(jnp.float32(0.7), 3)
-    assert api._run._cache_size() == before
-    use(jnp.float32(0.7), 3.0)  # not the same program: a float is not an int
-    use(jnp.float32(0.7), 4)
-    assert api._run._cache_size() == before + 2
+    def made(x, n):
+        return mods.function(lambda s, i, j: s * x - n * (i - j)), masks.function(lambda i, j: abs(i - j) < n)
+
+    use(*made(jnp.float32(0.5), 3))
+    use(*made(jnp.float32(0.7), 3))
+    for other in (3.0, 4):  # not the same program: a float is not an int
+        with pytest.raises(AssertionError, match="traced > 1 times"):
+            use(*made(jnp.float32(0.7), other))
 
 
 LEVEL = 2.0

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -107,8 +108,7 @@ def test_encoding(small):
 
 
 def test_batches_are_a_pure_function_of_seed_and_step_and_go_through_all(small):
-    for a, b in zip(data.training_batch(3, 7, 16), data.training_batch(3, 7, 16), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(data.training_batch(3, 7, 16), data.training_batch(3, 7, 16))
     assert data.training_batch(3, 7, 16).seed != data.training_batch(3, 8, 16).seed
     everything, _ = data.encoded()
     first = np.concatenate([data.training_batch(5, step, 20).passage for step in range(3)])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import defaultdict
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,8 +61,7 @@ def line(**changes):
 
 
 def test_batches_are_a_pure_function_of_seed_and_step():
-    for a, b in zip(data.training_batch(3, 7, 16), data.training_batch(3, 7, 16), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(data.training_batch(3, 7, 16), data.training_batch(3, 7, 16))
     first = data.training_batch(3, 7, 16).source
     assert not np.array_equal(first, data.training_batch(3, 8, 16).source)
     assert not np.array_equal(first, data.training_batch(4, 7, 16).source)

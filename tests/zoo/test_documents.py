@@ -4,6 +4,7 @@ import collections
 import functools
 import itertools
 
+import chex
 import numpy as np
 import pytest
 from flax import nnx
@@ -112,8 +113,7 @@ def test_sentences_beside_the_verdict_follow_one_another(made_up):
 
 def test_batches_are_a_pure_function_of_seed_and_step(made_up):
     first = data.training_batch(3, 7, 8, 0.3)
-    for a, b in zip(first, data.training_batch(3, 7, 8, 0.3), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(first, data.training_batch(3, 7, 8, 0.3))
     assert not np.array_equal(first.words, data.training_batch(3, 8, 8, 0.3).words)
     assert not np.array_equal(first.words, data.training_batch(4, 7, 8, 0.3).words)
     whole = data.training_batch(3, 7, 8, 0.0)

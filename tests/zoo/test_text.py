@@ -1,5 +1,6 @@
 """The language model of the standard library's source: its data, its model, its memory."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,8 +122,7 @@ def test_remat_changes_nothing():
     for remat in (False, True):
         graph, params = nnx.split(model(remat=remat), nnx.Param)
         losses.append(jax.jit(jax.grad(lambda p, graph=graph: jnp.sum(nnx.merge(graph, p)(source) ** 2)))(params))
-    for a, b in zip(*map(jax.tree.leaves, losses), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(*losses, rtol=1e-4, atol=1e-4)
 
 
 def test_memory_of_a_step_is_linear_in_the_length():

@@ -1,0 +1,48 @@
+"""Signatures are checked while tests run: every call between the modules of `CHECKED` has the types and shapes that its
+annotations say, as jaxtyping and beartype see them.
+
+What users call, and what looks at their arguments for it, is not among them: there a wrong argument gets the library's
+own error, which would come too late.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jaxtyping
+
+CHECKED = (
+    *(f"jattn._terms.{x}" for x in ("block_tables", "linear", "reach", "term")),
+    *(f"jattn._call.{x}" for x in ("dispatch", "plan", "problem", "shifts", "targets")),
+    "jattn._derivatives",
+    "jattn.backends",
+    "jattn_kernels",
+)
+
+
+def install() -> None:
+    """To be called before anything imports jattn."""
+    with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
+        modules = list(_modules())
+    for module in modules:
+        _complete(module)
+
+
+def _modules() -> Iterator[ModuleType]:
+    for name in ("jattn", "jattn_kernels"):
+        package = importlib.import_module(name)
+        for found in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if found.name.startswith(CHECKED):
+                yield importlib.import_module(found.name)
+
+
+def _complete(module: ModuleType) -> None:
+    """Imports what the module imports for type checkers alone, so that annotations that name it can be looked up."""
+    for node in ast.parse(Path(str(module.__file__)).read_text()).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            exec(compile(ast.Module(node.body, []), module.__name__, "exec"), vars(module))
