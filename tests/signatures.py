@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import beartype
+import jax
 import jaxtyping
+import numpy as np
 
 CHECKED = (
     *(f"jattn._terms.{x}" for x in ("block_tables", "linear", "reach", "term")),
@@ -25,9 +28,13 @@ CHECKED = (
 )
 
 
+# A value that is known while tracing is an array of NumPy where an array of JAX is asked for: so JAX itself has it.
+checked = beartype.beartype(conf=beartype.BeartypeConf(hint_overrides=beartype.BeartypeHintOverrides({jax.Array: jax.Array | np.ndarray})))
+
+
 def install() -> None:
     """To be called before anything imports jattn."""
-    with jaxtyping.install_import_hook(CHECKED, "beartype.beartype"):
+    with jaxtyping.install_import_hook(CHECKED, "tests.signatures.checked"):
         modules = list(_modules())
     for module in modules:
         _complete(module)

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jattn import _terms
 from jattn._call.problem import Problem
@@ -97,7 +96,7 @@ def _seen(tile: jax.Array, axes: str, rows: jax.Array, columns: jax.Array) -> ja
     return jnp.where(jnp.isfinite(tile) | seen.reshape(*seen.shape, *[1] * (tile.ndim - 2)), tile, 1)
 
 
-def _whole(array: jax.Array | np.ndarray, axes: str, group: int) -> jax.Array:
+def _whole(array: jax.Array, axes: str, group: int) -> jax.Array:
     """All of an operand as its term sees it: heads split in `g r`, positions as `[t|1, s|1]`."""
     lead, rest = array.shape[: len(axes)], array.shape[len(axes) :]
     shape = []
