@@ -13,6 +13,7 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Self
 
 import beartype
 import jax
@@ -28,8 +29,17 @@ CHECKED = (
 )
 
 
-# A value that is known while tracing is an array of NumPy where an array of JAX is asked for: so JAX itself has it.
-checked = beartype.beartype(conf=beartype.BeartypeConf(hint_overrides=beartype.BeartypeHintOverrides({jax.Array: jax.Array | np.ndarray})))
+# An int is a float, as type checkers have it; and a value that is known while tracing is an array of NumPy where one of
+# JAX is asked for, as JAX itself has it.
+_CONF = beartype.BeartypeConf(
+    is_pep484_tower=True, hint_overrides=beartype.FrozenDict({jax.Array: jax.Array | np.ndarray})
+)
+
+
+def checked(fn: Any) -> Any:
+    """The function, its arguments and result checked at every call; `Self` cannot be, of a method by itself."""
+    fn.__annotations__ = {name: hint for name, hint in fn.__annotations__.items() if hint is not Self}
+    return beartype.beartype(fn, conf=_CONF)
 
 
 def install() -> None:

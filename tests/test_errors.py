@@ -166,8 +166,16 @@ def test_a_backend_that_cannot_says_who_can(backend):
 
 
 def test_errors_come_before_tracing():
-    def fn(q):
-        return jattn.attention(q, K, V, mods=(mods.alibi(jnp.ones(3)),))
+    traced = []
 
+    def tilt(score, i, j):
+        traced.append(score.shape)
+        return score - i + j
+
+    tilted = mods.function(tilt)
+    traced.clear()
     with pytest.raises(ValueError, match=re.escape("h = 4")):
-        jax.eval_shape(fn, Q)
+        jattn.attention(Q, K, V, mods=(tilted, mods.alibi(jnp.ones(3))))
+    assert not traced
+    jattn.attention(Q, K, V, mods=(tilted,))
+    assert traced

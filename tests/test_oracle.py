@@ -425,7 +425,7 @@ def test_what_is_seen_and_not_a_number_is_not_hidden(way, name, bad):
     assert all(np.all(np.isfinite(y)) for y in jax.tree.leaves(hidden))
 
 
-def test_weights_and_samples():
+def test_what_nobody_sees_reaches_no_weight_and_no_sample():
     x = _arrays(CASES["plain"], SIZES)
     clean, dirty = x, _poisoned(SimpleNamespace(**vars(_arrays(_HIDDEN, SIZES)) | vars(x)), np.nan)
     mask = masks.lengths(jnp.asarray(_kv), jnp.asarray(_q))

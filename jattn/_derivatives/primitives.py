@@ -28,10 +28,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jattn._call.modes import ordinary
 from jattn._call.targets import ANY
 from jattn._derivatives import twin
-from jattn.backends.contract import Result, Spec, Tangents
+from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
 
-def attend(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
+def attend(spec: Spec, q: Query, k: Key, v: Value, operands: list[Any]) -> tuple[Out, Lse]:
     """out `[b, t, h, e]` and lse `[b, t, h]` of softmax attention, by the kernels of `spec.backend`."""
     out, lse, _ = attend_p.bind(*_together([q, k, v, *operands]), spec=spec)
     return out, lse

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from jattn._terms.rows import logsumexp
-from jattn.backends.contract import Spec
+from jattn.backends.contract import Key, Lse, Out, Query, Spec, Value
 from jattn.backends.whole_rows import output, rows
 from jattn.normalizers import Softmax
 
 
-def attend(spec: Spec, q: Any, k: Any, v: Any, operands: list[Any]) -> tuple[jax.Array, jax.Array]:
+def attend(spec: Spec, q: Query, k: Key, v: Value, operands: list[Any]) -> tuple[Out, Lse]:
     """out and lse of softmax attention: the twin of `_primitives.attend`."""
 
     def finish(terms, _, scores, value, i, j):

@@ -16,16 +16,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from jattn import _terms
 from jattn._call.targets import Target
 from jattn._terms import Signature, Terms
+from jattn._terms.operand import AnyArray
 
 if TYPE_CHECKING:
     from jattn._call.problem import Problem
     from jattn.masks import Mask
 
 Precision = jax.lax.Precision | str | None
+
+# Each batch axis may be shorter than the call's, so `_`: nothing is said of how it goes with those of the others.
+Query = Float[AnyArray, "_ t h d"]
+Key = Float[AnyArray, "_ s g d"]
+Value = Float[AnyArray, "_ s g e"]
+Out = Float[AnyArray, "_ t h e"]
+Lse = Float[AnyArray, "_ t h"]
 
 
 class Result(NamedTuple):

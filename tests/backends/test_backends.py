@@ -12,8 +12,8 @@ import pytest
 from hypothesis import strategies as st
 
 import jattn
-from jattn import gates, masks, mods, normalizers, scores
-from jattn._call import checks, targets
+from jattn import gates, masks, mods
+from jattn._call import targets
 from jattn.backends import BACKENDS as RECORDS
 from jattn.backends import whole_rows
 from jattn.backends.blockwise import BLOCKWISE
@@ -22,6 +22,7 @@ from jattn.backends.contract import Direct
 from tests import strategies
 from tests.cases import CASES, Draw, Sizes, make
 from tests.evaluate import assert_agree, check_dtype, evaluate
+from tests.problems import problem
 from tests.tolerances import assert_close
 
 BACKENDS = [x.name for x in RECORDS]
@@ -30,10 +31,7 @@ SMOKE = {"causal", "everything", "sparsemax"}
 
 
 def _refusal(backend, inputs):
-    arrays, options = inputs
-    options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
-    problem = checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
-    return next(x for x in RECORDS if x.name == backend).refuses(problem, targets.current())
+    return next(x for x in RECORDS if x.name == backend).refuses(problem(*inputs), targets.current())
 
 
 @functools.lru_cache(maxsize=8)
@@ -127,7 +125,7 @@ def test_steps_over_batch_and_heads(step):
 @pytest.mark.parametrize("strip", [1, 300, 2000])
 def test_strips_of_whole_rows(strip):
     """As above, for the normalisers without an online form: one row at a time; some rows; some batch elements."""
-    backend = Direct("rows", BLOCKWISE.refuses, lambda problem: (whole_rows.attention(problem, strip), None))
+    backend = Direct("rows", BLOCKWISE.refuses, lambda x: (whole_rows.attention(x, strip), None))
     for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15"):
         got = evaluate(make(name, jnp.float64), backend)
         assert_agree(got, _wanted(name), "float64")
@@ -159,7 +157,13 @@ def test_same_inputs_same_bits():
     assert (first == second).all()
 
 
-def test_blocks_do_not_change_which_backend_is_chosen():
+@pytest.mark.parametrize("blocks", [(1, 1), (4, 5), (64, 64)])
+def test_blocks_do_not_change_which_backend_is_chosen(blocks):
+    arrays, options = make("causal", "float32")
+    assert jattn.explain(*arrays, **options, blocks=blocks).backend == jattn.explain(*arrays, **options).backend
+
+
+def test_a_backend_that_there_is_not_is_refused():
     arrays, options = make("causal", "float32")
     with pytest.raises(ValueError, match="implementation must be None or one of"):
         jattn.attention(*arrays, **options, implementation="fastest")

@@ -202,7 +202,7 @@ def test_in_the_modes_of_jax(mode, name):
 
 
 @pytest.mark.parametrize("name", ["plain", "mask (11,)", "window", "lengths"])
-def test_infinities_are_looked_for(name):
+def test_it_runs_where_infinities_are_looked_for(name):
     with jax.debug_infs(True):
         out = OURS(*map(jnp.asarray, (Q, K, V)), **CASES[name])
     assert_close(out, THEIRS(Q, K, V, **CASES[name]), 2e-5)

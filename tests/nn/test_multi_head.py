@@ -543,9 +543,16 @@ def test_dropout_without_random_keys():
     assert layer(x, rngs=nnx.Rngs(dropout=0)).shape == (T, F)
 
 
-def test_insisting_on_a_backend_that_cannot():
-    layer = MultiHeadAttention(F, H, implementation="nonsense", rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"implementation must be None or one of .* got 'nonsense'"):
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("cudnn", jattn.UnsupportedError, "'cudnn': .*; blockwise and reference can"),
+        ("nonsense", ValueError, "implementation must be None or one of .* got 'nonsense'"),
+    ],
+)
+def test_insisting_on_a_backend_that_cannot_or_is_not(name, error, message):
+    layer = MultiHeadAttention(F, H, implementation=name, rngs=nnx.Rngs(0))
+    with pytest.raises(error, match=message):
         layer(jnp.ones((T, F)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,11 +10,19 @@ import jax.numpy as jnp
 
 from jattn.backends.blockwise.sizes import geometry
 from jattn.backends.blockwise.walk import Walk, nothing, probabilities
-from jattn.backends.contract import Gradients, Result, Spec
+from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 
 
 def backward(
-    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, active: Any
+    spec: Spec,
+    q: Query,
+    k: Key,
+    v: Value,
+    operands: list[Any],
+    result: Result,
+    dout: Out,
+    dlse: Lse,
+    active: Sequence[bool],
 ) -> Gradients:
     """Gradients of q, k, v and of the operands, None for those that are not `active`.
 

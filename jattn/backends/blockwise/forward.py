@@ -10,10 +10,10 @@ from jattn_kernels import online_softmax
 
 from jattn.backends.blockwise.sizes import geometry
 from jattn.backends.blockwise.walk import Walk, nothing
-from jattn.backends.contract import Result, Spec
+from jattn.backends.contract import Key, Query, Result, Spec, Value
 
 
-def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Any) -> Result:
+def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[Any]) -> Result:
     """Softmax attention of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     if nothing(q, k):

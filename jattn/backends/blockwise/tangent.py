@@ -11,7 +11,7 @@ import numpy as np
 from jattn import _terms
 from jattn.backends.blockwise.sizes import geometry
 from jattn.backends.blockwise.walk import Walk, nothing, probabilities
-from jattn.backends.contract import Result, Spec
+from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
 
@@ -20,7 +20,9 @@ def _steady(x: jax.Array) -> Any:
     return jnp.zeros_like(x) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(x.shape, jax.dtypes.float0)
 
 
-def tangent(spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, tangents: Any) -> tuple[Any, Any]:
+def tangent(
+    spec: Spec, q: Query, k: Key, v: Value, operands: list[Any], result: Result, tangents: Tangents
+) -> tuple[Out, Lse]:
     """Tangents of out and lse: with p the weights before the gates and W the gates, s and ds of a tile,
 
     dlse = sum p ds,  dout = sum (W(p ds) + dW(p)) v + W(p) dv  -  dlse out.

@@ -10,20 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels.tpu.backward import backward as run
 
-from jattn.backends.contract import Gradients, Result, Spec
+from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.pallas_tpu.call import Call, of_32_bits
 from jattn.backends.pallas_tpu.terms import heads_first
 
 
 def backward(
     spec: Spec,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Query,
+    k: Key,
+    v: Value,
     operands: list[jax.Array],
     result: Result,
-    dout: jax.Array,
-    dlse: jax.Array,
+    dout: Out,
+    dlse: Lse,
     active: Sequence[bool],
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`."""

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jattn_kernels.tpu.forward import forward as run
 
-from jattn.backends.contract import Result, Spec
+from jattn.backends.contract import Key, Query, Result, Spec, Value
 from jattn.backends.pallas_tpu.call import Call, of_32_bits
 from jattn.backends.pallas_tpu.terms import heads_first
 
 
-def forward(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[jax.Array]) -> Result:
+def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -> Result:
     """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
     operands = [of_32_bits(x) for x in operands]
     with jax.enable_x64(False):

@@ -12,14 +12,15 @@ import pytest
 from jattn_kernels.tpu.sizes import Sizes as TileSizes
 
 import jattn
-from jattn import masks, mods, normalizers, scores
-from jattn._call import checks, targets
+from jattn import masks, mods
+from jattn._call import targets
 from jattn._call.problem import reduce
 from jattn.backends.contract import Spec
 from jattn.backends.pallas_tpu import PALLAS_TPU
 from jattn.backends.pallas_tpu.settings import Settings
 from tests.cases import CASES, Sizes, make
 from tests.evaluate import check_dtype, evaluate, widen
+from tests.problems import problem
 from tests.tolerances import assert_close
 
 SMOKE = {"causal", "everything"}
@@ -34,10 +35,7 @@ def interpreted(monkeypatch):
 
 
 def _refusal(inputs):
-    arrays, options = inputs
-    options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
-    problem = checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
-    return PALLAS_TPU.refuses(problem, targets.current())
+    return PALLAS_TPU.refuses(problem(*inputs), targets.current())
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -102,10 +100,7 @@ def test_memory_is_written_before_it_is_read(name):
     from jax.experimental.pallas import tpu as pltpu
 
     backend = dataclasses.replace(PALLAS_TPU, settings=WAYS["plain"])
-    arrays, options = make(name, "float32", LARGE)
-    options = {"score": scores.dot(), "normalizer": normalizers.softmax(), **options}
-    problem = checks.problem(*arrays, mods_=options.pop("mods", ()), **options)
-    q, k, v, operands, signature = reduce(problem)
+    q, k, v, operands, signature = reduce(problem(*make(name, "float32", LARGE)))
     simulated = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
 
     def run(interpret):
@@ -124,26 +119,6 @@ def test_memory_is_written_before_it_is_read(name):
     from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
     assert not interpret_pallas_call.races.races_found
-
-
-@pytest.mark.usefixtures("interpreted")
-def test_every_derivative():
-    """Higher orders and forward mode go through the twins."""
-    (q, k, v), options = make("causal", "float32")
-
-    def loss(implementation, q):
-        out, lse = jattn.attention(q, k, v, implementation=implementation, return_lse=True, **options)
-        return jnp.sum(jnp.sin(out)) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0) ** 2)
-
-    for of in (
-        lambda f: jax.jvp(f, (q,), (q,))[1],
-        lambda f: jax.jvp(jax.grad(f), (q,), (k[:, : q.shape[1], [0, 0, 1, 1]],))[1],
-        lambda f: jax.vmap(jax.grad(f))(jnp.stack([q, 2 * q])),
-    ):
-        got, wanted = (
-            jax.jit(functools.partial(of, functools.partial(loss, n)))() for n in ("pallas_tpu", "reference")
-        )
-        assert_close(got, wanted, 1e-4)
 
 
 @pytest.mark.usefixtures("interpreted")
