@@ -1,8 +1,8 @@
-"""Signatures are checked while tests run: every call between the modules of `CHECKED` has the types and shapes that its
+"""Signatures are checked while tests run: every call of a function of `CHECKED` has the types and shapes that its
 annotations say, as jaxtyping and beartype see them.
 
 What users call, and what looks at their arguments for it, is not among them: there a wrong argument gets the library's
-own error, which would come too late.
+own error, which would come too late.  Nor is what kernels and their index maps call, where references to memory stand for arrays.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ CHECKED = (
     *(f"jattn._call.{x}" for x in ("dispatch", "plan", "problem", "shifts", "targets")),
     "jattn._derivatives",
     "jattn.backends",
-    "jattn_kernels",
+    *(f"jattn_kernels.{x}" for x in ("chips", "tables", "tiles.functions", "tpu.sizes")),
 )
 
 
-# An int is a float, as type checkers have it; and a value that is known while tracing is an array of NumPy where one of
-# JAX is asked for, as JAX itself has it.
-_CONF = beartype.BeartypeConf(
-    is_pep484_tower=True, hint_overrides=beartype.FrozenDict({jax.Array: jax.Array | np.ndarray})
-)
+# An int is a float, as type checkers have it.  Where an array of JAX is asked for, a value that is known while tracing is
+# one of NumPy, as JAX itself has it, and a plan is made of shapes alone.
+_ARRAYS = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+_CONF = beartype.BeartypeConf(is_pep484_tower=True, hint_overrides=beartype.FrozenDict({jax.Array: _ARRAYS}))
 
 
 def checked(fn: Any) -> Any:
@@ -51,11 +50,11 @@ def install() -> None:
 
 
 def _modules() -> Iterator[ModuleType]:
-    for name in ("jattn", "jattn_kernels"):
-        package = importlib.import_module(name)
-        for found in pkgutil.walk_packages(package.__path__, f"{name}."):
-            if found.name.startswith(CHECKED):
-                yield importlib.import_module(found.name)
+    for name in CHECKED:
+        module = importlib.import_module(name)
+        yield module
+        for found in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
+            yield importlib.import_module(found.name)
 
 
 def _complete(module: ModuleType) -> None:

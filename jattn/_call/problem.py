@@ -62,6 +62,6 @@ def reduce(problem: Problem) -> Tiled:
     return Tiled(query, key, value, operands, signature)
 
 
-def tile_width(terms: Terms, query: jax.Array | jax.ShapeDtypeStruct) -> int:
+def tile_width(terms: Terms, query: jax.Array) -> int:
     """How many numbers a tile holds for each of its pairs while it is computed."""
     return query.shape[-1] if isinstance(terms.compare, Perceptron) else 1

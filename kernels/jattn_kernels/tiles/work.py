@@ -11,7 +11,7 @@ its grid: as a list for each query tile, or, where lists would not fit, as the e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,6 @@ Pattern = tuple[Strip, ...]
 Direction = Literal["forward", "backward"]
 
 
-@runtime_checkable
 class TileSizes(Protocol):
     """What is common to the tile sizes of all kernel families."""
 
