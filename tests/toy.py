@@ -15,11 +15,10 @@ from jattn.normalizers import Softmax
 
 def _forward(spec, q, k, v, operands):
     (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
-    b = max(
-        x.shape[0]
-        for x, axes in zip((q, k, v, *operands), ("b", "b", "b", *spec.signature.axes), strict=True)
-        if "b" in axes
-    )
+    axes = ("b", "b", "b", *spec.signature.axes)
+    b = max(x.shape[0] for x, a in zip((q, k, v, *operands), axes, strict=True) if "b" in a)
+    spread = lambda x, a: jnp.tile(x, (b // x.shape[0], *[1] * (x.ndim - 1))) if "b" in a else x
+    q, k, v, *operands = (spread(x, a) for x, a in zip((q, k, v, *operands), axes, strict=True))
     step = Step({"b": (0, b), "g": (0, g), "h": (0, h), "t": (0, t), "s": (0, s)}, h // g)
 
     def head(query, key, value, tiles):

@@ -82,8 +82,8 @@ def _made(name):
     if name in TRANSFORMS:
         return lambda backend: TRANSFORMS[name](lambda x: loss(x, n, backend)), (floats(1), floats(2))
     transform, of = JACOBIANS[name]
-    x = floats(1)
-    return lambda backend: transform(lambda y: of({**x, **y}, n, backend)), (only(x, SOME),)
+    make = lambda backend: lambda x, y: transform(lambda y: of({**x, **y}, n, backend))(y)
+    return make, (floats(1), only(floats(1), SOME))
 
 
 @functools.lru_cache(maxsize=1)
