@@ -300,7 +300,7 @@ def attention(
     return Result(out, lse, weights, scores)
 
 
-def _row(row: np.ndarray, normalizer: Callable, sink: float | None) -> tuple[np.ndarray, float]:
+def _row(row: np.ndarray, normalizer: Callable, sink: Any) -> tuple[np.ndarray, float]:
     """Weights and lse of the scores that one row sees."""
     if not row.size:
         return row, -math.inf if sink is None else sink

@@ -38,7 +38,7 @@ _CONF = beartype.BeartypeConf(is_pep484_tower=True, hint_overrides=beartype.Froz
 def checked(fn: Any) -> Any:
     """The function, its arguments and result checked at every call; `Self` cannot be, of a method by itself."""
     fn.__annotations__ = {name: hint for name, hint in fn.__annotations__.items() if hint is not Self}
-    return beartype.beartype(fn, conf=_CONF)
+    return beartype.beartype(conf=_CONF)(fn)
 
 
 def install() -> None:

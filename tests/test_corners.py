@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import chex
 import jax
@@ -23,7 +24,7 @@ def _interpreted(monkeypatch):
     monkeypatch.setenv("JATTN_INTERPRET", "1")
 
 
-def _attend(implementation, q=Q, k=K, v=V, **options):
+def _attend(implementation, q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     blocks = (3, 3) if implementation == "blockwise" else None
     return jattn.attention(q, k, v, implementation=implementation, blocks=blocks, **options)
 
@@ -130,7 +131,7 @@ WITH = {
     "dropout": {"dropout": gates.dropout(0.5, 3)},
     "a gate": {"gates": (gates.function(lambda w, i, j: w * jnp.sqrt(1.0 + j)),)},
     "a mask": {"mask": masks.window(5, 2)},
-    "sinks": {"sinks": np.float32([0.5, -0.5])},
+    "sinks": {"sinks": np.array([0.5, -0.5], np.float32)},
 }
 
 

@@ -1,6 +1,7 @@
 """Bad input, and the error each gets: the type, and what its one line must name."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ KEY = jax.random.key(0)
 Q, K, V = (np.ones(x, np.float32) for x in ((2, 6, 4, 8), (2, 5, 2, 8), (2, 5, 2, 3)))
 
 
-def attend(q=Q, k=K, v=V, **options):
+def attend(q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     return lambda: jattn.attention(q, k, v, **options)
 
 

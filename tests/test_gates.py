@@ -1,5 +1,7 @@
 """Gates: the dropout hash bit for bit, its statistics, and Luong's window."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,8 @@ def _keep(seed, rate=0.5, b=2, t=67, h=3, s=59, **options):
 def test_same_bits_for_every_tiling_and_backend():
     wanted = np.array([[[[_bits(7, b, h, i, j) >= 2**31 for j in range(59)] for i in range(67)] for h in range(3)]
                        for b in range(2)])  # fmt: skip
-    for options in ({"implementation": "reference"}, {}, {"blocks": (16, 8)}, {"blocks": (5, 59)}):
+    ways: list[dict[str, Any]] = [{"implementation": "reference"}, {}, {"blocks": (16, 8)}, {"blocks": (5, 59)}]
+    for options in ways:
         np.testing.assert_allclose(_keep(7, **options), wanted * 2.0, rtol=1e-5)
     shape = dict(b=2, t=67, h=3, s=59)
     seen = jattn.weights(*(jnp.zeros((2, n, 3, 4)) for n in (67, 59, 59)), dropout=gates.dropout(0.5, 7))

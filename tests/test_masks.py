@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from jax import core
 
 import jattn
 from jattn import _terms, masks, operand
@@ -232,7 +233,7 @@ def test_static_functions_are_looked_at_while_tracing():
     looked = []
 
     def fn(i, j):
-        looked.append(not isinstance(i, jax.core.Tracer))
+        looked.append(not isinstance(i, core.Tracer))
         return i >= j
 
     mask = masks.function(fn)

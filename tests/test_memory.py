@@ -1,6 +1,7 @@
 """Memory linear in t + s, as the compiler lays it out: nothing here is run."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ MiB = 2**20
 
 
 def _temporary(fn, *arrays) -> int:
-    return jax.jit(fn).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    memory: Any = jax.jit(fn).lower(*arrays).compile().memory_analysis()
+    return memory.temp_size_in_bytes
 
 
 def _array(t: int) -> jax.ShapeDtypeStruct:

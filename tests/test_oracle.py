@@ -28,7 +28,7 @@ from tests.evaluate import QUICK
 pytestmark = pytest.mark.usefixtures("x64")
 
 B, T, S, H, G, D, E = 2, 5, 7, 4, 2, 3, 2
-SIZES = dict(zip("btshgde", (B, T, S, H, G, D, E), strict=True))
+SIZES: dict[str, Any] = dict(zip("btshgde", (B, T, S, H, G, D, E), strict=True))
 KEY = 11  # of jax.random, for the pieces that draw
 
 
@@ -197,7 +197,7 @@ CASES: dict[str, Case] = {
 ZERO_GRADIENT = ("hard", "gumbel-hard")  # almost everywhere; straight through, the gradient is that of another function
 
 
-def _arrays(case: Case, sizes: dict[str, int], seed: int = 1) -> SimpleNamespace:
+def _arrays(case: Case, sizes: dict[str, Any], seed: int = 1) -> SimpleNamespace:
     random = np.random.default_rng(seed)
     draw = lambda axes: random.standard_normal([sizes.get(a) or int(a) for a in axes])
     inputs = {"query": draw("bthd"), "key": draw("bsgd"), "value": draw("bsge")}

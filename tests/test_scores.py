@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,8 @@ def test_cosine_does_not_depend_on_lengths():
 
 def _temporary(fn, *shapes) -> int:
     arrays = [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes]
-    return jax.jit(fn).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    memory: Any = jax.jit(fn).lower(*arrays).compile().memory_analysis()
+    return memory.temp_size_in_bytes
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

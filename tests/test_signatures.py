@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import jaxtyping
@@ -21,7 +22,8 @@ def test_a_wrong_type_is_refused():
     q, k, v, operands, signature = reduce(problem((jnp.ones((1, 4, 2, 3)),) * 3, {}))
     spec = Spec(BLOCKWISE, signature, q.dtype, None, None, targets.current())
     assert BLOCKWISE.forward(spec, q, k, v, operands).out.shape == q.shape
-    for wrong in ((None, q, k, v, operands), (spec, "q", k, v, operands), (spec, q, k, v, q)):
+    wrongs: list[Any] = [(None, q, k, v, operands), (spec, "q", k, v, operands), (spec, q, k, v, q)]
+    for wrong in wrongs:
         with pytest.raises(jaxtyping.TypeCheckError, match="forward"):
             BLOCKWISE.forward(*wrong)
     with pytest.raises(jaxtyping.TypeCheckError, match="'dtype'|'precision'|'target'"):
@@ -39,9 +41,9 @@ def test_a_wrong_shape_is_refused():
 
 def test_kernels_are_checked_too():
     with pytest.raises(jaxtyping.TypeCheckError, match="'query'"):
-        Sizes("128", 128, 128, 128)
+        Sizes("128", 128, 128, 128)  # type: ignore[arg-type]  # on purpose
 
 
 def test_what_users_call_has_its_own_errors():
     with pytest.raises(TypeError, match="mask must be"):
-        jattn.attention(*[jnp.ones((1, 4, 2, 3))] * 3, mask="causal")
+        jattn.attention(*[jnp.ones((1, 4, 2, 3))] * 3, mask="causal")  # type: ignore[arg-type]  # on purpose

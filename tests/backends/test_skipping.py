@@ -18,7 +18,7 @@ from jattn._terms.block_tables import Answer
 
 RANDOM = np.random.default_rng(0)
 LENGTH, BLOCK = 16, 4
-QKV = tuple(jnp.asarray(RANDOM.standard_normal((2, LENGTH, 2, 4)), jnp.float32) for _ in range(3))
+Q, K, V = QKV = [jnp.asarray(RANDOM.standard_normal((2, LENGTH, 2, 4)), jnp.float32) for _ in range(3)]
 
 
 def attend(q, k, v, mask):
@@ -112,13 +112,13 @@ class _Claims(masks.Mask):
 def test_skipping_changes_no_values():
     for mask, _ in (SKIPS[name] for name in ("not-causal", "blocks-heads", "lengths")):
         wanted = jattn.attention(*QKV, mask=mask, implementation="reference")
-        np.testing.assert_allclose(attend(*QKV, mask), wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(attend(Q, K, V, mask), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_full_blocks_never_look_at_the_mask():
     only = masks.prefix(2 * BLOCK) & ~masks.prefix(BLOCK)
-    np.testing.assert_array_equal(attend(*QKV, _Claims()), attend(*QKV, only))
-    chex.assert_trees_all_close(gradients(*QKV, _Claims()), gradients(*QKV, only), atol=1e-6)
+    np.testing.assert_array_equal(attend(Q, K, V, _Claims()), attend(Q, K, V, only))
+    chex.assert_trees_all_close(gradients(Q, K, V, _Claims()), gradients(Q, K, V, only), atol=1e-6)
 
 
 def test_one_program_decodes_every_step():

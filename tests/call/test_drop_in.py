@@ -1,6 +1,7 @@
 """`jattn.dot_product_attention` beside the installed `jax.nn.dot_product_attention`: the same facts of both."""
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,10 @@ def holes(*shape):
 
 
 Q, K, V = draw(B, T, H, D), draw(B, S, G, D, seed=1), draw(B, S, G, D, seed=2)
-LENGTHS = {"query_seq_lengths": np.array([9, 5], np.int32), "key_value_seq_lengths": np.array([4, 11], np.int32)}
+LENGTHS: dict[str, Any] = {
+    "query_seq_lengths": np.array([9, 5], np.int32),
+    "key_value_seq_lengths": np.array([4, 11], np.int32),
+}
 
 CASES = {
     "plain": {},
@@ -82,7 +86,7 @@ def seen(options):
     return np.arange(T) < np.asarray(options.get("query_seq_lengths", [T, T]))[:, None]
 
 
-def compare(got, want, tolerance, rows=slice(None)):
+def compare(got, want, tolerance, rows: Any = slice(None)):
     got, want = ({**x, "residual": x["residual"][rows]} for x in (got, want))
 
     def same(path, x, y):
@@ -127,7 +131,10 @@ def test_without_a_batch_axis(options):
     got, want = found(OURS, arrays, options), found(THEIRS, arrays, options)
     assert got["out"].shape == (T, H, D)
     compare(got, want, 2e-5)
-    lengths = {"query_seq_lengths": np.array([7], np.int32), "key_value_seq_lengths": np.array([4], np.int32)}
+    lengths: dict[str, Any] = {
+        "query_seq_lengths": np.array([7], np.int32),
+        "key_value_seq_lengths": np.array([4], np.int32),
+    }
     assert_close(OURS(*arrays, **lengths), THEIRS(*arrays, **lengths), 2e-5)
 
 
@@ -229,7 +236,7 @@ def test_has_the_installed_signature():
     own = inspect.signature(OURS.__wrapped__ if hasattr(OURS, "__wrapped__") else OURS, follow_wrapped=False)
     assert list(own.parameters) == list(inspect.signature(THEIRS).parameters)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        OURS(Q, K, V, causal=True)
+        OURS(Q, K, V, **{"causal": True})
 
 
 @pytest.mark.parametrize(

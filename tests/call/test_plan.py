@@ -1,5 +1,7 @@
 """The plan that `explain` gives is the one that runs."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ SHAPE = jax.ShapeDtypeStruct((2, 3000, 4, 32), jnp.float32)
 
 @pytest.mark.smoke
 def test_blocks_are_counted_as_the_mask_has_them():
-    plan = jattn.explain(SHAPE, SHAPE, SHAPE, mask=masks.causal() & masks.window(900))
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, mask=masks.causal() & masks.window(900))
     rows, columns = plan.tile
     starts = lambda block: np.minimum(np.arange(-(-3000 // block)) * block, 3000 - block)
     i, j = np.arange(3000)[:, None], np.arange(3000)[None]
@@ -29,16 +31,17 @@ def test_blocks_are_counted_as_the_mask_has_them():
 
 
 def test_bytes_and_memory():
-    plan = jattn.explain(SHAPE, SHAPE, SHAPE, return_lse=True)
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, return_lse=True)
     one = 2 * 3000 * 4 * 4
     assert plan.bytes == 4 * one * 32 + one  # q, k, v, out and lse
     run = jax.jit(lambda q, k, v: jattn.attention(q, k, v, return_lse=True))
-    wanted = run.lower(SHAPE, SHAPE, SHAPE).compile().memory_analysis().temp_size_in_bytes
+    memory: Any = run.lower(SHAPE, SHAPE, SHAPE).compile().memory_analysis()
+    wanted = memory.temp_size_in_bytes
     assert plan.peak_memory == wanted
 
 
 def test_every_other_backend_has_a_reason():
-    plan = jattn.explain(SHAPE, SHAPE, SHAPE)
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE)
     assert plan.backend == "blockwise"
     assert set(plan.others) == {"reference", "pallas_tpu", "pallas_triton", "cudnn"}
     assert all(plan.others.values())
@@ -75,14 +78,14 @@ def test_blocks_known_only_at_run_time():
 
 
 def test_a_gpu_that_is_not_here_has_a_plan():
-    plan = jattn.explain(SHAPE, SHAPE, SHAPE, device="h100")
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, device="h100")
     assert plan.backend == "blockwise"
     assert plan.others["pallas_tpu"].startswith("runs on TPU, not gpu")
     assert plan.peak_memory is None
 
 
 def test_normalisers_without_tiles_have_a_plan():
-    plan = jattn.explain(SHAPE, SHAPE, SHAPE, normalizer=normalizers.sparsemax())
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, normalizer=normalizers.sparsemax())
     assert plan.backend == "blockwise"
     assert plan.tile is None
     assert plan.peak_memory < 3000 * 3000 * 4 * 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +173,9 @@ def test_linear_transpose_in_the_values():
 def test_jet():
     """Taylor coefficients of attention along a curve are the derivatives along it."""
     x, dx = floats(1), floats(2)
-    fn = lambda q, k, v, implementation: jattn.attention(q, k, v, mask=masks.causal(1), implementation=implementation)
+    fn: Any = lambda q, k, v, implementation: jattn.attention(
+        q, k, v, mask=masks.causal(1), implementation=implementation
+    )
     names = ("q", "k", "v")
     first = tuple(x[y] for y in names)
     series = tuple((dx[y], x[y], dx[y]) for y in names)

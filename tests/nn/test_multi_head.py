@@ -766,7 +766,8 @@ def test_weights_are_sown():
     options = {"num_heads": H, "in_features": F, "decode": False, "dropout_rate": 0.5, "deterministic": False}
     call = {"mask": np.stack([some] * 3), "sow_weights": True}
     found = []
-    for fn in ({}, {"attention_fn": attention_fn()}):
+    ways: list[dict[str, Any]] = [{}, {"attention_fn": attention_fn()}]
+    for fn in ways:
         layer = nnx.MultiHeadAttention(**options, **fn, rngs=nnx.Rngs(0))
         sown = nnx.capture(layer, nnx.Intermediate)(x, **call)[1]
         found.append(nnx.to_pure_dict(sown)["attention_weights"][0])
@@ -777,7 +778,8 @@ def test_weights_are_sown():
 @pytest.mark.parametrize("wide", [True, False])
 def test_weights_are_sown_in_linen(wide):
     x, found = normal((B, T, F)), []
-    for fn in ({}, {"attention_fn": attention_fn()}):
+    ways: list[dict[str, Any]] = [{}, {"attention_fn": attention_fn()}]
+    for fn in ways:
         layer = linen.MultiHeadDotProductAttention(num_heads=H, dtype=jnp.bfloat16, force_fp32_for_softmax=wide, **fn)
         variables = layer.init(jax.random.key(0), x)
         sown = layer.apply(variables, x, mask=some, sow_weights=True, mutable="intermediates")[1]

@@ -10,7 +10,7 @@ from jattn._terms import block_tables
 from jattn._terms.block_tables import Tiling
 
 
-def table(mask, query=(16, 4), key=(16, 4), batch=1, heads=1):
+def table(mask, query=(16, 4), key=(16, 4), batch=1, heads=1) -> Any:
     return block_tables.table(mask, Tiling(*query), Tiling(*key), batch, heads)
 
 

@@ -90,7 +90,9 @@ def test_a_signal_is_drawn_beneath_on_the_same_positions():
         bars, curves = figure.axes[2 * n : 2 * n + 2]
         np.testing.assert_array_equal(_bars(bars), weights[n, :length])
         for channel, line in enumerate(curves.lines):
-            np.testing.assert_array_equal(line.get_xydata().T, [np.arange(length), signal[n, :length, channel]])
+            np.testing.assert_array_equal(
+                np.asarray(line.get_xydata()).T, [np.arange(length), signal[n, :length, channel]]
+            )
         assert len(curves.lines) == 3
         assert bars.get_xlim() == curves.get_xlim()
         assert curves.get_ylabel() == "signal"

@@ -52,7 +52,7 @@ def test_weights_of_jattn_are_drawn_whatever_their_dtype():
 def test_an_alignment_has_the_target_down_the_source_across_and_the_mean_of_the_heads():
     weights = _weights(2, 3, 4)
     axes = viz.show_alignment(weights, ["je", "ne", "sais", "pas"], "???").axes[0]
-    np.testing.assert_allclose(axes.images[0].get_array(), weights.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), weights.mean(0), rtol=1e-6)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "target")
     assert _labels(axes.xaxis) == ["je", "ne", "sais", "pas"]
     assert _labels(axes.yaxis) == ["?", "?", "?"]

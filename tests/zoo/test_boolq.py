@@ -1,6 +1,7 @@
 """BoolQ: what is read and what is held out, the vectors of words, that a model learns it, what it draws."""
 
 import json
+from typing import Any
 
 import chex
 import jax
@@ -120,7 +121,7 @@ def test_batches_are_a_pure_function_of_seed_and_step_and_go_through_all(small):
 
 @pytest.mark.parametrize("attention", ["cross", "none"])
 def test_learns_and_draws(small, attention):
-    task = boolq(attention, 0, None, batch=20, sizes=TINY)
+    task: Any = boolq(attention, 0, None, batch=20, sizes=TINY)
     graph, params = nnx.split(task.model, nnx.Param)
     assert jax.tree.structure(nnx.state(task.model)) == jax.tree.structure(params)  # there is no other state
     state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
@@ -138,7 +139,8 @@ def test_learns_and_draws(small, attention):
 
 
 def test_padding_changes_nothing(small):
-    model = boolq("cross", 0, None, sizes=TINY).model.now
+    task_model: Any = boolq("cross", 0, None, sizes=TINY).model
+    model = task_model.now
     batch = data.encode(small.held_out, small.lexicon)
     cut = lambda x: x[:, : int((batch.passage > 0).sum(1).max())]
     short = batch._replace(
@@ -149,7 +151,8 @@ def test_padding_changes_nothing(small):
 
 
 def test_weights_are_those_of_the_question(small):
-    model = boolq("cross", 0, None, sizes=TINY).model.now
+    task_model: Any = boolq("cross", 0, None, sizes=TINY).model
+    model = task_model.now
     batch = data.encode(small.held_out, small.lexicon)
     weights = np.asarray(model.reader.weights(batch))
     assert weights.shape == (30, 2, data.QUESTION, data.PASSAGE)

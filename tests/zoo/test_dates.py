@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from typing import Any
 
 import chex
 import jax
@@ -139,7 +140,7 @@ def test_every_score_learns(score):
 
 
 def test_padding_changes_nothing():
-    model = tiny("dot").model
+    model: Any = tiny("dot").model
     batch = data.held_out_batch(8)
     inside = np.arange(batch.source.shape[1]) < batch.length[:, None]
     longer = np.pad(np.where(inside, batch.source, 3), ((0, 0), (0, 5)), constant_values=7)
@@ -147,7 +148,7 @@ def test_padding_changes_nothing():
 
 
 def test_the_decoder_does_not_see_what_it_is_to_write():
-    model = tiny("dot").model
+    model: Any = tiny("dot").model
     source, length, target = data.held_out_batch(8)
     changed = target.copy()
     changed[:, 5:] = (changed[:, 5:] + 1) % len(data.ISO)
@@ -157,14 +158,14 @@ def test_the_decoder_does_not_see_what_it_is_to_write():
 
 
 def test_greedy_writes_what_teacher_forcing_finds_most_likely():
-    model = tiny("dot").model
+    model: Any = tiny("dot").model
     source, length, _ = data.held_out_batch(8)
     written = model.greedy(source, length)
     np.testing.assert_array_equal(model(source, length, written).argmax(-1), written)
 
 
 def test_an_alignment_is_the_weights_with_which_the_source_is_read():
-    model = tiny("dot").model
+    model: Any = tiny("dot").model
     batch = data.held_out_batch(8)
     weights = np.asarray(model.alignment(*batch))
     assert weights.shape == (8, TINY.heads, 10, data.alphabet().length)
@@ -272,12 +273,12 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, part):
 def test_the_figure_is_kept_with_its_baseline_and_time(tmp_path, capsys):
     task = line(show="{:.3f}".format, baseline=("no fit", 0.25))
     value = train(task, 3, tmp_path)
-    first = _figure.load(tmp_path)
+    first: Any = _figure.load(tmp_path)
     assert first.value == value
     assert (first.metric, first.shown, first.baseline, first.step) == ("fit", f"{value:.3f}", ("no fit", "0.250"), 3)
     assert "for comparison: no fit 0.250" in capsys.readouterr().out
     train(task, 6, tmp_path)
-    second = _figure.load(tmp_path)
+    second: Any = _figure.load(tmp_path)
     assert second.step == 6
     assert second.seconds > first.seconds > 0
 

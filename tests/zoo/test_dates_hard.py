@@ -3,6 +3,7 @@
 import argparse
 import functools
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def parameters(params):
 
 @pytest.mark.parametrize(("attention", "summary"), [*((x, "dynamic") for x in ATTENTION), ("soft", "static")])
 def test_every_kind_learns(attention, summary):
-    task = tiny(attention, summary)
+    task: Any = tiny(attention, summary)
     graph, params = nnx.split(task.model, nnx.Param)
     state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0).batch, []
     for step in range(60):  # the same examples, drawn for anew
@@ -66,7 +67,7 @@ def test_every_variant_is_its_own():
     assert {x["attention"] for x in found} == set(ATTENTION)
     assert {x["summary"] for x in found} == {"dynamic", "static"}
     module = importlib.import_module("jattn.zoo.dates")
-    task = module.build(argparse.Namespace(**found[-1], seed=3, implementation=None))
+    task: Any = module.build(argparse.Namespace(**found[-1], seed=3, implementation=None))
     assert (task.settings["summary"], task.settings["seed"]) == ("static", 3)
 
 
@@ -74,7 +75,7 @@ def test_what_is_drawn_is_a_pure_function_of_seed_and_step():
     key = lambda step, seed=0: jax.random.key_data(dates(seed=seed, sizes=TINY).batch(step).key).tolist()
     assert key(3) == key(3)
     assert len({tuple(x) for x in (key(3), key(4), key(3, seed=1))}) == 3
-    task = tiny("reinforce")
+    task: Any = tiny("reinforce")
     loss = lambda step: float(task.loss(task.model, task.batch(0)._replace(key=task.batch(step).key)))
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
@@ -107,7 +108,7 @@ def test_hard_alignments_are_single_places_inside_the_source():
 
 def test_reinforce_is_its_formula():
     """The value is the cross-entropy; the gradient that of cost, of the log of what was drawn, and of the baseline."""
-    task = tiny("reinforce")
+    task: Any = tiny("reinforce")
     graph, params = nnx.split(task.model, nnx.Param)
     example = task.batch(0)
     source, length, target = example.batch

@@ -3,6 +3,7 @@
 import collections
 import functools
 import itertools
+from typing import Any
 
 import chex
 import numpy as np
@@ -124,7 +125,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(made_up):
 
 @pytest.mark.parametrize(("pooling", "sentence_gru"), [("attention", False), ("mean", True)])
 def test_every_pooling_learns(made_up, pooling, sentence_gru):
-    task = documents(pooling, sentence_gru, 0, None, batch=8, sizes=TINY)
+    task: Any = documents(pooling, sentence_gru, 0, None, batch=8, sizes=TINY)
     praised = data.examination("held out").praised.mean()
     assert task.baseline == ("majority class", max(praised, 1 - praised))
     optimizer = nnx.Optimizer(task.model, task.optimizer, wrt=nnx.Param)
@@ -137,7 +138,7 @@ def test_every_pooling_learns(made_up, pooling, sentence_gru):
 
 
 def test_words_after_the_end_change_nothing(made_up):
-    model = documents("attention", False, 0, None, sizes=TINY).model
+    model: Any = documents("attention", False, 0, None, sizes=TINY).model
     words = data.examination("held out").words
     longer = np.pad(words, ((0, 0), (0, 2), (0, 3)), constant_values=data.PADDING)
     np.testing.assert_allclose(model(longer), model(words), atol=1e-5)
@@ -148,7 +149,7 @@ def test_words_after_the_end_change_nothing(made_up):
 
 
 def test_pages_are_examined_a_chunk_at_a_time(made_up, monkeypatch):
-    model = documents("mean", False, 0, None, sizes=TINY).model
+    model: Any = documents("mean", False, 0, None, sizes=TINY).model
     batch = data.examination("held out")
     want = float(np.mean((np.asarray(model(batch.words)) > 0) == batch.praised))
     monkeypatch.setattr("jattn.zoo.documents.task.CHUNK", 7)
@@ -156,7 +157,7 @@ def test_pages_are_examined_a_chunk_at_a_time(made_up, monkeypatch):
 
 
 def test_the_picture_shows_every_word(made_up):
-    model = documents("attention", False, 0, None, sizes=TINY).model
+    model: Any = documents("attention", False, 0, None, sizes=TINY).model
     batch = data.examination("held out")
     figure = draw(model, batch, 3)
     left, right = figure.axes[:2]
@@ -179,7 +180,7 @@ def test_an_unknown_word_is_told_from_a_question_mark(made_up, monkeypatch):
 def test_no_row_is_drawn_twice(made_up):
     for name in ("nytEditorialSnippets", "amazonReviewSnippets"):
         made_up[name][:] = [[*document, document[0]] for document in made_up[name]]  # each quotes itself
-    model = documents("mean", False, 0, None, sizes=TINY).model
+    model: Any = documents("mean", False, 0, None, sizes=TINY).model
     batch = data.examination("held out")
     for page in range(3):
         _, right = draw(model, batch, page).axes[:2]

@@ -2,6 +2,7 @@
 
 import argparse
 import sqlite3
+from typing import Any
 
 import chex
 import jax
@@ -155,7 +156,8 @@ def test_learns_and_draws(small, attention, pooling):
 
 
 def test_padding_and_the_order_of_a_pair_change_nothing(small):
-    model = pairs("abcnn3", "attention", 0, None, sizes=TINY).model.now
+    task_model: Any = pairs("abcnn3", "attention", 0, None, sizes=TINY).model
+    model = task_model.now
     batch = data.encode(small.held_out[:4], small.vocabulary)
     want = model(batch.left, batch.right)
     np.testing.assert_allclose(model(batch.right, batch.left), want, atol=1e-5)

@@ -1,5 +1,7 @@
 """The language model of the standard library's source: its data, its model, its memory."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -95,7 +97,7 @@ def test_the_fingerprint_is_of_what_is_learnt_from(monkeypatch):
 
 @pytest.mark.parametrize(("window", "positions"), [(None, "rotary"), (3, "alibi"), (None, "none")])
 def test_it_learns(window, positions):
-    task = tiny(window=window, positions=positions)
+    task: Any = tiny(window=window, positions=positions)
     graph, params = nnx.split(task.model, nnx.Param)
     state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
     for _ in range(40):
@@ -172,7 +174,7 @@ def test_progress_evaluations_and_pictures(tmp_path, capsys):
 
 
 def test_what_is_written_is_printed_and_drawn(tmp_path, capsys):
-    task = tiny()
+    task: Any = tiny()
     train(task, 1, tmp_path)
     read, written = task_module._texts(task.model, CORPUS.held_out)  # of the model before the step
     assert len(written) >= task_module.WRITTEN / 4 and read in SOURCE.decode() * 9

@@ -1,5 +1,7 @@
 """The vowels: the file format, batches, the model and its picture, on utterances made up here."""
 
+from typing import Any
+
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -78,7 +80,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(made_up):
 
 @pytest.mark.parametrize("summary", SUMMARIES)
 def test_every_summary_learns(made_up, summary):
-    task = vowels(summary, 0, None, batch=32, sizes=Sizes(hidden=16))
+    task: Any = vowels(summary, 0, None, batch=32, sizes=Sizes(hidden=16))
     assert task.baseline == ("largest class", 3 / 20)
     optimizer = nnx.Optimizer(task.model, task.optimizer, wrt=nnx.Param)
     step = nnx.jit(lambda model, optimizer, batch: optimizer.update(model, nnx.grad(task.loss)(model, batch)))
@@ -97,7 +99,7 @@ def test_padding_changes_nothing(made_up):
 
 
 def test_the_picture_names_who_was_heard(made_up):
-    task = vowels("attention", 0, None, sizes=Sizes(hidden=8))
+    task: Any = vowels("attention", 0, None, sizes=Sizes(hidden=8))
     figure = task.pictures(task.model)["weights.png"]
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
     assert [title.split(",")[0] for title in titles] == [f"said by speaker {n}" for n in (1, 4, 7, 9)]
