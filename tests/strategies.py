@@ -39,7 +39,7 @@ def static_masks(x: Sizes):
     return st.one_of(
         st.builds(masks.causal, near),
         st.tuples(st.none() | near, st.none() | near)
-        .filter(lambda sides: None in sides or sides[0] + sides[1] >= 0)
+        .filter(lambda sides: sides[0] is None or sides[1] is None or sides[0] + sides[1] >= 0)
         .map(lambda sides: masks.window(*sides)),
         st.builds(masks.prefix, st.integers(0, x.s + 1)),
         st.builds(masks.dilated, st.integers(1, 5)),

@@ -87,7 +87,7 @@ BAD = {
     "is_causal": (attend(is_causal=True), TypeError, ["is_causal", "mask=jattn.masks.causal()"]),
     "scale": (attend(scale=0.1), TypeError, ["scale", "jattn.scores.dot(scale)"]),
     "num_heads": (attend(num_heads=4), TypeError, ["num_heads", "[b, t, h, d]"]),
-    "mask in place": (lambda: jattn.attention(Q, K, V, masks.causal()), TypeError, ["4 arguments", "mask="]),
+    "mask in place": (lambda: jattn.attention(Q, K, V, masks.causal()), TypeError, ["4 arguments", "mask="]),  # pyright: ignore[reportCallIssue]  # wrong on purpose
     "fp8": (attend(jnp.asarray(Q).astype("float8_e4m3fn")), TypeError, ["query", "float8_e4m3fn", "cast"]),
     "weights by a backend": (lambda: jattn.weights(Q, K, V, implementation="nonsense"), TypeError, ["weights", "implementation"]),
     "sample by a backend": (lambda: jattn.sample(jax.random.key(0), Q, K, V, blocks=(4, 4)), TypeError, ["sample", "blocks"]),
@@ -116,13 +116,13 @@ BAD = {
     "bias dtype": (attend(bias=np.ones((6, 5), int)), TypeError, ["bias", "int64"]),
     "bias axes": (lambda: mods.bias(np.ones((2, 3)), "h"), ValueError, ["bias", "'h'", "(2, 3)"]),
     "rate": (lambda: gates.dropout(1.0, 0), ValueError, ["rate", "[0, 1)", "1.0"]),
-    "rate text": (lambda: gates.dropout("0.1", 0), ValueError, ["rate", "[0, 1)", "'0.1'"]),
+    "rate text": (lambda: gates.dropout("0.1", 0), ValueError, ["rate", "[0, 1)", "'0.1'"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "traced rate": (lambda: gates.dropout(jnp.float32(0.1), 0), ValueError, ["rate", "static"]),
     "seed": (lambda: gates.dropout(0.1, -1), ValueError, ["seed", "2^32", "-1"]),
     "key for a seed": (lambda: gates.dropout(0.1, jax.random.key(0)), TypeError, ["seed", "jax.random.bits"]),
     "center": (lambda: gates.gaussian(np.ones(3), 1.0), ValueError, ["center", "[b, t]", "(3,)"]),
     "sigma": (lambda: gates.gaussian(np.ones((2, 6)), 0.0), ValueError, ["sigma", "> 0"]),
-    "random key": (lambda: normalizers.gumbel(0), TypeError, ["key", "jax.random", "0"]),
+    "random key": (lambda: normalizers.gumbel(0), TypeError, ["key", "jax.random", "0"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "temperature": (lambda: normalizers.gumbel(jax.random.key(0), -1.0), ValueError, ["temperature", "> 0"]),
     "dropout": (attend(dropout=0.1), TypeError, ["dropout", "gates.dropout(0.1, seed)", "0.1"]),
     "general": (attend(score=scores.general(np.ones((8, 7)))), ValueError, ["scores.general", "w", "[8, 8]", "[8, 7]"]),
@@ -137,8 +137,8 @@ BAD = {
     "implementation": (attend(implementation="cuda"), ValueError, ["implementation", "blockwise", "'cuda'"]),
     "blocks": (attend(blocks=(0, 4)), ValueError, ["blocks", ">= 1", "(0, 4)"]),
     "precision": (attend(precision="tops"), ValueError, ["precision", "jax.lax.Precision", "'tops'"]),
-    "merge": (lambda: jattn.merge((Q, Q[..., 0]), (Q, Q)), ValueError, ["merge", "[2, 6, 4, 8]"]),
-    "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),
+    "merge": (lambda: jattn.merge((Q, Q[..., 0]), (Q, Q)), ValueError, ["merge", "[2, 6, 4, 8]"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "sample of gates": (lambda: jattn.sample(jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
                         ["sample", "gates"]),
     "sample of sinks": (lambda: jattn.sample(jax.random.key(0), Q, K, V, sinks=np.ones(4)), ValueError, ["sample", "sinks"]),

@@ -277,7 +277,7 @@ def test_buckets():
         theirs = oracle.t5_bucket(bidirectional, buckets, most)
         relative = np.arange(-150, 150)
         np.testing.assert_array_equal(
-            mods.t5_bucket(bidirectional, buckets, most)(relative), [theirs(int(x)) for x in relative]
+            mods.t5_bucket(bidirectional, buckets, most)(jnp.asarray(relative)), [theirs(int(x)) for x in relative]
         )
 
 
@@ -409,7 +409,7 @@ def test_what_is_seen_and_not_a_number_is_not_hidden(way, name, bad):
     array[0, 1, 2, 1] = bad
     softmax = NORMALIZERS[name]().is_softmax
     attend = _twin if way == "twin" else WAYS[way]
-    got = attend(
+    got: Any = attend(
         x.query, x.key, x.value, normalizer=NORMALIZERS[name](), mask=masks.prefix(3), mods=(mods.bias(array, "bhts"),), return_lse=softmax
     )  # fmt: skip
     wanted = np.zeros((B, T, H), bool)
@@ -417,7 +417,7 @@ def test_what_is_seen_and_not_a_number_is_not_hidden(way, name, bad):
     out, lse = got if softmax else (got, None)
     np.testing.assert_array_equal(np.isnan(out), np.broadcast_to(wanted[..., None], out.shape))
     if softmax:
-        np.testing.assert_array_equal(np.isnan(lse), wanted)
+        np.testing.assert_array_equal(np.isnan(lse), wanted)  # pyright: ignore[reportArgumentType, reportCallIssue]  # it is there
     # where the mask hides it, it counts for nothing
     hidden = attend(
         x.query, x.key, x.value, normalizer=NORMALIZERS[name](), mask=~masks.dense(array != 0), mods=(mods.bias(array, "bhts"),), return_lse=softmax
@@ -429,7 +429,7 @@ def test_what_nobody_sees_reaches_no_weight_and_no_sample():
     x = _arrays(CASES["plain"], SIZES)
     clean, dirty = x, _poisoned(SimpleNamespace(**vars(_arrays(_HIDDEN, SIZES)) | vars(x)), np.nan)
     mask = masks.lengths(jnp.asarray(_kv), jnp.asarray(_q))
-    np.testing.assert_array_equal(*(jattn.weights(y.query, y.key, y.value, mask=mask) for y in (clean, dirty)))
+    chex.assert_trees_all_equal(*(jattn.weights(y.query, y.key, y.value, mask=mask) for y in (clean, dirty)))
     draws = [jattn.sample(jax.random.key(KEY), y.query, y.key, y.value, mask=mask) for y in (clean, dirty)]
     chex.assert_trees_all_equal(*draws)
     # seen: no draw could be right
@@ -470,7 +470,7 @@ def test_minus_infinity_under_a_soft_cap_stays_hidden(way):
     attend = _twin if way == "twin" else WAYS[way]
 
     def fn(cap, bias):
-        out = attend(
+        out: Any = attend(
             x.query, x.key, x.value, normalizer=getattr(normalizers, name)(),
             mods=(mods.bias(bias, "ts"), mods.softcap(cap)), return_lse=name == "softmax",
         )  # fmt: skip

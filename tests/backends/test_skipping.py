@@ -26,7 +26,7 @@ def attend(q, k, v, mask):
 
 
 def gradients(q, k, v, mask):
-    return jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x, mask))), (0, 1, 2))(q, k, v)
+    return jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x, mask))), (0, 1, 2))(q, k, v)  # pyright: ignore[reportCallIssue]  # one of several, which it cannot tell apart
 
 
 def visits(mask, fn=attend) -> np.ndarray:
@@ -35,7 +35,7 @@ def visits(mask, fn=attend) -> np.ndarray:
     @jax.jit
     def one(mask, block):
         bad = (jnp.arange(LENGTH) // BLOCK == block)[:, None, None]
-        return fn(QKV[0], QKV[1], jnp.where(bad, jnp.nan, QKV[2]), mask)
+        return fn(Q, K, jnp.where(bad, jnp.nan, QKV[2]), mask)
 
     found = [np.isnan(one(mask, n)).any((2, 3)).reshape(2, -1, BLOCK) for n in range(LENGTH // BLOCK)]
     return np.stack([x.any(-1) for x in found], axis=-1)

@@ -37,7 +37,7 @@ def test_what_is_granted_is_there(name):
     assert 0 < chip.granted <= chip.fast_memory < chip.memory
     assert {"bfloat16", "float32"} <= set(chip.flops)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        chip.cores = 3
+        chip.cores = 3  # pyright: ignore[reportAttributeAccessIssue]  # wrong on purpose
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Pictures of masks and of their blocks: they say what the masks and the kernels say."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +67,7 @@ def test_empty_blocks_hold_no_pair_and_full_ones_all(name):
 def test_the_legend_counts_what_explain_counts():
     x = jax.ShapeDtypeStruct((1, 4096, 2, 16), "float32")
     mask = masks.causal() & masks.window(left=1000)
-    plan = jattn.explain(x, x, x, mask=mask)
+    plan: Any = jattn.explain(x, x, x, mask=mask)
     empty, partial, full = (n // 2 for n in plan.blocks)  # of two heads
     assert _counts(viz.show_blocks(mask, (4096, 4096), plan.tile)) == [
         f"empty: skipped ({empty:,})",
@@ -76,7 +78,7 @@ def test_the_legend_counts_what_explain_counts():
 
 def test_blocks_lie_over_the_positions_that_they_hold():
     axes = viz.show_blocks(masks.causal(), (10, 7), (4, 3)).axes[0]
-    corners = axes.collections[0].get_coordinates()
+    corners = axes.collections[0].get_coordinates()  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
     assert corners[0, :, 0].tolist() == [0, 3, 6, 7]
     assert corners[:, 0, 1].tolist() == [0, 4, 8, 10]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 7), (10, 0))
@@ -95,7 +97,7 @@ def test_pictures_are_titled_and_drawn_where_asked():
         "batch 0",
         "batch 1",
     ]
-    part = Figure(layout="constrained").subfigures(1, 2)[1]
+    part = Figure(layout="constrained").subfigures(1, 2)[1]  # pyright: ignore[reportIndexIssue]  # matplotlib says less than it gives
     assert viz.show_blocks(masks.causal(), (13, 11), (3, 3), title="causal()", figure=part) is part
     assert part.get_suptitle() == "causal()"
     part.figure.draw_without_rendering()
@@ -115,8 +117,8 @@ def test_tokens_give_a_mask_its_shape():
         (lambda: viz.show_mask(I >= J, shape=(13, 11)), ValueError, r"an array has its own, got shape = \(13, 11\)"),
         (lambda: viz.show_mask(masks.segments(IDS), shape=(4, 4)), ValueError, r"must start with b = 2, t = 4"),
         (lambda: viz.show_blocks(masks.causal(), (4, 0), (2, 2)), ValueError, r"two ints >= 1, got \(4, 0\)"),
-        (lambda: viz.show_blocks(masks.causal(), 4, (2, 2)), ValueError, r"two ints >= 1, got 4"),
-        (lambda: viz.show_blocks(masks.causal(), (4, 4), 2), ValueError, r"blocks must be .* got 2"),
+        (lambda: viz.show_blocks(masks.causal(), 4, (2, 2)), ValueError, r"two ints >= 1, got 4"),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        (lambda: viz.show_blocks(masks.causal(), (4, 4), 2), ValueError, r"blocks must be .* got 2"),  # pyright: ignore[reportArgumentType]  # wrong on purpose
         (lambda: viz.show_blocks(I - J, (13, 11), (2, 2)), TypeError, "must be boolean, got int64"),
         (lambda: viz.show_blocks(I >= J, (4, 4), (2, 2)), ValueError, r"broadcastable to .*\[1, 1, 4, 4\]"),
     ],

@@ -46,7 +46,7 @@ def test_weights_of_jattn_are_drawn_whatever_their_dtype():
     weights = jattn.weights(x, x, x, mask=masks.causal())[0].astype(jnp.bfloat16)
     drawn = viz.show_weights(weights, "hello", "hello").axes[1].images[0].get_array()
     np.testing.assert_array_equal(drawn, weights[1].astype(jnp.float32))
-    assert drawn[0, 1] == 0
+    assert drawn[0, 1] == 0  # pyright: ignore[reportOptionalSubscript]  # it is drawn
 
 
 def test_an_alignment_has_the_target_down_the_source_across_and_the_mean_of_the_heads():
@@ -89,26 +89,26 @@ def test_many_tokens_are_thinned_until_they_can_be_read():
     labels = _labels(axes.xaxis)
     assert labels == [str(j) for j in axes.get_xticks()]
     assert 50 < len(labels) < 200
-    assert axes.xaxis.get_ticklabels()[0].get_fontsize() >= 5
+    assert axes.xaxis.get_ticklabels()[0].get_fontsize() >= 5  # pyright: ignore[reportOperatorIssue]  # matplotlib says less than it gives
 
 
 def test_a_new_figure_has_room_for_long_labels_and_an_end():
     tokens = ["Donaudampfschifffahrtsgesellschaft"] * 4
-    short, long = (viz.show_weights(_weights(4, 4), x, x).get_size_inches() for x in ("abcd", tokens))
+    short, long = (viz.show_weights(_weights(4, 4), x, x).get_size_inches() for x in ("abcd", tokens))  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
     assert min(long - short) > 2
-    assert viz.show_weights(_weights(9, 50, 50), "x" * 50, "x" * 50).get_size_inches().max() <= 16
+    assert viz.show_weights(_weights(9, 50, 50), "x" * 50, "x" * 50).get_size_inches().max() <= 16  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
 
 
 @pytest.mark.parametrize(("tokens", "rotation"), [("abcdefghij", 0), (["Donnerstag"] * 10, 90)])
 def test_only_labels_too_wide_for_their_column_are_turned(tokens, rotation):
     figure = viz.show_weights(_weights(10, 10), None, tokens)
-    figure.draw_without_rendering()
+    figure.draw_without_rendering()  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
     assert figure.axes[0].xaxis.get_ticklabels()[0].get_rotation() == rotation
 
 
 def test_a_figure_or_a_part_of_one_can_be_drawn_into():
     figure = Figure(figsize=(8, 4), layout="constrained")
-    for part, title in zip(figure.subfigures(1, 2), ("left", "right"), strict=True):
+    for part, title in zip(figure.subfigures(1, 2), ("left", "right"), strict=True):  # pyright: ignore[reportArgumentType]  # matplotlib says less than it gives
         assert viz.show_alignment(_weights(2, 3), "abc", "de", title=title, figure=part) is part
         assert part.get_suptitle() == title
     assert len(figure.axes) == 4
@@ -120,7 +120,7 @@ def test_text_is_text_and_saving_warns_of_nothing():
         warnings.simplefilter("always")
         figure = viz.show_weights(_weights(6, 6), tokens, tokens, title="from $5 to \\frac$")
         file = io.BytesIO()
-        figure.savefig(file)
+        figure.savefig(file)  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
     assert caught == []
     assert file.getvalue().startswith(b"\x89PNG")
     assert not any(label.get_parse_math() for label in figure.axes[0].get_xticklabels())

@@ -116,7 +116,7 @@ def test_batches_are_a_pure_function_of_seed_and_step_and_go_through_all(small):
     second = np.concatenate([data.training_batch(5, step, 20).passage for step in range(3, 6)])
     assert not np.array_equal(first, second)
     for seen in (first, second):
-        np.testing.assert_array_equal(*(np.unique(rows, axis=0) for rows in (seen, everything.passage)))
+        chex.assert_trees_all_equal(*(np.unique(rows, axis=0) for rows in (seen, everything.passage)))
 
 
 @pytest.mark.parametrize("attention", ["cross", "none"])

@@ -88,9 +88,9 @@ def test_a_trained_model_reads_the_best_place(attention):
     class Spy(type(task.model)):
         def greedy(self, *args, **read):
             seen.append(read.get("normalizer"))
-            return super().greedy(*args, **read)
+            return super().greedy(*args, **read)  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
 
-    model = nnx.clone(task.model)
+    model: Any = nnx.clone(task.model)
     model.__class__ = Spy
     task.evaluate(model)
     assert seen == [None if attention == "soft" else normalizers.hard()]
@@ -98,11 +98,11 @@ def test_a_trained_model_reads_the_best_place(attention):
 
 def test_hard_alignments_are_single_places_inside_the_source():
     model, batch = tiny("reinforce").model, data.held_out_batch(8)
-    weights = np.asarray(model.alignment(*batch, **HARD))
+    weights = np.asarray(model.alignment(*batch, **HARD))  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
     assert set(np.unique(weights)) == {0.0, 1.0}
     assert (weights.sum(-1) == 1).all()
     assert (weights.argmax(-1) < batch.length[:, None, None]).all()
-    written = model.greedy(*batch[:2], **HARD)
+    written = model.greedy(*batch[:2], **HARD)  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
     np.testing.assert_array_equal(model(*batch[:2], written, **HARD).argmax(-1), written)
 
 
