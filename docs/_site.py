@@ -117,7 +117,7 @@ def _missing(app: Sphinx, env: Any, node: addnodes.pending_xref, contnode: nodes
 def _signature(
     app: Sphinx, what: str, name: str, subject: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str, str | None] | None:
-    """A signature with its annotations as they are written: evaluated, they name the modules that JAX hides arrays in."""
+    """A signature with annotations as they are written: evaluated, they name the modules that JAX hides arrays in."""
     del app, name, options, returns
     if signature is None or what not in ("function", "method", "class"):
         return None
@@ -132,7 +132,7 @@ def _signature(
 
 
 def _as_rst(app: Sphinx, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings speak of `*args` and a | b, which reStructuredText would take for its own, and indent their formulas."""
+    """Docstrings speak of `*args` and a | b, which reStructuredText takes for its own, and indent their formulas."""
     del app, subject, options
     found: list[str] = []
     before, example = "", False  # the last line that is not empty; whether this line is part of an example
