@@ -50,7 +50,6 @@ nb_execution_show_tb = True
 default_role = "quoted"  # of docstrings; pages are Markdown
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # `_site` writes them
-autodoc_preserve_defaults = True
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 napoleon_use_rtype = False
 python_maximum_signature_line_length = 88
