@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     needs_torch = "torch" in options.peers and not options.memory
     absent = missing(["matplotlib", "tqdm", *(["torch"] if needs_torch else [])])
     if absent:
-        hint = "pip install -e '.[bench]'" + (", or choose --peers jax" if "torch" in absent else "")
+        hint = "pip install 'jattn[bench]'" + (", or choose --peers jax" if "torch" in absent else "")
         return complain(parser.prog, f"{' and '.join(absent)} not installed: {hint}")
     _timing.wait_passively()
     chosen = [case for case in _chosen(options) if options.filter in case.name]

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     peers = [peer for peer in PEERS if not missing([PEERS[peer].package])] if options.peers is None else options.peers
     absent = missing(["tqdm", "libtpu", *(PEERS[peer].package for peer in peers)])
     if absent:
-        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install -e '.[aot,bench]'")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[aot,bench]'")
     chosen = [case for case in _chosen(options) if options.filter in case.name]
     entries = [one for one in published() if options.filter in one.case.name and one.case.chip in _chips(options)]
     if not (entries if options.published else chosen):

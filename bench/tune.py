@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if absent := missing(["tqdm", "libtpu"]):
-        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install -e '.[aot,bench]'")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[aot,bench]'")
     try:
         rows = {} if options.again else read(options.table)
         options.table.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     if absent := missing(EXTRAS):
-        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install -e '.[zoo]'")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: pip install 'jattn[zoo]'")
     found = dict(_figure.recorded())
     for task in options.task:
         figures = {}

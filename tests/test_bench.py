@@ -345,7 +345,7 @@ def test_errors_are_one_line(arguments, message, capsys, monkeypatch):
 def test_missing_torch_is_a_hint(capsys, monkeypatch):
     monkeypatch.setattr(cpu, "missing", lambda modules: [name for name in modules if name == "torch"])
     assert bench.main(["cpu"]) == 2
-    expected = "bench cpu: torch not installed: pip install -e '.[bench]', or choose --peers jax\n"
+    expected = "bench cpu: torch not installed: pip install 'jattn[bench]', or choose --peers jax\n"
     assert capsys.readouterr().err == expected
 
 

@@ -865,7 +865,7 @@ def test_errors_are_one_line(arguments, message, capsys, stand_in):
 def test_missing_packages_are_a_hint(capsys, monkeypatch):
     monkeypatch.setattr(tpu, "missing", lambda modules: [name for name in modules if name in ("libtpu", "tokamax")])
     assert bench.main(["tpu"]) == 2
-    assert capsys.readouterr().err == "bench tpu: libtpu not installed: pip install -e '.[aot,bench]'\n"
+    assert capsys.readouterr().err == "bench tpu: libtpu not installed: pip install 'jattn[aot,bench]'\n"
     assert bench.main(["tpu", "--peers", "splash"]) == 2
     assert "libtpu and tokamax not installed" in capsys.readouterr().err
 
