@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import shutil
@@ -18,6 +19,7 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.ext import autosummary
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.inspect import stringify_signature
 
 from jattn.normalizers import Normalizer
@@ -202,7 +204,37 @@ def _summary(doc: list[str], document: Any) -> str:
 _first_sentence = autosummary.extract_summary
 
 
+class Public(SphinxDirective):
+    """`.. public:: MODULE` documents what a module shows: the names of its content, then the others in `__all__`."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        path = self.arguments[0]
+        module = importlib.import_module(path)
+        names = " ".join(self.content).split()
+        names += [name for name in getattr(module, "__all__", ()) if name not in names]
+        names = [name for name in names if not inspect.ismodule(getattr(module, name, None))]
+        lines = [f".. automodule:: {path}", "   :no-members:", "", f".. currentmodule:: {path}", ""]
+        lines += [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names), ""]
+        for name in names:
+            lines += [*_entry(name, getattr(module, name, None)), ""]
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _entry(name: str, subject: Any) -> list[str]:
+    """The directive that documents something; a plan is read, not made, so that it has no signature."""
+    if not inspect.isclass(subject):
+        return [f".. auto{'function' if callable(subject) or subject is None else 'data'}:: {name}"]
+    if issubclass(subject, Exception):
+        return [f".. autoexception:: {name}"]
+    shown = f"{name}()" if name == "Plan" else name
+    return [f".. autoclass:: {shown}", "   :members:", "   :special-members: __call__"]
+
+
 def setup(app: Sphinx) -> None:
+    app.add_directive("public", Public)
     autosummary.WELL_KNOWN_ABBREVIATIONS = (*autosummary.WELL_KNOWN_ABBREVIATIONS, "eq.")
     autosummary.extract_summary = _summary
     app.connect("doctree-resolved", _pictures)
