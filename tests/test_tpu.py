@@ -203,7 +203,7 @@ def _assert_compiles(chip, names):
         assert found.get("kernels") == 2, f"{chip} {found}"
 
 
-needs_libtpu = pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install -e '.[aot]'")
+needs_libtpu = pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
 
 
 @needs_libtpu
