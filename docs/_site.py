@@ -169,9 +169,14 @@ def _in_formula(found: list[str]) -> bool:
 
 
 def _escaped(line: str) -> str:
-    """A line with stars and bars that stand for themselves, but for those between backticks."""
+    """A line whose stars and bars outside of backticks stand for themselves; a letter may follow a backtick."""
     parts = re.split(r"(`[^`]*`)", line)
-    return "".join(x if x.startswith("`") else re.sub(r"(?<![\w*\\])(\*{1,2}|\|)(?=[\w(])", r"\\\1", x) for x in parts)
+    for n, text in enumerate(parts):
+        if n % 2:
+            parts[n] = text + "\\ " * bool(re.match(r"\w", parts[n + 1]))
+        else:
+            parts[n] = re.sub(r"(?<![\w*\\])(\*{1,2}|\|)(?=[\w(])", r"\\\1", text)
+    return "".join(parts)
 
 
 def _pictures(app: Sphinx, doctree: nodes.document, page: str) -> None:
