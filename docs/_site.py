@@ -210,7 +210,10 @@ _first_sentence = autosummary.extract_summary
 
 
 class Public(SphinxDirective):
-    """`.. public:: MODULE` documents what a module shows: the names of its content, then the others in `__all__`."""
+    """`.. public:: MODULE` documents what a module shows: the names of its content, then the others in `__all__`.
+
+    Those of the content must be there.
+    """
 
     required_arguments = 1
     has_content = True
@@ -220,7 +223,7 @@ class Public(SphinxDirective):
         module = importlib.import_module(path)
         names = " ".join(self.content).split()
         names += [name for name in getattr(module, "__all__", ()) if name not in names]
-        names = [name for name in names if not inspect.ismodule(getattr(module, name, None))]
+        names = [name for name in names if callable(getattr(module, name, callable))]  # no modules, no constants
         lines = [f".. automodule:: {path}", "   :no-members:", "", f".. currentmodule:: {path}", ""]
         lines += [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names), ""]
         for name in names:
@@ -231,7 +234,7 @@ class Public(SphinxDirective):
 def _entry(name: str, subject: Any) -> list[str]:
     """The directive that documents something; a plan is read, not made, so that it has no signature."""
     if not inspect.isclass(subject):
-        return [f".. auto{'function' if callable(subject) or subject is None else 'data'}:: {name}"]
+        return [f".. autofunction:: {name}"]
     if issubclass(subject, Exception):
         return [f".. autoexception:: {name}"]
     shown = f"{name}()" if name == "Plan" else name

@@ -47,6 +47,7 @@ nb_output_stderr = "error"
 nb_merge_streams = True
 nb_execution_show_tb = True
 
+highlight_language = "text"  # of what does not say
 default_role = "quoted"  # of docstrings; pages are Markdown
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # `_site` writes them
