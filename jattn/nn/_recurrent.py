@@ -37,6 +37,9 @@ def read(
 class Summary(nnx.Module):
     """The steps of a sequence as one vector, sum_j weight_j x_j: the last real one, their mean, or attention."""
 
+    kind: str
+    attention: AttentionPooling | None
+
     def __init__(self, kind: str, known: tuple[str, ...], features: int, hidden: int | None, **options: Any):
         if kind not in known:
             raise ValueError(f"summary must be one of {', '.join(map(repr, known))}, got {kind!r}")
