@@ -207,7 +207,7 @@ class MultiHeadAttention(nnx.Module):
           `[.., t, features]`, in the layer's `dtype`.  A query that may attend to nothing gives the bias of the output.
 
         Raises:
-          ValueError, TypeError: input that does not fit the layer or each other, or dropout without a stream of random keys.
+          ValueError, TypeError: input that does not fit, or dropout without a stream of random keys.
         """
         asked = Asked(mask, mods, gates, bias)
         query, key, value, options = self._inputs(x, context, positions, context_positions, asked)
@@ -247,7 +247,7 @@ class MultiHeadAttention(nnx.Module):
           `[.., h, t, s]`, float32 or wider.
 
         Raises:
-          ValueError, TypeError: input that does not fit the layer or each other.
+          ValueError, TypeError: input that does not fit.
         """
         asked = Asked(mask, mods, gates, bias)
         return batched(api.weights, *self._inputs(x, context, positions, context_positions, asked))
