@@ -43,7 +43,7 @@ OF_LAYERS = {
 OF_CALLS = {
     **by_name(mask="mask, booleans broadcastable to [.., h, t, s], True = attend", padding=_PADDING, causal=CAUSAL),
     **by_name(weights="a method: layer.weights(...)", dropout_rng="rngs=nnx.Rngs(dropout=key)"),
-    **by_name(bias="bias, broadcastable to [.., h, t, s]"),
+    **by_name(bias="bias, broadcastable to [.., h, t, s]", segments="mask=jattn.masks.segments(q_ids, kv_ids)"),
     **dict.fromkeys(("inputs", "inputs_q", "query"), "x, the first argument"),
     **dict.fromkeys(("inputs_k", "inputs_v", "inputs_kv", "key", "value"), "context, the second argument"),
     "decode": _DECODE,

@@ -18,7 +18,7 @@ from jattn import _terms, api, gates, masks
 from jattn._call import checks, modes
 from jattn._call.dispatch import UnsupportedError
 from jattn._terms import Operand, Term, term
-from jattn.nn._batching import batched, merge_lead
+from jattn.nn._batching import batched
 from jattn.nn._frozen import thawed
 from jattn.nn._options import AdapterOptions, Asked, Options, checked, join, several
 
@@ -98,11 +98,11 @@ def attention_fn(**options: Unpack[AdapterOptions]) -> Callable[..., jax.Array]:
         query, key, value = promote_dtype((query, key, value), dtype=dtype)
         lead = query.shape[:-3]
         if mask is not None and not isinstance(mask, masks.Mask):
-            mask = merge_lead(jnp.asarray(mask).astype(bool), lead, "mask")  # Flax makes masks of floats
+            mask = jnp.asarray(mask).astype(bool)  # Flax makes masks of floats
         if mask is not None and query.shape[-3] == 1 < key.shape[-3]:
             _check_positions({**fixed, **({"is_causal": masks.causal()} if is_causal else {})}, query, key)
         if is_causal:
-            mask = join({"mask": masks.causal()}, mask)["mask"]
+            mask = join({"mask": masks.causal()}, mask, lead=lead)["mask"]
         asked = {**Asked(mask, bias=bias).beside(fixed, lead), "precision": precision}
         if module is not None:
             weights = batched(api.weights, query, key, value, asked)
