@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import jax
@@ -137,13 +137,13 @@ class Held(NamedTuple):
     structure: Any  # jax.tree_util.PyTreeDef, which is no type to a type checker
     leaves: tuple[Any, ...]
 
-    def fill(self, arrays: nnx.List[nnx.Variable[Array]]) -> Options:
+    def fill(self, arrays: Iterable[nnx.Variable[Array]]) -> Options:
         """The options with the arrays where they belong."""
         values = iter(arrays)
         return jax.tree.unflatten(self.structure, [next(values)[...] if x is None else x for x in self.leaves])
 
 
-def hold(options: Options) -> tuple[nnx.List[nnx.Variable[Array]], Held]:
+def hold(options: Options) -> tuple[list[nnx.Variable[Array]], Held]:
     """The arrays of options as variables, in pytree order, and the rest."""
     apart = lambda x: isinstance(x, (masks.Mask, Frozen))
     variables, leaves = [], []
@@ -153,7 +153,7 @@ def hold(options: Options) -> tuple[nnx.List[nnx.Variable[Array]], Held]:
                 variables.append(_variable(x, learns=not apart(part)))
             leaves.append(None if _checks.is_array(x) else x)
     structure = jax.tree.structure(jax.tree.map(_term, options, is_leaf=apart))
-    return nnx.List(variables), Held(structure, tuple(leaves))
+    return variables, Held(structure, tuple(leaves))
 
 
 def _term(part: Any) -> Any:

@@ -158,18 +158,19 @@ class MultiHeadAttention(nnx.Module):
 
         def norm() -> nnx.RMSNorm | None:
             if not qk_norm:
-                return nnx.data(None)
+                return None
             return nnx.RMSNorm(self.head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         self.query = project(features, (heads, self.head_dim), kernel_init)
         self.key = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
         self.value = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
         self.out = project((heads, self.head_dim), features, out_kernel_init or kernel_init, axis=(-2, -1))
-        self.query_norm, self.key_norm = norm(), norm()
+        self.query_norm, self.key_norm = nnx.data(norm()), nnx.data(norm())
         logits = _sinks(sinks, heads, param_dtype)
         self.sinks = nnx.data(None if logits is None else nnx.Param(logits))
         self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and _dropout.feeds(rngs) else None)
-        self.arrays, self.held = hold(checked(options, _OPTIONS, "MultiHeadAttention"))
+        arrays, self.held = hold(checked(options, _OPTIONS, "MultiHeadAttention"))
+        self.arrays = nnx.List(arrays)
 
     @of_calls
     @modes.ordinary

@@ -145,7 +145,8 @@ class Seq2SeqAttention(nnx.Module):
         self.key, self.value = project(self.memory_features), project(self.memory_features)
         if isinstance(score, str):
             score = _drawn(score, shape, rngs, param_dtype)
-        self.arrays, self.held = hold({"score": score, **checked(options, _OPTIONS, "Seq2SeqAttention")})
+        arrays, self.held = hold({"score": score, **checked(options, _OPTIONS, "Seq2SeqAttention")})
+        self.arrays = nnx.List(arrays)
 
     @modes.ordinary
     def read(self, states: Float[Array, "*b s memory_features"], lengths: Int[ArrayLike, "*b"] | None = None) -> Cache:

@@ -136,24 +136,20 @@ class TransformerBlock(nnx.Module):
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         product = {**types, "use_bias": use_bias, "kernel_init": kernel_init, "precision": precision}
         drop = {"dropout": dropout, "deterministic": deterministic}
-
-        def cross() -> tuple[Callable[[Array], Array] | None, MultiHeadAttention | None]:
-            if context_features is None:
-                return nnx.data(None), nnx.data(None)
-            rest: Any = {name: value for name, value in options.items() if name not in _OF_POSITIONS}
-            attention = MultiHeadAttention(
-                features, heads, context_features=context_features, **drop, **product, **rest
-            )
-            return norm(features, **types), attention
-
         self.attention_norm = norm(features, **types)
         self.attention = MultiHeadAttention(features, heads, **drop, **product, **options)
-        self.cross_norm, self.cross_attention = cross()
+        self.cross_norm, self.cross_attention = nnx.data(None), nnx.data(None)
+        if context_features is not None:
+            rest: Any = {name: value for name, value in options.items() if name not in _OF_POSITIONS}
+            self.cross_attention = MultiHeadAttention(
+                features, heads, context_features=context_features, **drop, **product, **rest
+            )
+            self.cross_norm = norm(features, **types)
         self.mlp_norm = norm(features, **types)
         self.mlp_in = nnx.Linear(features, hidden, **product)
         self.mlp_gate = nnx.Linear(features, hidden, **product) if gated else nnx.data(None)
         self.mlp_out = nnx.Linear(hidden, features, **product)
-        stream = rngs if dropout > 0 and (_dropout.feeds(rngs)) else None
+        stream = rngs if dropout > 0 and _dropout.feeds(rngs) else None
         self.drop = nnx.Dropout(dropout, deterministic=deterministic, rngs=stream)
 
     @of_calls
