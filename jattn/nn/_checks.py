@@ -5,7 +5,7 @@ What is checked is typed `object`: a check is there for what a user gives that i
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,15 @@ from jax.typing import ArrayLike
 
 from jattn import masks
 
+AnyArray: TypeAlias = jax.Array | np.ndarray
+
 _PADDING = (
     "a padding mask [.., s] of numbers, 1 where a key is real, is mask=jattn.masks.lengths(mask.sum(-1)), or"
     " mask=(mask != 0)[..., None, None, :]"
 )
 
 
-def is_array(x: object) -> TypeGuard[jax.Array | np.ndarray]:
+def is_array(x: object) -> TypeGuard[AnyArray]:
     """Whether it is an array of JAX or NumPy."""
     return isinstance(x, (jax.Array, np.ndarray))
 

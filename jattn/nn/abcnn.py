@@ -17,6 +17,7 @@ from jattn._call import modes
 from jattn._terms import operand, wide
 from jattn.backends.contract import Backend
 from jattn.nn import _checks
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 
 
@@ -144,8 +145,8 @@ class ABCNN(nnx.Module):
         self,
         x: Float[Array, "*b t in_features"],
         y: Float[Array, "*b s in_features"],
-        x_mask: Bool[Array, "*b t"] | None = None,
-        y_mask: Bool[Array, "*b s"] | None = None,
+        x_mask: Bool[AnyArray, "*b t"] | None = None,
+        y_mask: Bool[AnyArray, "*b s"] | None = None,
     ) -> tuple[Array, Array]:
         """The block's output for both sentences.
 
@@ -178,8 +179,8 @@ class ABCNN(nnx.Module):
         self,
         x: Float[Array, "*b t in_features"],
         y: Float[Array, "*b s in_features"],
-        x_mask: Bool[Array, "*b t"] | None = None,
-        y_mask: Bool[Array, "*b s"] | None = None,
+        x_mask: Bool[AnyArray, "*b t"] | None = None,
+        y_mask: Bool[AnyArray, "*b s"] | None = None,
         *,
         columns: bool = False,
     ) -> Array:
@@ -203,7 +204,7 @@ class ABCNN(nnx.Module):
         match = self._match(api.weights, query, key, key.values) * query.mask[..., None]
         return match.reshape(*jnp.shape(x)[:-2], *match.shape[1:])
 
-    def _pair(self, x: Array, y: Array, x_mask: Array | None, y_mask: Array | None) -> _Pair:
+    def _pair(self, x: Array, y: Array, x_mask: AnyArray | None, y_mask: AnyArray | None) -> _Pair:
         """Both sentences, checked, with one batch axis, and 0 where nothing is real."""
         sentences = ("x", x, x_mask), ("y", y, y_mask)
         for name, sentence, mask in sentences:
@@ -217,7 +218,7 @@ class ABCNN(nnx.Module):
             )
         dtype = jnp.result_type(x, y, self.conv.kernel[...]) if self.dtype is None else self.dtype
 
-        def steps(sentence: ArrayLike, mask: ArrayLike | None) -> _Steps:
+        def steps(sentence: ArrayLike, mask: AnyArray | None) -> _Steps:
             real = jnp.ones(jnp.shape(sentence)[:-1], bool) if mask is None else jnp.asarray(mask)
             values = jnp.where(real[..., None], jnp.asarray(sentence, dtype), 0)
             return _Steps(values.reshape(-1, *values.shape[-2:]), real.reshape(-1, real.shape[-1]))

@@ -13,6 +13,7 @@ from jattn import normalizers
 from jattn._call import modes
 from jattn.backends.contract import Backend
 from jattn.nn import _checks
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
 
@@ -32,7 +33,7 @@ class _Level(nnx.Module):
         self.backward = nnx.data(nnx.GRUCell(features, hidden, **common) if gru else None)
         self.summary = Summary(summary, ("attention", "mean"), 2 * hidden, attention, **options)
 
-    def states(self, x: Array, mask: Array | None) -> Array:
+    def states(self, x: Array, mask: AnyArray | None) -> Array:
         """`[.., s, 2 hidden]`: each part, in the light of those before and after it where there is a GRU."""
         if self.forward is None or self.backward is None:
             return x
@@ -114,8 +115,8 @@ class HierarchicalAttention(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
-    ) -> Float[Array, "*b 2*hidden"]:
+        self, x: Float[Array, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
+    ) -> Float[Array, "*b out"]:
         """Reads documents.
 
         Args:
@@ -134,7 +135,7 @@ class HierarchicalAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
+        self, x: Float[Array, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
     ) -> tuple[Float[Array, "*b n m"], Float[Array, "*b n"]]:
         """The weight of each word in its sentence and of each sentence in its document, for looking at.
 
@@ -151,7 +152,7 @@ class HierarchicalAttention(nnx.Module):
         words, sentences, real = self._states(x, mask)
         return self.words.summary.weights(words, mask), self.sentences.summary.weights(sentences, real)
 
-    def _states(self, x: Array, mask: Array | None) -> tuple[Array, Array, Array | None]:
+    def _states(self, x: Array, mask: AnyArray | None) -> tuple[Array, Array, Array | None]:
         """States of words `[.., n, m, 2 hidden]` and of sentences `[.., n, 2 hidden]`; which of these are real."""
         _checks.check_sequence(x, mask, self.features, axes="n, m")
         mask = None if mask is None else jnp.asarray(mask)

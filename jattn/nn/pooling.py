@@ -15,6 +15,7 @@ from jattn._call import modes
 from jattn.backends.contract import Backend
 from jattn.nn import _checks
 from jattn.nn._batching import batched, merge_lead
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 
 
@@ -100,7 +101,7 @@ class AttentionPooling(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "..."]:
         """Pools a sequence.
 
@@ -118,7 +119,9 @@ class AttentionPooling(nnx.Module):
         return out if self.heads > 1 else out[..., 0, :]
 
     @modes.ordinary
-    def weights(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Float[Array, "..."]:
+    def weights(
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+    ) -> Float[Array, "..."]:
         """The weight of each step, for looking at.
 
         Args:
@@ -134,7 +137,7 @@ class AttentionPooling(nnx.Module):
         weights = self._attend(api.weights, x, mask)[..., 0, :]
         return weights if self.heads > 1 else weights[..., 0, :]
 
-    def _attend(self, fn: Callable[..., Array], x: Array, mask: Array | None) -> Array:
+    def _attend(self, fn: Callable[..., Array], x: Array, mask: AnyArray | None) -> Array:
         """`fn` with the vectors c as the one query of each head, and u as the one key head that serves them all."""
         _checks.check_sequence(x, mask, self.features)
         u = jnp.tanh(self.hidden(x))

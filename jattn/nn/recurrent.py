@@ -13,6 +13,7 @@ from jattn import normalizers
 from jattn._call import modes
 from jattn.backends.contract import Backend
 from jattn.nn import _checks
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
 
@@ -82,7 +83,7 @@ class RecurrentAttention(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "*b hidden"]:
         """Reads a sequence.
 
@@ -100,7 +101,7 @@ class RecurrentAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "*b s"]:
         """The weight of each step, whatever the summary, for looking at.
 
@@ -116,6 +117,6 @@ class RecurrentAttention(nnx.Module):
         """
         return self.summary.weights(self._states(x, mask), mask)
 
-    def _states(self, x: Array, mask: Array | None) -> Float[Array, "*b s hidden"]:
+    def _states(self, x: Array, mask: AnyArray | None) -> Float[Array, "*b s hidden"]:
         _checks.check_sequence(x, mask, self.features)
         return read(self.cell, jnp.asarray(x), mask)
