@@ -1,6 +1,7 @@
 """The notebooks: each runs from top to bottom where jattn is installed, and is committed without outputs."""
 
 import ast
+import importlib.util
 import os
 import re
 import sys
@@ -8,17 +9,27 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+from traitlets.config import Config
+
+from jattn.zoo._errors import ADDRESS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
 INSTALL = """\
-try:
-    import jattn
-except ModuleNotFoundError:
-    %pip install -q "jattn[zoo]\""""
+from importlib.util import find_spec
+from pathlib import Path
+
+if find_spec("jattn_kernels") is None:  # installed with jattn, and found nowhere else
+    around = (Path.cwd(), *Path.cwd().parents)
+    checkout = next((folder for folder in around if (folder / "kernels/jattn_kernels").is_dir()), None)
+    if checkout is None:
+        get = 'git clone https://github.com/jattn/jattn && pip install "./jattn[zoo]"'
+        raise ModuleNotFoundError(f"jattn is not installed, and this notebook stands in no checkout of it: {get}")
+    %pip install -q "{checkout}[zoo]\""""
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -57,6 +68,32 @@ def test_its_title_installation_and_links(path):
     assert _code(notebook)[0].source == INSTALL
     for link in re.findall(r"\]\((?!https:)(.*?)\)", "\n".join(cell.source for cell in notebook.cells)):
         assert (path.parent / link).exists(), link
+
+
+def _commands(monkeypatch, folder, spec):
+    """What the first cell would run, opened in a folder, where a package has been found or not."""
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    commands = []
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    shell.magics_manager.register_function(commands.append, "line", "pip")
+    shell.run_cell(INSTALL).raise_error()
+    return commands
+
+
+def test_nothing_is_installed_where_jattn_is(monkeypatch, tmp_path):
+    assert _commands(monkeypatch, tmp_path, spec=object()) == []
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "colab"], ids=["root", "colab"])
+def test_the_checkout_around_is_installed(monkeypatch, folder):
+    assert _commands(monkeypatch, folder, spec=None) == [f'install -q "{ROOT}[zoo]"']
+
+
+def test_elsewhere_one_line_says_how_to_get_a_checkout(monkeypatch, tmp_path):
+    with pytest.raises(ModuleNotFoundError, match=f"git clone {ADDRESS} && pip install") as error:
+        _commands(monkeypatch, tmp_path, spec=None)
+    assert "\n" not in str(error.value)
 
 
 def _source(number):

@@ -10,27 +10,46 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_CAUSAL, _MASK = "mask=jattn.masks.causal()", "mask=, a mask or a boolean array broadcastable to [b, h, t, s]"
-_SCALE, _CAP = "score=jattn.scores.dot(scale)", "mods=(jattn.mods.softcap(cap),)"
-_LENGTHS, _WINDOW = "mask=jattn.masks.lengths(kv, q)", "mask=jattn.masks.window(left, right)"
-_DROPOUT, _SEGMENTS = "dropout=jattn.gates.dropout(rate, seed)", "mask=jattn.masks.segments(q_ids, kv_ids)"
-_HEADS = "no argument: the heads are an axis of query [b, t, h, d] and key [b, s, g, d]"
+# what other libraries call a thing, by our word for it: layers and functions give the same names their own answers
+NAMES = {
+    "heads": ("num_heads", "n_heads", "nhead", "n_head", "num_attention_heads", "num_query_heads"),
+    "kv_heads": ("num_kv_heads", "num_key_value_heads", "n_kv_heads", "num_groups"),
+    "causal": ("is_causal", "causal"),
+    "window": ("window_size", "sliding_window", "local_window_size", "window"),
+    "mask": ("attn_mask", "attention_mask"),
+    "padding": ("key_padding_mask", "padding_mask"),
+    "segments": ("segment_ids", "q_segment_ids", "kv_segment_ids"),
+    "scale": ("scale", "sm_scale", "softmax_scale", "qk_scale"),
+    "softcap": ("logit_cap", "logits_soft_cap", "attn_logits_soft_cap", "soft_cap", "softcap"),
+    "bias": ("attn_bias",),
+    "dropout": ("dropout_rate", "attention_dropout", "dropout_p", "attn_dropout"),
+    "dropout_rng": ("dropout_rng",),
+    "weights": ("need_weights", "sow_weights", "return_attention_scores", "output_attentions"),
+}
+CAUSAL, SCALE = "mask=jattn.masks.causal()", "score=jattn.scores.dot(scale)"
+
+
+def by_name(**answers: str) -> dict[str, str]:
+    """Answers by our words for things, as answers by the names that other libraries have for them."""
+    return {name: answer for word, answer in answers.items() for name in NAMES[word]}
+
+
+_LENGTHS, _HEADS = "mask=jattn.masks.lengths(kv, q)", "the heads are an axis of query [b, t, h, d] and key [b, s, g, d]"
+_DROPOUT = "dropout=jattn.gates.dropout(rate, seed)"
 _OURS = {
-    **dict.fromkeys(("is_causal", "causal"), _CAUSAL),
-    **dict.fromkeys(("scale", "sm_scale", "softmax_scale", "qk_scale"), _SCALE),
-    **dict.fromkeys(("attn_mask", "attention_mask", "masks"), _MASK),
-    **dict.fromkeys(("key_padding_mask", "padding_mask", "lengths"), _LENGTHS),
-    **dict.fromkeys(("query_seq_lengths", "key_value_seq_lengths", "q_seqlen", "kv_seqlen"), _LENGTHS),
-    **dict.fromkeys(("local_window_size", "window_size", "sliding_window", "window"), _WINDOW),
-    **dict.fromkeys(("segment_ids", "q_segment_ids", "kv_segment_ids"), _SEGMENTS),
-    **dict.fromkeys(("dropout_rate", "dropout_p", "dropout_rng"), _DROPOUT),
-    **dict.fromkeys(("logits_soft_cap", "attn_logits_soft_cap", "soft_cap", "softcap"), _CAP),
-    **dict.fromkeys(("num_heads", "num_kv_heads", "num_query_heads", "enable_gqa"), _HEADS),
+    **by_name(heads=f"no argument: {_HEADS}", kv_heads=f"no argument: {_HEADS}", causal=CAUSAL, scale=SCALE),
+    **by_name(mask="mask=, a mask or a boolean array broadcastable to [b, h, t, s]", padding=_LENGTHS),
+    **by_name(window="mask=jattn.masks.window(left, right)", segments="mask=jattn.masks.segments(q_ids, kv_ids)"),
+    **by_name(softcap="mods=(jattn.mods.softcap(cap),)", bias="bias=", dropout=_DROPOUT, dropout_rng=_DROPOUT),
+    **by_name(weights="another function: jattn.weights(query, key, value, ...)"),
+    **dict.fromkeys(("lengths", "query_seq_lengths", "key_value_seq_lengths", "q_seqlen", "kv_seqlen"), _LENGTHS),
+    "enable_gqa": f"no argument: {_HEADS}",
     "score_mod": "mods=(jattn.mods.function(fn),)",
     "mask_mod": "mask=jattn.masks.function(fn)",
     "block_mask": "mask=, from jattn.masks: blocks that it leaves empty are skipped",
     "alibi_slopes": "mods=(jattn.mods.alibi(slopes),)",
     "return_residual": "return_lse=True",
+    "masks": "mask=, a mask or a boolean array broadcastable to [b, h, t, s]",
     "mod": "mods=",
     "gate": "gates=",
     "sink": "sinks=",

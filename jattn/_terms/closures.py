@@ -201,7 +201,7 @@ class _Reader:
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, functools.partial):
-            return _Partial(*(self.read(x) for x in (value.func, value.args, value.keywords)))
+            return _Partial(self.read(value.func), self.read(value.args), self._parts(value.keywords))
         if isinstance(value, types.MethodType):
             return _Method(self.read(value.__func__), self.read(value.__self__))
         if callable(value) and isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
@@ -229,7 +229,8 @@ class _Reader:
         for name in sorted(_names(fn.__code__)):
             if name in fn.__globals__:
                 named.append((name, self.read(fn.__globals__[name])))
-        defaults, keywords = self.read(fn.__defaults__), self.read(fn.__kwdefaults__)
+        # a dictionary of keywords is made with its function, and no two functions share it: it is what it holds
+        defaults, keywords = self.read(fn.__defaults__), self._parts(fn.__kwdefaults__ or {})
         return _Function(fn.__code__, _Same(fn.__globals__), fn.__name__, defaults, keywords, cells, tuple(named))
 
 

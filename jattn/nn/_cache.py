@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
 class Cache(NamedTuple):
-    """Keys and values of up to n positions, projected, normalised and rotated; fixed arrays, so that it can be carried
-    through `jax.jit`, `jax.lax.scan` and `jax.vmap`.
+    """Keys and values of up to n positions, projected, normalised and rotated (Shazeer 2019, section 2.4).
 
-    key, value: `[.., n, g, d]`, with g key and value heads and any number of batch axes.
-    length: `[..]`, of how many positions each example of the batch holds keys; what comes after them is not looked at.
+    Layers make it (`cache`, `read`) and return it (`decode`).  Its arrays keep their shapes, so that it can be carried
+    through `jax.jit`, `jax.lax.scan` and `jax.vmap`.
 
     To shorten is to forget: after prompts of several lengths, padded at their ends, were decoded at once,
     `cache._replace(length=lengths)` goes on from the end of each.
+
+    Args:
+      key: `[.., n, g, d]`, with g key and value heads and any number of batch axes, floating-point.
+      value: `[.., n, g, d]`, of the same dtype.
+      length: `[..]` int32, of how many positions each example of the batch holds keys; what comes after them is not
+        looked at.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> _, cache = layer.decode(jnp.ones((2, 5, 32)), layer.cache(100, batch=2))
+    >>> cache.room, cache.length.tolist()
+    (100, [5, 5])
+    >>> cache = cache._replace(length=jnp.array([3, 5]))  # the first prompt had three tokens, and padding
+    >>> cache.positions(1).tolist()
+    [[3], [5]]
     """
 
     key: Float[Array, "*b n g d"]
@@ -27,40 +43,44 @@ class Cache(NamedTuple):
 
     @property
     def room(self) -> int:
-        """n."""
+        """For how many positions n there is room, those that are taken included."""
         return self.key.shape[-3]
 
     def positions(self, t: int) -> Int[Array, "*b t"]:
-        """Those of the next t tokens."""
+        """Where the next t tokens stand, `[.., t]`: each example goes on from its own length.
+
+        Args:
+          t: how many tokens.
+        """
         return self.length[..., None] + jnp.arange(t, dtype=self.length.dtype)
 
 
-def empty(lead: tuple[int, ...], n: int, heads: int, width: int, dtype: Any) -> Cache:
+def empty(lead: tuple[int, ...], n: int, heads: int, width: int, dtype: DTypeLike) -> Cache:
     """A cache of length 0.  Its arrays are buffers apart, so that it can be donated."""
     key, value = (jnp.zeros((*lead, n, heads, width), dtype) for _ in range(2))
     return Cache(key, value, jnp.zeros(lead, jnp.int32))
 
 
-def append(cache: Cache, key: Any, value: Any) -> Cache:
+def append(cache: Cache, key: Float[Array, "*b t g d"], value: Float[Array, "*b t g d"]) -> Cache:
     """The cache with the keys and values of the next t positions; those past its end are dropped."""
     t = key.shape[-3]
 
-    def put(held, new, first):
+    def put(held: Array, new: Array, first: Array) -> Array:
         at = first + jnp.arange(t, dtype=first.dtype)
         return held.at[at].set(new.astype(held.dtype), mode="drop", indices_are_sorted=True, unique_indices=True)
 
     for _ in cache.length.shape:
         put = jax.vmap(put)
-    put_both = lambda held, new: put(held, new, cache.length)
-    return Cache(put_both(cache.key, key), put_both(cache.value, value), cache.length + t)
+    keys, values = put(cache.key, key, cache.length), put(cache.value, value, cache.length)
+    return Cache(keys, values, cache.length + t)
 
 
-def check(cache: Any, lead: tuple[int, ...], heads: int, width: int) -> None:
+def check(cache: object, lead: tuple[int, ...], heads: int, width: int) -> None:
     """Raises unless the cache is one of this layer and batch."""
     if not isinstance(cache, Cache):
         raise TypeError(f"cache must be made by the layer's cache() or read(), got {type(cache).__name__}")
-    wanted = (*lead, cache.room, heads, width) if cache.key.ndim >= 3 else None
-    if not cache.key.shape == cache.value.shape == wanted or cache.length.shape != lead:
+    expected = (*lead, cache.room, heads, width) if cache.key.ndim >= 3 else None
+    if not cache.key.shape == cache.value.shape == expected or cache.length.shape != lead:
         raise ValueError(
             f"cache must have key and value [.., n, {heads}, {width}] and length [..] with the batch axes {list(lead)}"
             f" of x, got key {list(cache.key.shape)}, value {list(cache.value.shape)}, length"

@@ -12,17 +12,30 @@ from jattn._terms import Term
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """What `frozen` makes; the layers take it apart."""
+    """What `frozen` makes; the layers take it apart.
+
+    Attributes:
+      term: what `jattn.attention` takes.
+    """
 
     term: Term
 
 
-def frozen(term: Any) -> Any:
+def frozen(term: Term) -> Frozen:
     """Marks a score, normaliser, mod or gate whose arrays a layer shall keep as they are.
 
     Arrays in the options of a layer become parameters, which optimisers move and weight decay shrinks.  Those of a
     frozen term become plain `nnx.Variable`s: saved with the layer, and no `nnx.Param`.  (Arrays of masks always are.)
     In a call of a layer, the arrays of a frozen term get no gradient.
+
+    Args:
+      term: from `jattn.scores`, `jattn.normalizers`, `jattn.mods` or `jattn.gates`, or of a class of your own.
+
+    Returns:
+      What layers and `jattn.nn.attention_fn` take in the term's place.  `jattn.attention` takes the term itself.
+
+    Raises:
+      TypeError: it is no such term.
 
     >>> import jattn
     >>> from flax import nnx
@@ -32,7 +45,7 @@ def frozen(term: Any) -> Any:
     >>> "arrays" in nnx.state(layer, nnx.Param)
     False
 
-    Raises TypeError where it is no such term.
+    No source: weights that are not trained are told apart in this way by every framework.
     """
     if not isinstance(term, Term):
         raise TypeError(f"frozen takes a score, normaliser, mod or gate, like jattn.mods.alibi(slopes), got {term!r}")

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jattn.nn._checks import AnyArray
 from jattn.nn.pooling import AttentionPooling
 
 
 def read(
-    cell: nnx.GRUCell | nnx.OptimizedLSTMCell, x: jax.Array, mask: jax.Array | None, reverse: bool = False
+    cell: nnx.GRUCell | nnx.OptimizedLSTMCell, x: jax.Array, mask: AnyArray | None, reverse: bool = False
 ) -> jax.Array:
     """The states `[.., s, hidden]` of an LSTM or GRU cell, from 0, at each step of x `[.., s, features]`.
 
@@ -37,18 +38,21 @@ def read(
 class Summary(nnx.Module):
     """The steps of a sequence as one vector, sum_j weight_j x_j: the last real one, their mean, or attention."""
 
+    kind: str
+    attention: AttentionPooling | None
+
     def __init__(self, kind: str, known: tuple[str, ...], features: int, hidden: int | None, **options: Any):
         if kind not in known:
             raise ValueError(f"summary must be one of {', '.join(map(repr, known))}, got {kind!r}")
         self.kind = kind
         self.attention = nnx.data(AttentionPooling(features, hidden, **options) if kind == "attention" else None)
 
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: AnyArray | None) -> jax.Array:
         if self.attention is not None:
             return self.attention(x, mask)
         return jnp.einsum("...s,...sf->...f", self.weights(x, mask), x)
 
-    def weights(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def weights(self, x: jax.Array, mask: AnyArray | None) -> jax.Array:
         """`[.., s]`, all 0 where no step is real."""
         if self.attention is not None:
             return self.attention.weights(x, mask)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jattn._call import modes
+from jattn.nn import _checks
 
 
 @modes.ordinary
-def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: Any = 10_000.0) -> Float[Array, "*b t h d"]:
+def rotary(
+    x: Float[Array, "*b t h d"], positions: ArrayLike | None = None, base: ArrayLike = 10_000.0
+) -> Float[Array, "*b t h d"]:
     """Turns each pair of features by an angle proportional to its position (RoFormer, Su et al. 2021, eq. 34):
 
         (x[m], x[m + d/2])  ->  (x[m] cos a - x[m + d/2] sin a,  x[m] sin a + x[m + d/2] cos a)
@@ -57,24 +57,18 @@ def rotary(x: Float[Array, "*b t h d"], positions: Any = None, base: Any = 10_00
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 
-def _check(x: Any, base: Any) -> None:
+def _check(x: Array, base: ArrayLike) -> None:
     """Raises unless x has pairs of features and the base is one number."""
     if not hasattr(x, "shape") or x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         got = f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__
         raise TypeError(f"rotary takes floating-point queries [.., t, h, d] or keys [.., s, g, d], got {got}")
     if x.shape[-1] % 2:
         raise ValueError(f"rotary turns pairs of features: the width d must be even, got x {list(x.shape)}")
-    if isinstance(base, (jax.Array, np.ndarray)):
+    if _checks.is_array(base):
         if base.ndim or not jnp.issubdtype(base.dtype, jnp.number):
             raise ValueError(f"base must be one number > 0, got {base.dtype}{list(base.shape)}")
     else:
-        check_base(base, "base")
-
-
-def check_base(base: Any, name: str) -> None:
-    """Raises unless the base is a Python or NumPy number > 0."""
-    if isinstance(base, bool) or not isinstance(base, (int, float, np.integer, np.floating)) or not base > 0:
-        raise ValueError(f"{name} must be a number > 0, like 10_000.0, got {base!r}")
+        _checks.check_base(base, "base")
 
 
 def _fits(shape: tuple[int, ...], lead: tuple[int, ...]) -> bool:

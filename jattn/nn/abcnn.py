@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PrecisionLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import api, mods, normalizers, scores
 from jattn._call import modes
 from jattn._terms import operand, wide
-from jattn.nn import _call
+from jattn.backends.contract import Backend
+from jattn.nn import _checks
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 
 
-class Steps(NamedTuple):
-    """values: `[b, s, f]`.  mask: `[b, s]`, True where a step is real."""
+class _Steps(NamedTuple):
+    """The steps of sentences, or the columns that a convolution makes of them.
 
-    values: jax.Array
-    mask: jax.Array
+    Attributes:
+      values: `[b, s, f]`.
+      mask: `[b, s]`, True where a step is real.
+    """
+
+    values: Float[Array, "b s f"]
+    mask: Bool[Array, "b s"]
 
 
-Pair = tuple[Steps, Steps]
+_Pair: TypeAlias = tuple[_Steps, _Steps]
+Pooling: TypeAlias = Callable[[Array, Array], Array]
 
 
 class ABCNN(nnx.Module):
@@ -80,6 +89,18 @@ class ABCNN(nnx.Module):
     [(8, 32), (8, 32)]
     """
 
+    in_features: int
+    width: int
+    before: bool
+    after: bool
+    pooling: Literal["window", "mean", "max"] | Pooling
+    implementation: str | Backend | None
+    length: int | None
+    dtype: DTypeLike | None
+    precision: PrecisionLike
+    conv: nnx.Linear
+    table: nnx.Param[Array] | None
+
     @of_layers
     def __init__(
         self,
@@ -90,27 +111,27 @@ class ABCNN(nnx.Module):
         before: bool = False,
         after: bool = False,
         length: int | None = None,
-        pooling: str | Callable = "window",
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
-        implementation: str | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
+        pooling: Literal["window", "mean", "max"] | Pooling = "window",
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        implementation: str | Backend | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs,
     ):
-        _call.check_sizes(in_features=in_features, features=features, width=width)
-        _call.check_rngs(rngs)
-        _call.check_flags(before=before, after=after)
+        _checks.check_sizes(in_features=in_features, features=features, width=width)
+        _checks.check_rngs(rngs)
+        _checks.check_flags(before=before, after=after)
         if before != (length is not None):
             raise ValueError(f"length must be at least 1 with before=True, else None, got before={before}, {length = }")
         if length is not None:
-            _call.check_sizes(length=length)
+            _checks.check_sizes(length=length)
         if not callable(pooling) and pooling not in ("window", *_POOLINGS):
             raise ValueError(f"pooling must be one of window, {', '.join(_POOLINGS)}, or a function, got {pooling!r}")
         self.in_features, self.width, self.before, self.after = in_features, width, before, after
         self.pooling, self.implementation = pooling, implementation
         self.length, self.dtype, self.precision = length, dtype, precision
-        # a product of all windows, which XLA does several times as fast as a convolution on CPU
+        # On CPU XLA computes one product of all windows several times as fast as a convolution.
         self.conv = nnx.Linear(
             width * (1 + before) * in_features, features,
             kernel_init=kernel_init, dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs,
@@ -124,8 +145,8 @@ class ABCNN(nnx.Module):
         self,
         x: Float[Array, "*b t in_features"],
         y: Float[Array, "*b s in_features"],
-        x_mask: Bool[Array, "*b t"] | None = None,
-        y_mask: Bool[Array, "*b s"] | None = None,
+        x_mask: Bool[AnyArray, "*b t"] | None = None,
+        y_mask: Bool[AnyArray, "*b s"] | None = None,
     ) -> tuple[Array, Array]:
         """The block's output for both sentences.
 
@@ -145,9 +166,9 @@ class ABCNN(nnx.Module):
         pair = self._pair(x, y, x_mask, y_mask)
         columns = self._columns(pair)
 
-        def pooled(steps: Steps, this: Steps, other: Steps) -> Array:
+        def pooled(steps: _Steps, this: _Steps, other: _Steps) -> Array:
             if self.after:
-                this = Steps(this.values * self._match(api.attention, this, other, _share(other)), this.mask)
+                this = _Steps(this.values * self._match(api.attention, this, other, _share(other)), this.mask)
             out = self._pool(this, steps.mask)
             return out.reshape(*jnp.shape(x)[:-2], *out.shape[1:])
 
@@ -158,23 +179,36 @@ class ABCNN(nnx.Module):
         self,
         x: Float[Array, "*b t in_features"],
         y: Float[Array, "*b s in_features"],
-        x_mask: Bool[Array, "*b t"] | None = None,
-        y_mask: Bool[Array, "*b s"] | None = None,
+        x_mask: Bool[AnyArray, "*b t"] | None = None,
+        y_mask: Bool[AnyArray, "*b s"] | None = None,
         *,
         columns: bool = False,
     ) -> Array:
-        """The match A, for looking at, of what `__call__` takes: of the sentences (what `before` uses), `[.., t, s]`,
-        or of their columns c (what `after` uses), `[.., t + w - 1, s + w - 1]`; 0 where either is not real."""
+        """The match A of the steps of both sentences, or of their columns, for looking at.
+
+        Args:
+          x: `[.., t, in_features]`, as in a call.
+          y: `[.., s, in_features]`, likewise.
+          x_mask: booleans `[.., t]`, likewise.
+          y_mask: booleans `[.., s]`, likewise.
+          columns: whether the match is that of the columns c, which `after` uses, or of the steps, which `before` uses.
+
+        Returns:
+          `[.., t, s]`, or `[.., t + w - 1, s + w - 1]` of the columns; 0 where either is not real.
+
+        Raises:
+          ValueError, TypeError: x, y or a mask does not fit.
+        """
         pair = self._pair(x, y, x_mask, y_mask)
         query, key = self._columns(pair) if columns else pair
-        found = self._match(api.weights, query, key, key.values) * query.mask[..., None]
-        return found.reshape(*jnp.shape(x)[:-2], *found.shape[1:])
+        match = self._match(api.weights, query, key, key.values) * query.mask[..., None]
+        return match.reshape(*jnp.shape(x)[:-2], *match.shape[1:])
 
-    def _pair(self, x: Any, y: Any, x_mask: Any, y_mask: Any) -> Pair:
+    def _pair(self, x: Array, y: Array, x_mask: AnyArray | None, y_mask: AnyArray | None) -> _Pair:
         """Both sentences, checked, with one batch axis, and 0 where nothing is real."""
         sentences = ("x", x, x_mask), ("y", y, y_mask)
         for name, sentence, mask in sentences:
-            _call.check_sequence(sentence, mask, self.in_features, name=name)
+            _checks.check_sequence(sentence, mask, self.in_features, name=name)
             count = jnp.shape(sentence)[-2]
             if self.length is not None and count > self.length:
                 raise ValueError(f"{name} has {count} steps, this layer was made with length={self.length}")
@@ -184,17 +218,17 @@ class ABCNN(nnx.Module):
             )
         dtype = jnp.result_type(x, y, self.conv.kernel[...]) if self.dtype is None else self.dtype
 
-        def steps(sentence: Any, mask: Any) -> Steps:
-            mask = jnp.ones(jnp.shape(sentence)[:-1], bool) if mask is None else jnp.asarray(mask)
-            values = jnp.where(mask[..., None], jnp.asarray(sentence, dtype), 0)
-            return Steps(values.reshape(-1, *values.shape[-2:]), mask.reshape(-1, mask.shape[-1]))
+        def steps(sentence: ArrayLike, mask: AnyArray | None) -> _Steps:
+            real = jnp.ones(jnp.shape(sentence)[:-1], bool) if mask is None else jnp.asarray(mask)
+            values = jnp.where(real[..., None], jnp.asarray(sentence, dtype), 0)
+            return _Steps(values.reshape(-1, *values.shape[-2:]), real.reshape(-1, real.shape[-1]))
 
         return steps(x, x_mask), steps(y, y_mask)
 
-    def _columns(self, pair: Pair) -> Pair:
+    def _columns(self, pair: _Pair) -> _Pair:
         """The wide convolution's output `[b, s + w - 1, features]`; a column is real where any step below it is."""
 
-        def columns(this: Steps, other: Steps) -> Steps:
+        def columns(this: _Steps, other: _Steps) -> _Steps:
             channels = this.values
             if self.table is not None:
                 table = jnp.asarray(self.table[: other.mask.shape[1]], channels.dtype)
@@ -202,23 +236,24 @@ class ABCNN(nnx.Module):
                 channels = jnp.concatenate([channels, jnp.where(this.mask[..., None], seen, 0)], axis=-1)
             values, real = (_windows(_padded(array, self.width), self.width) for array in (channels, this.mask))
             out = jnp.tanh(self.conv(jnp.concatenate(values, axis=-1)))
-            return Steps(out, functools.reduce(jnp.logical_or, real))
+            return _Steps(out, functools.reduce(jnp.logical_or, real))
 
         return columns(*pair), columns(*pair[::-1])
 
-    def _match(self, fn: Callable, query: Steps, key: Steps, value: jax.Array) -> jax.Array:
+    def _match(self, fn: Callable[..., Array], query: _Steps, key: _Steps, value: Array) -> Array:
         """`fn`, attention or weights, with the match of two sentences as weights; one head, without its axis."""
         squares = [jnp.sum(jnp.square(wide(steps.values)), axis=-1) for steps in (query, key)]
         distance = mods.function(_minus_log_distance, operand(squares[0], "bt"), operand(squares[1], "bs"))
         options = {"implementation": self.implementation} if fn is api.attention else {}
-        found = fn(
+        out = fn(
             *(array[..., None, :] for array in (query.values, key.values, value)),
             score=scores.dot(1.0), mods=distance, normalizer=normalizers.sigmoid(),
             mask=key.mask[:, None, None], precision=self.precision, **options,
         )  # fmt: skip
-        return jnp.squeeze(found, 2 if fn is api.attention else 1)
+        return jnp.squeeze(out, 2 if fn is api.attention else 1)
 
-    def _pool(self, columns: Steps, mask: jax.Array) -> jax.Array:
+    def _pool(self, columns: _Steps, mask: Array) -> Array:
+        """Windows of columns where `mask` says that a step is real, or all of them as one vector."""
         if self.pooling != "window":
             pool = _POOLINGS[self.pooling] if isinstance(self.pooling, str) else self.pooling
             return pool(*columns)
@@ -226,7 +261,7 @@ class ABCNN(nnx.Module):
         return jnp.where(mask[..., None], sum(windows) / self.width, 0)
 
 
-def _minus_log_distance(score: Any, i: Any, j: Any, query: Any, key: Any) -> Any:
+def _minus_log_distance(score: Array, i: Array, j: Array, query: Array, key: Array) -> Array:
     """-log |x - y| from x.y, |x|^2 and |y|^2: the sigmoid of it is 1 / (1 + |x - y|).
 
     Of equal x and y nothing but rounding is left, whose root has no meaning and an endless slope: that is distance 0.
@@ -237,29 +272,31 @@ def _minus_log_distance(score: Any, i: Any, j: Any, query: Any, key: Any) -> Any
     return jnp.where(apart, -0.5 * jnp.log(jnp.where(apart, square, 1)), jnp.finfo(score.dtype).max)
 
 
-def _padded(x: jax.Array, width: int) -> jax.Array:
+def _padded(x: Array, width: int) -> Array:
     """`[b, n, ..]` with so much before and after that every window that touches x is inside."""
     return jnp.pad(x, [(0, 0), (width - 1, width - 1), *[(0, 0)] * (x.ndim - 2)])
 
 
-def _windows(x: jax.Array, width: int) -> list[jax.Array]:
+def _windows(x: Array, width: int) -> list[Array]:
     """Of `[b, n, ..]`, for each of `width` places in a window, what the n - width + 1 windows have there."""
     return [x[:, place : x.shape[1] - width + 1 + place] for place in range(width)]
 
 
-def _share(steps: Steps) -> jax.Array:
+def _share(steps: _Steps) -> Array:
     """`[b, s, 1]`, with which a weighted sum is a mean over the steps that are real."""
     count = jnp.maximum(steps.mask.sum(axis=-1, keepdims=True), 1)
     return (steps.mask / count)[..., None].astype(steps.values.dtype)
 
 
-def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.sum(x * _share(Steps(x, mask)), axis=-2)
+def _mean(x: Float[Array, "b n f"], mask: Bool[Array, "b n"]) -> Float[Array, "b f"]:
+    """Of the real columns, 0 where none is."""
+    return jnp.sum(x * _share(_Steps(x, mask)), axis=-2)
 
 
-def _max(x: jax.Array, mask: jax.Array) -> jax.Array:
+def _max(x: Float[Array, "b n f"], mask: Bool[Array, "b n"]) -> Float[Array, "b f"]:
+    """Of the real columns, 0 where none is."""
     top = jnp.max(x, axis=-2, where=mask[..., None], initial=-jnp.inf)
     return jnp.where(jnp.any(mask, axis=-1)[..., None], top, 0)
 
 
-_POOLINGS = {"mean": _mean, "max": _max}
+_POOLINGS: dict[str, Pooling] = {"mean": _mean, "max": _max}

@@ -4,39 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as _promote_dtype
-from jax.extend.core import Var
+from flax.typing import PrecisionLike
+from jax.extend.core import Jaxpr, Var
+from jax.typing import ArrayLike, DTypeLike
 
 from jattn import _terms, api, gates, masks
 from jattn._call import checks, modes
 from jattn._call.dispatch import UnsupportedError
-from jattn._terms import Operand, term
-from jattn.nn import _call
+from jattn._terms import Operand, Term, term
+from jattn.nn._batching import batched
 from jattn.nn._frozen import thawed
+from jattn.nn._options import AdapterOptions, Asked, Options, checked, join, several
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "sinks", "implementation", "blocks")
 
 
-def attention_fn(**options: Any) -> Callable[..., jax.Array]:
+def attention_fn(**options: Unpack[AdapterOptions]) -> Callable[..., jax.Array]:
     """Makes Flax's `nnx.MultiHeadAttention` and `linen.MultiHeadDotProductAttention` compute attention with jattn.
 
-    `options` are those of `jattn.attention` that stay the same from call to call: score, normalizer, mask, mods, gates,
-    sinks, implementation, blocks.  A mask that the layer is called with holds as well.  Arrays in them are constants to
-    the layer: to learn them, take `jattn.nn.MultiHeadAttention`.
+    It computes what the layer of Flax says (Vaswani et al. 2017), with the options on top.
 
-    >>> import jax.numpy as jnp, jattn
-    >>> from flax import nnx
-    >>> layer = nnx.MultiHeadAttention(
-    ...     num_heads=4, in_features=32, decode=False, rngs=nnx.Rngs(0),
-    ...     attention_fn=jattn.nn.attention_fn(mask=jattn.masks.causal()),
-    ... )
-    >>> layer(jnp.ones((2, 5, 32))).shape
-    (2, 5, 32)
+    Args:
+      **options: those of `jattn.attention` that stay the same from call to call: score, normalizer, mask, mods, gates,
+        sinks, implementation, blocks.  A mask that the layer is called with holds as well.  Arrays in them are
+        constants to the layer: to learn them, take `jattn.nn.MultiHeadAttention`.
 
     Returns:
       A function of query `[.., t, h, d]`, key `[.., s, g, d]`, value `[.., s, g, e]`, with any number of batch axes,
@@ -58,31 +55,39 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
       ValueError: dropout without a `dropout_rng`, or shapes that do not fit.
       UnsupportedError: custom products (`einsum_dot_general`, `qk_attn_weights_einsum`, `attn_weights_value_einsum`),
         or `input_positions`, which ask for a rotary embedding.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = nnx.MultiHeadAttention(
+    ...     num_heads=4, in_features=32, decode=False, rngs=nnx.Rngs(0),
+    ...     attention_fn=jattn.nn.attention_fn(mask=jattn.masks.causal()),
+    ... )
+    >>> layer(jnp.ones((2, 5, 32))).shape
+    (2, 5, 32)
     """
-    fixed = _call.check_names(options, _OPTIONS, "jattn.nn.attention_fn")
-    fixed = {name: thawed(x) for name, x in fixed.items()}
+    fixed = {name: thawed(x) for name, x in checked(options, _OPTIONS, "jattn.nn.attention_fn").items()}
 
     @modes.ordinary
     def attention(
         query: jax.Array,
         key: jax.Array,
         value: jax.Array,
-        bias: Any = None,
-        mask: Any = None,
+        bias: ArrayLike | None = None,
+        mask: masks.Mask | ArrayLike | None = None,
         broadcast_dropout: bool = True,
-        dropout_rng: Any = None,
+        dropout_rng: jax.Array | None = None,
         dropout_rate: float = 0.0,
         deterministic: bool = False,
-        dtype: Any = None,
-        precision: Any = None,
-        module: Any = None,
-        promote_dtype: Callable = _promote_dtype,
+        dtype: DTypeLike | None = None,
+        precision: PrecisionLike = None,
+        module: Any = None,  # of nnx or of linen
+        promote_dtype: Callable[..., Any] = _promote_dtype,
         is_causal: bool = False,
         force_fp32_for_softmax: bool = False,
-        einsum_dot_general: Any = None,
-        qk_attn_weights_einsum: Any = None,
-        attn_weights_value_einsum: Any = None,
-        input_positions: Any = None,
+        einsum_dot_general: Callable[..., jax.Array] | None = None,
+        qk_attn_weights_einsum: Callable[..., jax.Array] | None = None,
+        attn_weights_value_einsum: Callable[..., jax.Array] | None = None,
+        input_positions: ArrayLike | None = None,
     ) -> jax.Array:
         _refuse(
             einsum_dot_general=einsum_dot_general,
@@ -93,29 +98,27 @@ def attention_fn(**options: Any) -> Callable[..., jax.Array]:
         query, key, value = promote_dtype((query, key, value), dtype=dtype)
         lead = query.shape[:-3]
         if mask is not None and not isinstance(mask, masks.Mask):
-            mask = _call.merge_lead(jnp.asarray(mask).astype(bool), lead, "mask")  # Flax makes masks of floats
+            mask = jnp.asarray(mask).astype(bool)  # Flax makes masks of floats
         if mask is not None and query.shape[-3] == 1 < key.shape[-3]:
             _check_positions({**fixed, **({"is_causal": masks.causal()} if is_causal else {})}, query, key)
         if is_causal:
-            mask = _call.join({"mask": masks.causal()}, mask)["mask"]
-        asked = {**_call.join(fixed, mask), "precision": precision}
-        if bias is not None:
-            asked["bias"] = _call.merge_lead(bias, lead, "bias")
+            mask = join({"mask": masks.causal()}, mask, lead=lead)["mask"]
+        asked = {**Asked(mask, bias=bias).beside(fixed, lead), "precision": precision}
         if module is not None:
-            weights = _call.batched(api.weights, query, key, value, asked)
+            weights = batched(api.weights, query, key, value, asked)
             _sow(module, weights if force_fp32_for_softmax else weights.astype(query.dtype))
         if dropout_rate > 0 and not deterministic:
             asked["dropout"] = _dropout(dropout_rate, dropout_rng, broadcast_dropout)
-        return _call.batched(api.attention, query, key, value, asked)
+        return batched(api.attention, query, key, value, asked)
 
     return attention
 
 
-def _check_positions(options: _call.Options, query: jax.Array, key: jax.Array) -> None:
+def _check_positions(options: Options, query: jax.Array, key: jax.Array) -> None:
     """Raises where a term looks at the position of the one query that Flax decodes."""
     sizes = {"b": math.prod(query.shape[:-3]), "h": query.shape[-2], "t": 1, "s": key.shape[-3]}
     for name in ("mask", "is_causal", "mods", "gates"):
-        for x in _call.sequence(options.get(name) or ()) if name in ("mods", "gates") else (options.get(name),):
+        for x in several(options.get(name) or ()) if name in ("mods", "gates") else (options.get(name),):
             if x is not None and _looks_at_queries(x, sizes):
                 raise ValueError(
                     f"jattn.nn.attention_fn: {name} looks at the query's position, which Flax does not tell where it"
@@ -125,7 +128,7 @@ def _check_positions(options: _call.Options, query: jax.Array, key: jax.Array) -
                 )
 
 
-def _looks_at_queries(term: Any, sizes: dict[str, int]) -> bool:
+def _looks_at_queries(term: Term, sizes: dict[str, int]) -> bool:
     """Whether a mask, mod or gate depends on i, or has an array for more queries than there are."""
     if isinstance(term, masks.Mask):
         arrays = jax.tree.leaves(term, is_leaf=lambda x: isinstance(x, masks.Unplaced))
@@ -139,33 +142,33 @@ def _looks_at_queries(term: Any, sizes: dict[str, int]) -> bool:
     shapes = ((1, sizes["s"]), "float32"), ((1, 1), "int32"), ((1, sizes["s"]), "int32")
     score, i, j = (jax.ShapeDtypeStruct(*x) for x in shapes)
 
-    def call(i, score, j, tiles):
+    def call(i: jax.Array, score: jax.Array, j: jax.Array, tiles: list[Any]) -> jax.Array:
         filled = signature.fill(tiles)
         return filled(i, j) if isinstance(term, masks.Mask) else filled(score, i, j)
 
     return _depends_on_first(jax.make_jaxpr(call)(i, score, j, tiles).jaxpr)
 
 
-def _tile(array: Any, axes: str, sizes: dict[str, int]) -> jax.ShapeDtypeStruct:
+def _tile(array: jax.Array, axes: str, sizes: dict[str, int]) -> jax.ShapeDtypeStruct:
     """An operand as its term sees it, for one query and all keys."""
     whole = [sizes[a] if a in axes else 1 for a in "ts"] if {"t", "s"} & set(axes) else []
     return jax.ShapeDtypeStruct((*whole, *array.shape[len(axes) :]), jax.eval_shape(_terms.wide, array).dtype)
 
 
-def _depends_on_first(jaxpr: Any) -> bool:
+def _depends_on_first(jaxpr: Jaxpr) -> bool:
     """Whether what a program returns is computed from its first argument."""
-    found = {jaxpr.invars[0]}
+    dependent = {jaxpr.invars[0]}
     for equation in jaxpr.eqns:
-        if any(isinstance(x, Var) and x in found for x in equation.invars):
-            found.update(equation.outvars)
-    return any(isinstance(x, Var) and x in found for x in jaxpr.outvars)
+        if any(isinstance(x, Var) and x in dependent for x in equation.invars):
+            dependent.update(equation.outvars)
+    return any(isinstance(x, Var) and x in dependent for x in jaxpr.outvars)
 
 
 _ROTARY = "it applies no rotary embedding; jattn.nn.MultiHeadAttention(rotary_base=...) does"
 _PRODUCTS = "both products are computed in tiles by the backend; Flax's own dot_product_attention takes others"
 
 
-def _refuse(**asked: Any) -> None:
+def _refuse(**asked: object) -> None:
     """Raises for what Flax may ask for and jattn does not do."""
     for name, value in asked.items():
         if value is not None:
@@ -178,19 +181,19 @@ def _sow(module: Any, weights: jax.Array) -> None:
     module.sow(collection, "attention_weights", weights)
 
 
-def _dropout(rate: float, rng: Any, shared: bool) -> gates.Gate:
+def _dropout(rate: float, rng: jax.Array | None, shared: bool) -> gates.Gate:
     if rng is None:
         raise ValueError(f"dropout_rate = {rate} needs a dropout_rng, or deterministic=True")
     gate = gates.dropout(rate, jax.random.bits(rng, dtype=jnp.uint32))
-    return SharedDropout(gate.rate, gate.seed) if shared else gate  # type: ignore[attr-defined]
+    return _SharedDropout(gate.rate, gate.seed) if shared else gate  # type: ignore[attr-defined]
 
 
 @term
-class SharedDropout(gates.Gate):
+class _SharedDropout(gates.Gate):
     """`gates.dropout` with the pattern of the first head of the first batch element everywhere."""
 
     rate: float
     seed: Operand
 
-    def __call__(self, weight, i, j):
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return gates.Dropout(self.rate, self.seed, 0, 0)(weight, i, j)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import normalizers
 from jattn._call import modes
-from jattn.nn import _call
+from jattn.backends.contract import Backend
+from jattn.nn import _checks
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
 
 
 class _Level(nnx.Module):
     """A bidirectional GRU over the parts, if any, and their sum as one vector of width 2 hidden."""
+
+    forward: nnx.GRUCell | None
+    backward: nnx.GRUCell | None
+    summary: Summary
 
     def __init__(
         self, features: int, hidden: int, gru: bool, summary: str, attention: int | None, options: dict[str, Any]
@@ -26,7 +33,7 @@ class _Level(nnx.Module):
         self.backward = nnx.data(nnx.GRUCell(features, hidden, **common) if gru else None)
         self.summary = Summary(summary, ("attention", "mean"), 2 * hidden, attention, **options)
 
-    def states(self, x: Any, mask: Any) -> Any:
+    def states(self, x: Array, mask: AnyArray | None) -> Array:
         """`[.., s, 2 hidden]`: each part, in the light of those before and after it where there is a GRU."""
         if self.forward is None or self.backward is None:
             return x
@@ -49,7 +56,8 @@ class HierarchicalAttention(nnx.Module):
       sentence_gru: whether there are GRUs over the sentences, as in the paper, or over the words alone.
       summary: "attention" or "mean".
       attention: width of u in `AttentionPooling`, 2 hidden by default.
-      normalizer, implementation: of `AttentionPooling`.
+      normalizer: of `AttentionPooling`.
+      implementation: of `AttentionPooling`.
       dtype: of the computation; by default what x and the parameters promote to.
       param_dtype: of the parameters.
       rngs: stream `params` for the parameters.
@@ -74,6 +82,10 @@ class HierarchicalAttention(nnx.Module):
     ((8, 5, 20), (8, 5))
     """
 
+    features: int
+    words: _Level
+    sentences: _Level
+
     @of_layers
     def __init__(
         self,
@@ -81,17 +93,17 @@ class HierarchicalAttention(nnx.Module):
         hidden: int,
         *,
         sentence_gru: bool = True,
-        summary: str = "attention",
+        summary: Literal["attention", "mean"] = "attention",
         attention: int | None = None,
         normalizer: normalizers.Normalizer = normalizers.softmax(),  # noqa: B008
-        implementation: str | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        implementation: str | Backend | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        _call.check_rngs(rngs)
-        _call.check_sizes(features=features, hidden=hidden)
-        _call.check_flags(sentence_gru=sentence_gru)
+        _checks.check_rngs(rngs)
+        _checks.check_sizes(features=features, hidden=hidden)
+        _checks.check_flags(sentence_gru=sentence_gru)
         self.features = features
         options = {
             "normalizer": normalizer, "implementation": implementation,
@@ -103,8 +115,8 @@ class HierarchicalAttention(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
-    ) -> Float[Array, "*b 2*hidden"]:
+        self, x: Float[Array, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
+    ) -> Float[Array, "*b out"]:
         """Reads documents.
 
         Args:
@@ -123,15 +135,26 @@ class HierarchicalAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b n m features"], mask: Bool[Array, "*b n m"] | None = None
+        self, x: Float[Array, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
     ) -> tuple[Float[Array, "*b n m"], Float[Array, "*b n"]]:
-        """The weight of each word in its sentence `[.., n, m]` and of each sentence `[.., n]`, for looking at."""
+        """The weight of each word in its sentence and of each sentence in its document, for looking at.
+
+        Args:
+          x: `[.., n, m, features]`, as in a call.
+          mask: booleans `[.., n, m]`, likewise.
+
+        Returns:
+          `[.., n, m]` of the words and `[.., n]` of the sentences; 0 where one is not real.
+
+        Raises:
+          ValueError, TypeError: x or the mask does not fit.
+        """
         words, sentences, real = self._states(x, mask)
         return self.words.summary.weights(words, mask), self.sentences.summary.weights(sentences, real)
 
-    def _states(self, x: Any, mask: Any) -> tuple[Any, Any, Any]:
+    def _states(self, x: Array, mask: AnyArray | None) -> tuple[Array, Array, Array | None]:
         """States of words `[.., n, m, 2 hidden]` and of sentences `[.., n, 2 hidden]`; which of these are real."""
-        _call.check_sequence(x, mask, self.features, axes="n, m")
+        _checks.check_sequence(x, mask, self.features, axes="n, m")
         mask = None if mask is None else jnp.asarray(mask)
         words = self.words.states(jnp.asarray(x), mask)
         real = None if mask is None else mask.any(axis=-1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from flax.typing import PrecisionLike
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, Real
 
 from jattn import gates as gates_
 from jattn import masks
 from jattn._call import modes
-from jattn.nn import _call
+from jattn.nn import _checks
 from jattn.nn._cache import Cache
 from jattn.nn._hints import of_calls, of_layers
+from jattn.nn._options import AnyMask, Gates, LayerOptions, Mods, as_mask, several
 from jattn.nn.multi_head import MultiHeadAttention
 
 
@@ -36,7 +38,9 @@ class LocalAttention(nnx.Module):
       window: (left, right), or one int D for both: the paper's window [p_i - D, p_i + D], with sigma = D / 2.
       center: "monotonic" or "predicted".
       pace: of monotonic centres, in keys for each query; the paper takes 1.
-      dtype, param_dtype, precision: as in `MultiHeadAttention`.
+      dtype: of the computation, as in `MultiHeadAttention`.
+      param_dtype: of the parameters.
+      precision: a `jax.lax.Precision` for all products.
       rngs: stream `params` for the parameters and, with dropout, `dropout`.
       **options: all other arguments of `MultiHeadAttention`, which does the rest.
 
@@ -59,6 +63,14 @@ class LocalAttention(nnx.Module):
     (8, 5, 32)
     """
 
+    left: int
+    right: int
+    center: Literal["monotonic", "predicted"]
+    pace: float
+    attention: MultiHeadAttention
+    position: nnx.LinearGeneral | None
+    direction: nnx.Param[Array] | None
+
     @of_layers
     def __init__(
         self,
@@ -68,25 +80,23 @@ class LocalAttention(nnx.Module):
         *,
         center: Literal["monotonic", "predicted"] = "monotonic",
         pace: float = 1.0,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[LayerOptions],
     ):
         self.left, self.right = _sides(window)
         if center not in ("monotonic", "predicted"):
             raise ValueError(f'center must be "monotonic" or "predicted", got {center!r}')
         if center == "predicted" and not self.left + self.right > 0:
             raise ValueError(f"predicted centres need a window wider than 0, for sigma, got {window!r}")
-        number = isinstance(pace, (int, float, np.integer, np.floating)) and not isinstance(pace, bool)
-        if not number or not pace > 0 or (center == "predicted" and pace != 1):
+        if not _checks.is_number(pace) or not pace > 0 or (center == "predicted" and pace != 1):
             raise ValueError(f"pace must be > 0, and is one of monotonic centres alone, got {pace!r} for {center!r}")
-        self.center, self.pace = center, pace
+        self.center, self.pace = center, pace  # type: ignore[assignment]  # a scalar of NumPy is as good
         kinds = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision, "rngs": rngs}
         self.attention = MultiHeadAttention(features, heads, **kinds, **options)
-        self.position: Any = nnx.data(None)
-        self.direction: Any = nnx.data(None)
+        self.position, self.direction = nnx.data(None), nnx.data(None)
         if center == "predicted":
             shape = heads, self.attention.head_dim
             self.position = nnx.LinearGeneral(features, shape, use_bias=False, **kinds)
@@ -100,11 +110,15 @@ class LocalAttention(nnx.Module):
         x: Float[Array, "*b t features"],
         context: Float[Array, "*b s context_features"] | Cache | None = None,
         *,
-        lengths: Any = None,
-        positions: Any = None,
-        mask: Any = None,
-        gates: Any = (),
-        **call: Any,
+        lengths: Int[ArrayLike, "*b"] | None = None,
+        positions: ArrayLike | None = None,
+        mask: AnyMask = None,
+        mods: Mods = (),
+        gates: Gates = (),
+        bias: ArrayLike | None = None,
+        context_positions: ArrayLike | None = None,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Float[Array, "*b t features"]:
         """Attends from x to the context, or to x itself, near the centres.
 
@@ -114,7 +128,13 @@ class LocalAttention(nnx.Module):
           lengths: integers `[..]`, how many keys S of each example are real; no other is attended to.  None for all s.
           positions: i of each query, for monotonic centres and the rotary embedding: numbers broadcastable to
             `[.., t]`, 0, 1, ... by default.  To decode, give the position of the step.
-          mask, gates, **call: as in `MultiHeadAttention`; they hold beside the window.
+          mask: as in `MultiHeadAttention`; it holds beside the window.
+          mods: as in `MultiHeadAttention`.
+          gates: as in `MultiHeadAttention`; they come after the Gaussian.
+          bias: as in `MultiHeadAttention`.
+          context_positions: of the context, for the rotary embedding alone, as in `MultiHeadAttention`.
+          deterministic: as in `MultiHeadAttention`.
+          rngs: as in `MultiHeadAttention`.
 
         Returns:
           `[.., t, features]`.  A query without a key in its window gives the bias of the output.
@@ -122,33 +142,51 @@ class LocalAttention(nnx.Module):
         Raises:
           ValueError, TypeError: input that does not fit.
         """
-        self.attention._check_inputs(x, context, None, None)
+        self.attention._projections().check(x, context)
         lead = x.shape[:-2]
-        if lengths is not None:
-            real: Any = _call.as_lengths(lengths, lead)
+        if isinstance(context, Cache):
+            s, keys = context.room, context.length
         else:
-            real = context.length if isinstance(context, Cache) else (x if context is None else context).shape[-2]
-        near, gate = self._near(x, real, positions)
-        if lengths is not None:
+            s = keys = (x if context is None else context).shape[-2]
+        real = None if lengths is None else _checks.as_lengths(lengths, lead)
+        near, gate = self._near(x, keys if real is None else real, positions)
+        if real is not None:
             near &= masks.lengths(real.reshape(-1))
         if mask is not None:
-            keys = context.room if isinstance(context, Cache) else (x if context is None else context).shape[-2]
-            _call.check_padding(mask, x.shape[-2], keys, lead)
-            near &= _call.as_mask(mask, lead)
-        if self.center == "predicted" or self.attention.rotary_base is not None:
-            call["positions"] = positions
-        return self.attention(x, context, mask=near, gates=(*gate, *_call.sequence(gates)), **call)
+            _checks.check_padding(mask, x.shape[-2], s, lead)
+            near &= as_mask(mask, lead)
+        turns = self.center == "predicted" or self.attention.rotary_base is not None
+        return self.attention(
+            x, context, mask=near, mods=mods, gates=(*gate, *several(gates)), bias=bias,
+            positions=positions if turns else None, context_positions=context_positions,
+            deterministic=deterministic, rngs=rngs,
+        )  # fmt: skip
 
     @modes.ordinary
-    def centers(self, x: Float[Array, "*b t features"], length: Any) -> Float[Array, "*b h t"]:
-        """The predicted centres of each head, in float32 or wider; `length` is S, numbers `[..]` or one for all."""
+    def centers(self, x: Float[Array, "*b t features"], length: Real[ArrayLike, "..."]) -> Float[Array, "*b h t"]:
+        """The predicted centres p_i = S sigmoid(v . tanh(W x_i)) of each head.
+
+        Args:
+          x: `[.., t, features]`.
+          length: S, how many keys are real: numbers `[..]`, or one for all.
+
+        Returns:
+          `[.., h, t]`, in positions of the keys, float32 or wider.
+
+        Raises:
+          ValueError: the centres of the layer are not predicted.
+        """
+        if self.position is None or self.direction is None:
+            raise ValueError(f'centres are predicted where center="predicted", got center={self.center!r}')
         hidden = jnp.tanh(self.position(x))
         direction = self.direction[...].astype(hidden.dtype)
         logit = jnp.einsum("...thd,hd->...ht", hidden, direction, precision=self.attention.precision)
         wide = jnp.promote_types(logit.dtype, jnp.float32)  # bfloat16 does not have every position
         return jnp.asarray(length, wide)[..., None, None] * jax.nn.sigmoid(logit.astype(wide))
 
-    def _near(self, x: jax.Array, length: Any, positions: Any) -> tuple[masks.Mask, tuple[gates_.Gate, ...]]:
+    def _near(
+        self, x: Array, length: ArrayLike, positions: ArrayLike | None
+    ) -> tuple[masks.Mask, tuple[gates_.Gate, ...]]:
         """The window around the centres, and the gate that goes with predicted ones."""
         if self.center == "predicted":
             center = self.centers(x, length)
@@ -157,15 +195,15 @@ class LocalAttention(nnx.Module):
             return masks.around(center, self.left, self.right), (gate,)
         if positions is None and self.pace == 1:
             return masks.window(self.left, self.right), ()
-        positions = jnp.arange(x.shape[-2]) if positions is None else jnp.asarray(positions)
-        center = jnp.broadcast_to(self.pace * positions, x.shape[:-1])
+        places = jnp.arange(x.shape[-2]) if positions is None else jnp.asarray(positions)
+        center = jnp.broadcast_to(self.pace * places, x.shape[:-1])
         return masks.around(center.reshape(-1, x.shape[-2]), self.left, self.right), ()
 
 
-def _sides(window: Any) -> tuple[int, int]:
+def _sides(window: object) -> tuple[int, int]:
     """(left, right) of a window."""
-    sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
-    whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= 0
-    if len(sides) != 2 or not all(map(whole, sides)):
+    given = window if isinstance(window, (tuple, list)) else (window, window)
+    sides = [int(x) for x in given if _checks.is_whole(x) and x >= 0]
+    if not len(given) == len(sides) == 2:
         raise ValueError(f"window must be an int >= 0 or a pair of them, (left, right), got {window!r}")
-    return int(sides[0]), int(sides[1])
+    return sides[0], sides[1]

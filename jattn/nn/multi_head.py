@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike
+from flax.typing import PrecisionLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from jattn import api, gates, masks
-from jattn._call import modes, shifts
-from jattn.nn import _cache, _call
+from jattn import api, masks
+from jattn._call import modes
+from jattn.nn import _cache, _checks, _decoding, _dropout
+from jattn.nn._batching import batch_axes, batched
 from jattn.nn._cache import Cache
 from jattn.nn._hints import of_calls, of_layers
-from jattn.nn._rotary import check_base, rotary
+from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
+from jattn.nn._projections import Projections
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
 
@@ -77,6 +79,27 @@ class MultiHeadAttention(nnx.Module):
     (8, 5, 32)
     """
 
+    features: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context_features: int
+    rotary_base: float | None
+    dropout: float
+    deterministic: bool
+    precision: PrecisionLike
+    cache_dtype: DTypeLike
+    query: nnx.LinearGeneral
+    key: nnx.LinearGeneral
+    value: nnx.LinearGeneral
+    out: nnx.LinearGeneral
+    query_norm: nnx.RMSNorm | None
+    key_norm: nnx.RMSNorm | None
+    sinks: nnx.Param[Array] | None
+    rngs: nnx.RngStream | None
+    arrays: nnx.List[nnx.Variable[Array]]
+    held: Held
+
     @of_layers
     def __init__(
         self,
@@ -92,47 +115,62 @@ class MultiHeadAttention(nnx.Module):
         dropout: float = 0.0,
         deterministic: bool = False,
         use_bias: bool = True,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
-        out_kernel_init: Any = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        out_kernel_init: nnx.Initializer | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[AttentionOptions],
     ):
-        _call.check_rngs(rngs)
-        _call.check_flags(qk_norm=qk_norm, deterministic=deterministic, use_bias=use_bias)
-        _call.check_rate(dropout)
+        _checks.check_rngs(rngs)
+        _checks.check_flags(qk_norm=qk_norm, deterministic=deterministic, use_bias=use_bias)
+        _checks.check_rate(dropout)
         self.features, self.heads = features, heads
         self.kv_heads = heads if kv_heads is None else kv_heads
         self.context_features = features if context_features is None else context_features
-        _check_sizes(features, heads, self.kv_heads, head_dim, self.context_features)
+        _checks.check_sizes(features=features, heads=heads, kv_heads=self.kv_heads)
+        _checks.check_sizes(context_features=self.context_features)
+        if heads % self.kv_heads:
+            raise ValueError(f"heads must be a multiple of kv_heads, got heads = {heads}, kv_heads = {self.kv_heads}")
+        if head_dim is None:
+            _checks.check_divides(features, heads)
         self.head_dim = features // heads if head_dim is None else head_dim
-        _check_rotary(rotary_base, self.head_dim)
+        _checks.check_sizes(head_dim=self.head_dim)
+        if rotary_base is not None:
+            _checks.check_base(rotary_base, "rotary_base")
+            if self.head_dim % 2:
+                raise ValueError(f"rotary_base needs an even head_dim, got {self.head_dim}")
         self.rotary_base, self.dropout, self.deterministic = rotary_base, dropout, deterministic
         self.precision = precision
         self.cache_dtype = param_dtype if dtype is None else dtype
 
-        def project(source: Any, target: Any, init: Any, axis: Any = -1) -> nnx.LinearGeneral:
+        def project(
+            source: int | tuple[int, int],
+            target: int | tuple[int, int],
+            init: nnx.Initializer,
+            axis: int | tuple[int, int] = -1,
+        ) -> nnx.LinearGeneral:
             return nnx.LinearGeneral(
                 source, target, axis=axis, use_bias=use_bias, kernel_init=init,
                 dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs,
             )  # fmt: skip
 
-        def norm() -> Any:
+        def norm() -> nnx.RMSNorm | None:
             if not qk_norm:
-                return nnx.data(None)
+                return None
             return nnx.RMSNorm(self.head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         self.query = project(features, (heads, self.head_dim), kernel_init)
         self.key = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
         self.value = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
         self.out = project((heads, self.head_dim), features, out_kernel_init or kernel_init, axis=(-2, -1))
-        self.query_norm, self.key_norm = norm(), norm()
+        self.query_norm, self.key_norm = nnx.data(norm()), nnx.data(norm())
         logits = _sinks(sinks, heads, param_dtype)
         self.sinks = nnx.data(None if logits is None else nnx.Param(logits))
-        self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and _has_dropout(rngs) else None)
-        self.arrays, self.held = _call.hold(_call.check_names(options, _OPTIONS, "MultiHeadAttention"))
+        self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and _dropout.feeds(rngs) else None)
+        arrays, self.held = hold(checked(options, _OPTIONS, "MultiHeadAttention"))
+        self.arrays = nnx.List(arrays)
 
     @of_calls
     @modes.ordinary
@@ -141,12 +179,12 @@ class MultiHeadAttention(nnx.Module):
         x: Float[Array, "*b t features"],
         context: Float[Array, "*b s context_features"] | Cache | None = None,
         *,
-        mask: Any = None,
-        mods: Any = (),
-        gates: Any = (),
-        bias: Any = None,
-        positions: Any = None,
-        context_positions: Any = None,
+        mask: AnyMask = None,
+        mods: Mods = (),
+        gates: Gates = (),
+        bias: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        context_positions: ArrayLike | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Float[Array, "*b t features"]:
@@ -158,7 +196,8 @@ class MultiHeadAttention(nnx.Module):
             what came before.
           mask: from `jattn.masks`, or a boolean array broadcastable to `[.., h, t, s]`; holds beside the layer's own.
             To masks, mods and gates all batch axes are one axis `b`, the last of them the fastest.
-          mods, gates: from `jattn.mods` and `jattn.gates`; they come after the layer's own.
+          mods: from `jattn.mods`, one or several; they come after the layer's own.
+          gates: from `jattn.gates`, likewise.
           bias: array broadcastable to `[.., h, t, s]`, added to the scaled score.
           positions: of x, for the rotary embedding alone: numbers broadcastable to `[.., t]`, 0, 1, ... by default.
           context_positions: of the context, `[.., s]`, 0, 1, ... by default.
@@ -166,12 +205,16 @@ class MultiHeadAttention(nnx.Module):
           rngs: where this call's dropout comes from, in the place of the layer's own stream.
 
         Returns:
-          `[.., t, features]`.
+          `[.., t, features]`, in the layer's `dtype`.  A query that may attend to nothing gives the bias of the output.
+
+        Raises:
+          ValueError, TypeError: input that does not fit, or dropout without a stream of random keys.
         """
-        query, key, value, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
+        asked = Asked(mask, mods, gates, bias)
+        query, key, value, options = self._inputs(x, context, positions, context_positions, asked)
         if self.dropout > 0 and not (self.deterministic if deterministic is None else deterministic):
-            asked["dropout"] = self._dropout(rngs)
-        return self.out(_call.batched(api.attention, query, key, value, asked))
+            options["dropout"] = _dropout.drawn(self.dropout, self.rngs, rngs)
+        return self.out(batched(api.attention, query, key, value, options))
 
     @of_calls
     @modes.ordinary
@@ -180,26 +223,37 @@ class MultiHeadAttention(nnx.Module):
         x: Float[Array, "*b t features"],
         context: Float[Array, "*b s context_features"] | Cache | None = None,
         *,
-        mask: Any = None,
-        mods: Any = (),
-        gates: Any = (),
-        bias: Any = None,
-        positions: Any = None,
-        context_positions: Any = None,
+        mask: AnyMask = None,
+        mods: Mods = (),
+        gates: Gates = (),
+        bias: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
+        context_positions: ArrayLike | None = None,
     ) -> Float[Array, "*b h t s"]:
-        """The weights with which a call with the same arguments attends, without dropout: for looking at, O(t * s)
-        memory.
+        """The weights with which a call with the same arguments attends, without dropout.
+
+        They are for looking at: memory is O(t * s).
 
         Args:
-          x, context, mask, mods, gates, bias, positions, context_positions: as in a call of the layer.
+          x: as in a call of the layer.
+          context: likewise.
+          mask: likewise.
+          mods: likewise.
+          gates: likewise.
+          bias: likewise.
+          positions: likewise.
+          context_positions: likewise.
 
         Returns:
-          `[.., h, t, s]`.
-        """
-        query, key, value, asked = self._inputs(x, context, positions, context_positions, mask, mods, gates, bias)
-        return _call.batched(api.weights, query, key, value, asked)
+          `[.., h, t, s]`, float32 or wider.
 
-    def cache(self, n: int, batch: int | tuple[int, ...] = (), dtype: Any = None) -> Cache:
+        Raises:
+          ValueError, TypeError: input that does not fit.
+        """
+        asked = Asked(mask, mods, gates, bias)
+        return batched(api.weights, *self._inputs(x, context, positions, context_positions, asked))
+
+    def cache(self, n: int, batch: int | tuple[int, ...] = (), dtype: DTypeLike | None = None) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.
 
         Args:
@@ -209,10 +263,13 @@ class MultiHeadAttention(nnx.Module):
 
         Returns:
           Arrays `[*batch, n, kv_heads, head_dim]` and a length of 0 for each example.
+
+        Raises:
+          ValueError: n or a batch axis is no such number.
         """
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        if not _checks.is_whole(n) or n < 1:
             raise ValueError(f"n must be an int >= 1, got {n!r}")
-        return _cache.empty(_call.batch_axes(batch), int(n), self.kv_heads, self.head_dim, dtype or self.cache_dtype)
+        return _cache.empty(batch_axes(batch), int(n), self.kv_heads, self.head_dim, dtype or self.cache_dtype)
 
     @of_calls
     @modes.ordinary
@@ -221,14 +278,15 @@ class MultiHeadAttention(nnx.Module):
         x: Float[Array, "*b t features"],
         cache: Cache,
         *,
-        mask: Any = None,
-        mods: Any = (),
-        gates: Any = (),
-        bias: Any = None,
-        positions: Any = None,
+        mask: AnyMask = None,
+        mods: Mods = (),
+        gates: Gates = (),
+        bias: ArrayLike | None = None,
+        positions: ArrayLike | None = None,
     ) -> tuple[Float[Array, "*b t features"], Cache]:
-        """Self-attention of the next t positions, to themselves and to all that the cache holds: one token, a few, or a
-        whole prompt.
+        """Self-attention of the next t positions, to themselves and to all that the cache holds (Shazeer 2019).
+
+        They are one token, a few, or a whole prompt.
 
         Row i of x is at position p = length + i of its example, for the layer's masks, mods and gates and for those of
         the call.  Where no query sees a key after it (`masks.causal()`), decoding gives what the layer gives for the
@@ -238,14 +296,17 @@ class MultiHeadAttention(nnx.Module):
           x: `[.., t, features]`.
           cache: from `layer.cache(n, batch)`, or from the call before.  Of the layer's own masks, mods and gates,
             arrays with an axis `t` or `s` have n there.
-          mask, mods, gates, bias: as in a call of the layer; arrays with an axis `t` have that of x, and n at an axis
-            `s`.
+          mask: as in a call of the layer; an array with an axis `t` has that of x, and n at an axis `s`.
+          mods: as in a call of the layer, with the same axes.
+          gates: likewise.
+          bias: likewise.
           positions: for the rotary embedding alone, in the place of p: numbers broadcastable to `[.., t]`.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions.
 
         Raises:
+          TypeError: x or the cache is of another type.
           ValueError: the cache is not one of this layer and batch, or has no room for t more positions.  Where the
             length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
 
@@ -258,144 +319,79 @@ class MultiHeadAttention(nnx.Module):
         >>> bool(jnp.allclose(last, layer(x)[:, 4:], atol=1e-5)), cache.length.shape
         (True, (8,))
         """
-        self._check_inputs(x, None, positions, None)
-        lead, t = x.shape[:-2], x.shape[-2]
-        _cache.check(cache, lead, self.kv_heads, self.head_dim)
-        _cache.check_room(cache, t)
-        at = cache.positions(t)
-        query, key, value = self._project(x, None, at if positions is None else positions, None)
-        start, n = cache.length.reshape(-1), cache.room
-        cache = _cache.append(cache, key, value)
-        sizes = {"b": len(start), "h": self.heads, "t": n, "s": n}
-        own = shifts.cut(self.held.fill(self.arrays), start, t, sizes)
-        _call.check_padding(mask, t, n, lead)
-        asked = shifts.shift(self._asked(own, lead, mask, mods, gates, bias), start)
-        asked = _call.join(asked, masks.prefix(start + t))
-        out = self.out(_call.batched(api.attention, query, cache.key, cache.value, asked))
-        return jnp.where((at < n)[..., None], out, jnp.nan), cache
+        asked = Asked(mask, mods, gates, bias)
+        step = _decoding.step(self._projections(), x, cache, self._own_options(), asked, positions)
+        out = self.out(batched(api.attention, step.query, step.cache.key, step.cache.value, step.options))
+        return _decoding.dropped(out, step.fits), step.cache
 
     @modes.ordinary
-    def read(self, context: Float[Array, "*b s context_features"], *, positions: Any = None) -> Cache:
-        """Keys and values of a context: `layer(x, layer.read(context))` is `layer(x, context)`, and the context is
-        projected once for any number of calls.
+    def read(self, context: Float[Array, "*b s context_features"], *, positions: ArrayLike | None = None) -> Cache:
+        """Keys and values of a context, projected once for any number of calls.
+
+        `layer(x, layer.read(context))` is `layer(x, context)`.
 
         Args:
           context: `[.., s, context_features]`.
           positions: of the context, as `context_positions` in a call.
+
+        Returns:
+          Arrays `[.., s, kv_heads, head_dim]` and a length of s for each example.
+
+        Raises:
+          ValueError, TypeError: the context does not fit, or positions without a rotary embedding.
         """
-        self._check_inputs(None, context, None, positions)
-        key, value = self._read(context, positions)
+        projections = self._projections()
+        projections.check_context(context, positions)
+        key, value = projections.keys_values(context, positions)
         return Cache(key, value, jnp.full(context.shape[:-2], context.shape[-2], jnp.int32))
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` calls.
 
         Args:
-          deterministic: whether dropout is off.
+          deterministic: whether dropout is off; None leaves it as it is.
         """
         if deterministic is not None:
             self.deterministic = deterministic
 
-    def _inputs(self, x: Any, context: Any, positions: Any, context_positions: Any, *asked: Any) -> tuple[Any, ...]:
+    def _projections(self) -> Projections:
+        return Projections(self.query, self.key, self.value, self.query_norm, self.key_norm, self.rotary_base)
+
+    def _own_options(self) -> Options:
+        """Options of `jattn.attention` that hold in every call."""
+        own = {**self.held.fill(self.arrays), "precision": self.precision}
+        return own if self.sinks is None else {**own, "sinks": self.sinks[...]}
+
+    def _inputs(
+        self,
+        x: Array,
+        context: Array | Cache | None,
+        positions: ArrayLike | None,
+        context_positions: ArrayLike | None,
+        asked: Asked,
+    ) -> tuple[Array, Array, Array, Options]:
         """Query, key and value, and the options of `jattn.attention` but for dropout."""
-        self._check_inputs(x, context, positions, context_positions)
-        query, key, value = self._project(x, context, positions, context_positions)
-        _call.check_padding(asked[0], query.shape[-3], key.shape[-3], query.shape[:-3])
-        options = self._asked(self.held.fill(self.arrays), query.shape[:-3], *asked)
+        projections = self._projections()
+        projections.check(x, context, positions, context_positions)
+        query = projections.queries(x, positions)
         if isinstance(context, Cache):
-            options = _call.join(options, masks.prefix(context.length.reshape(-1)))
+            key, value = context.key, context.value
+        elif context is not None:
+            key, value = projections.keys_values(context, context_positions)
+        else:
+            key, value = projections.keys_values(x, positions)
+        _checks.check_padding(asked.mask, query.shape[-3], key.shape[-3], query.shape[:-3])
+        options = asked.beside(self._own_options(), query.shape[:-3])
+        if isinstance(context, Cache):
+            options = join(options, masks.prefix(context.length.reshape(-1)))
         return query, key, value, options
 
-    def _project(self, x: Any, context: Any, positions: Any, context_positions: Any) -> tuple[Any, Any, Any]:
-        """Query `[.., t, h, d]`, key and value `[.., s, g, d]`, all that comes before the attention."""
-        query = self.query(x)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        if self.rotary_base is not None:
-            query = rotary(query, positions, self.rotary_base)
-        if isinstance(context, Cache):
-            return query, context.key, context.value
-        return query, *(self._read(x, positions) if context is None else self._read(context, context_positions))
 
-    def _read(self, context: Any, positions: Any) -> tuple[Any, Any]:
-        key, value = self.key(context), self.value(context)
-        if self.key_norm is not None:
-            key = self.key_norm(key)
-        if self.rotary_base is not None:
-            key = rotary(key, positions, self.rotary_base)
-        return key, value
-
-    def _asked(self, own: _call.Options, lead: tuple[int, ...], mask: Any, mods: Any, gates: Any, bias: Any) -> Any:
-        """Options of `jattn.attention`: the layer's own and those of a call, but for dropout."""
-        asked = _call.join(own, mask, mods, gates, lead)
-        asked["precision"] = self.precision
-        if bias is not None:
-            asked["bias"] = _call.merge_lead(bias, lead, "bias")
-        if self.sinks is not None:
-            asked["sinks"] = self.sinks[...]
-        return asked
-
-    def _dropout(self, rngs: Any) -> gates.Gate:
-        _call.check_call_rngs(rngs)
-        rngs = self.rngs if rngs is None else rngs
-        if rngs is None or (isinstance(rngs, nnx.Rngs) and not _has_dropout(rngs)):
-            raise ValueError(
-                f"dropout = {self.dropout} needs a stream of random keys: make the layer, or call it, with"
-                " rngs=nnx.Rngs(dropout=0), or turn dropout off with eval() or deterministic=True"
-            )
-        random_key = rngs["dropout"]() if isinstance(rngs, nnx.Rngs) else rngs()
-        return gates.dropout(self.dropout, jax.random.bits(random_key, dtype=jnp.uint32))
-
-    def _check_inputs(self, x: Any, context: Any, positions: Any, context_positions: Any) -> None:
-        """Raises unless these fit the layer and each other; x is None where there is a context alone."""
-        cached = isinstance(context, Cache)
-        if x is not None:
-            _call.check_array(x, "x", "t", self.features)
-        lead: Any = None if x is None else x.shape[:-2]
-        if cached:
-            _cache.check(context, lead, self.kv_heads, self.head_dim)
-        elif context is not None:
-            _call.check_array(context, "context", "s", self.context_features)
-            if lead not in (None, context.shape[:-2]):
-                got = f"got x {list(getattr(x, 'shape', ()))}, context {list(context.shape)}"
-                raise ValueError(f"x and context must have the same batch axes, {got}")
-        if self.rotary_base is None and not (positions is None and context_positions is None):
-            raise ValueError("positions are those of the rotary embedding: make the layer with rotary_base=10_000.0")
-        if context_positions is not None and (context is None or cached):
-            raise ValueError(f"context_positions was given {'with a cache' if cached else 'without a context'}")
-
-
-def _check_sizes(features: Any, heads: Any, kv_heads: Any, head_dim: Any, context_features: Any) -> None:
-    """Raises unless the sizes of a layer go together."""
-    _call.check_sizes(features=features, heads=heads, kv_heads=kv_heads, context_features=context_features)
-    if heads % kv_heads:
-        raise ValueError(f"heads must be a multiple of kv_heads, got heads = {heads}, kv_heads = {kv_heads}")
-    if head_dim is not None:
-        _call.check_sizes(head_dim=head_dim)
-    elif features % heads:
-        raise ValueError(
-            f"features must be a multiple of heads, got features = {features}, heads = {heads}; or give head_dim"
-        )
-
-
-def _check_rotary(base: Any, head_dim: int) -> None:
-    """Raises unless the base of a rotary embedding is a number and fits the width of a head."""
-    if base is None:
-        return
-    check_base(base, "rotary_base")
-    if head_dim % 2:
-        raise ValueError(f"rotary_base needs an even head_dim, got {head_dim}")
-
-
-def _sinks(sinks: Any, heads: int, dtype: Any) -> Any:
+def _sinks(sinks: bool | ArrayLike, heads: int, dtype: DTypeLike) -> Float[Array, "h"] | None:
     """The logits `[h]` that a layer's sinks start at, or None for none."""
     if isinstance(sinks, (bool, np.bool_)):
         return jnp.zeros(heads, dtype) if sinks else None
-    if not isinstance(sinks, (jax.Array, np.ndarray)) or sinks.shape != (heads,) or sinks.dtype == bool:
-        got = f"{sinks.dtype}{list(sinks.shape)}" if hasattr(sinks, "shape") else repr(sinks)
+    if not _checks.is_array(sinks) or sinks.shape != (heads,) or sinks.dtype == bool:
+        got = f"{sinks.dtype}{list(sinks.shape)}" if _checks.is_array(sinks) else repr(sinks)
         raise ValueError(f"sinks must be True, False, or an array [h] = [{heads}] of where they start, got {got}")
     return jnp.asarray(sinks, dtype)
-
-
-def _has_dropout(rngs: nnx.Rngs) -> bool:
-    return "dropout" in rngs or "default" in rngs

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PrecisionLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import api, masks, normalizers, scores
 from jattn._call import modes
-from jattn.nn import _call
+from jattn.backends.contract import Backend
+from jattn.nn import _checks
+from jattn.nn._batching import batched, merge_lead
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 
 
@@ -54,6 +59,15 @@ class AttentionPooling(nnx.Module):
     (8, 3, 32)
     """
 
+    features: int
+    heads: int
+    normalizer: normalizers.Normalizer
+    implementation: str | Backend | None
+    dtype: DTypeLike | None
+    precision: PrecisionLike
+    hidden: nnx.Linear
+    context: nnx.Param[Array]
+
     @of_layers
     def __init__(
         self,
@@ -63,18 +77,18 @@ class AttentionPooling(nnx.Module):
         heads: int = 1,
         normalizer: normalizers.Normalizer = normalizers.softmax(),  # noqa: B008
         use_bias: bool = True,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
-        context_init: Any = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2),  # noqa: B008
-        implementation: str | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        context_init: nnx.Initializer = nnx.initializers.lecun_normal(in_axis=-1, out_axis=-2),  # noqa: B008
+        implementation: str | Backend | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs,
     ):
         hidden = features if hidden is None else hidden
-        _call.check_rngs(rngs)
-        _call.check_sizes(features=features, hidden=hidden, heads=heads)
-        _call.check_flags(use_bias=use_bias)
+        _checks.check_rngs(rngs)
+        _checks.check_sizes(features=features, hidden=hidden, heads=heads)
+        _checks.check_flags(use_bias=use_bias)
         self.features, self.heads = features, heads
         self.normalizer, self.implementation = nnx.data(normalizer), implementation
         self.dtype, self.precision = dtype, precision
@@ -86,7 +100,9 @@ class AttentionPooling(nnx.Module):
 
     @of_calls
     @modes.ordinary
-    def __call__(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
+    def __call__(
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+    ) -> Float[Array, "..."]:
         """Pools a sequence.
 
         Args:
@@ -99,23 +115,40 @@ class AttentionPooling(nnx.Module):
         Raises:
           ValueError, TypeError: x or the mask does not fit.
         """
-        out = self._attend(api.attention, x, mask, implementation=self.implementation)[..., 0, :, :]
+        out = self._attend(api.attention, x, mask)[..., 0, :, :]
         return out if self.heads > 1 else out[..., 0, :]
 
     @modes.ordinary
-    def weights(self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None) -> Any:
-        """The weights of each step, `[.., s]`, or `[.., h, s]` of several heads, for looking at."""
-        found = self._attend(api.weights, x, mask)[..., 0, :]
-        return found if self.heads > 1 else found[..., 0, :]
+    def weights(
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+    ) -> Float[Array, "..."]:
+        """The weight of each step, for looking at.
 
-    def _attend(self, fn: Any, x: Any, mask: Any, **options: Any) -> Any:
+        Args:
+          x: `[.., s, features]`, as in a call.
+          mask: booleans `[.., s]`, likewise.
+
+        Returns:
+          `[.., s]`, or `[.., h, s]` of several heads; 0 where a step is not real.
+
+        Raises:
+          ValueError, TypeError: x or the mask does not fit.
+        """
+        weights = self._attend(api.weights, x, mask)[..., 0, :]
+        return weights if self.heads > 1 else weights[..., 0, :]
+
+    def _attend(self, fn: Callable[..., Array], x: Array, mask: AnyArray | None) -> Array:
         """`fn` with the vectors c as the one query of each head, and u as the one key head that serves them all."""
-        _call.check_sequence(x, mask, self.features)
+        _checks.check_sequence(x, mask, self.features)
         u = jnp.tanh(self.hidden(x))
         value, context = (jnp.asarray(y, u.dtype) for y in (x, self.context[...]))
         lead = u.shape[:-2]
         query = jnp.broadcast_to(context, (*lead, 1, *context.shape))
-        if mask is not None:
-            options["mask"] = masks.dense(_call.merge_lead(mask[..., None, None, :], lead, "mask"))
-        options |= {"score": scores.dot(1.0), "normalizer": self.normalizer, "precision": self.precision}
-        return _call.batched(fn, query, u[..., None, :], value[..., None, :], options)
+        options = {
+            "score": scores.dot(1.0),
+            "normalizer": self.normalizer,
+            "mask": None if mask is None else masks.dense(merge_lead(mask[..., None, None, :], lead, "mask")),
+            "precision": self.precision,
+            "implementation": self.implementation,
+        }
+        return batched(fn, query, u[..., None, :], value[..., None, :], options)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import normalizers
 from jattn._call import modes
-from jattn.nn import _call
+from jattn.backends.contract import Backend
+from jattn.nn import _checks
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._recurrent import Summary, read
 
@@ -29,7 +32,8 @@ class RecurrentAttention(nnx.Module):
       hidden: width of a state and of the output.
       summary: "attention", "mean" or "last".
       attention: width of u in `AttentionPooling`, `hidden` by default.
-      normalizer, implementation: of `AttentionPooling`.
+      normalizer: of `AttentionPooling`.
+      implementation: of `AttentionPooling`.
       dtype: of the computation; by default what x and the parameters promote to.
       param_dtype: of the parameters.
       rngs: stream `params` for the parameters.
@@ -49,22 +53,26 @@ class RecurrentAttention(nnx.Module):
     ((8, 32), (8, 29))
     """
 
+    features: int
+    cell: nnx.OptimizedLSTMCell
+    summary: Summary
+
     @of_layers
     def __init__(
         self,
         features: int,
         hidden: int,
         *,
-        summary: str = "attention",
+        summary: Literal["attention", "mean", "last"] = "attention",
         attention: int | None = None,
         normalizer: normalizers.Normalizer = normalizers.softmax(),  # noqa: B008
-        implementation: str | None = None,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        implementation: str | Backend | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        _call.check_rngs(rngs)
-        _call.check_sizes(features=features, hidden=hidden)
+        _checks.check_rngs(rngs)
+        _checks.check_sizes(features=features, hidden=hidden)
         self.features = features
         self.cell = nnx.OptimizedLSTMCell(features, hidden, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.summary = Summary(
@@ -75,7 +83,7 @@ class RecurrentAttention(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "*b hidden"]:
         """Reads a sequence.
 
@@ -93,11 +101,22 @@ class RecurrentAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b s features"], mask: Bool[Array, "*b s"] | None = None
+        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "*b s"]:
-        """The weight `[.., s]` of each step, whatever the summary, for looking at."""
+        """The weight of each step, whatever the summary, for looking at.
+
+        Args:
+          x: `[.., s, features]`, as in a call.
+          mask: booleans `[.., s]`, likewise.
+
+        Returns:
+          `[.., s]`; 0 where a step is not real.
+
+        Raises:
+          ValueError, TypeError: x or the mask does not fit.
+        """
         return self.summary.weights(self._states(x, mask), mask)
 
-    def _states(self, x: Any, mask: Any) -> Any:
-        _call.check_sequence(x, mask, self.features)
+    def _states(self, x: Array, mask: AnyArray | None) -> Float[Array, "*b s hidden"]:
+        _checks.check_sequence(x, mask, self.features)
         return read(self.cell, jnp.asarray(x), mask)

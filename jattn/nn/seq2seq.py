@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PrecisionLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jattn import api, masks, scores
 from jattn._call import modes
-from jattn.nn import _cache, _call
+from jattn.nn import _cache, _checks
+from jattn.nn._batching import batched
 from jattn.nn._cache import Cache
-from jattn.nn._frozen import thawed
+from jattn.nn._frozen import Frozen, thawed
 from jattn.nn._hints import of_calls, of_layers
+from jattn.nn._options import (
+    AnyMask,
+    CallOptions,
+    Gates,
+    Held,
+    Mods,
+    ReadOptions,
+    as_mask,
+    checked,
+    hold,
+    join,
+)
 
+ScoreName: TypeAlias = Literal["dot", "general", "cosine", "concat", "additive"]
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 _OPTIONS = ("normalizer", "mask", "mods", "gates", "implementation", "blocks")
-SCORES = ("dot", "general", "cosine", "concat", "additive")
 
 
 class Seq2SeqAttention(nnx.Module):
@@ -75,6 +91,18 @@ class Seq2SeqAttention(nnx.Module):
     (8, 5, 32)
     """
 
+    features: int
+    heads: int
+    head_dim: int
+    memory_features: int
+    static: bool
+    precision: PrecisionLike
+    query: nnx.LinearGeneral | nnx.Param[Array]
+    key: nnx.LinearGeneral
+    value: nnx.LinearGeneral
+    arrays: nnx.List[nnx.Variable[Array]]
+    held: Held
+
     @of_layers
     def __init__(
         self,
@@ -83,27 +111,25 @@ class Seq2SeqAttention(nnx.Module):
         *,
         head_dim: int | None = None,
         memory_features: int | None = None,
-        score: str | scores.Score = "dot",
+        score: ScoreName | scores.Score | Frozen = "dot",
         static: bool = False,
         use_bias: bool = True,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[ReadOptions],
     ):
-        _call.check_rngs(rngs)
-        _call.check_flags(static=static, use_bias=use_bias)
-        _call.check_sizes(features=features, heads=heads)
-        if head_dim is None and features % heads:
-            raise ValueError(
-                f"features must be a multiple of heads, got features = {features}, heads = {heads}; or give head_dim"
-            )
+        _checks.check_rngs(rngs)
+        _checks.check_flags(static=static, use_bias=use_bias)
+        _checks.check_sizes(features=features, heads=heads)
+        if head_dim is None:
+            _checks.check_divides(features, heads)
         self.features, self.heads, self.static, self.precision = features, heads, static, precision
         self.memory_features = features if memory_features is None else memory_features
         self.head_dim = features // heads if head_dim is None else head_dim
-        _call.check_sizes(memory_features=self.memory_features, head_dim=self.head_dim)
+        _checks.check_sizes(memory_features=self.memory_features, head_dim=self.head_dim)
         shape = heads, self.head_dim
 
         def project(source: int) -> nnx.LinearGeneral:
@@ -112,34 +138,40 @@ class Seq2SeqAttention(nnx.Module):
                 dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs,
             )  # fmt: skip
 
-        self.query: Any = (
-            nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype)) if static else project(features)
-        )
+        if static:
+            self.query = nnx.Param(jax.random.normal(rngs.params(), shape, param_dtype))
+        else:
+            self.query = project(features)
         self.key, self.value = project(self.memory_features), project(self.memory_features)
         if isinstance(score, str):
             score = _drawn(score, shape, rngs, param_dtype)
-        options = _call.check_names(options, _OPTIONS, "Seq2SeqAttention")
-        self.arrays, self.held = _call.hold({"score": score, **options})
+        arrays, self.held = hold({"score": score, **checked(options, _OPTIONS, "Seq2SeqAttention")})
+        self.arrays = nnx.List(arrays)
 
     @modes.ordinary
-    def read(self, states: Float[Array, "*b s memory_features"], lengths: Any = None) -> Cache:
-        """Projects the encoder's states: the memory, keys and values `[.., s, h, d]` and the lengths.
+    def read(self, states: Float[Array, "*b s memory_features"], lengths: Int[ArrayLike, "*b"] | None = None) -> Cache:
+        """Projects the encoder's states, once for all that reads them.
 
         Args:
           states: `[.., s, memory_features]`, with any number of batch axes, or none.
           lengths: integers `[..]`, how many states of each example are real; no other is attended to.  None for all.
 
+        Returns:
+          The memory: keys and values `[.., s, h, d]` and the lengths.
+
         Raises:
-          ValueError: states or lengths do not fit.
+          ValueError, TypeError: states or lengths do not fit.
         """
-        _call.check_array(states, "states", "s", self.memory_features)
+        _checks.check_array(states, "states", "s", self.memory_features)
         lead, s = states.shape[:-2], states.shape[-2]
-        lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _call.as_lengths(lengths, lead)
+        lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _checks.as_lengths(lengths, lead)
         return Cache(self.key(states), self.value(states), lengths)
 
     @of_calls
     @modes.ordinary
-    def __call__(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b t hd"]:
+    def __call__(
+        self, x: Float[Array, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
+    ) -> Float[Array, "*b t hd"]:
         """What each step of the decoder reads.
 
         Args:
@@ -157,53 +189,85 @@ class Seq2SeqAttention(nnx.Module):
         return self._of_each_step(x, _side_by_side(self._attend(api.attention, x, memory, **call)))
 
     @modes.ordinary
-    def weights(self, x: Float[Array, "*b t features"], memory: Cache, **call: Any) -> Float[Array, "*b h t s"]:
-        """The weights with which `__call__` with the same arguments reads, for looking at: O(t * s) memory."""
+    def weights(
+        self, x: Float[Array, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
+    ) -> Float[Array, "*b h t s"]:
+        """The weights with which a call with the same arguments reads, for looking at: O(t * s) memory.
+
+        Args:
+          x: `[.., t, features]`, as in a call.
+          memory: from `read`.
+          **call: as in a call.
+
+        Returns:
+          `[.., h, t, s]`.
+
+        Raises:
+          ValueError, TypeError: input that does not fit.
+        """
         return self._of_each_step(x, self._attend(api.weights, x, memory, **call))
 
     @modes.ordinary
     def sample(
-        self, random_key: jax.Array, x: Float[Array, "*b t features"], memory: Cache, **call: Any
+        self, random_key: Array, x: Float[Array, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
     ) -> tuple[Float[Array, "*b t hd"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
-        """Reads one place drawn from the softmax for each step and head, as `jattn.sample`.
+        """Reads one place drawn from the softmax for each step and head, as `jattn.sample` (Xu et al. 2015).
+
+        Args:
+          random_key: a key of `jax.random`; the same key draws the same places.
+          x: `[.., t, features]`, as in a call.
+          memory: from `read`.
+          **call: mask and mods, as in a call.
 
         Returns:
           What was read, `[.., t, h d]`; the place, `[.., t, h]`; the log of its probability, `[.., t, h]`, which is
           differentiable.  Static attention draws one place for all steps.
+
+        Raises:
+          ValueError, TypeError: input that does not fit, or a normaliser or gates, which a draw does not take.
         """
         draw = lambda *arrays, **options: api.sample(random_key, *arrays, **options)
         out, index, log_prob = self._attend(draw, x, memory, **call)
-        return tuple(self._of_each_step(x, y) for y in (_side_by_side(out), index, log_prob))  # type: ignore[return-value]
+        out, index, log_prob = (self._of_each_step(x, y) for y in (_side_by_side(out), index, log_prob))
+        return out, index, log_prob
 
     def _attend(
-        self, fn: Callable, x: Any, memory: Cache, *, mask: Any = None, mods: Any = (), gates: Any = (), **call: Any
+        self,
+        fn: Callable[..., Any],
+        x: Array,
+        memory: Cache,
+        *,
+        mask: AnyMask = None,
+        mods: Mods = (),
+        gates: Gates = (),
+        **call: Any,
     ) -> Any:
-        """`fn` of query, key and value; static attention has one query."""
-        _call.check_array(x, "x", "t", self.features)
+        """`fn` of query, key and value; static attention has one query.  `call` is the rest of the `CallOptions`."""
+        call = checked(call, ("normalizer",), "Seq2SeqAttention")
+        _checks.check_array(x, "x", "t", self.features)
         lead = x.shape[:-2]
         _cache.check(memory, lead, self.heads, self.head_dim)
-        _call.check_padding(mask, x.shape[-2], memory.room, lead)
+        _checks.check_padding(mask, x.shape[-2], memory.room, lead)
         real = masks.prefix(memory.length.reshape(-1))
-        mask = real if mask is None else real & _call.as_mask(mask, lead)
-        if self.static:
+        mask = real if mask is None else real & as_mask(mask, lead)
+        if isinstance(self.query, nnx.Param):
             query = jnp.broadcast_to(self.query[...].astype(memory.key.dtype), (*lead, 1, self.heads, self.head_dim))
         else:
             query = self.query(x)
-        asked = _call.join(self.held.fill(self.arrays), mask, mods, gates, lead)
-        call = {name: thawed(x) for name, x in _call.check_names(call, ("normalizer",), "Seq2SeqAttention").items()}
-        asked |= {"precision": self.precision, **call}
-        return _call.batched(fn, query, memory.key, memory.value, asked)
+        options = join(self.held.fill(self.arrays), mask, mods, gates, lead)
+        options |= {"precision": self.precision, **{name: thawed(x) for name, x in call.items()}}
+        return batched(fn, query, memory.key, memory.value, options)
 
-    def _of_each_step(self, x: Any, array: jax.Array) -> jax.Array:
+    def _of_each_step(self, x: Array, array: Array) -> Array:
         """`[.., 1, n]`, of all steps, as `[.., t, n]`."""
         return jnp.broadcast_to(array, (*array.shape[:-2], x.shape[-2], array.shape[-1]))
 
 
-def _side_by_side(heads: jax.Array) -> jax.Array:
+def _side_by_side(heads: Float[Array, "*b t h d"]) -> Float[Array, "*b t hd"]:
     return heads.reshape(*heads.shape[:-2], -1)
 
 
-def _drawn(name: str, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> scores.Score:
+def _drawn(name: ScoreName, shape: tuple[int, int], rngs: nnx.Rngs, dtype: DTypeLike) -> scores.Score:
     """A score by name, with parameters for each head."""
     if name not in SCORES:
         raise ValueError(f"score must be one of {', '.join(SCORES)}, or made like jattn.scores.dot(), got {name!r}")

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PrecisionLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from jattn._call import modes
-from jattn.nn import _call
+from jattn.nn import _checks, _dropout
 from jattn.nn._cache import Cache
 from jattn.nn._hints import of_calls, of_layers
+from jattn.nn._options import AnyMask, BlockOptions
 from jattn.nn.multi_head import MultiHeadAttention
 
 _OF_POSITIONS = ("mask", "mods", "gates", "rotary_base")
 
 
 class BlockCache(NamedTuple):
-    """What `TransformerBlock.decode` remembers.
+    """What `TransformerBlock.decode` remembers: arrays that keep their shapes, as those of `Cache` do.
 
-    past: of the block's self-attention.
-    context: what its cross-attention reads, None for a block without one.
+    Args:
+      past: of the block's self-attention.
+      context: what its cross-attention reads, None for a block without one.
+
+    >>> import jattn
+    >>> from flax import nnx
+    >>> block = jattn.nn.TransformerBlock(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> cache = block.cache(100, batch=2)
+    >>> cache.past.room, cache.context
+    (100, None)
+
+    Source: that of `Cache`.
     """
 
     past: Cache
@@ -77,6 +90,17 @@ class TransformerBlock(nnx.Module):
     (8, 5, 32)
     """
 
+    activation: Callable[[Array], Array]
+    attention_norm: Callable[[Array], Array]
+    attention: MultiHeadAttention
+    cross_norm: Callable[[Array], Array] | None
+    cross_attention: MultiHeadAttention | None
+    mlp_norm: Callable[[Array], Array]
+    mlp_in: nnx.Linear
+    mlp_gate: nnx.Linear | None
+    mlp_out: nnx.Linear
+    drop: nnx.Dropout
+
     @of_layers
     def __init__(
         self,
@@ -85,25 +109,25 @@ class TransformerBlock(nnx.Module):
         *,
         hidden: int | None = None,
         gated: bool = False,
-        activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
-        norm: Callable[..., Any] = nnx.LayerNorm,
+        activation: Callable[[Array], Array] = jax.nn.gelu,
+        norm: Callable[..., Callable[[Array], Array]] = nnx.LayerNorm,
         context_features: int | None = None,
         dropout: float = 0.0,
         deterministic: bool = False,
         use_bias: bool = True,
-        kernel_init: Any = nnx.initializers.lecun_normal(),  # noqa: B008
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
+        kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[BlockOptions],
     ):
-        _call.check_rngs(rngs)
-        _call.check_sizes(features=features)
+        _checks.check_rngs(rngs)
+        _checks.check_sizes(features=features)
         hidden = 4 * features if hidden is None else hidden
-        _call.check_sizes(hidden=hidden)
-        _call.check_flags(gated=gated)
-        _call.check_rate(dropout)
+        _checks.check_sizes(hidden=hidden)
+        _checks.check_flags(gated=gated)
+        _checks.check_rate(dropout)
         for name, fn in (("activation", activation), ("norm", norm)):
             if not callable(fn):
                 example = "jax.nn.gelu" if name == "activation" else "nnx.LayerNorm or nnx.RMSNorm"
@@ -112,24 +136,20 @@ class TransformerBlock(nnx.Module):
         types = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         product = {**types, "use_bias": use_bias, "kernel_init": kernel_init, "precision": precision}
         drop = {"dropout": dropout, "deterministic": deterministic}
-
-        def cross() -> tuple[Any, Any]:
-            if context_features is None:
-                return nnx.data(None), nnx.data(None)
-            rest = {name: value for name, value in options.items() if name not in _OF_POSITIONS}
-            attention = MultiHeadAttention(
-                features, heads, context_features=context_features, **drop, **product, **rest
-            )
-            return norm(features, **types), attention
-
         self.attention_norm = norm(features, **types)
         self.attention = MultiHeadAttention(features, heads, **drop, **product, **options)
-        self.cross_norm, self.cross_attention = cross()
+        self.cross_norm, self.cross_attention = nnx.data(None), nnx.data(None)
+        if context_features is not None:
+            rest: Any = {name: value for name, value in options.items() if name not in _OF_POSITIONS}
+            self.cross_attention = MultiHeadAttention(
+                features, heads, context_features=context_features, **drop, **product, **rest
+            )
+            self.cross_norm = norm(features, **types)
         self.mlp_norm = norm(features, **types)
         self.mlp_in = nnx.Linear(features, hidden, **product)
         self.mlp_gate = nnx.Linear(features, hidden, **product) if gated else nnx.data(None)
         self.mlp_out = nnx.Linear(hidden, features, **product)
-        stream = rngs if dropout > 0 and ("dropout" in rngs or "default" in rngs) else None
+        stream = rngs if dropout > 0 and _dropout.feeds(rngs) else None
         self.drop = nnx.Dropout(dropout, deterministic=deterministic, rngs=stream)
 
     @of_calls
@@ -139,11 +159,11 @@ class TransformerBlock(nnx.Module):
         x: Float[Array, "*b t features"],
         context: Float[Array, "*b s context_features"] | Cache | None = None,
         *,
-        mask: Any = None,
-        context_mask: Any = None,
-        positions: Any = None,
+        mask: AnyMask = None,
+        context_mask: AnyMask = None,
+        positions: ArrayLike | None = None,
         deterministic: bool | None = None,
-        rngs: nnx.Rngs | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> Float[Array, "*b t features"]:
         """One block.
 
@@ -160,20 +180,27 @@ class TransformerBlock(nnx.Module):
           `[.., t, features]`.
 
         Raises:
-          ValueError: a block with cross-attention without a context, or the other way round; shapes that do not fit.
+          ValueError, TypeError: a block with cross-attention without a context, or the other way round; input that does
+            not fit.
         """
-        _call.check_array(x, "x", "t", self.attention.features)
-        _call.check_call_rngs(rngs)
+        _checks.check_array(x, "x", "t", self.attention.features)
+        _checks.check_call_rngs(rngs)
         self._check_context(context, "context")
         options = {"deterministic": deterministic, "rngs": rngs}
         x = x + self.drop(self.attention(self.attention_norm(x), mask=mask, positions=positions, **options), **options)
-        if context is not None:
+        if context is not None and self.cross_attention is not None and self.cross_norm is not None:
             read = self.cross_attention(self.cross_norm(x), context, mask=context_mask, **options)
             x = x + self.drop(read, **options)
         return x + self.drop(self._mlp(self.mlp_norm(x)), **options)
 
     @modes.ordinary
-    def cache(self, n: int, batch: int | tuple[int, ...] = (), context: Any = None, dtype: Any = None) -> BlockCache:
+    def cache(
+        self,
+        n: int,
+        batch: int | tuple[int, ...] = (),
+        context: Float[Array, "*b s context_features"] | None = None,
+        dtype: DTypeLike | None = None,
+    ) -> BlockCache:
         """What `decode` starts from.
 
         Args:
@@ -181,9 +208,16 @@ class TransformerBlock(nnx.Module):
           batch: the batch axes of x; an int for one axis.
           context: `[.., s, context_features]` for a block with cross-attention, which projects it here, once.
           dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
+
+        Returns:
+          Room for n positions, and the keys and values of the context.
+
+        Raises:
+          ValueError, TypeError: n or a batch axis is no such number; a block with cross-attention without a context,
+            or the other way round.
         """
         self._check_context(context, "context")
-        read = None if context is None else self.cross_attention.read(context)
+        read = None if context is None or self.cross_attention is None else self.cross_attention.read(context)
         return BlockCache(self.attention.cache(n, batch, dtype), read)
 
     @of_calls
@@ -193,19 +227,27 @@ class TransformerBlock(nnx.Module):
         x: Float[Array, "*b t features"],
         cache: BlockCache,
         *,
-        mask: Any = None,
-        context_mask: Any = None,
-        positions: Any = None,
+        mask: AnyMask = None,
+        context_mask: AnyMask = None,
+        positions: ArrayLike | None = None,
     ) -> tuple[Float[Array, "*b t features"], BlockCache]:
         """The next t positions, as `MultiHeadAttention.decode` has them; nothing is dropped.
 
         Args:
           x: `[.., t, features]`.
           cache: from `block.cache(n, batch, context)`, or from the call before.
-          mask, context_mask, positions: as in a call of the block.
+          mask: as in a call of the block, with n in the place of an axis `s`.
+          context_mask: as in a call of the block.
+          positions: for the rotary embedding alone, in the place of those in the cache: numbers broadcastable to
+            `[.., t]`.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions.
+
+        Raises:
+          TypeError: the cache is none that `cache` or `decode` returned.
+          ValueError: it is not one of this block and batch, or has no room for t more positions.  Where its length is
+            traced, the rows past its end are NaN instead.
 
         >>> import jax.numpy as jnp, jattn
         >>> from flax import nnx
@@ -218,23 +260,24 @@ class TransformerBlock(nnx.Module):
         """
         if not isinstance(cache, BlockCache):
             raise TypeError(f"cache must be made by the block's cache(), got {type(cache).__name__}")
-        _call.check_array(x, "x", "t", self.attention.features)
+        _checks.check_array(x, "x", "t", self.attention.features)
         self._check_context(cache.context, "cache.context")
         out, past = self.attention.decode(self.attention_norm(x), cache.past, mask=mask, positions=positions)
         x = x + out
-        if cache.context is not None:
+        if cache.context is not None and self.cross_attention is not None and self.cross_norm is not None:
             x = x + self.cross_attention(self.cross_norm(x), cache.context, mask=context_mask, deterministic=True)
         return x + self._mlp(self.mlp_norm(x)), BlockCache(past, cache.context)
 
-    def _mlp(self, x: jax.Array) -> jax.Array:
+    def _mlp(self, x: Array) -> Array:
         if self.mlp_gate is None:
             return self.mlp_out(self.activation(self.mlp_in(x)))
         return self.mlp_out(self.activation(self.mlp_gate(x)) * self.mlp_in(x))
 
-    def _check_context(self, context: Any, name: str) -> None:
+    def _check_context(self, context: object, name: str) -> None:
+        """Raises unless there is a context where the block has cross-attention, and none where it has not."""
         if context is None and self.cross_attention is not None:
             raise ValueError(f"{name} must be an array: this block has cross-attention, from context_features")
-        if _call.is_mask(context):
+        if _checks.is_mask(context):
             raise TypeError(f"{name} must not be a mask: give it by name, as mask= or context_mask=")
         if context is not None and self.cross_attention is None:
             raise ValueError(f"{name} must be None: make the block with context_features for cross-attention")

@@ -16,7 +16,7 @@ import jattn
 from jattn import UnsupportedError
 from jattn._call.dispatch import BACKENDS
 from jattn.zoo import EXTRAS, TASKS, _archives, _figure
-from jattn.zoo._errors import UsageError
+from jattn.zoo._errors import UsageError, how_to_install
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +59,7 @@ def _need_extras() -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
-            raise UsageError(f'{error.name} is not installed: pip install "jattn[zoo]"') from error
+            raise UsageError(f"{error.name} is not installed: {how_to_install('zoo')}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -203,6 +203,30 @@ def test_a_function_made_anew_does_not_compile_again():
             use(*made(jnp.float32(0.7), other))
 
 
+@pytest.mark.parametrize("way", ["partial", "keyword", "keyword default"])
+def test_keywords_made_anew_do_not_compile_again(way):
+    def capped(s, i, j, *, cap):
+        return cap * jnp.tanh(s / cap)
+
+    def made():
+        def defaulted(s, i, j, *, cap=2.0):
+            return cap * jnp.tanh(s / cap)
+
+        ways = {
+            "partial": functools.partial(lambda c, s, i, j: s * c, 2.0),
+            "keyword": functools.partial(capped, cap=2.0),
+        }
+        return mods.function(ways.get(way, defaulted))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def use(mod):
+        return jattn.attention(Q, K, V, mods=(mod,))
+
+    use(made())
+    use(made())
+
+
 LEVEL = 2.0
 
 

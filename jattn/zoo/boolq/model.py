@@ -33,10 +33,16 @@ class Sizes:
 class Answerer(nnx.Module):
     """The logit of yes: that of the bags, and with attention that of the question having read the passage."""
 
+    question: Bag
+    passage: Bag
+    rarity: nnx.Param[jax.Array]  # fixed
+    shared: nnx.Linear
+    reader: Reader | None
+
     def __init__(self, lexicon: Lexicon, attention: str, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs):
         self.question = Bag(lexicon.question_grams.rarity)
         self.passage = Bag(lexicon.passage_grams.rarity)
-        self.rarity = nnx.Param(jnp.asarray(lexicon.words.rarity))  # fixed
+        self.rarity = nnx.Param(jnp.asarray(lexicon.words.rarity))
         self.shared = nnx.Linear(2 * FLAGS + 1, 1, kernel_init=nnx.initializers.zeros, rngs=rngs)
         self.reader = nnx.data(Reader(lexicon, sizes, implementation, rngs) if attention == "cross" else None)
 
@@ -68,8 +74,11 @@ class Answerer(nnx.Module):
 class Bag(nnx.Module):
     """The sum of the weights of a text's n-grams, each as far as it is rare, over the norm of all (tf-idf)."""
 
+    rarity: nnx.Param[jax.Array]  # fixed
+    weight: nnx.Param[jax.Array]
+
     def __init__(self, rarity: np.ndarray):
-        self.rarity = nnx.Param(jnp.asarray(rarity))  # fixed
+        self.rarity = nnx.Param(jnp.asarray(rarity))
         self.weight = nnx.Param(jnp.zeros(len(rarity)))
 
     def __call__(self, grams: Array) -> jax.Array:
@@ -83,10 +92,20 @@ class Reader(nnx.Module):
     """Every word of the question attends to the passage, and is compared with what it found there (Parikh et al. 2016);
     of the comparisons, attention pooling picks those that matter."""
 
+    vectors: nnx.Param[jax.Array]  # fixed
+    rarity: nnx.Param[jax.Array]  # fixed
+    project: nnx.Linear
+    near: nnx.Linear
+    attend: MultiHeadAttention
+    compare: nnx.Linear
+    pool: AttentionPooling
+    dropout: nnx.Dropout
+    out: nnx.Linear
+
     def __init__(self, lexicon: Lexicon, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs):
         hidden, width = sizes.hidden, lexicon.vectors.shape[1]
-        self.vectors = nnx.Param(jnp.asarray(lexicon.vectors * width**0.5))  # fixed
-        self.rarity = nnx.Param(jnp.asarray(lexicon.words.rarity / lexicon.words.rarity.max()))  # fixed
+        self.vectors = nnx.Param(jnp.asarray(lexicon.vectors * width**0.5))
+        self.rarity = nnx.Param(jnp.asarray(lexicon.words.rarity / lexicon.words.rarity.max()))
         self.project = nnx.Linear(width, hidden, rngs=rngs)
         self.near = nnx.Linear(3 * (hidden + FLAGS + 1), hidden, rngs=rngs)
         self.attend = MultiHeadAttention(hidden, sizes.heads, implementation=implementation, rngs=rngs)

@@ -15,7 +15,7 @@ ARCHIVES = ()
 SCORES = ("dot", "general", "cosine", "concat", "additive")
 ATTENTION = ("soft", "argmax", "straight-through", "gumbel", "reinforce")
 SUMMARIES = ("dynamic", "static")
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "dot score, soft attention, dynamic summary": (),
     **{f"{score} score": ("--score", score) for score in SCORES[1:]},
     **{f"hard attention, {kind}": ("--attention", kind) for kind in ATTENTION[1:]},

@@ -48,6 +48,7 @@ def reinforce(model: Translator, example: Example) -> jax.Array:
     d E[cost] = E[d cost + (cost - expected) d log p], with any `expected` that does not know the place (Williams 1992);
     it is learnt, from the decoder's state, and the nearer to the mean cost, the less the estimate varies.
     """
+    assert model.expected_cost is not None, "made with baseline=True"
     source, length, target = example.batch
     states = model.states(target)
     context, _, log_prob = model.attention.sample(example.key, states, model.encode(source, length))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jattn.nn import Cache, Seq2SeqAttention
+from jattn.nn.seq2seq import ScoreName
 from jattn.zoo.dates.data import ISO, START, Array
 
 
@@ -39,12 +40,23 @@ class Translator(nnx.Module):
     To its methods, `attention` is what `Seq2SeqAttention` takes for a call: the normaliser, where it is not softmax.
     """
 
+    hidden: int
+    source: nnx.Embed
+    forward: nnx.GRUCell
+    backward: nnx.GRUCell
+    written: nnx.Embed
+    decoder: nnx.GRUCell
+    attention: Seq2SeqAttention
+    mix: nnx.Linear
+    out: nnx.Linear
+    expected_cost: nnx.Linear | None
+
     def __init__(
         self,
         characters: int,
         sizes: Sizes,
         *,
-        score: str,
+        score: ScoreName,
         static: bool,
         baseline: bool,
         implementation: str | None,
@@ -63,7 +75,7 @@ class Translator(nnx.Module):
         )  # fmt: skip
         self.mix = nnx.Linear(hidden + attended, hidden, rngs=rngs)
         self.out = nnx.Linear(hidden, len(ISO), rngs=rngs)
-        self.expected_cost: Any = nnx.data(nnx.Linear(hidden, 1, rngs=rngs) if baseline else None)
+        self.expected_cost = nnx.data(nnx.Linear(hidden, 1, rngs=rngs) if baseline else None)
 
     def __call__(self, source: Array, length: Array, target: Array, **attention: Any) -> jax.Array:
         """source [b, s], length [b], target [b, t] -> logits [b, t, 11] of each character, given the ones before."""

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from jattn import normalizers, viz
+from jattn.nn.seq2seq import ScoreName
 from jattn.zoo._task import Task
 from jattn.zoo.dates import data
 from jattn.zoo.dates.losses import LOSSES, Example
@@ -24,7 +25,7 @@ DRAWN = ("en", "fr", "ru", "el")  # the font that comes with matplotlib has no D
 
 
 def dates(
-    score: str = "dot",
+    score: ScoreName = "dot",
     attention: str = "soft",
     summary: str = "dynamic",
     *,

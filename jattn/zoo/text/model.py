@@ -27,6 +27,12 @@ class LanguageModel(nnx.Module):
     remat: computes a block again for its gradient, so that a long context costs one `[b, t, width]` a layer.
     """
 
+    remat: bool
+    embed: nnx.Embed
+    blocks: TransformerBlock
+    norm: nnx.RMSNorm
+    out: nnx.Linear
+
     def __init__(
         self,
         sizes: Sizes,

@@ -16,7 +16,7 @@ DATA = (
 ABOUT = "Translates short English sentences into German with an encoder-decoder Transformer."
 STEPS = 3000
 ARCHIVES = ("django",)
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "multi-head": (),
     "multi-query": ("--kv-heads", "1"),
     "multi-head, Django's messages": ("--dictionary", "none"),

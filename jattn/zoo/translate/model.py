@@ -30,6 +30,14 @@ class Translator(nnx.Module):
     """Source and target have the same tokens; both embeddings and the weights of the output are one matrix (Vaswani et
     al. 2017, 3.4), which is 1 / sqrt(width) in size, so that what goes into the blocks is multiplied by sqrt(width)."""
 
+    layers: int
+    scale: float
+    embed: nnx.Embed
+    encoder: TransformerBlock
+    decoder: TransformerBlock
+    read_norm: nnx.LayerNorm
+    write_norm: nnx.LayerNorm
+
     def __init__(self, tokens: int, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs):
         self.layers, self.scale = sizes.layers, sizes.width**0.5
 

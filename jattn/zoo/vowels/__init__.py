@@ -13,7 +13,7 @@ ABOUT = "Tells which of nine men said /ae/, from 7 to 29 steps of 12 cepstrum co
 STEPS = 800
 ARCHIVES = ("aeon",)
 SUMMARIES = ("attention", "mean", "last")
-VARIANTS = {
+VARIANTS: dict[str, tuple[str, ...]] = {
     "attention over steps": (),
     "mean over steps": ("--summary", "mean"),
     "last hidden state": ("--summary", "last"),

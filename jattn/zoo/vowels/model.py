@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,12 @@ class Sizes:
 
 
 class Classifier(nnx.Module):
-    def __init__(self, summary: str, sizes: Sizes, implementation: str | None, rngs: nnx.Rngs):
+    reader: RecurrentAttention
+    out: nnx.Linear
+
+    def __init__(
+        self, summary: Literal["attention", "mean", "last"], sizes: Sizes, implementation: str | None, rngs: nnx.Rngs
+    ):
         self.reader = RecurrentAttention(
             COEFFICIENTS, sizes.hidden, summary=summary, implementation=implementation, rngs=rngs
         )

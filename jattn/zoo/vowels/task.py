@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import jax
 import numpy as np
@@ -19,7 +20,13 @@ NOISE = 0.3  # of a standard deviation: 270 utterances are soon learnt by heart
 DRAWN = (0, 3, 6, 8)  # speakers in the picture
 
 
-def vowels(summary: str, seed: int, implementation: str | None, batch: int = 32, sizes: Sizes | None = None) -> Task:
+def vowels(
+    summary: Literal["attention", "mean", "last"],
+    seed: int,
+    implementation: str | None,
+    batch: int = 32,
+    sizes: Sizes | None = None,
+) -> Task:
     """The task for one of the summaries."""
     sizes = sizes or Sizes()
     return Task(

@@ -1,0 +1,72 @@
+"""One step of decoding: the queries of the next positions, and all that they see, at the positions where they are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jattn import masks
+from jattn._call import shifts
+from jattn.nn import _cache, _checks
+from jattn.nn._cache import Cache
+from jattn.nn._options import Asked, Options, join
+from jattn.nn._projections import Projections
+
+
+class Step(NamedTuple):
+    """What a step of decoding attends with.
+
+    Attributes:
+      query: `[.., t, h, d]`, of the next t positions.
+      cache: with the keys and values of those positions appended.
+      options: of `jattn.attention`, for queries that start where the cache ended.
+      fits: `[.., t]`, True where a position is inside the cache.
+    """
+
+    query: Float[Array, "*b t h d"]
+    cache: Cache
+    options: Options
+    fits: Bool[Array, "*b t"]
+
+
+def step(
+    projections: Projections,
+    x: Float[Array, "*b t features"],
+    cache: Cache,
+    own: Options,
+    asked: Asked,
+    positions: ArrayLike | None,
+) -> Step:
+    """The step of `MultiHeadAttention.decode`.
+
+    Args:
+      projections: of the layer.
+      x: `[.., t, features]`.
+      cache: what came before.
+      own: the layer's options, their arrays made for all the n positions of the cache.
+      asked: those of the call, their arrays made for the t rows of x.
+      positions: for the rotary embedding, in the place of those in the cache.
+
+    Raises:
+      TypeError, ValueError: x, the cache, the positions or a mask do not fit, or the cache is full.
+    """
+    projections.check_x(x, positions)
+    projections.check_cache(cache, x)
+    lead, t, n = x.shape[:-2], x.shape[-2], cache.room
+    _cache.check_room(cache, t)
+    _checks.check_padding(asked.mask, t, n, lead)
+    places, start = cache.positions(t), cache.length.reshape(-1)
+    angles = places if positions is None else positions
+    query = projections.queries(x, angles)
+    cache = _cache.append(cache, *projections.keys_values(x, angles))
+    own = shifts.cut(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+    options = shifts.shift(asked.beside(own, lead), start)
+    return Step(query, cache, join(options, masks.prefix(start + t)), places < n)
+
+
+def dropped(out: Float[Array, "*b t features"], fits: Bool[Array, "*b t"]) -> Float[Array, "*b t features"]:
+    """NaN in the rows of positions that had no room, where nobody could raise because the length is traced."""
+    return jnp.where(fits[..., None], out, jnp.nan)
