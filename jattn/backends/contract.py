@@ -21,7 +21,6 @@ from jaxtyping import Float
 from jattn import _terms
 from jattn._call.targets import Target
 from jattn._terms import Signature, Terms
-from jattn._terms.operand import AnyArray
 
 if TYPE_CHECKING:
     from jattn._call.problem import Problem
@@ -30,11 +29,11 @@ if TYPE_CHECKING:
 Precision = jax.lax.Precision | str | None
 
 # Each batch axis may be shorter than the call's, so `_`: nothing is said of how it goes with those of the others.
-Query = Float[AnyArray, "_ t h d"]
-Key = Float[AnyArray, "_ s g d"]
-Value = Float[AnyArray, "_ s g e"]
-Out = Float[AnyArray, "_ t h e"]
-Lse = Float[AnyArray, "_ t h"]
+Query = Float[jax.Array, "_ t h d"]
+Key = Float[jax.Array, "_ s g d"]
+Value = Float[jax.Array, "_ s g e"]
+Out = Float[jax.Array, "_ t h e"]
+Lse = Float[jax.Array, "_ t h"]
 
 
 class Result(NamedTuple):
