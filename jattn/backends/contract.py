@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jattn import _terms
 from jattn._call.targets import Target
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from jattn.masks import Mask
 
 Precision = jax.lax.Precision | str | None
+Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""An array, or its shape and dtype where no more is asked of it."""
 
 
 class Result(NamedTuple):
@@ -116,10 +119,10 @@ class Fused(Backend):
     ]
     """(spec, q, k, v, operands, result, dout, dlse, active): the gradients, of the operands that are `active`; dout has
     the shape and dtype of out, dlse those of lse."""
-    cut: Callable[[Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], Mask | None, bool], Cut] | None = None
+    cut: Callable[[Spec, Shaped, Shaped, Shaped, Sequence[Shaped], Mask | None, bool], Cut] | None = None
     """(spec, q, k, v, operands, mask, known): how the forward pass is cut; blocks are counted where the mask is
-    `known`.  Arrays may be `jax.ShapeDtypeStruct`s.  None: `explain` says nothing of tiles."""
-    settings: Any = None
+    `known`.  None: `explain` says nothing of tiles."""
+    settings: Any = None  # each backend has a type of its own
     """What its functions read of `spec.backend`: frozen and hashable, so that other settings are another record."""
 
 
