@@ -74,7 +74,11 @@ class Mask(Term):
     def __or__(self, other: Mask) -> Mask:
         return _joined(Or, self, other)
 
-    __rand__, __ror__ = __and__, __or__
+    def __rand__(self, other: object) -> Mask:
+        return _joined(And, self, other)
+
+    def __ror__(self, other: object) -> Mask:
+        return _joined(Or, self, other)
 
     def __invert__(self) -> Mask:
         return Not(self)

@@ -7,17 +7,19 @@ wanted for each element, its array is made full length.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import batching
 
 from jattn._derivatives.primitives import attend_backward, attend_p, attend_tangent, chosen, parts, placed
+from jattn._terms import AnyArray
 from jattn.backends.contract import Spec
 
 
 class _Fold:
-    def __init__(self, args, dims, spec):
+    def __init__(self, args: Sequence[AnyArray], dims: Sequence[int | None], spec: Spec):
         self.size = next(x.shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
         self.args = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(args, dims, strict=True)]
         self.batched = [d is not None for d in dims]
@@ -30,14 +32,14 @@ class _Fold:
             if "b" in a
         )
 
-    def new_spec(self, wide) -> Spec:
+    def new_spec(self, wide: Sequence[bool]) -> Spec:
         """The spec in which the operands that `wide` says have a batch axis."""
         axes = tuple("b" + a if w and "b" not in a else a for a, w in zip(self.axes[3:], wide[3:], strict=True))
         return dataclasses.replace(self.spec, signature=self.spec.signature._replace(axes=axes))
 
     def fold(self, n: int, axes: str, full: bool = False) -> jax.Array:
         """Argument n with the new axis joined to its batch axis; `full`: even if it does not have the new axis."""
-        x, batched = self.args[n], self.batched[n]
+        x, batched = jnp.asarray(self.args[n]), self.batched[n]
         if not batched and not full:
             return x
         if "b" not in axes:
@@ -57,14 +59,16 @@ class _Fold:
         return x
 
 
-def _attend_batch(args, dims, *, spec):
+def _attend_batch(args: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec):
     f = _Fold(args, dims, spec)
     folded = [f.fold(n, axes) for n, axes in enumerate(f.axes)]
     result = attend_p.bind(*folded, spec=f.new_spec(f.batched))
     return [f.unfold(x) for x in result], [0] * len(result)
 
 
-def _attend_tangent_batch(flat, dims, *, spec, active):
+def _attend_tangent_batch(
+    flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec, active: tuple[bool, ...]
+):
     f = _Fold(flat, dims, spec)
     _, held, tangents = parts(range(len(flat)), active)
     tangent_at = placed(tangents, active)
@@ -76,7 +80,9 @@ def _attend_tangent_batch(flat, dims, *, spec, active):
     return [f.unfold(x) for x in out], [0, 0]
 
 
-def _attend_backward_batch(flat, dims, *, spec, active):
+def _attend_backward_batch(
+    flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec, active: tuple[bool, ...]
+):
     f, n = _Fold(flat, dims, spec), len(active)
     wide = [f.batched[m] or active[m] for m in range(n)]
     folded = [f.fold(m, axes, w) for m, (axes, w) in enumerate(zip(f.axes, wide, strict=True))]

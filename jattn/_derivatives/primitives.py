@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,33 +28,36 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jattn._call.modes import ordinary
 from jattn._call.targets import ANY
 from jattn._derivatives import twin
+from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
+T = TypeVar("T")
 
-def attend(spec: Spec, q: Query, k: Key, v: Value, operands: list[Any]) -> tuple[Out, Lse]:
+
+def attend(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -> tuple[Out, Lse]:
     """out `[b, t, h, e]` and lse `[b, t, h]` of softmax attention, by the kernels of `spec.backend`."""
     out, lse, _ = attend_p.bind(*_together([q, k, v, *operands]), spec=spec)
     return out, lse
 
 
-def _together(args: list[Any]) -> list[Any]:
+def _together(args: Sequence[AnyArray]) -> list[Any]:
     """Inside `jax.shard_map`: the args made to vary over the same mesh axes, so that gradients are summed over them."""
     own = [jax.typeof(x).manual_axis_type.varying for x in args]
     missing = [tuple(sorted(frozenset().union(*own) - x)) for x in own]
     return [jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(args, missing, strict=True)]
 
 
-def chosen(values: Any, active: tuple[bool, ...]) -> list[Any]:
+def chosen(values: Iterable[T], active: Sequence[bool]) -> list[T]:
     return list(itertools.compress(values, active))
 
 
-def placed(values: Any, active: tuple[bool, ...]) -> list[Any]:
+def placed(values: Iterable[T], active: Sequence[bool]) -> list[T | None]:
     """The inverse of `_chosen`, with None in the other places."""
     rest = iter(values)
     return [next(rest) if a else None for a in active]
 
 
-def parts(flat: Any, active: tuple[bool, ...]) -> tuple[Any, Any, Any]:
+def parts(flat: Sequence[Any], active: tuple[bool, ...]) -> tuple[Any, Any, Any]:
     """Of the inputs of a derivative: the args, the result, and the tangents or cotangents."""
     n, m = len(active), len(active) + len(Result._fields)
     return flat[:n], flat[n:m], flat[m:]
@@ -63,14 +66,14 @@ def parts(flat: Any, active: tuple[bool, ...]) -> tuple[Any, Any, Any]:
 # Residuals
 
 
-def without_infinity(result: Any) -> Result:
+def without_infinity(result: Sequence[jax.Array]) -> Result:
     """The result as residuals: the greatest number stands for an lse of -inf, which `jax_debug_infs` would not let
     pass."""
     out, lse, remainder = result
     return Result(out, jnp.where(jnp.isneginf(lse), jnp.finfo(lse.dtype).max, lse), remainder)
 
 
-def with_infinity(held: Any) -> Result:
+def with_infinity(held: Sequence[jax.Array]) -> Result:
     out, lse, remainder = held
     return Result(out, jnp.where(lse == jnp.finfo(lse.dtype).max, -jnp.inf, lse), remainder)
 
@@ -78,44 +81,43 @@ def with_infinity(held: Any) -> Result:
 # What each computes
 
 
-def _forward(*args, spec):
-    return list(spec.backend.forward(spec, *args[:3], list(args[3:])))
+def _forward(*args: jax.Array, spec: Spec):
+    q, k, v, *operands = args
+    return list(spec.backend.forward(spec, q, k, v, operands))
 
 
-def _tangent(*flat, spec, active):
-    args, held, tangents = parts(flat, active)
-    tangents = placed(tangents, active)
-    q, k, v, *operands = tangents
-    moved = Tangents(q, k, v, operands)
-    return list(spec.backend.tangent(spec, *args[:3], list(args[3:]), with_infinity(held), moved))
+def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
+    (q, k, v, *operands), held, (dq, dk, dv, *moving) = parts(flat, active)
+    moved = Tangents(dq, dk, dv, placed(moving, active[3:]))
+    return list(spec.backend.tangent(spec, q, k, v, operands, with_infinity(held), moved))
 
 
-def _backward(*flat, spec, active):
-    args, held, (dout, dlse) = parts(flat, active)
-    gradients = spec.backend.backward(spec, *args[:3], list(args[3:]), with_infinity(held), dout, dlse, active[3:])
+def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
+    (q, k, v, *operands), held, (dout, dlse) = parts(flat, active)
+    gradients = spec.backend.backward(spec, q, k, v, operands, with_infinity(held), dout, dlse, active[3:])
     return [*gradients[:3], *chosen(gradients.operands, active[3:])]
 
 
 # Their twins
 
 
-def _of_active(spec, args, active) -> Callable:
+def _of_active(spec: Spec, args: Sequence[jax.Array], active: tuple[bool, ...]) -> Callable:
     """`twin.attend` as a function of the active args."""
 
-    def fn(*values):
+    def fn(*values: jax.Array):
         q, k, v, *operands = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
         return list(twin.attend(spec, q, k, v, operands))
 
     return fn
 
 
-def tangent_twin(*flat, spec, active):
+def tangent_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, _, tangents = parts(flat, active)
     fn = _of_active(spec, args, active)
     return jax.jvp(fn, tuple(chosen(args, active)), tuple(tangents))[1]
 
 
-def backward_twin(*flat, spec, active):
+def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, _, cotangents = parts(flat, active)
     _, pull = jax.vjp(_of_active(spec, args, active), *chosen(args, active))
     return list(pull(list(cotangents)))
@@ -124,12 +126,12 @@ def backward_twin(*flat, spec, active):
 # Shapes
 
 
-def _batch(spec, args) -> int:
+def _batch(spec: Spec, args: Sequence[ShapedArray]) -> int:
     named = [*args[:3], *(x for x, axes in zip(args[3:], spec.signature.axes, strict=True) if "b" in axes)]
     return max(x.shape[0] for x in named)
 
 
-def _attend_shapes(*args, spec):
+def _attend_shapes(*args: ShapedArray, spec: Spec):
     q, _, v = args[:3]
     shape = (_batch(spec, args), *q.shape[1:3])
     placed = NamedSharding(q.sharding.mesh, PartitionSpec(*q.sharding.spec[:3]))
@@ -137,21 +139,21 @@ def _attend_shapes(*args, spec):
     return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse, lse]
 
 
-def _tangent_shapes(*flat, spec, active):
+def _tangent_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
     out, lse, _ = parts(flat, active)[1]
     return [out, lse]
 
 
-def _backward_shapes(*flat, spec, active):
+def _backward_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
     return [x.update(weak_type=False) for x in chosen(flat[: len(active)], active)]
 
 
-def _plain(avals: Any) -> list[ShapedArray]:
+def _plain(avals: Iterable[Any]) -> list[ShapedArray]:
     """Shapes and dtypes alone: kernels do not care where in a mesh they run."""
     return [ShapedArray(x.shape, x.dtype) for x in avals]
 
 
-def _check_platform(traced: str, lowered: tuple[str, ...]) -> None:
+def _check_platform(traced: str, lowered: Sequence[str]) -> None:
     """Says so where a backend was chosen for another platform than it is compiled for, as `jax.export` may."""
     if traced != ANY and "tpu" in lowered and traced != "tpu":
         warnings.warn(
@@ -165,7 +167,7 @@ def _check_platform(traced: str, lowered: tuple[str, ...]) -> None:
 def _lowering(compute: Callable) -> Callable:
     lower = mlir.lower_fun(compute, multiple_results=True)
 
-    def rule(ctx, *args, **params):
+    def rule(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any):
         _check_platform(params["spec"].target.platform, ctx.module_context.platforms)
         return lower(ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out)), *args, **params)
 

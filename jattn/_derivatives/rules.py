@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ from jattn._derivatives.primitives import (
     with_infinity,
     without_infinity,
 )
-from jattn.backends.contract import Result
+from jattn._terms import AnyArray
+from jattn.backends.contract import Result, Spec
 
 RESIDUAL_NAMES = ("jattn_out", "jattn_lse")
 """Names by which `jax.checkpoint`'s policies know attention's residuals, out and lse (with what rounding took from it):
@@ -37,8 +39,11 @@ where both are saved, the kernel does not run again.
 """
 
 
+Tangent = jax.Array | ad.Zero  # or cotangent
+
+
 @ordinary
-def _attend_jvp(args, tangents, *, spec):
+def _attend_jvp(args: Sequence[AnyArray], tangents: Sequence[Tangent], *, spec: Spec):
     held = without_infinity(attend_p.bind(*args, spec=spec))
     of_out, of_lse = RESIDUAL_NAMES
     held = Result(*map(checkpoint_name, held, (of_out, of_lse, of_lse)))
@@ -50,26 +55,26 @@ def _attend_jvp(args, tangents, *, spec):
 
 
 @ordinary
-def _attend_transpose(cotangents, *args, spec):
+def _attend_transpose(cotangents: Sequence[Tangent], *args: Any, spec: Spec):
     """`attend` is linear in the values, and lse does not depend on them."""
     if [n for n, x in enumerate(args) if ad.is_undefined_primal(x)] != [2]:
         raise NotImplementedError(
             "attention is linear in the values alone: jax.linear_transpose takes a function of them"
         )
     values = args[2].aval
-    args = [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
-    held = without_infinity(attend_p.bind(*args, spec=spec))
+    filled = [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
+    held = without_infinity(attend_p.bind(*filled, spec=spec))
     active = (True,) * 3 + (False,) * (len(args) - 3)
     dout, dlse, _ = (ad.instantiate_zeros(x) for x in cotangents)
-    _, _, dv = attend_backward.bind(*args, *held, dout, dlse, spec=spec, active=active)
+    _, _, dv = attend_backward.bind(*filled, *held, dout, dlse, spec=spec, active=active)
     return [None, None, dv, *[None] * (len(args) - 3)]
 
 
-def _attend_jet(primals, series, *, spec):
+def _attend_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[jax.Array]], *, spec: Spec):
     """Taylor coefficients along the curve x + x1 t + x2 t^2 + ..: its derivatives by t, in forward mode, nested."""
     order = len(series[0])
 
-    def along(t):
+    def along(t: jax.Array):
         powers = [t**n for n in range(1, order + 1)]
         move = lambda x, terms: jnp.asarray(sum((p * y for p, y in zip(powers, terms, strict=True)), start=x), x.dtype)
         moved = [
@@ -77,7 +82,7 @@ def _attend_jet(primals, series, *, spec):
         ]
         return attend_p.bind(*moved, spec=spec)
 
-    def differentiated(fn, _):
+    def differentiated(fn: Callable, _: int):
         return lambda t: jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
 
     start = jnp.zeros((), jnp.promote_types(primals[0].dtype, jnp.float32))
@@ -86,20 +91,20 @@ def _attend_jet(primals, series, *, spec):
     return out, [list(x) for x in zip(*terms, strict=True)]
 
 
-def _attend_tangent_transpose(cotangents, *flat, spec, active):
+def _attend_tangent_transpose(cotangents: Sequence[Tangent], *flat: Any, spec: Spec, active: tuple[bool, ...]):
     args, held, tangents = parts(flat, active)
-    cotangents = map(ad.instantiate_zeros, cotangents)
-    grads = attend_backward.bind(*args, *held, *cotangents, spec=spec, active=active)
+    upstream = map(ad.instantiate_zeros, cotangents)
+    grads = attend_backward.bind(*args, *held, *upstream, spec=spec, active=active)
     linear = [g if ad.is_undefined_primal(x) else None for g, x in zip(grads, tangents, strict=True)]
     return [None] * (len(args) + len(held)) + linear
 
 
 def _twin_jvp(twin: Callable) -> Callable:
     @ordinary
-    def rule(primals, tangents, **params):
+    def rule(primals: Sequence[AnyArray], tangents: Sequence[Tangent], **params: Any):
         moving = tuple(not isinstance(x, ad.Zero) for x in tangents)
 
-        def fn(*values):
+        def fn(*values: jax.Array):
             full = [p if x is None else x for p, x in zip(primals, placed(values, moving), strict=True)]
             return list(twin(*full, **params))
 

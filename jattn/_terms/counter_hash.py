@@ -19,7 +19,8 @@ def seed(value: ArrayLike) -> Operand:
         if not 0 <= value < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), got {value}")
         return Operand(np.asarray(value, np.uint32), "")
-    if not isinstance(value, (jax.Array, np.ndarray)) or value.shape or value.dtype.kind not in "iu":
+    integers = isinstance(value, (jax.Array, np.ndarray)) and jnp.issubdtype(value.dtype, jnp.integer)
+    if not integers or np.shape(value):
         raise TypeError(
             f"seed must be an int or an integer scalar array, got {type(value).__name__}:"
             " of a key, take jax.random.bits(key)"

@@ -36,7 +36,7 @@ class Term:
     Every subclass is a pytree: attributes that hold arrays, operands or terms are children, all others are static.
     """
 
-    def __init_subclass__(cls, **options: Any):
+    def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
 
         def unflatten(aux: _Static, children: Iterable[Any]) -> Any:

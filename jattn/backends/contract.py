@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from jattn import _terms
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from jattn.masks import Mask
 
 Precision = jax.lax.Precision | str | None
+Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 # Each batch axis may be shorter than the call's, so `_`: nothing is said of how it goes with those of the others.
 Query = Float[jax.Array, "_ t h d"]
@@ -34,6 +36,7 @@ Key = Float[jax.Array, "_ s g d"]
 Value = Float[jax.Array, "_ s g e"]
 Out = Float[jax.Array, "_ t h e"]
 Lse = Float[jax.Array, "_ t h"]
+"""An array, or its shape and dtype where no more is asked of it."""
 
 
 class Result(NamedTuple):
@@ -124,10 +127,10 @@ class Fused(Backend):
     ]
     """(spec, q, k, v, operands, result, dout, dlse, active): the gradients, of the operands that are `active`; dout has
     the shape and dtype of out, dlse those of lse."""
-    cut: Callable[[Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], Mask | None, bool], Cut] | None = None
+    cut: Callable[[Spec, Shaped, Shaped, Shaped, Sequence[Shaped], Mask | None, bool], Cut] | None = None
     """(spec, q, k, v, operands, mask, known): how the forward pass is cut; blocks are counted where the mask is
-    `known`.  Arrays may be `jax.ShapeDtypeStruct`s.  None: `explain` says nothing of tiles."""
-    settings: Any = None
+    `known`.  None: `explain` says nothing of tiles."""
+    settings: Any = None  # each backend has a type of its own
     """What its functions read of `spec.backend`: frozen and hashable, so that other settings are another record."""
 
 

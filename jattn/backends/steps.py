@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jattn._terms import wide
+from jattn._terms import AnyArray, wide
 
 QUERY, KEY = "bth", "bsg"
 
 
-def split(n: Any, size: int) -> tuple[Any, Any]:
+def split(n: int | jax.Array, size: int) -> tuple[Any, Any]:
     """n // size and n % size of an index n >= 0, in the fewest operations: each is one more that XLA compiles."""
     if size == 1 or isinstance(n, int):
         return (n, 0) if size == 1 else divmod(n, size)
@@ -33,7 +33,7 @@ class Step:
     at: dict[str, tuple[Any, int]]
     group: int  # query heads a key head
 
-    def along(self, axis: str, start: Any, size: int) -> Step:
+    def along(self, axis: str, start: int | jax.Array, size: int) -> Step:
         return Step({**self.at, axis: (start, size)}, self.group)
 
     def positions(self) -> tuple[jax.Array, jax.Array]:
@@ -41,7 +41,7 @@ class Step:
         (i, rows), (j, columns) = self.at["t"], self.at["s"]
         return (i + jnp.arange(rows, dtype=jnp.int32))[:, None], (j + jnp.arange(columns, dtype=jnp.int32))[None]
 
-    def _window(self, array: jax.Array, axes: str) -> tuple[list[Any], list[int]]:
+    def _window(self, array: AnyArray, axes: str) -> tuple[list[Any], list[int]]:
         start, size = [0] * array.ndim, list(array.shape)
         for dim, axis in enumerate(axes):
             first, n = self.at[axis]
@@ -50,11 +50,11 @@ class Step:
         start = [jnp.asarray(x, jnp.int32) for x in start]
         return start, size
 
-    def part(self, array: jax.Array, axes: str) -> jax.Array:
+    def part(self, array: AnyArray, axes: str) -> jax.Array:
         """The part of an array that the step works on."""
         start, size = self._window(array, axes)
         part = (
-            array
+            jnp.asarray(array)
             if size == list(array.shape)
             else jax.lax.dynamic_slice(array, start, size, allow_negative_indices=False)
         )
@@ -90,7 +90,7 @@ class Step:
     def put_columns(self, array: jax.Array, tile: jax.Array, add: bool = False) -> jax.Array:
         return self.put(array, KEY, jnp.swapaxes(tile, 1, 2), add)
 
-    def operand(self, array: jax.Array, axes: str) -> jax.Array:
+    def operand(self, array: AnyArray, axes: str) -> jax.Array:
         """An operand's tile: `[b, g, r]` as far as it has them, then `[bt|1, bs|1]` if it has either, then the rest."""
         x = wide(self.part(array, axes))
         shape = [*x.shape[:1]] if "b" in axes else []

@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
+from jax.typing import DTypeLike
 
 from jattn import _terms
 from jattn._call.problem import Problem, reduce, tile_width
-from jattn._terms import Operand, Signature, Terms
+from jattn._terms import AnyArray, Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling
 from jattn._terms.rows import THRESHOLD
+from jattn.backends.contract import Precision
 from jattn.backends.steps import Step
+from jattn.masks import Mask
+from jattn.normalizers import Normalizer
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
 STRIP = 2**20  # scores of a strip, over all heads
@@ -34,9 +38,9 @@ def rows(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    operands: list[Any],
+    operands: Sequence[AnyArray],
     finish: Callable,
-    extra: Any = None,
+    extra: object = None,
     strip: int = STRIP,
 ) -> Any:
     """Any function of whole rows of scores, for all rows.
@@ -61,8 +65,8 @@ def _rows(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    operands: list[Any],
-    more: list[Any],
+    operands: Sequence[AnyArray],
+    more: Sequence[AnyArray],
 ) -> Any:
     own, operands = len(operands), [*operands, *more]
     axes = (*signature.axes, *extra_signature.axes)
@@ -82,7 +86,7 @@ def _rows(
     per_row = max(1, h * s * width)
     query = Tiling(t, max(1, min(t, most // per_row)))
 
-    def element(arrays):
+    def element(arrays: tuple[list[jax.Array], list[jax.Array]]):
         (q, k, v), mine = jax.tree.map(lambda x: x[None], arrays)
         rest = iter(mine)
         held = [next(rest) if "b" in a else x for x, a in zip(operands, axes, strict=True)]
@@ -91,7 +95,7 @@ def _rows(
         columns = [Step(at, h // g).columns(x).astype(dtype) for x in (k, v)]
 
         @functools.partial(jax.checkpoint, policy=_KEPT)
-        def strip(n, columns):
+        def strip(n: int | jax.Array, columns: list[jax.Array]):
             step = Step(at, h // g).along("t", query.start(n), query.block)
             i, j = step.positions()
             tiles = [step.operand(x, a) for x, a in zip(held, axes, strict=True)]
@@ -99,7 +103,7 @@ def _rows(
             if masked:
                 arrays, tiles[:own] = _hidden_as_zero(signature, arrays, tiles[:own], i, j)
 
-            def head(query, key, value, tiles):
+            def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
                 terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
                 return finish(terms, cut, terms.scores(query, key, i, j), value, i, j)
 
@@ -118,7 +122,7 @@ def _rows(
 
 
 def _hidden_as_zero(
-    signature: Signature, arrays: Any, tiles: list[Any], i: jax.Array, j: jax.Array
+    signature: Signature, arrays: Iterable[jax.Array], tiles: list[jax.Array], i: jax.Array, j: jax.Array
 ) -> tuple[Any, list[Any]]:
     """A strip's query `[b, g, r, bt, d]`, key and value `[b, g, s, ..]` with 0 for a query that sees nothing and for a
     key that no query of the strip sees; and the operands' tiles, with 1 there where they are not finite: a mod may
@@ -146,11 +150,11 @@ def _hidden_as_zero(
     return arrays, _terms.split(dataclasses.replace(rest, mask=terms.mask))[0]
 
 
-def _seen(mask: Any, i: jax.Array, j: jax.Array) -> list[jax.Array]:
+def _seen(mask: Mask, i: jax.Array, j: jax.Array) -> list[jax.Array]:
     """Which rows of a strip see a key, `[1, g|1, r|1, bt]`, and which keys are seen by a row, `[1, g|1, r|1, s]`."""
     tiles, signature = _terms.split(mask)
 
-    def head(tiles):
+    def head(tiles: list[jax.Array]):
         live = signature.fill(tiles)(i, j)
         return jnp.any(live, axis=1), jnp.any(live, axis=0)
 
@@ -166,7 +170,16 @@ def _join(strips: jax.Array, t: int) -> jax.Array:
     return jnp.concatenate([strips[:-1].reshape(-1, *strips.shape[2:]), strips[-1, block - left :]])
 
 
-def output(terms: Terms, scores: Any, weight: Any, value: Any, i: Any, j: Any, precision: Any, dtype: Any) -> jax.Array:
+def output(
+    terms: Terms,
+    scores: jax.Array,
+    weight: jax.Array,
+    value: jax.Array,
+    i: jax.Array,
+    j: jax.Array,
+    precision: Precision,
+    dtype: DTypeLike,
+) -> jax.Array:
     """out `[bt, e]` of the weights before the gates; 0 for a row that is -inf throughout, whatever the values."""
     out = jnp.matmul(terms.weights(weight, i, j), value, precision=precision)
     empty = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
@@ -177,7 +190,7 @@ def attention(problem: Problem, strip: int = STRIP) -> jax.Array:
     """out `[b, t, h, e]` for normalisers without an online form, which see whole rows."""
     q, k, v, operands, signature = reduce(problem)
 
-    def finish(terms, normalizer, scores, value, i, j):
+    def finish(terms: Terms, normalizer: Normalizer, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array):
         return output(terms, scores, normalizer(scores), value, i, j, problem.precision, problem.query.dtype)
 
     return rows(signature, q, k, v, operands, finish, problem.normalizer, strip)

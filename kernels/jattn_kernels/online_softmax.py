@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 
 class State(NamedTuple):
@@ -23,7 +24,7 @@ class State(NamedTuple):
     out: jax.Array
 
 
-def start(rows: tuple[int, ...], width: int, dtype) -> State:
+def start(rows: tuple[int, ...], width: int, dtype: DTypeLike) -> State:
     """The state of rows that have seen nothing."""
     return State(jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((*rows, width), dtype))
 

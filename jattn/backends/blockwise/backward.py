@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Walk, nothing, probabilities
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, nothing, probabilities
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
+from jattn.backends.steps import Step
 
 
 def backward(
@@ -18,7 +20,7 @@ def backward(
     q: Query,
     k: Key,
     v: Value,
-    operands: list[Any],
+    operands: Sequence[AnyArray],
     result: Result,
     dout: Out,
     dlse: Lse,
@@ -42,12 +44,22 @@ def backward(
     return Gradients(cast(dq, q), cast(dk, k), cast(dv, v), own)
 
 
-def _backward(walk: Walk, arrays: tuple[Any, Any, Any], result: Result, cotangents: tuple[Any, Any], grads: Any) -> Any:
+Sums = tuple[jax.Array, jax.Array, jax.Array, list[jax.Array | None]]
+"""The gradients of q, k, v and the operands as far as tiles have added to them."""
+
+
+def _backward(
+    walk: Walk,
+    arrays: tuple[jax.Array, jax.Array, jax.Array],
+    result: Result,
+    cotangents: tuple[jax.Array, jax.Array],
+    grads: Sums,
+) -> Any:
     """`backward`, added to zeros `grads`."""
     (q, k, v), (out, lse, remainder), (dout, dlse) = arrays, result, cotangents
     query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
 
-    def strip(step, where, grads):
+    def strip(step: Step, where: Where, grads: Sums):
         strip_lse, rest = step.rows(lse), step.rows(remainder)
         live = strip_lse != -jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
@@ -57,7 +69,9 @@ def _backward(walk: Walk, arrays: tuple[Any, Any, Any], result: Result, cotangen
         query = jax.lax.optimization_barrier(query)
         delta = jnp.where(live, jnp.sum(upstream * walk.rows(step, out), -1) - walk.rows(step, dlse), 0)
 
-        def tile(here, hidden, carry):
+        def tile(
+            here: Step, hidden: Hidden, carry: tuple[jax.Array | None, jax.Array, jax.Array, list[jax.Array | None]]
+        ):
             dquery, dk, dv, doperands = carry
             tiles = walk.tiles(here)
             seen = walk.seen(here, hidden, tiles)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from jattn._terms import block_tables
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.contract import Cut, Spec
+from jattn.backends.contract import Cut, Shaped, Spec
+from jattn.masks import Mask
 
 
-def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
+def cut(
+    spec: Spec,
+    q: Shaped,
+    k: Shaped,
+    v: Shaped,
+    operands: Sequence[Shaped],
+    mask: Mask | None,
+    known: bool,
+) -> Cut:
     """How the call is cut; blocks are counted where the mask is `known`."""
     geo = geometry(spec, q, k, v, operands)
     tile = geo.query.block, geo.key.block

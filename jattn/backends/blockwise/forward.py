@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jattn_kernels import online_softmax
 
+from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Walk, nothing
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, nothing
 from jattn.backends.contract import Key, Query, Result, Spec, Value
+from jattn.backends.steps import Step
 
 
-def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[Any]) -> Result:
+def forward(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -> Result:
     """Softmax attention of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     if nothing(q, k):
@@ -22,10 +24,10 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[Any]) -> Resu
         return Result(jnp.zeros((*shape, v.shape[-1]), spec.dtype), row - jnp.inf, row)
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
 
-    def strip(step, where, carry):
+    def strip(step: Step, where: Where, carry: Result):
         query, _ = walk.scaled(step, walk.rows(step, q))
 
-        def tile(here, hidden, state):
+        def tile(here: Step, hidden: Hidden, state: online_softmax.State | None):
             tiles = walk.tiles(here)
             seen = walk.seen(here, hidden, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))

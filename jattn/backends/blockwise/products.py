@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jattn.backends.steps import KEY, Step
 
@@ -44,7 +45,7 @@ class PerHead:
     precision: Any
     narrow: bool
 
-    def key(self, step: Step, array: jax.Array, dtype: Any, seen: Any) -> jax.Array:
+    def key(self, step: Step, array: jax.Array, dtype: DTypeLike, seen: jax.Array | None) -> jax.Array:
         """The key tile of `array`; keys that are not `seen` `[b|1, g|1, bs]` are 0, None for all are."""
         x = step.columns(array).astype(dtype)
         return _still(x if seen is None else jnp.where(seen[..., None], x, 0))
@@ -79,7 +80,7 @@ class Joined:
 
     precision: Any
 
-    def key(self, step: Step, array: jax.Array, dtype: Any, seen: Any) -> jax.Array:
+    def key(self, step: Step, array: jax.Array, dtype: DTypeLike, seen: jax.Array | None) -> jax.Array:
         x = step.part(array, KEY).astype(dtype)
         if seen is not None:
             x = jnp.where(jnp.swapaxes(seen, -1, -2)[..., None], x, 0)

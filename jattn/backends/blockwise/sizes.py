@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 from jattn import masks
 from jattn._call.problem import tile_width
 from jattn._terms import block_tables
 from jattn._terms.block_tables import Tiling
-from jattn.backends.contract import Spec
+from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
 from jattn.scores import Product
 
@@ -47,7 +50,7 @@ class Geometry:
         """How many strips of query rows there are: query blocks, times steps over batch and heads."""
         return self.b // self.batch * (self.g // self.heads) * self.query.count
 
-    def strip(self, n: Any) -> tuple[Step, tuple[Any, Any, Any]]:
+    def strip(self, n: int | jax.Array) -> tuple[Step, tuple[Any, Any, Any]]:
         """Strip n: its place, all keys, and its indices (batch step, head step, query block)."""
         rest, block = split(n, self.query.count)
         batch, head = split(rest, self.g // self.heads)
@@ -61,7 +64,7 @@ class Geometry:
         return Step(at, self.group), (batch, head, block)
 
 
-def tile_sizes(t: int, s: int, group: int, mask: Any, width: int, joined: bool) -> tuple[int, int]:
+def tile_sizes(t: int, s: int, group: int, mask: masks.Mask | None, width: int, joined: bool) -> tuple[int, int]:
     """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
 
     Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a
@@ -80,7 +83,7 @@ def tile_sizes(t: int, s: int, group: int, mask: Any, width: int, joined: bool) 
     return max(side // group, 16), side
 
 
-def _reach(mask: Any) -> int:
+def _reach(mask: masks.Mask | None) -> int:
     """How many keys a query sees at most, as far as windows of a fixed width say."""
     if isinstance(mask, masks.And):
         return min(_reach(mask.left), _reach(mask.right))
@@ -98,7 +101,7 @@ def _divisor(n: int, most: int) -> int:
     return max(x for x in range(1, n + 1) if n % x == 0 and (x <= most or x == 1))
 
 
-def geometry(spec: Spec, q: Any, k: Any, v: Any, operands: Any) -> Geometry:
+def geometry(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped]) -> Geometry:
     """Sizes of the call's tiles; `spec.blocks` overrides the table."""
     settings = spec.backend.settings  # of whichever backend takes tangents from here
     limits = settings if isinstance(settings, Limits) else Limits()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn import _terms
+from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Walk, nothing, probabilities
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, nothing, probabilities
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
@@ -21,7 +23,13 @@ def _steady(x: jax.Array) -> Any:
 
 
 def tangent(
-    spec: Spec, q: Query, k: Key, v: Value, operands: list[Any], result: Result, tangents: Tangents
+    spec: Spec,
+    q: Query,
+    k: Key,
+    v: Value,
+    operands: Sequence[AnyArray],
+    result: Result,
+    tangents: Tangents,
 ) -> tuple[Out, Lse]:
     """Tangents of out and lse: with p the weights before the gates and W the gates, s and ds of a tile,
 
@@ -35,13 +43,13 @@ def tangent(
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
     dq, dk, dv, doperands = tangents
 
-    def strip(step, where, carry):
+    def strip(step: Step, where: Where, carry: tuple[jax.Array, jax.Array]):
         strip_lse, rest = step.rows(lse), step.rows(remainder)
         live = strip_lse != -jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
-        def tile(here, hidden, state):
+        def tile(here: Step, hidden: Hidden, state: tuple[jax.Array, jax.Array]):
             tiles = walk.tiles(here)
             seen = walk.seen(here, hidden, tiles)
             key, dkey, value, dvalue = (walk.key(here, x, seen) for x in (k, dk, v, dv))
@@ -65,12 +73,15 @@ def tangent(
     return walk.strips(strip, (jnp.zeros(out.shape, out.dtype), jnp.zeros(lse.shape, lse.dtype)))
 
 
-def _scaled_tangent(walk: Walk, step: Step, query: Any, dquery: Any, doperands: Any) -> tuple[Any, Any]:
+def _scaled_tangent(
+    walk: Walk, step: Step, query: jax.Array, dquery: jax.Array, doperands: Sequence[jax.Array | None]
+) -> tuple[Any, Any]:
     """The scaled query and its tangent."""
     scaled = lambda x: walk.scaled(step, x)[0]
     _, at = walk.scale()
     found, dfound = jax.jvp(scaled, (query,), (dquery,))
-    if at is not None and doperands[at] is not None:  # both factors move
+    moving = None if at is None else doperands[at]
+    if at is not None and moving is not None:  # both factors move
         times = _terms.lift(lambda x, tiles: x * tiles[0], (walk.axes[at],), ("bgr",))
-        dfound = dfound + times(query, [step.operand(doperands[at], walk.axes[at])])
+        dfound = dfound + times(query, [step.operand(moving, walk.axes[at])])
     return found, dfound

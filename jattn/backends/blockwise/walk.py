@@ -8,8 +8,8 @@ table: the strip looks at them once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,35 @@ import numpy as np
 from jattn_kernels import online_softmax
 
 from jattn import _terms
-from jattn._terms import block_tables
+from jattn._terms import AnyArray, Terms, block_tables
 from jattn._terms.reach import span
 from jattn.backends.blockwise.products import Joined, PerHead
 from jattn.backends.blockwise.sizes import Geometry
-from jattn.backends.contract import Spec
+from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
 from jattn.scores import Product
 
 
-def _loop(lower: Any, upper: Any, body: Callable, carry: Any) -> Any:
+def _loop(lower: int | jax.Array, upper: int | jax.Array, body: Callable, carry: C) -> Any:
     """`fori_loop` that leaves out loops known to be empty, and the loop around a single step."""
     if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= 1:
         return body(lower, carry) if upper > lower else carry
     return jax.lax.fori_loop(jnp.int32(lower), jnp.int32(upper), body, carry)
 
 
+Where = tuple[int | jax.Array, int | jax.Array, int | jax.Array]
+"""The indices of a strip: batch step, head step, query block."""
+C = TypeVar("C")
+T = TypeVar("T")
+
+
 class Hidden(NamedTuple):
     """Whether some pairs of a tile do not attend in it: by the mask, or since its first keys belong to another tile."""
 
-    some: Any  # False, True, or a flag known only in the loop
-    first: Any = None  # the first key that belongs to no other tile, None for the tile's own first
+    some: bool | jax.Array  # False, True, or a flag known only in the loop
+    first: int | jax.Array | None = None  # the first key that belongs to no other tile, None for the tile's own first
 
-    def choose(self, partial: Callable, full: Callable, x: Any) -> Any:
+    def choose(self, partial: Callable, full: Callable, x: T) -> Any:
         """partial(x) of a tile that hides some pairs, full(x) of one that hides none; only that one is computed."""
         if isinstance(self.some, bool):
             return partial(x) if self.some else full(x)
@@ -49,7 +55,17 @@ class Hidden(NamedTuple):
 class Walk:
     """Visits the tiles of one call."""
 
-    def __init__(self, spec: Spec, geo: Geometry, q: Any, operands: Any):
+    axes: tuple[str, ...]
+    dtype: jnp.dtype
+    spec: Spec
+    arrays: Sequence[Any]
+    terms: Terms
+    geo: Geometry
+    products: Joined | PerHead
+    product: bool
+    """Whether scores are products, which `products` computes."""
+
+    def __init__(self, spec: Spec, geo: Geometry, q: Shaped, operands: Sequence[Any]):
         self.axes, self.dtype = spec.signature.axes, jnp.promote_types(q.dtype, jnp.float32)
         self.spec, self.arrays, self.terms = spec, operands, spec.terms(operands)
         self.geo = geo
@@ -62,11 +78,11 @@ class Walk:
         mask, heads = self.terms.mask, self.geo.heads * self.geo.group
         return block_tables.table(mask, self.geo.query, self.geo.key, self.geo.batch, heads)
 
-    def strips(self, body: Callable, carry: Any) -> Any:
+    def strips(self, body: Callable, carry: C) -> Any:
         """carry = body(step, indices, carry) for every strip of query rows."""
         return _loop(0, self.geo.strips, lambda n, c: body(*self.geo.strip(n), c), carry)
 
-    def keys(self, step: Step, where: tuple[Any, Any, Any], body: Callable, carry: Any) -> Any:
+    def keys(self, step: Step, where: Where, body: Callable, carry: C) -> Any:
         """carry = body(tile, hidden, carry) for every key block of a strip, the full ones first.
 
         One loop visits both kinds, so that the program holds its body once.
@@ -82,7 +98,7 @@ class Walk:
         fulls = block_tables.entry(full, row) if fulls is None else fulls
         partials = block_tables.entry(partial, row) if partials is None else partials
 
-        def visit(n, carry):
+        def visit(n: int | jax.Array, carry: C):
             c = n if all_full else self.table.block(row, n)
             here = step.along("s", self.geo.key.start(c), self.geo.key.block)
             fresh = None if self.geo.key.whole else c * self.geo.key.block
@@ -90,10 +106,10 @@ class Walk:
 
         return _loop(0, fulls + partials, visit, carry)
 
-    def tiles(self, step: Step, arrays: Any = None) -> list[jax.Array]:
+    def tiles(self, step: Step, arrays: Sequence[AnyArray] | None = None) -> list[jax.Array]:
         return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
 
-    def rows(self, step: Step, array: jax.Array, live: Any = None) -> jax.Array:
+    def rows(self, step: Step, array: jax.Array, live: jax.Array | None = None) -> jax.Array:
         """The query tile of `array`; rows that are not `live` are 0."""
         x = step.rows(array).astype(self.dtype)
         return x if live is None else jnp.where(live.reshape(*live.shape, *[1] * (x.ndim - live.ndim)), x, 0)
@@ -125,7 +141,7 @@ class Walk:
         some = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
         return hidden.choose(some, lambda _: jnp.ones_like(some(None)), None)
 
-    def key(self, step: Step, array: jax.Array, seen: Any) -> jax.Array:
+    def key(self, step: Step, array: jax.Array, seen: jax.Array | None) -> jax.Array:
         return self.products.key(step, array, self.dtype, seen)
 
     def scale(self) -> tuple[Any, int | None]:
@@ -134,7 +150,7 @@ class Walk:
         scale = self.spec.signature.fill(marks).compare.scale if self.product else 1
         return scale, next((n for n, mark in enumerate(marks) if mark is scale), None)
 
-    def scaled(self, step: Step, query: jax.Array) -> tuple[jax.Array, Callable]:
+    def scaled(self, step: Step, query: jax.Array) -> tuple[jax.Array, Callable[..., Any]]:
         """The query tile times the score's scale, and its transpose: gradients of the tile and of the scale's tile."""
         scale, at = self.scale()
         if at is None:
@@ -158,13 +174,13 @@ class Walk:
 
     def pull_scores(
         self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
-    ) -> tuple[jax.Array, Callable]:
+    ) -> tuple[jax.Array, Callable[..., Any]]:
         """`jax.vjp` of `scores`, with the products of its transpose written out."""
         if not self.product:
             return jax.vjp(self.scores(step), query, key, tiles)
         scores, pull = jax.vjp(self.finish(step), self.products.scores(query, key), tiles)
 
-        def pull_all(ds):
+        def pull_all(ds: jax.Array):
             ds, dtiles = pull(ds)
             ds = jax.lax.optimization_barrier(ds)
             return self.products.rows(ds, key), self.products.columns(ds, query), dtiles
@@ -182,7 +198,7 @@ class Walk:
         return self.products.put(step, array, tile, add=not once)
 
 
-def _uniform(counts: Any) -> int | None:
+def _uniform(counts: AnyArray) -> int | None:
     """The one value of a static array, None if there are several or they are known only at run time."""
     if isinstance(counts, np.ndarray) and counts.min() == counts.max():
         return int(counts.min())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 from jattn import gates, masks, mods
 from jattn._call.problem import Problem
 from jattn._terms import Operand
+from jattn._terms.closures import Closure
 from jattn._terms.functions import primitives
 from jattn.backends.pallas.terms import packed, parts_of, words_of
 from jattn.mods import Relative
@@ -46,7 +46,9 @@ _LOOK_UPS = {"gather", "scatter", "scatter-add", "sort", "dynamic_slice", "dot_g
 
 
 @functools.lru_cache(maxsize=256)
-def _unfit_function(closure: Any, held: int, first: tuple[Any, ...], operands: tuple[Any, ...]) -> str | None:
+def _unfit_function(
+    closure: Closure, held: int, first: tuple[tuple[int, int], ...], operands: tuple[tuple[jnp.dtype, str], ...]
+) -> str | None:
     wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
     along = lambda axes: tuple(n if a in axes else 1 for a, n in zip("ts", _TILE, strict=True))
     shape = lambda axes: along(axes) if set("ts") & set(axes) else ()

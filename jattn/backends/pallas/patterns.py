@@ -12,6 +12,7 @@ from jattn_kernels.tiles.work import Answers, Direction, Frame
 
 from jattn._terms import block_tables
 from jattn._terms.reach import Span
+from jattn.masks import Mask
 
 _PATTERNS = 4  # more kinds of partial tiles than this are worked off as masked throughout: each is code of its own
 _STRETCHES = 256  # so with more stretches than this: of a scattered layout every strip meets many
@@ -78,7 +79,7 @@ def whole(frame: Frame, direction: Direction) -> tuple[work.Pattern, ...]:
 # Masks of any kind
 
 
-def of_mask(mask: Any, frame: Frame, direction: Direction) -> tuple[Answers, tuple[work.Pattern, ...]]:
+def of_mask(mask: Mask | None, frame: Frame, direction: Direction) -> tuple[Answers, tuple[work.Pattern, ...]]:
     """Answers for the tiles of a static mask, from those for the cells that tiles are cut into."""
     sizes, grain = frame.sizes, _grain(frame)
     if frame.t * frame.s > _CELLS * grain**2:
@@ -93,7 +94,7 @@ def of_mask(mask: Any, frame: Frame, direction: Direction) -> tuple[Answers, tup
     kind = np.pad(kind, ((0, 0), (0, nq * rows - kind.shape[1]), (0, nk * columns - kind.shape[2])))
     kind = kind.reshape(-1, nq, rows, nk, columns).swapaxes(2, 3)  # [n, query tiles, key tiles, rows, columns]
     inside = np.arange(nq * rows).reshape(nq, 1, rows, 1) * grain < frame.t  # rows past the end do not count
-    some, every = (kind > 0).any((-2, -1)), ((kind == 2) | ~inside).all((-2, -1))
+    some, every = np.asarray((kind > 0).any((-2, -1))), np.asarray(((kind == 2) | ~inside).all((-2, -1)))
     kinds = _Patterns(frame, direction)
     number = np.zeros(some.shape, np.int32)
     for place in np.argwhere(some & ~every):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,12 @@ from jattn_kernels.tiles.work import Frame
 
 from jattn import _terms, masks
 from jattn._call.shifts import ShiftedMask
-from jattn._terms import Operand, term
-from jattn._terms.reach import span
+from jattn._terms import AnyArray, FieldValue, Operand, term
+from jattn._terms.reach import Span, span
 from jattn.backends.contract import Spec
 from jattn.mods import Mod, Relative
+
+T = TypeVar("T")
 
 
 def terms_of(spec: Spec) -> Any:
@@ -30,9 +32,9 @@ def terms_of(spec: Spec) -> Any:
 class Times(Mod):
     """score * a number: a scale that is learned."""
 
-    scale: Any
+    scale: FieldValue
 
-    def __call__(self, score, i, j):
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return score * self.scale
 
 
@@ -42,9 +44,9 @@ class Diagonals(Mod):
 
     hides = True
 
-    strip: Any
+    strip: FieldValue
 
-    def __call__(self, score, i, j):
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return score + self.strip
 
 
@@ -52,10 +54,10 @@ class Diagonals(Mod):
 class Packed(masks.Mask):
     """What `masks.blocks` becomes: bits that the kernel looks up, by where a tile stands and not by i and j."""
 
-    bits: Any
-    shifts: tuple[Any, ...]  # of the queries, in the masks around it
+    bits: FieldValue
+    shifts: tuple[FieldValue, ...]  # of the queries, in the masks around it
 
-    def __call__(self, i, j):
+    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
         return self.bits(sum(self.shifts, start=np.int32(0)))
 
@@ -74,7 +76,7 @@ class Words:
         return Cells(self.block, rows, words)
 
 
-def packed(mask: Any, shifts: tuple[Any, ...] = ()) -> Any:
+def packed(mask: masks.Mask | None, shifts: tuple[FieldValue, ...] = ()) -> Any:
     """The mask with its layouts packed, as far as masks around them are known to say where their queries stand."""
     if isinstance(mask, masks.Blocks):
         return _pack(mask, shifts)
@@ -85,7 +87,7 @@ def packed(mask: Any, shifts: tuple[Any, ...] = ()) -> Any:
     return dataclasses.replace(mask, mask=packed(mask.mask, shifts)) if isinstance(mask, masks.Not) else mask
 
 
-def _pack(mask: masks.Blocks, shifts: tuple[Any, ...]) -> Packed:
+def _pack(mask: masks.Blocks, shifts: tuple[FieldValue, ...]) -> Packed:
     bits = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
     bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 32)))
     words = np.packbits(bits, axis=-1, bitorder="little").view("<i4").astype(np.int32)
@@ -101,12 +103,12 @@ def _leaf(kind: type) -> Any:
     return lambda x: isinstance(x, (kind, Operand))
 
 
-def replaced(term: Any, kind: type, new: Any) -> Any:
+def replaced(term: T, kind: type, new: Callable[[Any], object]) -> Any:
     """The term with its parts of one kind replaced."""
     return jax.tree.map(lambda x: new(x) if isinstance(x, kind) else x, term, is_leaf=_leaf(kind))
 
 
-def parts_of(term: Any, kind: type) -> list[Any]:
+def parts_of(term: object, kind: type) -> list[Any]:
     """The parts of one kind in a term, however deep."""
     return [x for x in jax.tree.leaves(term, is_leaf=_leaf(kind)) if isinstance(x, kind)]
 
@@ -121,11 +123,22 @@ class TileTerms:
       natural: scores are natural logarithms, of any size; else log2(e) is a factor of them.
     """
 
+    scale: float
+    relative: dict[int, Relative]
+    slots: list[Operand]
+    tree: Any  # jax.tree_util.PyTreeDef, which is no type to type checkers
+    has_mods: bool
+    has_gates: bool
+    frame: Frame
+    span: Span
+    natural: bool
+    exact: bool
+
     def __init__(self, spec: Spec, frame: Frame):
         terms = terms_of(spec)
         scale = terms.compare.scale
         first = (Times(scale),) if isinstance(scale, Operand) else ()
-        self.scale: float = 1.0 if isinstance(scale, Operand) else scale
+        self.scale = 1.0 if isinstance(scale, Operand) else scale
         self.relative = {m.table.array: m for m in terms.mods if isinstance(m, Relative)}
         as_diagonals = lambda m: Diagonals(Operand(m.table.array, m.table.axes + "r"))
         terms = dataclasses.replace(
@@ -157,7 +170,7 @@ class TileTerms:
         """Which slots get gradients, from which operands do."""
         return tuple(not isinstance(x.array, Words) and operands[x.array] for x in self.slots)
 
-    def along_diagonals(self, number: int, operands: Any, relative: jax.Array) -> jax.Array:
+    def along_diagonals(self, number: int, operands: Sequence[AnyArray], relative: jax.Array) -> jax.Array:
         """The table of relative positions that is operand `number`, looked up at j - i."""
         term = self.relative[number]
         term = dataclasses.replace(term, held=tuple(operands[x.array] for x in term.held))
@@ -166,13 +179,15 @@ class TileTerms:
     def functions(self) -> TileFunctions:
         """What a kernel evaluates."""
 
-        def scores(score, i, j, masked, live, parts):
+        def scores(
+            score: jax.Array, i: jax.Array, j: jax.Array, masked: bool, live: bool | jax.Array, parts: Sequence[Any]
+        ):
             return jax.tree.unflatten(self.tree, parts).finish(score, i, j, masked, live)
 
-        def weights(weight, i, j, parts):
+        def weights(weight: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any]):
             return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
 
-        def sees(i, j, parts):
+        def sees(i: jax.Array, j: jax.Array, parts: Sequence[Any]):
             return jax.tree.unflatten(self.tree, parts).mask(i, j)
 
         lengths = self.frame.t, self.frame.s

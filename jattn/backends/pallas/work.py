@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jattn_kernels.tiles import work
 from jattn_kernels.tiles.work import Direction, Frame
 
-from jattn._terms import block_tables
+from jattn._terms import AnyArray, block_tables
 from jattn._terms.reach import Span, span
 from jattn.backends.pallas import patterns as patterns_of
+from jattn.masks import Mask
 
 MOST_SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
 
@@ -23,7 +24,7 @@ def lengths(frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:
     return (frame.t, frame.sizes.query), (frame.s, frame.sizes.key)
 
 
-def work_of(mask: Any, frame: Frame, direction: Direction, listed: bool = True) -> work.Work:
+def work_of(mask: Mask | None, frame: Frame, direction: Direction, listed: bool = True) -> work.Work:
     """Lists where they fit in scalar memory and are not unwanted, else runs."""
     if not jax.tree.leaves(mask):
         return static_work(mask, frame, direction, listed)
@@ -32,7 +33,8 @@ def work_of(mask: Any, frame: Frame, direction: Direction, listed: bool = True) 
     patterns = patterns_of.whole(frame, direction)
     for axis in (None, 1, 0):  # for single heads and batch elements only as far as scalar memory goes
         if axis is not None:
-            some, every = some.any(axis, keepdims=True), every.all(axis, keepdims=True)
+            xp = work.numpy_of(some)
+            some, every = xp.any(some, axis, keepdims=True), xp.all(every, axis, keepdims=True)
         flat = (x.reshape(-1, *x.shape[2:]) for x in (some, every & some))
         number = np.zeros((1, 1, frame.key_tiles), np.int32)
         answers = work.Answers(next(flat), next(flat), number, *some.shape[:2])
@@ -40,12 +42,12 @@ def work_of(mask: Any, frame: Frame, direction: Direction, listed: bool = True) 
             return lists
         if math.prod(answers.some.shape[:2]) * work.RUN <= MOST_SCALARS:
             ends = work.runs(answers)
-            return _as_runs(ends, None, bounds, answers, patterns, frame)
+            return _as_runs(ends, None, bounds, answers[3:], patterns, frame)
     raise AssertionError(f"{frame} has too many query tiles: tile_sizes sees to that")
 
 
 @functools.lru_cache(maxsize=256)
-def static_work(mask: Any, frame: Frame, direction: Direction, listed: bool = True) -> work.Work:
+def static_work(mask: Mask | None, frame: Frame, direction: Direction, listed: bool = True) -> work.Work:
     """`work_of` a mask without arrays."""
     near = span(mask)
     if near.exact:
@@ -54,7 +56,7 @@ def static_work(mask: Any, frame: Frame, direction: Direction, listed: bool = Tr
     ends = work.runs(answers)
     if listed and (lists := _as_lists(answers, ends, patterns, frame, direction)) is not None:
         return lists
-    return _as_runs(ends, None, ends, answers, patterns_of.whole(frame, direction), frame)
+    return _as_runs(ends, None, ends, answers[3:], patterns_of.whole(frame, direction), frame)
 
 
 def _work_of_span(near: Span, frame: Frame, direction: Direction, listed: bool) -> work.Work:
@@ -69,18 +71,22 @@ def _work_of_span(near: Span, frame: Frame, direction: Direction, listed: bool) 
         if listed and (lists := _as_lists(answers, ends[None], patterns, frame, direction, runs_do=fit)) is not None:
             return lists
     patterns = patterns if fit else patterns_of.whole(frame, direction)
-    one = work.Answers(None, None, None, 1, 1)
-    return _as_runs(ends[None], packed, ends[None], one, patterns, frame)
+    return _as_runs(ends[None], packed, ends[None], (1, 1), patterns, frame)
 
 
-def _steps(bounds: np.ndarray, per: int) -> int:
+def _steps(bounds: AnyArray, per: int) -> int:
     """How many chunks of keys a query tile uses at most."""
     first, end = bounds[..., 0], bounds[..., 3]
     return int(np.where(end > first, (end - 1) // per - first // per + 1, 1).max(initial=1))
 
 
 def _as_lists(
-    answers: work.Answers, bounds: Any, patterns: Any, frame: Frame, direction: Direction, runs_do: bool = False
+    answers: work.Answers,
+    bounds: AnyArray,
+    patterns: tuple[work.Pattern, ...],
+    frame: Frame,
+    direction: Direction,
+    runs_do: bool = False,
 ) -> work.Work | None:
     """None if they do not fit, or if all chunks' are a long constant where runs would do as well.
 
@@ -112,16 +118,23 @@ def _as_lists(
 
 
 def _as_runs(
-    ends: Any, packed: Any, bounds: np.ndarray, answers: work.Answers, patterns: Any, frame: Frame
+    ends: AnyArray,
+    packed: Sequence[int] | None,
+    bounds: AnyArray,
+    entries: tuple[int, int],
+    patterns: tuple[work.Pattern, ...],
+    frame: Frame,
 ) -> work.Work:
-    """`packed`: of each query tile the numbers of its partial tiles' patterns; None for 0."""
+    """`entries`: how many there are for batch elements and for heads.  `packed`: of each query tile the numbers of its
+    partial tiles' patterns; None for 0.
+    """
     per = frame.sizes.chunk // frame.sizes.key
     xp = work.numpy_of(ends)
-    packed = xp.zeros(ends.shape[1], xp.int32) if packed is None else np.array(packed, np.int64).astype(np.int32)
-    scalars = xp.concatenate([ends, xp.broadcast_to(packed[None, :, None], (*ends.shape[:2], 1))], -1).astype(xp.int32)
+    numbers = xp.zeros(ends.shape[1], xp.int32) if packed is None else np.array(packed, np.int64).astype(np.int32)
+    scalars = xp.concatenate([ends, xp.broadcast_to(numbers[None, :, None], (*ends.shape[:2], 1))], -1).astype(xp.int32)
     alike = None
     if isinstance(scalars, np.ndarray) and (scalars == scalars[:1, :1]).all():
         alike = tuple(scalars[0, 0].tolist())
     steps = _steps(bounds, per)
-    shape = work.Runs(answers.batch, answers.heads, frame.query_tiles, per, frame.chunks, steps, alike)
+    shape = work.Runs(*entries, frame.query_tiles, per, frame.chunks, steps, alike)
     return work.Work((scalars.reshape(-1),) if alike is None else (), shape, patterns)

@@ -12,7 +12,7 @@ import jax
 from jattn._call.problem import Problem
 from jattn._call.targets import Target
 from jattn.backends.blockwise import BLOCKWISE
-from jattn.backends.contract import Cut, Fused, Gradients, Result, Spec
+from jattn.backends.contract import Cut, Fused, Gradients, Result, Shaped, Spec
 from jattn.backends.pallas_tpu.settings import Settings
 from jattn.masks import Mask
 from jattn.scores import Additive
@@ -57,10 +57,10 @@ def _backward(
 
 def _cut(
     spec: Spec,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: list[jax.Array],
+    q: Shaped,
+    k: Shaped,
+    v: Shaped,
+    operands: Sequence[Shaped],
     mask: Mask | None,
     known: bool,
 ) -> Cut:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels.tpu.backward import backward as run
 
+from jattn._terms import AnyArray
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.pallas_tpu.call import Call, of_32_bits
 from jattn.backends.pallas_tpu.terms import heads_first
@@ -35,7 +36,15 @@ def backward(
 
 
 def _backward(
-    spec: Spec, q: Any, k: Any, v: Any, operands: Any, result: Result, dout: Any, dlse: Any, active: Sequence[bool]
+    spec: Spec,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[AnyArray],
+    result: Result,
+    dout: jax.Array,
+    dlse: jax.Array,
+    active: Sequence[bool],
 ) -> Gradients:
     call = Call(spec, q, k, v, operands, "backward")
     terms, (out, lse, remainder) = call.terms, result

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jattn_kernels import chips
-from jattn_kernels.tiles.work import Direction, Frame
+from jattn_kernels.tiles.work import Direction, Frame, Work
+from jattn_kernels.tpu.layout import OperandLayout
 from jax.lax import Precision
 
+from jattn._terms import AnyArray
 from jattn.backends.contract import Spec
 from jattn.backends.pallas.work import work_of
 from jattn.backends.pallas_tpu.sizes import tile_sizes
@@ -19,14 +22,20 @@ from jattn.backends.pallas_tpu.terms import TpuTerms
 class Call:
     """Sizes, work and terms of one direction of a call."""
 
+    frame: Frame
+    terms: TpuTerms
+    work: Work
+    options: dict[str, Any]
+    layouts: tuple[OperandLayout, ...]
+
     def __init__(
-        self, spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: list[jax.Array], direction: Direction
+        self, spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], direction: Direction
     ):
         self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, direction)[0])
         self.terms = TpuTerms(spec, self.frame, direction)
         self.work = work_of(spec.terms(operands).mask, self.frame, direction, spec.backend.settings.lists)
         chip = chips.tpu(spec.target.chip)
-        self.options: dict[str, Any] = {
+        self.options = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
             "memory": None if chip is None else chip.granted,
             "interpret": spec.target.interpret,
@@ -34,7 +43,7 @@ class Call:
         self.layouts = self.terms.layouts(operands)
 
 
-def of_32_bits(x: jax.Array) -> jax.Array:
+def of_32_bits(x: AnyArray) -> AnyArray:
     """An operand as a kernel takes it: kernels have no 64 bits, even where the code around has."""
     narrow = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
     return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import Frame
 
 from jattn._terms import block_tables
-from jattn.backends.contract import Cut, Spec
+from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.work import lengths
 from jattn.backends.pallas_tpu.sizes import case_of, tile_sizes
+from jattn.masks import Mask
 
 
-def cut(spec: Spec, q: Any, k: Any, v: Any, operands: Any, mask: Any, known: bool) -> Cut:
+def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; blocks are counted where the mask is `known`."""
     sizes, source = tile_sizes(spec, q, k, v, "forward")
     tile = sizes.query, sizes.key

@@ -13,12 +13,12 @@ from jattn.backends.pallas_tpu.terms import heads_first
 
 def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -> Result:
     """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
-    operands = [of_32_bits(x) for x in operands]
+    narrow = [of_32_bits(x) for x in operands]
     with jax.enable_x64(False):
-        call = Call(spec, q, k, v, operands, "forward")
+        call = Call(spec, q, k, v, narrow, "forward")
         out, *of_rows = run(
             call.terms.query(q), heads_first(k), heads_first(v),
-            call.terms.arrays(operands), call.layouts,
+            call.terms.arrays(narrow), call.layouts,
             call.terms.functions(), call.work, call.frame.sizes, dtype=spec.dtype, **call.options,
         )  # fmt: skip
         return Result(heads_first(out), *(jnp.swapaxes(x[:, :, 0], 1, 2) for x in of_rows))

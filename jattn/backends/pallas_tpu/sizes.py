@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import RUN, Direction
@@ -13,7 +12,7 @@ from jattn_kernels.tpu.sizes import LANES, Sizes
 from jattn import masks
 from jattn._terms import Operand
 from jattn._terms.reach import span
-from jattn.backends.contract import Spec
+from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import parts_of, terms_of
 from jattn.backends.pallas.work import MOST_SCALARS
 
@@ -26,7 +25,7 @@ def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]
     return kind, direction
 
 
-def tile_sizes(spec: Spec, q: Any, k: Any, v: Any, direction: Direction) -> tuple[Sizes, str]:
+def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction) -> tuple[Sizes, str]:
     """The tile sizes of a call and where they come from."""
     if (given := getattr(spec.backend.settings, direction)) is not None:
         return given, "as set"

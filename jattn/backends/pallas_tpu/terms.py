@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jattn_kernels.tiles.work import Direction, Frame
 from jattn_kernels.tpu.layout import OperandLayout, lay_out
 
-from jattn._terms import Operand
+from jattn._terms import AnyArray, Operand
 from jattn.backends.contract import Spec
 from jattn.backends.pallas.terms import TileTerms, Words
 
@@ -26,17 +26,17 @@ class TpuTerms(TileTerms):
         super().__init__(spec, frame)
         self.direction = direction
 
-    def arrays(self, operands: Any) -> list[jax.Array]:
+    def arrays(self, operands: Sequence[AnyArray]) -> list[jax.Array]:
         """Arrays for the slots, differentiable."""
         return [self._array(slot, operands)[0] for slot in self.slots]
 
-    def layouts(self, operands: Any) -> tuple[OperandLayout, ...]:
+    def layouts(self, operands: Sequence[AnyArray]) -> tuple[OperandLayout, ...]:
         """How each of them lies."""
         layouts = []
         jax.eval_shape(lambda x: layouts.extend(self._array(slot, x)[1] for slot in self.slots), operands)
         return tuple(layouts)
 
-    def _array(self, slot: Operand, operands: Any) -> tuple[jax.Array, OperandLayout]:
+    def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
         if isinstance(slot.array, Words):
             words = slot.array
             layout = OperandLayout("hc", 1, words.array.shape[0], False, words.cells)

@@ -66,7 +66,7 @@ def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     arrays, signature = _terms.split(_pieces(problem).bound(sizes["b"], sizes["h"]))
     tiles = [_whole(x, axes, group) for x, axes in zip(arrays, signature.axes, strict=True)]
 
-    def head(query, key, value, tiles):
+    def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
         shape = (query.shape[0], key.shape[0])
         mask = signature.fill(tiles).mask
         if mask is None:

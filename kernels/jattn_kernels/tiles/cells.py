@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jattn_kernels.tiles.place import Place
+from jattn_kernels.tiles.place import Index, Place
 
 _UNROLLED = 8  # look-ups of a rectangle, beyond which they are a loop
 
@@ -31,7 +31,7 @@ class Cells(NamedTuple):
             return position >> (self.side.bit_length() - 1)
         return ((position.astype(jnp.float32) + 0.5) * (1 / self.side)).astype(jnp.int32)  # the unit has no division
 
-    def read(self, ref: Any, h: Any, place: Place, to_column: Callable, shift: Any) -> jax.Array:
+    def read(self, ref: jax.Ref, h: Index, place: Place, to_column: Callable, shift: Index) -> jax.Array:
         """The bits of a rectangle whose queries count from `shift`, as booleans.
 
         `to_column` turns `[1, n]` to `[n, 1]`.  Rows' words are looked up one by one, each is scalar memory's.
@@ -43,7 +43,7 @@ class Cells(NamedTuple):
         at = jax.lax.broadcasted_iota(jnp.int32, (1, place.rows), 1) + (i - row * self.side)
         cell = self.within(at)
 
-        def look_up(n, lines):
+        def look_up(n: Index, lines: list[jax.Array]) -> list[jax.Array]:
             line = (h * self.rows + jnp.minimum(row + n, self.rows - 1)) * self.words
             entry = lambda w: ref[line + jnp.minimum(first + w, self.words - 1)]
             return [jnp.where(cell == n, entry(w), x) for w, x in zip(words, lines, strict=True)]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+Index = int | jax.Array
+"""A number known while tracing, or one that a kernel reads or counts."""
 
 
 class Place(NamedTuple):
     """A rectangle of one head's scores: its place in the grid step's blocks (`row` static) and its positions."""
 
-    b: Any
-    h: Any
+    b: Index
+    h: Index
     row: int
     rows: int
-    column: Any
+    column: Index
     columns: int
-    i: Any
-    j: Any
+    i: Index
+    j: Index
     transposed: bool  # keys stand along rows
 
     @property

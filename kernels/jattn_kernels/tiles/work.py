@@ -10,12 +10,16 @@ its grid: as a list for each query tile, or, where lists would not fit, as the e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jattn_kernels.tiles.place import Index
+
+Array = jax.Array | np.ndarray
 
 
 class Stretch(NamedTuple):
@@ -94,7 +98,7 @@ class Frame(NamedTuple):
 class Work(NamedTuple):
     """Which tiles are visited."""
 
-    scalars: tuple[Any, ...]  # flat, since scalar memory pads the last axis of an array
+    scalars: tuple[Array, ...]  # flat, since scalar memory pads the last axis of an array
     shape: Lists | Runs
     patterns: tuple[Pattern, ...]
     by_chunk: bool = False  # backward, where a call sees one chunk of keys: scalars have an axis of chunks in front
@@ -103,9 +107,11 @@ class Work(NamedTuple):
 class Visits(NamedTuple):
     """The key tiles of one step of the grid."""
 
-    full: Any  # how many are full
-    partial: Any  # and how many partial
-    tile: Callable  # (n, partial) -> the n-th of its kind and the number of its pattern
+    full: Index  # how many are full
+    partial: Index  # and how many partial
+    tile: Callable[
+        [Index, bool], tuple[Index, Index]
+    ]  # (n, partial) -> the n-th of its kind and the number of its pattern
 
 
 class Lists(NamedTuple):
@@ -123,15 +129,17 @@ class Lists(NamedTuple):
     steps: int  # over chunks
     alike: tuple[int, ...] | None  # how many full and partial tiles there are, where that is the same everywhere
 
-    def line(self, b: Any, h: Any, i: Any) -> Any:
+    def line(self, b: Index, h: Index, i: Index) -> Index:
         """The number of query tile i of head h of batch element b."""
         return ((b % self.batch) * self.heads + (h if self.heads > 1 else 0)) * self.query_tiles + i
 
-    def chunk(self, scalars: Any, b: Any, h: Any, i: Any, c: Any) -> Any:
+    def chunk(self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index, c: Index) -> Index:
         """Which chunk is there at step c."""
         return scalars[2][self.line(b, h, i) * self.steps + c]
 
-    def visits(self, scalars: Any, b: Any, h: Any, i: Any, c: Any, chunk: Any = None) -> Visits:
+    def visits(
+        self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index, c: Index, chunk: Index | None = None
+    ) -> Visits:
         """Of step c, or of a chunk, whose lists are then all that `scalars` has."""
         tiles, counts, *_ = scalars
         line, c = self.line(b, h, i), c if chunk is None else 0
@@ -139,7 +147,7 @@ class Lists(NamedTuple):
         full, partial = self.alike or (full, partial)
         begin = line * self.longest + begin
 
-        def tile(n, partial):
+        def tile(n: Index, partial: bool):
             entry = tiles[begin + full + n] if partial else tiles[begin + n]
             return entry & 0xFFFF, entry >> 16
 
@@ -161,13 +169,15 @@ class Runs(NamedTuple):
     steps: int  # over chunks
     alike: tuple[int, ...] | None  # the five scalars, where they are the same everywhere: then none are read
 
-    line = Lists.line
+    def line(self, b: Index, h: Index, i: Index) -> Index:
+        """As in `Lists`."""
+        return Lists.line(self, b, h, i)  # type: ignore[arg-type]
 
-    def ends(self, scalars: Any, b: Any, h: Any, i: Any) -> tuple[Any, ...]:
+    def ends(self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index) -> Sequence[Index]:
         at = self.line(b, h, i) * RUN
         return self.alike or tuple(scalars[0][at + n] for n in range(RUN))
 
-    def chunk(self, scalars: Any, b: Any, h: Any, i: Any, c: Any) -> Any:
+    def chunk(self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index, c: Index) -> Index:
         """Which chunk is there at step c; after the last that is used it stays."""
         if self.chunks == 1:
             return 0
@@ -175,7 +185,9 @@ class Runs(NamedTuple):
         last = _divide(_greatest(end - 1, first), self.per)
         return _least(_divide(first, self.per) + c, last)
 
-    def visits(self, scalars: Any, b: Any, h: Any, i: Any, c: Any, chunk: Any = None) -> Visits:
+    def visits(
+        self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index, c: Index, chunk: Index | None = None
+    ) -> Visits:
         """Of step c, or of a chunk."""
         *ends, patterns = self.ends(scalars, b, h, i)
         chunk = _divide(ends[0], self.per) + c if chunk is None else chunk
@@ -183,7 +195,7 @@ class Runs(NamedTuple):
         first, full, rest, end = self._inside(ends, chunk)
         before = full - first
 
-        def tile(n, partial):
+        def tile(n: Index, partial: bool):
             if not partial:
                 return begin + full + n, 0
             at = begin + jnp.where(n < before, first + n, rest + n - before)
@@ -192,7 +204,7 @@ class Runs(NamedTuple):
 
         return Visits(rest - full, before + end - rest, tile)
 
-    def _inside(self, ends: Any, chunk: Any) -> Any:
+    def _inside(self, ends: Sequence[Index], chunk: Index) -> Sequence[Index]:
         """The ends as far as they are in a chunk, counted from its beginning."""
         if self.chunks == 1:
             return ends
@@ -207,9 +219,9 @@ class Answers(NamedTuple):
     """Which tiles are visited, which of them are full, and the pattern of each partial one: `[n, query tiles, key
     tiles]`, where n counts the mask's batch elements times its heads."""
 
-    some: Any
-    every: Any
-    number: Any
+    some: Array
+    every: Array
+    number: Array
     batch: int
     heads: int
 
@@ -219,24 +231,24 @@ BITS = 2  # of a pattern's number
 MOST_PARTIAL = 32 // BITS  # partial tiles whose patterns fit in a scalar
 
 
-def numpy_of(x: Any) -> Any:
+def numpy_of(x: Array) -> Any:  # a module
     """NumPy or jnp, whichever an array is of."""
     return np if isinstance(x, np.ndarray) else jnp
 
 
-def _divide(a: Any, b: int) -> Any:
+def _divide(a: Index, b: int) -> Index:
     return a // b if isinstance(a, int) else jax.lax.div(a, jnp.int32(b))
 
 
-def _least(a: Any, b: Any) -> Any:
+def _least(a: Index, b: Index) -> Index:
     return min(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.minimum(a, b)
 
 
-def _greatest(a: Any, b: Any) -> Any:
+def _greatest(a: Index, b: Index) -> Index:
     return max(a, b) if isinstance(a, int) and isinstance(b, int) else jnp.maximum(a, b)
 
 
-def lists(answers: Answers, longest: int, steps: int, sizes: TileSizes) -> tuple[Any, ...]:
+def lists(answers: Answers, longest: int, steps: int, sizes: TileSizes) -> tuple[Array, ...]:
     """`Lists`' scalars, not yet flat, in NumPy or jnp, as the answers are.
 
     Chunks that a query tile does not use are left out of its steps, of which there are `steps`.
@@ -263,13 +275,13 @@ def lists(answers: Answers, longest: int, steps: int, sizes: TileSizes) -> tuple
     return tuple(x.astype(xp.int32) for x in (tiles, counts[..., :steps, :], chunks[..., :steps]))
 
 
-def lists_by_chunk(answers: Answers, longest: int, sizes: TileSizes) -> tuple[Any, ...]:
+def lists_by_chunk(answers: Answers, longest: int, sizes: TileSizes) -> tuple[Array, ...]:
     """The same for each chunk, `[chunks, n, query tiles, ..]`; `longest` of one chunk."""
     shape, per = answers.some.shape, sizes.chunk // sizes.key
     xp = numpy_of(answers.some)
     chunks = -(-shape[-1] // per)
 
-    def apart(x):
+    def apart(x: Array):
         x = xp.pad(xp.broadcast_to(x, shape), ((0, 0), (0, 0), (0, chunks * per - shape[-1])))
         return xp.moveaxis(x.reshape(*shape[:2], chunks, per), 2, 0)
 
@@ -279,7 +291,7 @@ def lists_by_chunk(answers: Answers, longest: int, sizes: TileSizes) -> tuple[An
     return tiles + begin[:, None, None, None], counts
 
 
-def runs(answers: Answers) -> Any:
+def runs(answers: Answers) -> Array:
     """`Runs`' scalars but the patterns, `[n, query tiles, 4]`.
 
     What is between two tiles that are visited is visited too, and looks at the mask; of the full tiles the longest run

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
-from jattn_kernels.tiles.place import Place
-from jattn_kernels.tiles.work import Frame, Lists, Runs, Stretch, Strip, Work
+from jattn_kernels.tiles.place import Index, Place
+from jattn_kernels.tiles.work import Array, Frame, Lists, Runs, Stretch, Strip, Work
 from jattn_kernels.tpu.gradient import Gradient
 from jattn_kernels.tpu.grid_step import GridStep, product
 from jattn_kernels.tpu.lanes import lane_slice
@@ -39,10 +41,10 @@ class _Backward(GridStep):
 
     def __init__(
         self,
-        refs: Any,
+        refs: Sequence[jax.Ref],
         gradients: tuple[Gradient | None, ...],
         group: int,
-        factors: Any,
+        factors: tuple[float, float],
         shape: Lists | Runs,
         scalars: int,
         **static: Any,
@@ -66,7 +68,7 @@ class _Backward(GridStep):
         number = 0 if frame.chunks == 1 else chunk[0]
         super().__init__(shape.visits(read, *place, 0, number), operands, place, number, **static)
 
-    def rows(self, ref: Any, at: slice) -> jax.Array:
+    def rows(self, ref: jax.Ref, at: slice) -> jax.Array:
         """Queries or cotangents; past the end of the array 0 and not what memory held."""
         x = ref[at, :]
         if self.frame.t % self.sizes.query:
@@ -74,12 +76,12 @@ class _Backward(GridStep):
             x = jnp.where(i < self.frame.t, x, jnp.zeros_like(x))
         return x
 
-    def _span(self, strip: Strip, tile: Any) -> tuple[slice, Any, bool]:
+    def _span(self, strip: Strip, tile: Index) -> tuple[slice, Any, bool]:
         """Rows of the query tile, the place of the strip's keys, whether any of it is masked."""
         rows = slice(strip.stretches[0].at, strip.stretches[-1].at + strip.stretches[-1].size)
         return rows, self.place(strip, strip.stretches[0], tile), any(x.masked for x in strip.stretches)
 
-    def seen(self, strip: Strip, tile: Any) -> Any:
+    def seen(self, strip: Strip, tile: Index) -> Any:
         """Which keys of a strip some query of it sees, `[keys, 1]`; None if that is all of those within reach."""
         sees = self.functions.sees
         if sees is None or not all(x.masked for x in strip.stretches):
@@ -89,7 +91,7 @@ class _Backward(GridStep):
         seen = [jnp.max(x.astype(jnp.float32), axis=1, keepdims=True) for x in some]
         return functools.reduce(jnp.maximum, seen) > 0
 
-    def scores(self, strip: Strip, tile: Any) -> tuple[jax.Array, jax.Array, Any]:
+    def scores(self, strip: Strip, tile: Index) -> tuple[jax.Array, jax.Array, Any]:
         """The products k q' and v do' of a strip, and which of its keys are seen."""
         rows, place, masked = self._span(strip, tile)
         seen = self.seen(strip, tile)
@@ -109,7 +111,7 @@ class _Backward(GridStep):
             jnp.where(sees, x, 1.0) if of_rows(layout, x) else x for layout, x in zip(self.layouts, parts, strict=True)
         ]
 
-    def stretch(self, strip: Strip, stretch: Stretch, tile: Any, score: jax.Array, dp: jax.Array) -> tuple[Any, Any]:
+    def stretch(self, strip: Strip, stretch: Stretch, tile: Index, score: jax.Array, dp: jax.Array) -> tuple[Any, Any]:
         """Weights after the gates, and the gradient of the product k q', of one stretch."""
         rows = slice(stretch.at, stretch.at + stretch.size)
         place = self.place(strip, stretch, tile)
@@ -144,7 +146,9 @@ class _Backward(GridStep):
             self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, parts), place, self.scratch)
         return weight, ds
 
-    def update(self, strip: Strip, tile: Any, scores: tuple[Any, Any, Any], first: bool, last: bool) -> None:
+    def update(
+        self, strip: Strip, tile: Index, scores: tuple[jax.Array, jax.Array, jax.Array | None], first: bool, last: bool
+    ) -> None:
         del first, last
         *products, seen = scores
         rows, place, masked = self._span(strip, tile)
@@ -168,11 +172,11 @@ class _Backward(GridStep):
         else:
             self.dq_sum[rows, :] += product(ds, key, (0, 0), self.precision)
 
-    def every_span(self, visit: Any) -> None:
+    def every_span(self, visit: Callable) -> None:
         """visit(index of the key's sums, index of its outputs) for the chunk, a part at a time."""
         span = math.gcd(_SPAN, self.sizes.chunk)
 
-        def one(n, _):
+        def one(n: jax.Array, _: jax.Array) -> jax.Array:
             keys = pl.ds(pl.multiple_of(n * span, span), span)
             visit((keys, slice(None)) if self.turned is None else (slice(None), keys), (keys, slice(None)))
             return _
@@ -180,17 +184,18 @@ class _Backward(GridStep):
         jax.lax.fori_loop(np.int32(0), np.int32(self.sizes.chunk // span), one, np.int32(0))
 
     def begin_rows(self) -> None:
-        def clear(held, _):
+        def clear(held: slice | pl.Slice | tuple, _: tuple) -> None:
             for x in (self.dk_sum, self.dv_sum):
                 x[held] = jnp.zeros_like(x[held])
 
         pl.when(self.step == 0)(functools.partial(self.every_span, clear))
-        self.dq_sum[...] = jnp.zeros_like(self.dq_sum)
+        self.dq_sum[...] = jnp.zeros(self.dq_sum.shape, self.dq_sum.dtype)
         if self.turned is not None:
             for x, ref in zip(self.turned, (self.q, self.do), strict=True):
                 x[...] = self.rows(ref, slice(0, self.sizes.query)).T
         for gradient, ref in zip(self.gradients, self.doperands, strict=True):
             if gradient is not None:
+                assert ref is not None  # what has a gradient has a place for it
                 gradient.clear(ref, self.i == 0)
 
     def end_rows(self) -> None:
@@ -206,7 +211,7 @@ class _Backward(GridStep):
         pl.when(self.step == self.steps - 1)(functools.partial(self.every_span, write))
 
 
-def _kernel(*refs, **static):
+def _kernel(*refs: jax.Ref, **static: Any):
     head = _Backward(refs, **static)
     head.begin_rows()
     head.visit()
@@ -221,18 +226,18 @@ def backward(
     lse: jax.Array,
     delta: jax.Array,
     share: jax.Array | None,
-    operands: Any,
+    operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
     active: tuple[bool, ...],
     functions: TileFunctions,
     work: Work,
     sizes: Sizes,
     *,
-    dq_dtype: Any,
+    dq_dtype: DTypeLike,
     factor: float,
-    precision: Any = None,
+    precision: jax.lax.Precision | None = None,
     memory: int | None = None,
-    interpret: Any = False,
+    interpret: Any = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
     """Gradients of q, in `dq_dtype`, of k and v, and of the operands that `active`, in their layout.
 
@@ -254,22 +259,22 @@ def backward(
     learned = [x for x in gradients if x is not None]
     tiled = [n for n, x in enumerate(learned) if x.tiled]
 
-    def at(b, g, x, *scalars):
+    def at(b: Index, g: Index, x: Index, *scalars: jax.Array | jax.Ref) -> tuple[Any, ...]:
         *_, chunk = scalars
         return b, g * group + jax.lax.div(x, frame.query_tiles), jax.lax.rem(x, frame.query_tiles), chunk[0]
 
-    def rows(n, width):
-        def index(*grid):
+    def rows(n: int, width: int) -> pl.BlockSpec:
+        def index(*grid: Any) -> tuple[Any, ...]:  # indices, and the scalars that are read ahead
             b, h, i, _ = at(*grid)
             return b % n, h, i, 0
 
         return pl.BlockSpec((None, None, sizes.query, width), index)
 
-    def row(*grid):
+    def row(*grid: Any) -> tuple[Any, ...]:
         b, h, i, _ = at(*grid)
         return b, h, 0, i
 
-    def keys(x):
+    def keys(x: jax.Array) -> pl.BlockSpec:
         index = lambda b, g, *rest: (b % x.shape[0], g, rest[-1][0], 0)
         return pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), index)
 
@@ -318,7 +323,7 @@ def backward(
         ),
     )  # fmt: skip
 
-    def of_chunk(chunk, scalars, zeros):
+    def of_chunk(chunk: jax.Array, scalars: Sequence[Array], zeros: list[jax.Array]) -> list[jax.Array]:
         return call(*scalars, chunk, q, k, v, do, *of_rows, *operands, *zeros)
 
     zeros = [jnp.zeros(learned[n].shape(b, h).shape, jnp.float32) for n in tiled]
@@ -330,7 +335,13 @@ def backward(
 
 
 def _chunk_by_chunk(
-    of_chunk: Any, work: Work, learned: list[Gradient], chunks: int, s: int, shapes: Any, zeros: Any
+    of_chunk: Callable,
+    work: Work,
+    learned: list[Gradient],
+    chunks: int,
+    s: int,
+    shapes: Sequence[jax.ShapeDtypeStruct],
+    zeros: list[jax.Array],
 ) -> Any:
     """Keys that do not stand in fast memory at once: the gradients of queries add up over chunks."""
     joined = [x.layout.along == "s" for x in learned]

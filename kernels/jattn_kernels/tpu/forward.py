@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
-from jattn_kernels.tiles.place import Place
-from jattn_kernels.tiles.work import Frame, Lists, Runs, Stretch, Strip, Work
+from jattn_kernels.tiles.place import Index, Place
+from jattn_kernels.tiles.work import Frame, Lists, Pattern, Runs, Stretch, Strip, Work
 from jattn_kernels.tpu.grid_step import GridStep, product
 from jattn_kernels.tpu.lanes import to_column
 from jattn_kernels.tpu.layout import OperandLayout, array
@@ -61,14 +62,14 @@ class _Forward(GridStep):
 
     ahead, transposed = True, False
 
-    def __init__(self, refs: Any, shape: Lists | Runs, scalars: int, **static: Any):
+    def __init__(self, refs: Sequence[jax.Ref], shape: Lists | Runs, scalars: int, **static: Any):
         read, (self.q, self.k, self.v, *rest) = refs[:scalars], refs[scalars:]
         *operands, self.out, self.lse, self.remainder, self.top, self.total, self.sum = rest
         b, h, i, self.c = (pl.program_id(n) for n in range(4))
         chunk = 0 if static["frame"].chunks == 1 else shape.chunk(read, b, h, i, self.c)
         super().__init__(shape.visits(read, b, h, i, self.c), operands, (b, h, i), chunk, **static)
 
-    def scores(self, strip: Strip, tile: Any) -> list[jax.Array]:
+    def scores(self, strip: Strip, tile: Index) -> list[jax.Array]:
         """The scores of a strip, a stretch at a time; in units of log 2 unless they are natural."""
         scores = []
         query = self.q[strip.at : strip.at + strip.size, :]
@@ -83,7 +84,7 @@ class _Forward(GridStep):
         """The exponential of a difference of scores: scaled after it is taken, or large scores would overflow."""
         return jnp.exp2(difference * LOG2E if self.functions.natural else difference)
 
-    def update(self, strip: Strip, tile: Any, scores: list[jax.Array], first: bool, last: bool) -> None:
+    def update(self, strip: Strip, tile: Index, scores: list[jax.Array], first: bool, last: bool) -> None:
         """The softmax of the step's rows takes in its scores."""
         rows = slice(strip.at, strip.at + strip.size)
         tops = [jnp.max(x, axis=1, keepdims=True) for x in scores]
@@ -104,7 +105,7 @@ class _Forward(GridStep):
         else:
             self.top[rows, :], self.total[rows, :], self.sum[rows, :] = top, total, out
 
-    def weighted(self, strip: Strip, stretch: Stretch, weight: jax.Array, score: jax.Array, tile: Any) -> jax.Array:
+    def weighted(self, strip: Strip, stretch: Stretch, weight: jax.Array, score: jax.Array, tile: Index) -> jax.Array:
         """The sum of values that a stretch adds."""
         place = self.place(strip, stretch, tile)
         if self.functions.weights is not None:
@@ -134,9 +135,9 @@ class _Forward(GridStep):
             self.remainder[:, rows] = jnp.zeros_like(total)
 
     def begin_rows(self) -> None:
-        self.top[...] = jnp.full_like(self.top, LOWEST)
-        self.total[...] = jnp.zeros_like(self.total)
-        self.sum[...] = jnp.zeros_like(self.sum)
+        self.top[...] = jnp.full(self.top.shape, LOWEST, self.top.dtype)
+        self.total[...] = jnp.zeros(self.total.shape, self.total.dtype)
+        self.sum[...] = jnp.zeros(self.sum.shape, self.sum.dtype)
 
     def end_rows(self) -> None:
         self.finish(slice(0, self.sizes.query), self.top[...], self.total[...], self.sum[...])
@@ -147,7 +148,7 @@ class _Forward(GridStep):
         self.lse[:, rows] = jnp.full_like(self.lse[:, rows], -jnp.inf)
         self.remainder[:, rows] = jnp.zeros_like(self.remainder[:, rows])
 
-    def work_off(self, strips: Any, tile: Any) -> None:
+    def work_off(self, strips: Pattern, tile: Index) -> None:
         super().work_off(strips, tile)
         if self.single:
             met = {r for strip in strips for r in range(strip.at, strip.at + strip.size, LANES)}
@@ -162,7 +163,7 @@ class _Forward(GridStep):
         when(self.full + self.partial == 0, functools.partial(self.leave, slice(0, self.sizes.query)))
 
 
-def when(condition: Any, run: Callable) -> None:
+def when(condition: bool | jax.Array, run: Callable) -> None:
     """`pl.when`, without a branch where the condition is known while tracing."""
     if not isinstance(condition, bool):
         pl.when(condition)(run)
@@ -170,7 +171,7 @@ def when(condition: Any, run: Callable) -> None:
         run()
 
 
-def _kernel(*refs, **static):
+def _kernel(*refs: jax.Ref, **static):
     head, steps = _Forward(refs=refs, **static), static["shape"].steps
     if head.single:
         head.visit_single()
@@ -184,16 +185,16 @@ def forward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    operands: Any,
+    operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
     functions: TileFunctions,
     work: Work,
     sizes: Sizes,
     *,
-    dtype: Any,
-    precision: Any = None,
+    dtype: DTypeLike,
+    precision: jax.lax.Precision | None = None,
     memory: int | None = None,
-    interpret: Any = False,
+    interpret: Any = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, h, t, e]` in `dtype`, lse `[b, h, 1, t]` and what rounding took from it, of q `[b, h, t, d]`, k
     `[b, g, s, d]`, v `[b, g, s, e]`.
@@ -205,10 +206,10 @@ def forward(
     b = max(*(x.shape[0] for x in (q, k, v)), *(x.batch for x in layouts))
     frame, shape = Frame(t, s, sizes), work.shape
 
-    def at(b, h, i, c, *scalars):
+    def at(b: Index, h: Index, i: Index, c: Index, *scalars: jax.Array):
         return b, h, i, shape.chunk(scalars, b, h, i, c)
 
-    def keys(x):
+    def keys(x: jax.Array):
         index = lambda b, h, *rest: (b % x.shape[0], jax.lax.div(h, h_per_g), at(b, h, *rest)[-1], 0)
         return pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), index)
 

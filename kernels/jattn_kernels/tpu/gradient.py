@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jattn_kernels.tiles.place import Place
+from jattn_kernels.tiles.place import Index, Place
 from jattn_kernels.tiles.work import Frame
 from jattn_kernels.tpu.lanes import lane_slice, to_row
 from jattn_kernels.tpu.layout import OperandLayout, array, diagonal
@@ -55,23 +54,23 @@ class Gradient:
             return pl.BlockSpec(memory_space=pl.ANY)
         n = self.frame.sizes.query if self.layout.along == "t" else self.shape(1, 1).shape[-1]
 
-        def index(*grid):
+        def index(*grid: Index):
             b, h, i, _ = at(*grid)
             return b, h, 0, i if self.layout.along == "t" else 0
 
         return pl.BlockSpec((None, None, 1, n), index)
 
-    def clear(self, ref: Any, first: Any) -> None:
+    def clear(self, ref: jax.Ref, first: bool | jax.Array) -> None:
         """At the start of a grid step; `first`: it is the head's first."""
         if self.layout.along == "t":
-            ref[...] = jnp.zeros_like(ref)
+            ref[...] = jnp.zeros(ref.shape, ref.dtype)
         elif not self.tiled:
 
             @pl.when(first)
             def _():
-                ref[...] = jnp.zeros_like(ref)
+                ref[...] = jnp.zeros(ref.shape, ref.dtype)
 
-    def add(self, ref: Any, part: jax.Array, place: Place, scratch: tuple[Any, Any] | None) -> None:
+    def add(self, ref: jax.Ref, part: jax.Array, place: Place, scratch: tuple[jax.Ref, jax.Ref] | None) -> None:
         """Adds the gradient of a rectangle's part, keys along rows."""
         part = part.astype(jnp.float32)
         columns = lane_slice(place.column, place.columns)
@@ -85,9 +84,11 @@ class Gradient:
             span = lane_slice(diagonal(self.frame, place), place.rows + place.columns)
             ref[:, span] += _unshear(part)
         else:
-            self._add_tile(ref, part.T, place, *(scratch or (None, None)))
+            self._add_tile(ref, part.T, place, scratch)
 
-    def _add_tile(self, ref: Any, part: jax.Array, place: Place, tile: Any, arrived: Any) -> None:
+    def _add_tile(self, ref: jax.Ref, part: jax.Array, place: Place, scratch: tuple[jax.Ref, jax.Ref] | None) -> None:
+        assert scratch is not None  # a call whose gradients are tiled has it
+        tile, arrived = scratch
         b, h = self.layout.entry(place.b, place.h)
         rows = lane_slice(place.i, place.rows)
         there = ref.at[b, h, rows, lane_slice(place.j, place.columns)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +12,13 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from jattn_kernels.tiles.functions import TileFunctions
-from jattn_kernels.tiles.place import Place
+from jattn_kernels.tiles.place import Index, Place
 from jattn_kernels.tiles.work import Frame, Pattern, Stretch, Strip, Visits
 from jattn_kernels.tpu.lanes import lane_slice
 from jattn_kernels.tpu.layout import OperandLayout
 
 
-def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: Any) -> jax.Array:
+def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: jax.lax.Precision | None) -> jax.Array:
     """a and b contracted over one axis each, in float32; `precision` is that of float32 inputs."""
     precision = precision if a.dtype == b.dtype == jnp.float32 else None
     dims = (((contract[0],), (contract[1],)), ((), ()))
@@ -37,15 +38,15 @@ class GridStep:
     def __init__(
         self,
         visits: Visits,
-        operands: Any,
-        place: tuple[Any, Any, Any],
-        chunk: Any,
+        operands: Sequence[jax.Ref],
+        place: tuple[Index, Index, Index],
+        chunk: Index,
         *,
         frame: Frame,
         functions: TileFunctions,
         layouts: tuple[OperandLayout, ...],
         patterns: tuple[Pattern, ...],
-        precision: Any,
+        precision: jax.lax.Precision | None,
     ):
         self.frame, self.sizes, self.functions, self.layouts = frame, frame.sizes, functions, layouts
         self.patterns, self.precision = patterns, precision
@@ -55,14 +56,14 @@ class GridStep:
         self.b, self.h, self.i = place
         self.start = 0 if frame.chunks == 1 else chunk * self.sizes.chunk
 
-    def scores(self, strip: Strip, tile: Any) -> Any:
+    def scores(self, strip: Strip, tile: Index) -> Any:
         raise NotImplementedError
 
-    def update(self, strip: Strip, tile: Any, scores: Any, first: bool, last: bool) -> None:
+    def update(self, strip: Strip, tile: Index, scores: Any, first: bool, last: bool) -> None:
         """`first`, `last`: of all strips of these rows, as far as that is known while tracing."""
         raise NotImplementedError
 
-    def place(self, strip: Strip, stretch: Stretch, tile: Any) -> Place:
+    def place(self, strip: Strip, stretch: Stretch, tile: Index) -> Place:
         row, column = (stretch, strip) if self.transposed else (strip, stretch)
         i, j = self.i * self.sizes.query + row.at, tile * self.sizes.key + column.at
         return Place(self.b, self.h, row.at, row.size, j - self.start, column.size, i, j, self.transposed)
@@ -71,7 +72,7 @@ class GridStep:
         """Which keys of a rectangle exist; True for all."""
         return place.positions()[1] < self.frame.s if stretch.masked and self.frame.s % self.sizes.key else True
 
-    def keys(self, ref: Any, place: Place, masked: bool, seen: Any = None) -> jax.Array:
+    def keys(self, ref: jax.Ref, place: Place, masked: bool, seen: jax.Array | None = None) -> jax.Array:
         """Keys or values of a rectangle; those that no query sees are 0, whatever they hold: 0 * NaN is NaN.
 
         So are those past the end of the array.  `seen` `[keys, 1]`: those that some query of the rectangle sees.
@@ -96,7 +97,7 @@ class GridStep:
     def scaled(self, product: jax.Array) -> jax.Array:
         return product if self.functions.scale is None else product * self.functions.scale
 
-    def work_off(self, strips: Pattern, tile: Any) -> None:
+    def work_off(self, strips: Pattern, tile: Index) -> None:
         coming = self.scores(strips[0], tile) if self.ahead else None
         for n, strip in enumerate(strips):
             scores = coming if self.ahead else self.scores(strip, tile)
@@ -106,11 +107,11 @@ class GridStep:
             last = self.single and all(x.at != strip.at for x in strips[n + 1 :])
             self.update(strip, tile, scores, first, last)
 
-    def full_tile(self, n: Any) -> None:
+    def full_tile(self, n: Index) -> None:
         tile = 0 if self.single else self.tile(n, False)[0]
         self.work_off(self.sizes.whole(False, self.transposed, rows_first=self.single), tile)
 
-    def partial_tile(self, n: Any) -> None:
+    def partial_tile(self, n: Index) -> None:
         tile, chosen = self.tile(n, True)
         tile = 0 if self.single else tile
         for number, strips in enumerate(self.patterns):
@@ -120,13 +121,13 @@ class GridStep:
     def visit(self) -> None:
         """All full tiles, then all partial ones."""
 
-        def loop(visit, count):
-            def one(n, _):
+        def loop(visit: Callable[[jax.Array], None], count: Index) -> None:
+            def one(n: jax.Array, _: jax.Array) -> jax.Array:
                 visit(n)
                 return _
 
-            count = np.int32(count) if isinstance(count, int) else count  # not of 64 bits, where those are on
-            jax.lax.fori_loop(np.int32(0), count, one, np.int32(0))
+            upper = np.int32(count) if isinstance(count, int) else count  # not of 64 bits, where those are on
+            jax.lax.fori_loop(np.int32(0), upper, one, np.int32(0))
 
         loop(self.full_tile, self.full)
         if self.patterns:

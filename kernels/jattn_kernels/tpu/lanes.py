@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jattn_kernels.tpu.sizes import LANES
 
 
-def lane_slice(start: Any, size: int) -> Any:
+def lane_slice(start: int | jax.Array, size: int) -> Any:
     """A slice that starts at a multiple of the number of lanes, known while tracing or not."""
     return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, LANES), size)
 

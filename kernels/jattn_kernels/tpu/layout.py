@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from jattn_kernels.tiles.cells import Cells
-from jattn_kernels.tiles.place import Place
+from jattn_kernels.tiles.place import Index, Place
 from jattn_kernels.tiles.work import Frame
 from jattn_kernels.tpu.lanes import lane_slice, to_column
 
 
-def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+def array(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
     """Of an output.  Inside `jax.shard_map` it varies over no mesh axis, like the inputs that a kernel is given."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())
 
@@ -51,7 +52,7 @@ class OperandLayout:
         """Which of the axes `t s r c` it has."""
         return "".join(a for a in self.axes if a in "tsrc")
 
-    def entry(self, b: Any, h: Any) -> tuple[Any, Any]:
+    def entry(self, b: Index, h: Index) -> tuple[Any, Any]:
         return b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0
 
     def spec(self, frame: Frame, at: Callable) -> pl.BlockSpec:
@@ -59,7 +60,7 @@ class OperandLayout:
         if self.along in ("", "c"):
             return pl.BlockSpec(memory_space=pltpu.SMEM)
 
-        def index(*grid):
+        def index(*grid: Index):
             b, h, i, c = at(*grid)
             rest = {"t": (0, i), "s": (0, c), "ts": (i, c), "r": (0, 0)}[self.along]
             return (*self.entry(b, h), *rest)
@@ -72,7 +73,7 @@ class OperandLayout:
         }[self.along]
         return pl.BlockSpec((None, None, *shape), index)
 
-    def read(self, ref: Any, place: Place, frame: Frame) -> Any:
+    def read(self, ref: jax.Ref, place: Place, frame: Frame) -> Any:
         """The part for a rectangle, broadcastable to its scores; of `c` a function of where queries count from."""
         columns = lane_slice(place.column, place.columns)
         if self.along == "":
@@ -101,7 +102,7 @@ class OperandLayout:
         i, j = place.positions()
         return jnp.where((i < frame.t) & (j < frame.s), part, jnp.zeros_like(part))
 
-    def _shear(self, ref: Any, place: Place, frame: Frame) -> jax.Array:
+    def _shear(self, ref: jax.Ref, place: Place, frame: Frame) -> jax.Array:
         """Numbers along diagonals: [r, c] = ref[c + lane - (r + sublane) + length of the sublanes' axis]."""
         rows, columns = place.shape
         first = diagonal(frame, place)

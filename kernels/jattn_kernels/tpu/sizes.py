@@ -25,7 +25,7 @@ class Sizes:
     turned_dkv: bool = False  # backward: the sums for dk and dv stand [d, keys]
     scheduler: bool = False  # the compiler's linear-programming scheduler
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(x < LANES or x % LANES for x in (self.query, self.key, self.step, self.chunk, self.height, self.grain)):
             raise ValueError(f"tile sizes must be multiples of {LANES}, got {self}")
         if self.key % self.step or self.chunk % self.key or self.query % self.height:
