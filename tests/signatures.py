@@ -30,8 +30,8 @@ CHECKED = (
 
 
 # An int is a float, as type checkers have it.  Where an array of JAX is asked for, a value that is known while tracing is
-# one of NumPy, as JAX itself has it, and a plan is made of shapes alone.
-_ARRAYS = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# one of NumPy or an entry of it, as JAX itself has it, and a plan is made of shapes alone.
+_ARRAYS = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
 _CONF = beartype.BeartypeConf(is_pep484_tower=True, hint_overrides=beartype.FrozenDict({jax.Array: _ARRAYS}))
 
 
