@@ -1,0 +1,111 @@
+"""Docstrings of the public functions and layers: every parameter, what is raised, an example, the source."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+
+import pytest
+
+import jattn
+from jattn import gates, masks, mods, nn, normalizers, scores, viz
+
+FUNCTIONS = ("attention", "dot_product_attention", "explain", "merge", "operand", "sample", "weights")
+WITHOUT_PAPER = {  # and why
+    "jattn.dot_product_attention": "a function of jax.nn",
+    "jattn.explain": "says what a call would do",
+    "jattn.operand": "names axes",
+    "jattn.weights": "an option of attention, as it were",
+    "masks.dense": "an array as it is",
+    "masks.lengths": "padding",
+    "mods.bias": "an array as it is",
+    "gates.function": "whatever its argument is",
+    **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_mask", "show_positions", "show_weights")},
+    **{f"nn.{x}": "state of a decoding loop, or a way to make it" for x in ("Cache", "init_cache")},
+}
+
+
+def _public():
+    yield from ((f"jattn.{x}", getattr(jattn, x)) for x in FUNCTIONS)
+    for module in (masks, mods, gates, scores, normalizers, viz):
+        names = [x for x in module.__all__ if inspect.isfunction(getattr(module, x))]
+        yield from ((f"{module.__name__.removeprefix('jattn.')}.{x}", getattr(module, x)) for x in names)
+    for name in getattr(nn, "__all__", [x for x in vars(nn) if not x.startswith("_")]):
+        if inspect.isclass(x := getattr(nn, name)) or inspect.isfunction(x):
+            yield f"nn.{name}", x
+
+
+PUBLIC = dict(_public())
+everything = pytest.mark.parametrize("name", PUBLIC)
+
+
+def _docstring(name: str) -> str:
+    """A class may say of its arguments in the docstring of `__init__`."""
+    x = PUBLIC[name]
+    own = [x, x.__init__] if inspect.isclass(x) else [x]
+    return "\n\n".join(inspect.cleandoc(y.__doc__ or "") for y in own)
+
+
+def _section(text: str, title: str) -> str:
+    """What stands indented beneath `title:`, over all such sections."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        if line and not line.startswith(" "):
+            inside = line == f"{title}:"
+        elif inside:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+@everything
+def test_every_parameter_is_named(name):
+    parameters = [x for x in inspect.signature(PUBLIC[name]).parameters if x != "self"]
+    arguments = _section(_docstring(name), "Args") + _section(_docstring(name), "Attributes")
+    heads = re.findall(r"^[ ]+([*\w, ]+):", arguments, re.M)
+    named = {x.strip().lstrip("*") for head in heads for x in head.split(",")}
+    assert [x for x in parameters if x not in named] == []
+
+
+def _raises(name: str) -> bool:
+    """Whether the function raises, by itself or in the helpers of its module that it calls by name."""
+    x = PUBLIC[name]
+    module = inspect.getmodule(x)
+    seen, waiting = set(), [x.__init__ if inspect.isclass(x) else inspect.unwrap(x)]
+    while waiting:
+        fn = waiting.pop()
+        if not inspect.isfunction(fn) or fn in seen or inspect.getmodule(fn) is not module:
+            continue
+        seen.add(fn)
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(fn)))):
+            if isinstance(node, ast.Raise):
+                return True
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                waiting.append(getattr(module, node.func.id, None))
+    return False
+
+
+@everything
+def test_what_it_raises_is_said(name):
+    said = _section(_docstring(name), "Raises")
+    assert not _raises(name) or re.search(r"^[ ]+(\w*Error)\b.*:", said, re.M), "no section Raises:"
+
+
+@everything
+def test_there_is_an_example(name):
+    assert re.search(r"^>>> ", _docstring(name), re.M)
+
+
+@everything
+def test_the_source_is_named(name):
+    text = _docstring(name)
+    paper = re.search(r"^Source:.*?\b(19|20)\d\d\b", text, re.M | re.S)
+    if name in WITHOUT_PAPER:
+        assert not re.search(r"^Source:", text, re.M), f"{name} names a source: take it out of WITHOUT_PAPER"
+    else:
+        assert paper, "no line `Source: .. year ..`"
+
+
+def test_what_is_without_a_paper_exists():
+    assert [x for x in WITHOUT_PAPER if x not in PUBLIC and not x.startswith("nn.")] == []
