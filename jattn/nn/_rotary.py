@@ -40,6 +40,8 @@ def rotary(
     [[ 1.    1.  ]
      [-0.3   1.38]
      [-1.33  0.49]]
+
+    Source: Su et al. 2021, equation 34.
     """
     _check(x, base)
     d, lead = x.shape[-1], x.shape[:-2]

@@ -87,6 +87,8 @@ class ABCNN(nnx.Module):
     >>> last = jattn.nn.ABCNN(16, 32, 3, pooling=jattn.nn.AttentionPooling(32, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     >>> [out.shape for out in last(x, y, x_mask=jnp.arange(5) < jnp.arange(8)[:, None])]
     [(8, 32), (8, 32)]
+
+    Source: Yin et al. 2016, "ABCNN", sections 3 and 4.
     """
 
     in_features: int

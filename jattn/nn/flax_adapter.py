@@ -64,6 +64,8 @@ def attention_fn(**options: Unpack[AdapterOptions]) -> Callable[..., jax.Array]:
     ... )
     >>> layer(jnp.ones((2, 5, 32))).shape
     (2, 5, 32)
+
+    Source: Vaswani et al. 2017, as Flax's layers have it.
     """
     fixed = {name: thawed(x) for name, x in checked(options, _OPTIONS, "jattn.nn.attention_fn").items()}
 

@@ -80,6 +80,8 @@ class HierarchicalAttention(nnx.Module):
     >>> words, sentences = layer.weights(x, mask)
     >>> words.shape, sentences.shape
     ((8, 5, 20), (8, 5))
+
+    Source: Yang et al. 2016, section 2.
     """
 
     features: int

@@ -61,6 +61,8 @@ class LocalAttention(nnx.Module):
     >>> layer = jattn.nn.LocalAttention(32, 4, (1023, 0), rngs=nnx.Rngs(0))  # a causal sliding window
     >>> layer(x).shape
     (8, 5, 32)
+
+    Source: Luong et al. 2015, section 3.2.
     """
 
     left: int

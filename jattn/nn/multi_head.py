@@ -77,6 +77,8 @@ class MultiHeadAttention(nnx.Module):
     >>> layer.eval()  # no dropout
     >>> layer(x, mask=jattn.masks.lengths(jnp.arange(8))).shape
     (8, 5, 32)
+
+    Source: Vaswani et al. 2017, section 3.2.2.
     """
 
     features: int

@@ -57,6 +57,8 @@ class AttentionPooling(nnx.Module):
     ((8, 32), (8, 5))
     >>> jattn.nn.AttentionPooling(32, heads=3, rngs=nnx.Rngs(0))(x).shape
     (8, 3, 32)
+
+    Source: Yang et al. 2016, equations 5 to 7; several heads: Lin et al. 2017.
     """
 
     features: int

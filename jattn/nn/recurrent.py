@@ -51,6 +51,8 @@ class RecurrentAttention(nnx.Module):
     >>> x, mask = jnp.ones((8, 29, 12)), jnp.arange(29) < 4 * jnp.arange(8)[:, None]
     >>> layer(x, mask).shape, layer.weights(x, mask).shape
     ((8, 32), (8, 29))
+
+    Source: Hochreiter & Schmidhuber 1997; Zhou et al. 2016.
     """
 
     features: int

@@ -89,6 +89,8 @@ class Seq2SeqAttention(nnx.Module):
     >>> memory = attention.read(jnp.ones((8, 50, 48)), lengths=jnp.arange(8))
     >>> attention(jnp.ones((8, 5, 32)), memory).shape  # all steps at once, or one after the other
     (8, 5, 32)
+
+    Source: Bahdanau et al. 2015; Luong et al. 2015.
     """
 
     features: int

@@ -35,8 +35,6 @@ class BlockCache(NamedTuple):
     >>> cache = block.cache(100, batch=2)
     >>> cache.past.room, cache.context
     (100, None)
-
-    Source: that of `Cache`.
     """
 
     past: Cache
@@ -88,6 +86,8 @@ class TransformerBlock(nnx.Module):
     >>> x = jnp.ones((8, 5, 32))
     >>> block(x).shape
     (8, 5, 32)
+
+    Source: Vaswani et al. 2017; normalised first: Xiong et al. 2020.
     """
 
     activation: Callable[[Array], Array]
