@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Sequence
@@ -16,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from jattn import normalizers, scores
 from jattn._call import checks, dispatch, hints, modes, targets
 from jattn._call.plan import Plan, plan
-from jattn._call.problem import Problem, reduce
-from jattn._terms import Terms, rows
-from jattn.backends import whole_rows
+from jattn._call.problem import Problem
+from jattn._terms import rows
+from jattn.backends import sampling
 from jattn.backends.contract import Backend
 from jattn.backends.reference import forward as reference
 from jattn.gates import Gate
@@ -249,7 +248,7 @@ def weights(
 @jax.jit
 def _weights(problem: Problem) -> jax.Array:
     sizes = problem.sizes
-    if dispatch.empty(problem):
+    if problem.empty:
         return jnp.zeros([sizes[a] for a in "bhts"], jnp.promote_types(problem.query.dtype, jnp.float32))
     return reference.attention(problem)[2]
 
@@ -308,32 +307,8 @@ def sample(
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     options = _named("sample", options, ("implementation", "blocks"))
     problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
-    found = _sample(problem)
+    found = sampling.sample(problem)
     return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
-
-
-@jax.jit
-def _sample(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
-    if dispatch.empty(problem):
-        (b, t, h, _), e = problem.query.shape, problem.value.shape[-1]
-        lse = jnp.full((b, t, h), -jnp.inf, jnp.promote_types(problem.query.dtype, jnp.float32))
-        return jnp.zeros((b, t, h, e), problem.query.dtype), jnp.full((b, t, h), -1, jnp.int32), lse
-    noise = problem.normalizer.mods[0].bound(problem.sizes["b"], problem.sizes["h"])
-    q, k, v, operands, signature = reduce(dataclasses.replace(problem, normalizer=_SOFTMAX))
-
-    def draw(
-        _: Terms, noise: Mod, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        # the greatest of the scores with Gumbel noise is a draw from their softmax (Gumbel 1954)
-        index = jnp.argmax(jax.lax.stop_gradient(noise(scores, i, j)), axis=-1)
-        scores = rows.lowered(scores)
-        score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
-        some = ~jnp.isneginf(score)
-        log_prob = jnp.where(some, jnp.where(some, score, 0) - rows.logsumexp(scores), -jnp.inf)
-        out = jnp.where(some[:, None], value[index] + rows.flaw(score)[:, None], 0).astype(problem.query.dtype)
-        return out, jnp.where(some, index, -1).astype(jnp.int32), log_prob
-
-    return whole_rows.rows(signature, q, k, v, operands, draw, noise)
 
 
 @modes.ordinary
@@ -373,8 +348,4 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
                 "merge needs out [.., h, e] and lse [.., h], all of the same shapes, got "
                 + ", ".join(f"({list(o.shape)}, {list(x.shape)})" for o, x in parts)
             )
-    lses = jnp.stack([lse for _, lse in parts], axis=-1)
-    lse = rows.logsumexp(lses)
-    shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
-    out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, (out, _) in enumerate(parts)))
-    return out.astype(parts[0][0].dtype), lse
+    return rows.merged(parts)

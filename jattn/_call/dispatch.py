@@ -17,12 +17,6 @@ class UnsupportedError(NotImplementedError):
     """A backend was insisted on that cannot do what was asked."""
 
 
-def empty(problem: Problem) -> bool:
-    """Whether there is no query, no key or no batch element."""
-    sizes = problem.sizes
-    return any(isinstance(sizes[a], int) and sizes[a] == 0 for a in "bts")
-
-
 def with_sinks(out: jax.Array, lse: jax.Array, sinks: Operand | None) -> tuple[jax.Array, jax.Array]:
     """out and lse once the sinks are in the denominator."""
     if sinks is None:
@@ -36,7 +30,7 @@ def run(
 ) -> tuple[jax.Array, jax.Array | None]:
     """out and, of a softmax, lse.  Where there is nothing to attend to no backend is asked."""
     with jax.named_scope(f"jattn.attention/{backend.name}"):  # as profiles show it
-        if empty(problem):
+        if problem.empty:
             sizes, dtype = problem.sizes, problem.query.dtype
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))

@@ -94,7 +94,7 @@ def plan(
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     cut, tiled = Cut((0, 0), None), False
     pairs: int | None = sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
-    if isinstance(chosen, Fused) and chosen.cut and problem.normalizer.is_softmax and not dispatch.empty(problem):
+    if isinstance(chosen, Fused) and chosen.cut and problem.normalizer.is_softmax and not problem.empty:
         cut, tiled = _cut(problem, chosen, override, target), True
         pairs = cut.pairs
         if pairs is None and cut.blocks is not None:

@@ -34,6 +34,11 @@ class Problem(_terms.Term):
     precision: jax.lax.Precision | None
 
     @property
+    def empty(self) -> bool:
+        """Whether there is no query, no key or no batch element."""
+        return any(isinstance(self.sizes[a], int) and self.sizes[a] == 0 for a in "bts")
+
+    @property
     def sizes(self) -> dict[str, int]:
         (b, t, h, d), (_, s, g, e) = self.query.shape, self.value.shape
         return {"b": b, "t": t, "s": s, "h": h, "g": g, "d": d, "e": e}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -57,3 +60,12 @@ def lowered(scores: jax.Array) -> jax.Array:
     top = jax.lax.stop_gradient(row_max(scores))
     top = jnp.where(jnp.isneginf(top), 0, top)
     return scores - (top + flaw(top))
+
+
+def merged(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """(out `[.., e]`, lse `[..]`) over all keys, from those over parts of them; out in the dtype of the first."""
+    lses = jnp.stack([lse for _, lse in parts], axis=-1)
+    lse = logsumexp(lses)
+    shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
+    out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, (out, _) in enumerate(parts)))
+    return out.astype(parts[0][0].dtype), lse
