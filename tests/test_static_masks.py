@@ -4,18 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jattn
 from tests import aot
 
+pytestmark = pytest.mark.skipif(not aot.INSTALLED, reason="needs libtpu")
+
 
 @pytest.fixture
-def mesh():
-    topologies = pytest.importorskip("jax.experimental.topologies")
-    pytest.importorskip("libtpu")
-    with aot.environment() if hasattr(aot, "environment") else pytest.MonkeyPatch.context():
-        devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+def mesh(monkeypatch):
+    for name, value in aot.environment().items():
+        monkeypatch.setenv(name, value)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
     return Mesh(np.array(devices[:1]), ("x",))
 
 
