@@ -23,6 +23,7 @@ WITHOUT_PAPER = {  # and why
     "mods.bias": "an array as it is",
     "gates.function": "whatever its argument is",
     **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_mask", "show_positions", "show_weights")},
+    "nn.BlockCache": "a `nn.Cache` and what lies beside it",
     "nn.frozen": "marks what does not learn",
 }
 
