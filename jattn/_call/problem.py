@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn import _terms
-from jattn._terms import AnyArray, FieldValue, Signature, Terms, term
+from jattn._terms import FieldValue, Shaped, Signature, Terms, term
 from jattn.gates import Gate
 from jattn.masks import Mask
 from jattn.mods import Mod
@@ -67,6 +67,6 @@ def reduce(problem: Problem) -> Tiled:
     return Tiled(query, key, value, operands, signature)
 
 
-def tile_width(terms: Terms, query: AnyArray | jax.ShapeDtypeStruct) -> int:
+def tile_width(terms: Terms, query: Shaped) -> int:
     """How many numbers a tile holds for each of its pairs while it is computed."""
     return query.shape[-1] if isinstance(terms.compare, Perceptron) else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,17 @@ AXES = "bhts"
 
 AnyArray = jax.Array | np.ndarray
 """An array of JAX, or one of NumPy, which is known while tracing."""
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """An array, or its shape and dtype where no more is asked of it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
 from jattn import _terms
 from jattn._call.targets import Target
+from jattn._terms import Shaped as Shaped
 from jattn._terms import Signature, Terms
 
 if TYPE_CHECKING:
@@ -28,15 +28,20 @@ if TYPE_CHECKING:
     from jattn.masks import Mask
 
 Precision = jax.lax.Precision | str | None
-Shaped = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
 # Each batch axis may be shorter than the call's, so `_`: nothing is said of how it goes with those of the others.
-Query = Float[jax.Array, "_ t h d"]
-Key = Float[jax.Array, "_ s g d"]
-Value = Float[jax.Array, "_ s g e"]
-Out = Float[jax.Array, "_ t h e"]
-Lse = Float[jax.Array, "_ t h"]
-"""An array, or its shape and dtype where no more is asked of it."""
+if TYPE_CHECKING:  # type checkers do not look into shapes
+    Query: TypeAlias = jax.Array
+    Key: TypeAlias = jax.Array
+    Value: TypeAlias = jax.Array
+    Out: TypeAlias = jax.Array
+    Lse: TypeAlias = jax.Array
+else:
+    Query = Float[jax.Array, "_ t h d"]
+    Key = Float[jax.Array, "_ s g d"]
+    Value = Float[jax.Array, "_ s g e"]
+    Out = Float[jax.Array, "_ t h e"]
+    Lse = Float[jax.Array, "_ t h"]
 
 
 class Result(NamedTuple):

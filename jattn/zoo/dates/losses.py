@@ -59,7 +59,7 @@ def reinforce(model: Translator, example: Example) -> jax.Array:
     return jnp.mean(cost + learnt - jax.lax.stop_gradient(learnt))
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[[Translator, Example], jax.Array]] = {
     "soft": _likelihood(lambda key: normalizers.softmax()),
     "argmax": _likelihood(lambda key: normalizers.hard()),
     "straight-through": _likelihood(lambda key: normalizers.hard(straight_through=True)),
