@@ -71,7 +71,7 @@ def test_peers_compute_the_same(page, package, monkeypatch):
 
 def _torch():
     """To PyTorch's tensors, with heads before positions, and back."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     def into(x):
         x = torch.from_numpy(np.array(x))

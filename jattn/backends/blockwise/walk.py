@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jattn.backends.steps import Step, split
 from jattn.scores import Product
 
 
-def _loop(lower: int | jax.Array, upper: int | jax.Array, body: Callable, carry: C) -> Any:
+def _loop(lower: int | jax.Array, upper: int | jax.Array, body: Callable, carry: object) -> Any:
     """`fori_loop` that leaves out loops known to be empty, and the loop around a single step."""
     if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= 1:
         return body(lower, carry) if upper > lower else carry
@@ -35,8 +35,6 @@ def _loop(lower: int | jax.Array, upper: int | jax.Array, body: Callable, carry:
 
 Where = tuple[int | jax.Array, int | jax.Array, int | jax.Array]
 """The indices of a strip: batch step, head step, query block."""
-C = TypeVar("C")
-T = TypeVar("T")
 
 
 class Hidden(NamedTuple):
@@ -45,7 +43,7 @@ class Hidden(NamedTuple):
     some: bool | jax.Array  # False, True, or a flag known only in the loop
     first: int | jax.Array | None = None  # the first key that belongs to no other tile, None for the tile's own first
 
-    def choose(self, partial: Callable, full: Callable, x: T) -> Any:
+    def choose(self, partial: Callable, full: Callable, x: object) -> Any:
         """partial(x) of a tile that hides some pairs, full(x) of one that hides none; only that one is computed."""
         if isinstance(self.some, bool):
             return partial(x) if self.some else full(x)
@@ -78,11 +76,11 @@ class Walk:
         mask, heads = self.terms.mask, self.geo.heads * self.geo.group
         return block_tables.table(mask, self.geo.query, self.geo.key, self.geo.batch, heads)
 
-    def strips(self, body: Callable, carry: C) -> Any:
+    def strips(self, body: Callable, carry: object) -> Any:
         """carry = body(step, indices, carry) for every strip of query rows."""
         return _loop(0, self.geo.strips, lambda n, c: body(*self.geo.strip(n), c), carry)
 
-    def keys(self, step: Step, where: Where, body: Callable, carry: C) -> Any:
+    def keys(self, step: Step, where: Where, body: Callable, carry: object) -> Any:
         """carry = body(tile, hidden, carry) for every key block of a strip, the full ones first.
 
         One loop visits both kinds, so that the program holds its body once.
@@ -98,7 +96,7 @@ class Walk:
         fulls = block_tables.entry(full, row) if fulls is None else fulls
         partials = block_tables.entry(partial, row) if partials is None else partials
 
-        def visit(n: int | jax.Array, carry: C):
+        def visit(n: int | jax.Array, carry: object) -> Any:
             c = n if all_full else self.table.block(row, n)
             here = step.along("s", self.geo.key.start(c), self.geo.key.block)
             fresh = None if self.geo.key.whole else c * self.geo.key.block

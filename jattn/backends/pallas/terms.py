@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ from jattn._terms import AnyArray, FieldValue, Operand, term
 from jattn._terms.reach import Span, span
 from jattn.backends.contract import Spec
 from jattn.mods import Mod, Relative
-
-T = TypeVar("T")
 
 
 def terms_of(spec: Spec) -> Any:
@@ -103,7 +101,7 @@ def _leaf(kind: type) -> Any:
     return lambda x: isinstance(x, (kind, Operand))
 
 
-def replaced(term: T, kind: type, new: Callable[[Any], object]) -> Any:
+def replaced(term: object, kind: type, new: Callable[[Any], object]) -> Any:
     """The term with its parts of one kind replaced."""
     return jax.tree.map(lambda x: new(x) if isinstance(x, kind) else x, term, is_leaf=_leaf(kind))
 
