@@ -1,7 +1,9 @@
 """What tests of layers share."""
 
+from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,11 @@ def randomised(layer: Any) -> Any:
     drawn = [x + 0.3 * normal(x.shape, 100 + n, x.dtype) for n, x in enumerate(leaves)]
     nnx.update(layer, jax.tree.unflatten(tree, drawn))
     return layer
+
+
+def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which fails where it is traced again; what chex gives back has no type that `nnx.jit` can read."""
+    return chex.assert_max_traces(fn, n=1)
 
 
 def pure(layer: Any) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The blocks of ABCNN: against the paper's formulas in plain jnp, with padding, under Flax's transformations."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,12 +24,13 @@ def normal(*shape, seed=0, dtype=float):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
-def block_of(name="abcnn3", width=W, pooling="window", dtype=float, **options):
+def block_of(name="abcnn3", width=W, pooling: Any = "window", dtype=float, **options):
     before, after = VARIANTS[name]
     options = {"param_dtype": dtype, "rngs": nnx.Rngs(0), **options}
     layer = ABCNN(
         F, O, width, before=before, after=after, length=LONGEST if before else None, pooling=pooling, **options
     )
+    assert layer.conv.bias is not None
     layer.conv.bias[...] += normal(O, seed=9, dtype=dtype)
     return layer
 

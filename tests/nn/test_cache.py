@@ -1,6 +1,5 @@
 """Decoding through a cache: against the whole sequence at once, under the transformations, at the edges."""
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,7 @@ from flax import nnx
 
 from jattn import gates, masks, mods, normalizers, operand, scores
 from jattn.nn import Cache, MultiHeadAttention
-from tests.layers import LOOSE, TIGHT, normal, randomised
+from tests.layers import LOOSE, TIGHT, normal, randomised, traced_once
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -156,7 +155,7 @@ def test_scan_carries_the_cache_and_compiles_once():
     layer, x = make("grouped_rotary"), normal((B, N, F))
 
     @nnx.jit
-    @chex.assert_max_traces(n=1)
+    @traced_once
     def run(layer, x):
         def step(cache, token):
             out, cache = layer.decode(token[:, None], cache)
@@ -217,7 +216,8 @@ def test_the_fused_backend_decodes_the_same(name, monkeypatch):
 
 def test_only_blocks_that_hold_something_are_visited():
     layer, x = make(implementation="blockwise", blocks=(1, 2), use_bias=False), normal((1, 1, F))
-    full = Cache(*(jnp.full((1, 8, H, 4), jnp.nan) for _ in range(2)), jnp.array([0]))
+    nan = jnp.full((1, 8, H, 4), jnp.nan)
+    full = Cache(nan, nan, jnp.array([0]))
     out, cache = layer.decode(x, full._replace(key=full.key.at[:, 1].set(0), value=full.value.at[:, 1].set(0)))
     assert_close(out, layer(x), LOOSE)
     assert jnp.isnan(cache.key[:, 2:]).all()

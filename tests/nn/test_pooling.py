@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.typing import ArrayLike
 
 from jattn import normalizers
 from jattn.nn import AttentionPooling
@@ -35,7 +36,7 @@ def pool_of(heads=1, **options):
     return layer
 
 
-def plain(p, x, mask=True):
+def plain(p, x, mask: ArrayLike = True):
     """(weights `[.., h, s]`, out `[.., h, f]`)"""
     u = jnp.tanh(x @ p["hidden"]["kernel"] + p["hidden"].get("bias", 0))
     score = jnp.einsum("...sm,hm->...hs", u, p["context"])

@@ -286,7 +286,7 @@ def test_reinforce_is_unbiased(baseline):
         """The estimator where those places were drawn."""
         rows = jnp.arange(2)
         log_prob = lambda q, k, v: jnp.log(jattn.weights(q, k, v)[0, rows, places])
-        slope = jax.grad(lambda *x: estimate(*x, x[2][places], log_prob(*x)), (0, 1, 2))(q, k, v)
+        slope = jax.grad(lambda q, k, v: estimate(q, k, v, v[places], log_prob(q, k, v)), (0, 1, 2))(q, k, v)
         return jnp.exp(jnp.sum(log_prob(q, k, v))), slope
 
     want = jax.jit(jax.grad(mean_cost, (0, 1, 2)))(q, k, v)

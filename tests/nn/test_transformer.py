@@ -229,7 +229,7 @@ def test_errors():
     with pytest.raises(ValueError, match="hidden must be at least 1, got 0"):
         TransformerBlock(F, H, hidden=0, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match="TransformerBlock takes no is_causal: here it is mask=jattn.masks.causal"):
-        TransformerBlock(F, H, is_causal=True, rngs=nnx.Rngs(0))
+        TransformerBlock(F, H, is_causal=True, rngs=nnx.Rngs(0))  # pyright: ignore[reportCallIssue]  # wrong on purpose
     plain, cross = (
         TransformerBlock(F, H, rngs=nnx.Rngs(0)),
         TransformerBlock(F, H, context_features=C, rngs=nnx.Rngs(0)),
@@ -241,7 +241,7 @@ def test_errors():
     with pytest.raises(ValueError, match="context must be an array"):
         cross.cache(T, (B,))
     with pytest.raises(TypeError, match=r"cache must be made by the block's cache\(\), got Cache"):
-        plain.decode(x, plain.attention.cache(T, (B,)))
+        plain.decode(x, plain.attention.cache(T, (B,)))  # pyright: ignore[reportArgumentType]  # wrong on purpose
     with pytest.raises(ValueError, match=r"cache.context must be an array"):
         cross.decode(x, BlockCache(plain.attention.cache(T, (B,)), None))
     with pytest.raises(ValueError, match="positions are those of the rotary embedding"):
