@@ -40,7 +40,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 class _ThisPython(AsyncKernelManager):
     """Starts the interpreter that runs the tests, whatever kernels are installed."""
 
-    kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])  # type: ignore[assignment]
+    kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])  # pyright: ignore[reportAssignmentType]  # a property there, fixed here
 
 
 def _code(notebook):

@@ -13,6 +13,7 @@ from jattn import gates, masks, mods, normalizers, scores
 
 KEY = jax.random.key(0)
 Q, K, V = (np.ones(x, np.float32) for x in ((2, 6, 4, 8), (2, 5, 2, 8), (2, 5, 2, 3)))
+OUT = jnp.asarray(Q)
 
 
 def attend(q: Any = Q, k: Any = K, v: Any = V, **options: Any):
@@ -137,7 +138,7 @@ BAD = {
     "implementation": (attend(implementation="cuda"), ValueError, ["implementation", "blockwise", "'cuda'"]),
     "blocks": (attend(blocks=(0, 4)), ValueError, ["blocks", ">= 1", "(0, 4)"]),
     "precision": (attend(precision="tops"), ValueError, ["precision", "jax.lax.Precision", "'tops'"]),
-    "merge": (lambda: jattn.merge((Q, Q[..., 0]), (Q, Q)), ValueError, ["merge", "[2, 6, 4, 8]"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    "merge": (lambda: jattn.merge((OUT, OUT[..., 0]), (OUT, OUT)), ValueError, ["merge", "[2, 6, 4, 8]"]),
     "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "sample of gates": (lambda: jattn.sample(jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
                         ["sample", "gates"]),

@@ -60,7 +60,7 @@ def test_lazy_modules_are_there():
     assert callable(jattn.viz.show_weights)
     assert "nn" in dir(jattn)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = jattn.nothing  # type: ignore[attr-defined]
+        _ = jattn.nothing
 
 
 def _factories():

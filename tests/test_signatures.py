@@ -41,9 +41,9 @@ def test_a_wrong_shape_is_refused():
 
 def test_kernels_are_checked_too():
     with pytest.raises(jaxtyping.TypeCheckError, match="'query'"):
-        Sizes("128", 128, 128, 128)  # type: ignore[arg-type]  # on purpose
+        Sizes("128", 128, 128, 128)  # pyright: ignore[reportArgumentType]  # wrong on purpose
 
 
 def test_what_users_call_has_its_own_errors():
     with pytest.raises(TypeError, match="mask must be"):
-        jattn.attention(*[jnp.ones((1, 4, 2, 3))] * 3, mask="causal")  # type: ignore[arg-type]  # on purpose
+        jattn.attention(*[jnp.ones((1, 4, 2, 3))] * 3, mask="causal")  # pyright: ignore[reportArgumentType]  # wrong on purpose

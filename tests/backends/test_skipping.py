@@ -26,7 +26,7 @@ def attend(q, k, v, mask):
 
 
 def gradients(q, k, v, mask):
-    return jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x, mask))), (0, 1, 2))(q, k, v)  # pyright: ignore[reportCallIssue]  # one of several, which it cannot tell apart
+    return jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, mask))), (0, 1, 2))(q, k, v)
 
 
 def visits(mask, fn=attend) -> np.ndarray:

@@ -236,7 +236,7 @@ def test_has_the_installed_signature():
     own = inspect.signature(OURS.__wrapped__ if hasattr(OURS, "__wrapped__") else OURS, follow_wrapped=False)
     assert list(own.parameters) == list(inspect.signature(THEIRS).parameters)
     with pytest.raises(TypeError, match="unexpected keyword"):
-        OURS(Q, K, V, **{"causal": True})  # pyright: ignore[reportArgumentType, reportCallIssue]  # wrong on purpose
+        OURS(Q, K, V, causal=True)  # pyright: ignore[reportCallIssue]  # wrong on purpose
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 import jattn
@@ -78,7 +79,9 @@ def test_the_legend_counts_what_explain_counts():
 
 def test_blocks_lie_over_the_positions_that_they_hold():
     axes = viz.show_blocks(masks.causal(), (10, 7), (4, 3)).axes[0]
-    corners = axes.collections[0].get_coordinates()  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
+    (mesh,) = axes.collections
+    assert isinstance(mesh, QuadMesh)
+    corners = np.asarray(mesh.get_coordinates())
     assert corners[0, :, 0].tolist() == [0, 3, 6, 7]
     assert corners[:, 0, 1].tolist() == [0, 4, 8, 10]
     assert (axes.get_xlim(), axes.get_ylim()) == ((0, 7), (10, 0))
@@ -97,7 +100,7 @@ def test_pictures_are_titled_and_drawn_where_asked():
         "batch 0",
         "batch 1",
     ]
-    part = Figure(layout="constrained").subfigures(1, 2)[1]  # pyright: ignore[reportIndexIssue]  # matplotlib says less than it gives
+    part = Figure(layout="constrained").subfigures(1, 2, squeeze=False)[0, 1]
     assert viz.show_blocks(masks.causal(), (13, 11), (3, 3), title="causal()", figure=part) is part
     assert part.get_suptitle() == "causal()"
     part.figure.draw_without_rendering()

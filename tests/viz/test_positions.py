@@ -107,7 +107,7 @@ def test_a_signal_may_be_the_same_for_all_rows(shape):
 
 def test_a_part_of_a_figure_can_be_drawn_into():
     figure = Figure(figsize=(6, 3), layout="constrained")
-    part = figure.subfigures(1, 2)[0]  # pyright: ignore[reportIndexIssue]  # matplotlib says less than it gives
+    part = figure.subfigures(1, 2, squeeze=False)[0, 0]
     assert viz.show_positions(_weights(9), WORDS, title="$left", figure=part) is part
     assert len(part.axes) > 0
 

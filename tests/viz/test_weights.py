@@ -17,6 +17,13 @@ def _weights(*shape):
     return np.random.default_rng(0).dirichlet(np.ones(shape[-1]), size=shape[:-1])
 
 
+def _figure(*args, **options) -> Figure:
+    """A new figure of weights: nothing is given that it could be a part of."""
+    figure = viz.show_weights(*args, **options)
+    assert isinstance(figure, Figure)
+    return figure
+
+
 def _labels(axis):
     return [label.get_text() for label in axis.get_ticklabels()]
 
@@ -44,9 +51,9 @@ def test_weights_of_many_heads_are_a_grid_with_one_colour_scale(heads):
 def test_weights_of_jattn_are_drawn_whatever_their_dtype():
     x = jax.random.normal(jax.random.key(0), (1, 5, 2, 8), jnp.bfloat16)
     weights = jattn.weights(x, x, x, mask=masks.causal())[0].astype(jnp.bfloat16)
-    drawn = viz.show_weights(weights, "hello", "hello").axes[1].images[0].get_array()
+    drawn = np.asarray(viz.show_weights(weights, "hello", "hello").axes[1].images[0].get_array())
     np.testing.assert_array_equal(drawn, weights[1].astype(jnp.float32))
-    assert drawn[0, 1] == 0  # pyright: ignore[reportOptionalSubscript]  # it is drawn
+    assert drawn[0, 1] == 0
 
 
 def test_an_alignment_has_the_target_down_the_source_across_and_the_mean_of_the_heads():
@@ -89,26 +96,26 @@ def test_many_tokens_are_thinned_until_they_can_be_read():
     labels = _labels(axes.xaxis)
     assert labels == [str(j) for j in axes.get_xticks()]
     assert 50 < len(labels) < 200
-    assert axes.xaxis.get_ticklabels()[0].get_fontsize() >= 5  # pyright: ignore[reportOperatorIssue]  # matplotlib says less than it gives
+    assert float(axes.xaxis.get_ticklabels()[0].get_fontsize()) >= 5
 
 
 def test_a_new_figure_has_room_for_long_labels_and_an_end():
     tokens = ["Donaudampfschifffahrtsgesellschaft"] * 4
-    short, long = (viz.show_weights(_weights(4, 4), x, x).get_size_inches() for x in ("abcd", tokens))  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
+    short, long = (_figure(_weights(4, 4), x, x).get_size_inches() for x in ("abcd", tokens))
     assert min(long - short) > 2
-    assert viz.show_weights(_weights(9, 50, 50), "x" * 50, "x" * 50).get_size_inches().max() <= 16  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
+    assert _figure(_weights(9, 50, 50), "x" * 50, "x" * 50).get_size_inches().max() <= 16
 
 
 @pytest.mark.parametrize(("tokens", "rotation"), [("abcdefghij", 0), (["Donnerstag"] * 10, 90)])
 def test_only_labels_too_wide_for_their_column_are_turned(tokens, rotation):
-    figure = viz.show_weights(_weights(10, 10), None, tokens)
-    figure.draw_without_rendering()  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
+    figure = _figure(_weights(10, 10), None, tokens)
+    figure.draw_without_rendering()
     assert figure.axes[0].xaxis.get_ticklabels()[0].get_rotation() == rotation
 
 
 def test_a_figure_or_a_part_of_one_can_be_drawn_into():
     figure = Figure(figsize=(8, 4), layout="constrained")
-    for part, title in zip(figure.subfigures(1, 2), ("left", "right"), strict=True):  # pyright: ignore[reportArgumentType]  # matplotlib says less than it gives
+    for part, title in zip(figure.subfigures(1, 2, squeeze=False)[0], ("left", "right"), strict=True):
         assert viz.show_alignment(_weights(2, 3), "abc", "de", title=title, figure=part) is part
         assert part.get_suptitle() == title
     assert len(figure.axes) == 4
@@ -118,9 +125,9 @@ def test_text_is_text_and_saving_warns_of_nothing():
     tokens = ["$", "$x$", "_", "\N{NARROW NO-BREAK SPACE}", "срѣда", "Τρίτη"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        figure = viz.show_weights(_weights(6, 6), tokens, tokens, title="from $5 to \\frac$")
+        figure = _figure(_weights(6, 6), tokens, tokens, title="from $5 to \\frac$")
         file = io.BytesIO()
-        figure.savefig(file)  # pyright: ignore[reportAttributeAccessIssue]  # matplotlib says less than it gives
+        figure.savefig(file)
     assert caught == []
     assert file.getvalue().startswith(b"\x89PNG")
     assert not any(label.get_parse_math() for label in figure.axes[0].get_xticklabels())

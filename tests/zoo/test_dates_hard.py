@@ -83,12 +83,13 @@ def test_what_is_drawn_is_a_pure_function_of_seed_and_step():
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_a_trained_model_reads_the_best_place(attention):
-    task, seen = tiny(attention), []
+    task: Any = tiny(attention)
+    seen = []
 
     class Spy(type(task.model)):
         def greedy(self, *args, **read):
             seen.append(read.get("normalizer"))
-            return super().greedy(*args, **read)  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
+            return super().greedy(*args, **read)
 
     model: Any = nnx.clone(task.model)
     model.__class__ = Spy
@@ -97,12 +98,13 @@ def test_a_trained_model_reads_the_best_place(attention):
 
 
 def test_hard_alignments_are_single_places_inside_the_source():
-    model, batch = tiny("reinforce").model, data.held_out_batch(8)
-    weights = np.asarray(model.alignment(*batch, **HARD))  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
+    model: Any = tiny("reinforce").model
+    batch = data.held_out_batch(8)
+    weights = np.asarray(model.alignment(*batch, **HARD))
     assert set(np.unique(weights)) == {0.0, 1.0}
     assert (weights.sum(-1) == 1).all()
     assert (weights.argmax(-1) < batch.length[:, None, None]).all()
-    written = model.greedy(*batch[:2], **HARD)  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
+    written = model.greedy(*batch[:2], **HARD)
     np.testing.assert_array_equal(model(*batch[:2], written, **HARD).argmax(-1), written)
 
 

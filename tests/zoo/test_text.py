@@ -133,8 +133,9 @@ def test_memory_of_a_step_is_linear_in_the_length():
         graph, params = nnx.split(task.model, nnx.Param)
         state = State(params, task.optimizer.init(params))
         batch = jax.ShapeDtypeStruct((1, length + 1), np.int32)
-        compiled = update.lower(task.loss, task.optimizer, graph, state, batch).compile()
-        return compiled.memory_analysis().temp_size_in_bytes  # pyright: ignore[reportOptionalMemberAccess]  # it is there
+        memory = update.lower(task.loss, task.optimizer, graph, state, batch).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     short, long = temporary(2048), temporary(8192)
     assert long < 4.5 * short

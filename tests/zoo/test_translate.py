@@ -6,6 +6,7 @@ from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -249,9 +250,10 @@ def test_greedy_writes_what_teacher_forcing_finds_most_likely():
 
 def test_dropout_comes_from_the_seed():
     one, arrays = model(), batch()
-    np.testing.assert_array_equal(run(one, *arrays, 1), run(one, *arrays, 1))  # pyright: ignore[reportArgumentType]  # an int serves as a seed
-    assert np.abs(run(one, *arrays, 1) - run(one, *arrays, 2)).max() > 1e-3  # pyright: ignore[reportArgumentType]  # an int serves as a seed
-    assert np.abs(run(one, *arrays, 1) - run(one, *arrays)).max() > 1e-3  # pyright: ignore[reportArgumentType]  # an int serves as a seed
+    first, again, second = (run(one, *arrays, jnp.uint32(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - second).max() > 1e-3
+    assert np.abs(first - run(one, *arrays)).max() > 1e-3
 
 
 def test_an_alignment_is_the_weights_with_which_the_source_is_read():

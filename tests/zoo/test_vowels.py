@@ -90,10 +90,11 @@ def test_every_summary_learns(made_up, summary):
 
 
 def test_padding_changes_nothing(made_up):
-    model, batch = vowels("attention", 0, None, sizes=Sizes(hidden=8)).model, data.held_out()
+    model: Any = vowels("attention", 0, None, sizes=Sizes(hidden=8)).model
+    batch = data.held_out()
     longer = np.pad(batch.series, ((0, 0), (0, 4), (0, 0)), constant_values=5.0)
     np.testing.assert_allclose(model(longer, batch.length), model(batch.series, batch.length), atol=1e-5)
-    weights = model.weights(longer, batch.length)  # pyright: ignore[reportAttributeAccessIssue]  # what the model is, nnx does not say
+    weights = model.weights(longer, batch.length)
     assert (np.asarray(weights)[np.arange(17) >= batch.length[:, None]] == 0).all()
     np.testing.assert_allclose(jnp.sum(weights, axis=-1), 1, atol=1e-5)
 

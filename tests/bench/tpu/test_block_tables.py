@@ -1,5 +1,7 @@
 """The tables of kernels are found in the program around them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -26,7 +28,7 @@ def _call(grid: int):
     )
 
 
-def _lowered(fn, *shapes):
+def _lowered(fn, *shapes) -> Any:
     arguments = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
     return jax.jit(fn).trace(*arguments).lower(lowering_platforms=("tpu",)).compiler_ir("stablehlo")
 
@@ -40,14 +42,14 @@ def test_tables_are_computed_from_the_program_around_the_kernel():
         table = jnp.arange(4, dtype=jnp.int32)
         return inner(table + 1, inner(table, x))
 
-    found = block_tables(_lowered(outer, (16, 128)))  # pyright: ignore[reportArgumentType]  # it is there
+    found = block_tables(_lowered(outer, (16, 128)))
     assert [one.kernel for one in found] == ["copies", "copies"]
     assert [[run[0].tolist() for run in one.runs] for one in found] == [[[6, 0, 2, 4]], [[8, 2, 4, 6]]]
     assert [[list(run) for run in one.runs] for one in found] == [[[0]], [[0]]]
 
 
 def test_tables_that_depend_on_arguments_are_left_out():
-    (found,) = block_tables(_lowered(lambda table, x: _call(2)(table, x), (4,), (16, 128)))  # pyright: ignore[reportArgumentType]  # it is there
+    (found,) = block_tables(_lowered(lambda table, x: _call(2)(table, x), (4,), (16, 128)))
     assert found.runs == [{}]
 
 
@@ -62,7 +64,7 @@ def test_a_kernel_in_a_loop_has_the_tables_of_each_run():
         (x, grown), _ = jax.lax.scan(body, (x, first), 10 * jnp.arange(3, dtype=jnp.int32))
         return _call(2)(grown, x)
 
-    grown, scaled, last = block_tables(_lowered(loop, (16, 128)))  # pyright: ignore[reportArgumentType]  # it is there
+    grown, scaled, last = block_tables(_lowered(loop, (16, 128)))
     assert [run[0].tolist() for run in grown.runs] == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
     assert [run[0].tolist() for run in scaled.runs] == [[0, 0, 0, 0], [0, 10, 20, 30], [0, 20, 40, 60]]
     assert [run[0].tolist() for run in last.runs] == [[3, 4, 5, 6]]
@@ -73,7 +75,7 @@ def test_a_loop_in_a_loop():
         inner = lambda n: lambda m, x: _call(2)(jnp.stack([n, m, n, m]), x)
         return jax.lax.fori_loop(0, 2, lambda n, x: jax.lax.fori_loop(5, 7, inner(n), x), x)
 
-    (found,) = block_tables(_lowered(loop, (16, 128)))  # pyright: ignore[reportArgumentType]  # it is there
+    (found,) = block_tables(_lowered(loop, (16, 128)))
     assert [run[0].tolist()[:2] for run in found.runs] == [[0, 5], [0, 6], [1, 5], [1, 6]]
 
 
@@ -86,7 +88,7 @@ def test_a_loop_in_a_loop():
 )
 def test_a_kernel_that_runs_as_often_as_an_argument_says_is_refused(loop):
     with pytest.raises(NotImplementedError, match="how often it runs"):
-        block_tables(_lowered(loop, (4,), (16, 128)))  # pyright: ignore[reportArgumentType]  # it is there
+        block_tables(_lowered(loop, (4,), (16, 128)))
 
 
 def test_loops_without_kernels_are_not_followed():
@@ -94,5 +96,5 @@ def test_loops_without_kernels_are_not_followed():
         table = jax.lax.fori_loop(0, 3, lambda i, y: y + i, jnp.zeros(4, jnp.int32))
         return _call(2)(table, jax.lax.fori_loop(0, n[0], lambda i, y: y + 1, x))
 
-    (found,) = block_tables(_lowered(loop, (4,), (16, 128)))  # pyright: ignore[reportArgumentType]  # it is there
+    (found,) = block_tables(_lowered(loop, (4,), (16, 128)))
     assert len(found.runs) == 1
