@@ -271,6 +271,6 @@ def test_errors_of_calling(x, y, masks, error, message):
             method(jnp.ones(x), jnp.ones(y), *masks)
 
 
-def test_insisting_on_a_backend_that_cannot():
+def test_insisting_on_what_is_no_backend():
     with pytest.raises(ValueError, match=r"implementation must be None or one of .* got 'nonsense'"):
         block_of(dtype=jnp.float32, implementation="nonsense")(jnp.ones((4, F)), jnp.ones((4, F)))

@@ -108,8 +108,7 @@ def test_what_the_call_asks_for_is_at_absolute_positions_too():
 def test_prompts_of_several_lengths_go_on_from_their_ends():
     layer, x = make("alibi", rotary_base=1e4), normal((B, N, F))
     lengths = jnp.array([2, 4])
-    prompt = jnp.where((jnp.arange(4) < lengths[:, None])[..., None], x[:, :4], jnp.nan)
-    prompt = prompt.at[jnp.isnan(prompt)].set(9.0)
+    prompt = jnp.where((jnp.arange(4) < lengths[:, None])[..., None], x[:, :4], 9.0)
     _, cache = layer.decode(prompt, layer.cache(N, (B,)))
     cache = cache._replace(length=lengths)
     rest = jnp.stack([x[n, length : length + 3] for n, length in enumerate([2, 4])])
@@ -177,10 +176,8 @@ def test_vmap_over_caches():
 
 
 def test_scan_over_a_stack_of_layers_and_their_caches():
-    options = {"rngs": nnx.Rngs(0), **CASES["alibi"]}
-    layers = nnx.split_rngs(splits=3)(nnx.vmap(lambda rngs: MultiHeadAttention(F, H, **{**options, "rngs": rngs})))(
-        nnx.Rngs(0)
-    )
+    made = nnx.vmap(lambda rngs: MultiHeadAttention(F, H, rngs=rngs, **CASES["alibi"]))
+    layers = nnx.split_rngs(splits=3)(made)(nnx.Rngs(0))
     x = normal((B, N, F))
     cache = nnx.vmap(lambda layer: layer.cache(N, (B,)))(layers)
 

@@ -330,3 +330,9 @@ def test_errors_of_calling(center, x, context, call, message):
 def test_positions_without_use():
     with pytest.raises(ValueError, match="positions are those of the rotary embedding"):
         make(2, **PREDICTED)(*inputs_of(CASES["local-p"], jnp.float32), positions=np.arange(T))
+
+
+def test_centres_that_are_not_predicted():
+    layer = make(2)
+    with pytest.raises(ValueError, match="centres are predicted where center=\"predicted\", got center='monotonic'"):
+        layer.centers(jnp.ones((T, F)), 4)

@@ -296,7 +296,7 @@ def test_masks_of_other_kinds_where_there_is_a_memory():
 
 
 @pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock"])
-def test_caches_of_one_batch_axis(layer):
+def test_the_batch_axes_of_a_cache_are_an_int_or_several(layer):
     layer = MAKERS[layer](mask=masks.causal())
     keys = lambda cache: jax.tree.leaves(cache)[0].shape
     assert keys(layer.cache(8, 2)) == keys(layer.cache(8, (2,))) == keys(layer.cache(np.int64(8), [2])) == (2, 8, 4, 4)
@@ -331,7 +331,7 @@ def test_the_base_of_rotary_may_be_a_traced_scalar():
 
 
 @pytest.mark.parametrize("x", [np.ones((T, H, 4), int), np.ones((T, 4), np.float32), [[[1.0, 2.0]]]])
-def test_rotary_turns_floating_point_heads(x):
+def test_rotary_refuses_what_is_no_floating_point_heads(x):
     with pytest.raises(TypeError, match=r"rotary takes floating-point queries \[.., t, h, d\]"):
         rotary(x)
 

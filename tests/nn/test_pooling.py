@@ -102,8 +102,11 @@ def test_other_normalizers():
     assert_close(weight.sum(-1), mask.any(-1), TIGHT)
     assert ((weight == 0) & mask).any()
     assert_close(sparse(x, mask), jnp.einsum("bs,bsf->bf", weight, x), TIGHT)
+
+
+def test_insisting_on_what_is_no_backend():
     with pytest.raises(ValueError, match="implementation must be None or one of"):
-        pool_of(implementation="nonsense")(x)
+        pool_of(implementation="nonsense")(normal(3, 7, F))
 
 
 def test_under_the_transformations_of_flax():

@@ -3,7 +3,6 @@
 import inspect
 from typing import Any
 
-import jax.numpy as jnp
 import pytest
 from flax import nnx
 
@@ -73,13 +72,7 @@ def test_functions_and_layers_share_the_names_of_other_libraries():
 
 
 @pytest.mark.parametrize("name", ["sm_scale", "logits_soft_cap", "window"])
-def test_names_that_layers_did_not_know(name):
+def test_layers_know_the_names_of_other_libraries_that_functions_know(name):
     given: dict[str, Any] = {name: 1.0}
     with pytest.raises(TypeError, match=f"MultiHeadAttention takes no {name}: here it is "):
         jattn.nn.MultiHeadAttention(8, 2, rngs=nnx.Rngs(0), **given)
-
-
-def test_centres_that_are_not_predicted():
-    layer = jattn.nn.LocalAttention(8, 2, 3, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="centres are predicted where center=\"predicted\", got center='monotonic'"):
-        layer.centers(jnp.ones((4, 8)), 4)

@@ -106,6 +106,14 @@ def test_pictures_are_titled_and_drawn_where_asked():
     part.figure.draw_without_rendering()
 
 
+def test_a_mask_is_two_colours_without_a_scale():
+    mask = np.tril(np.ones((4, 4), bool))
+    (axes,) = viz.show_mask(mask, key_tokens="abcd").axes
+    np.testing.assert_array_equal(axes.images[0].get_array(), mask)
+    assert axes.images[0].get_clim() == (0.0, 1.0)
+    assert len(viz.show_mask(np.stack([mask, ~mask])).axes) == 2
+
+
 def test_tokens_give_a_mask_its_shape():
     axes = viz.show_mask(masks.causal(), "abc", ["x", "y"]).axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), [[1, 0], [1, 1], [1, 1]])
@@ -118,6 +126,7 @@ def test_tokens_give_a_mask_its_shape():
         (lambda: viz.show_mask(masks.causal(), "abc"), ValueError, r"shape must be \(t, s\).*got None"),
         (lambda: viz.show_mask(masks.causal(), "abc", shape=(4, 4)), ValueError, "query: the array has 4, got 3"),
         (lambda: viz.show_mask(I >= J, shape=(13, 11)), ValueError, r"an array has its own, got shape = \(13, 11\)"),
+        (lambda: viz.show_mask(np.ones((3, 4))), TypeError, "booleans, got float64"),
         (lambda: viz.show_mask(masks.segments(IDS), shape=(4, 4)), ValueError, r"must start with b = 2, t = 4"),
         (lambda: viz.show_blocks(masks.causal(), (4, 0), (2, 2)), ValueError, r"two ints >= 1, got \(4, 0\)"),
         (lambda: viz.show_blocks(masks.causal(), 4, (2, 2)), ValueError, r"two ints >= 1, got 4"),  # pyright: ignore[reportArgumentType]  # wrong on purpose

@@ -150,7 +150,7 @@ def test_padding_changes_nothing(small):
     np.testing.assert_allclose(model.reader(short, None), long, atol=1e-5)
 
 
-def test_weights_are_those_of_the_question(small):
+def test_weights_of_a_question_lie_within_the_passage(small):
     task_model: Any = boolq("cross", 0, None, sizes=TINY).model
     model = task_model.now
     batch = data.encode(small.held_out, small.lexicon)

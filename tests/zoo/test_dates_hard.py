@@ -82,7 +82,7 @@ def test_what_is_drawn_is_a_pure_function_of_seed_and_step():
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-def test_a_trained_model_reads_the_best_place(attention):
+def test_evaluation_reads_the_best_place_where_attention_is_hard(attention):
     task: Any = tiny(attention)
     seen = []
 

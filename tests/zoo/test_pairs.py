@@ -58,7 +58,7 @@ def test_overlap_is_a_share_of_different_words():
     assert data.overlap(("a",), ("b",)) == 0
 
 
-def test_every_verse_is_in_one_pair_of_either_kind_with_its_closest_neighbour():
+def test_the_hardest_verses_are_in_a_pair_of_either_kind_with_their_closest_neighbour():
     king_james, american = bibles()
     found = data.hardest(king_james, american)
     assert len(found) == round(data.SHARE * CHAPTERS * VERSES)

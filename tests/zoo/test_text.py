@@ -120,11 +120,11 @@ def test_a_byte_is_guessed_from_those_before_it_as_far_as_it_reaches(window, rea
 
 def test_remat_changes_nothing():
     source = CORPUS.training[None, :33].astype(np.int32)
-    losses = []
+    gradients = []
     for remat in (False, True):
         graph, params = nnx.split(model(remat=remat), nnx.Param)
-        losses.append(jax.jit(jax.grad(lambda p, graph=graph: jnp.sum(nnx.merge(graph, p)(source) ** 2)))(params))
-    chex.assert_trees_all_close(*losses, rtol=1e-4, atol=1e-4)
+        gradients.append(jax.jit(jax.grad(lambda p, graph=graph: jnp.sum(nnx.merge(graph, p)(source) ** 2)))(params))
+    chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
 def test_memory_of_a_step_is_linear_in_the_length():

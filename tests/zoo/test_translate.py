@@ -148,7 +148,7 @@ def test_characters_never_seen_are_one_token():
     assert data.UNKNOWN in target and data.decode(target, vocabulary).strip() == "<unk>"
 
 
-def test_the_vocabulary_is_that_of_the_pairs_and_no_larger_than_asked():
+def test_the_vocabulary_is_a_function_of_the_pairs_and_no_larger_than_asked():
     a, b = data.pieces(PAIRS, MOST), data.pieces(PAIRS, MOST)
     assert a.serialized_model_proto() == b.serialized_model_proto()
     assert a.get_piece_size() <= MOST and data.pieces(PAIRS).get_piece_size() < data.PIECES
@@ -223,6 +223,7 @@ def test_it_learns():
         losses.append(float(loss))
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
     before, after = (jax.tree.leaves(x) for x in (params, state.params))
+    # biases of keys, [2, 2], get no gradient: they add the same to all scores of a row, which the softmax cancels
     assert all(np.abs(a - b).max() > 1e-4 for a, b in zip(before, after, strict=True) if a.shape[-2:] != (2, 2))
 
 
