@@ -12,6 +12,7 @@ from jattn import masks
 from jattn._call import shifts
 from jattn.nn import _cache, _checks
 from jattn.nn._cache import Cache
+from jattn.nn._checks import AnyArray
 from jattn.nn._options import Asked, Options, join
 from jattn.nn._projections import Projections
 
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 
 def step(
     projections: Projections,
-    x: Float[Array, "*b t features"],
+    x: Float[AnyArray, "*b t features"],
     cache: Cache,
     own: Options,
     asked: Asked,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jattn.nn import _cache, _checks
 from jattn.nn._cache import Cache
+from jattn.nn._checks import AnyArray
 from jattn.nn._rotary import rotary
 
 
@@ -32,14 +34,15 @@ class Projections(NamedTuple):
     key_norm: nnx.RMSNorm | None
     rotary_base: float | None
 
-    def queries(self, x: Float[Array, "*b t f"], positions: ArrayLike | None) -> Float[Array, "*b t h d"]:
+    def queries(self, x: Float[AnyArray, "*b t f"], positions: ArrayLike | None) -> Float[Array, "*b t h d"]:
         """Queries, normalised and rotated."""
-        return self._placed(self.query(x), self.query_norm, positions)
+        return self._placed(self.query(jnp.asarray(x)), self.query_norm, positions)
 
     def keys_values(
-        self, context: Float[Array, "*b s f"], positions: ArrayLike | None
+        self, context: Float[AnyArray, "*b s f"], positions: ArrayLike | None
     ) -> tuple[Float[Array, "*b s g d"], Float[Array, "*b s g d"]]:
         """Keys, normalised and rotated, and values."""
+        context = jnp.asarray(context)
         return self._placed(self.key(context), self.key_norm, positions), self.value(context)
 
     def _placed(
@@ -49,25 +52,25 @@ class Projections(NamedTuple):
             heads = norm(heads)
         return heads if self.rotary_base is None else rotary(heads, positions, self.rotary_base)
 
-    def check_x(self, x: Array, positions: ArrayLike | None) -> None:
+    def check_x(self, x: AnyArray, positions: ArrayLike | None) -> None:
         """Raises unless x fits the layer, and positions are given to a rotary embedding alone."""
         _checks.check_array(x, "x", "t", self.query.in_features[0])
         self._check_positions(positions)
 
-    def check_context(self, context: Array, positions: ArrayLike | None) -> None:
+    def check_context(self, context: AnyArray, positions: ArrayLike | None) -> None:
         """Raises unless a context fits the layer, and positions are given to a rotary embedding alone."""
         _checks.check_array(context, "context", "s", self.key.in_features[0])
         self._check_positions(positions)
 
-    def check_cache(self, cache: Cache, x: Array) -> None:
+    def check_cache(self, cache: Cache, x: AnyArray) -> None:
         """Raises unless the cache is one of this layer and of the batch of x."""
         heads, width = self.key.out_features
         _cache.check(cache, x.shape[:-2], heads, width)
 
     def check(
         self,
-        x: Array,
-        context: Array | Cache | None,
+        x: AnyArray,
+        context: AnyArray | Cache | None,
         positions: ArrayLike | None = None,
         context_positions: ArrayLike | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from jattn.nn import _checks
 
 @modes.ordinary
 def rotary(
-    x: Float[Array, "*b t h d"], positions: ArrayLike | None = None, base: ArrayLike = 10_000.0
+    x: Float[_checks.AnyArray, "*b t h d"], positions: ArrayLike | None = None, base: ArrayLike = 10_000.0
 ) -> Float[Array, "*b t h d"]:
     """Turns each pair of features by an angle proportional to its position (RoFormer, Su et al. 2021, eq. 34):
 
@@ -59,7 +59,7 @@ def rotary(
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
 
 
-def _check(x: Array, base: ArrayLike) -> None:
+def _check(x: _checks.AnyArray, base: ArrayLike) -> None:
     """Raises unless x has pairs of features and the base is one number."""
     if not hasattr(x, "shape") or x.ndim < 3 or not jnp.issubdtype(x.dtype, jnp.floating):
         got = f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__

@@ -145,8 +145,8 @@ class ABCNN(nnx.Module):
     @modes.ordinary
     def __call__(
         self,
-        x: Float[Array, "*b t in_features"],
-        y: Float[Array, "*b s in_features"],
+        x: Float[AnyArray, "*b t in_features"],
+        y: Float[AnyArray, "*b s in_features"],
         x_mask: Bool[AnyArray, "*b t"] | None = None,
         y_mask: Bool[AnyArray, "*b s"] | None = None,
     ) -> tuple[Array, Array]:
@@ -179,8 +179,8 @@ class ABCNN(nnx.Module):
     @modes.ordinary
     def weights(
         self,
-        x: Float[Array, "*b t in_features"],
-        y: Float[Array, "*b s in_features"],
+        x: Float[AnyArray, "*b t in_features"],
+        y: Float[AnyArray, "*b s in_features"],
         x_mask: Bool[AnyArray, "*b t"] | None = None,
         y_mask: Bool[AnyArray, "*b s"] | None = None,
         *,
@@ -206,7 +206,7 @@ class ABCNN(nnx.Module):
         match = self._match(api.weights, query, key, key.values) * query.mask[..., None]
         return match.reshape(*jnp.shape(x)[:-2], *match.shape[1:])
 
-    def _pair(self, x: Array, y: Array, x_mask: AnyArray | None, y_mask: AnyArray | None) -> _Pair:
+    def _pair(self, x: AnyArray, y: AnyArray, x_mask: AnyArray | None, y_mask: AnyArray | None) -> _Pair:
         """Both sentences, checked, with one batch axis, and 0 where nothing is real."""
         sentences = ("x", x, x_mask), ("y", y, y_mask)
         for name, sentence, mask in sentences:

@@ -117,7 +117,7 @@ class HierarchicalAttention(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
+        self, x: Float[AnyArray, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
     ) -> Float[Array, "*b out"]:
         """Reads documents.
 
@@ -137,7 +137,7 @@ class HierarchicalAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
+        self, x: Float[AnyArray, "*b n m features"], mask: Bool[AnyArray, "*b n m"] | None = None
     ) -> tuple[Float[Array, "*b n m"], Float[Array, "*b n"]]:
         """The weight of each word in its sentence and of each sentence in its document, for looking at.
 
@@ -154,7 +154,7 @@ class HierarchicalAttention(nnx.Module):
         words, sentences, real = self._states(x, mask)
         return self.words.summary.weights(words, mask), self.sentences.summary.weights(sentences, real)
 
-    def _states(self, x: Array, mask: AnyArray | None) -> tuple[Array, Array, Array | None]:
+    def _states(self, x: AnyArray, mask: AnyArray | None) -> tuple[Array, Array, Array | None]:
         """States of words `[.., n, m, 2 hidden]` and of sentences `[.., n, 2 hidden]`; which of these are real."""
         _checks.check_sequence(x, mask, self.features, axes="n, m")
         mask = None if mask is None else jnp.asarray(mask)

@@ -16,6 +16,7 @@ from jattn import masks
 from jattn._call import modes
 from jattn.nn import _checks
 from jattn.nn._cache import Cache
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, Gates, LayerOptions, Mods, as_mask, several
 from jattn.nn.multi_head import MultiHeadAttention
@@ -109,8 +110,8 @@ class LocalAttention(nnx.Module):
     @modes.ordinary
     def __call__(
         self,
-        x: Float[Array, "*b t features"],
-        context: Float[Array, "*b s context_features"] | Cache | None = None,
+        x: Float[AnyArray, "*b t features"],
+        context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
         lengths: Int[ArrayLike, "*b"] | None = None,
         positions: ArrayLike | None = None,
@@ -165,7 +166,7 @@ class LocalAttention(nnx.Module):
         )  # fmt: skip
 
     @modes.ordinary
-    def centers(self, x: Float[Array, "*b t features"], length: Real[ArrayLike, "..."]) -> Float[Array, "*b h t"]:
+    def centers(self, x: Float[AnyArray, "*b t features"], length: Real[ArrayLike, "..."]) -> Float[Array, "*b h t"]:
         """The predicted centres p_i = S sigmoid(v . tanh(W x_i)) of each head.
 
         Args:
@@ -180,14 +181,14 @@ class LocalAttention(nnx.Module):
         """
         if self.position is None or self.direction is None:
             raise ValueError(f'centres are predicted where center="predicted", got center={self.center!r}')
-        hidden = jnp.tanh(self.position(x))
+        hidden = jnp.tanh(self.position(jnp.asarray(x)))
         direction = self.direction[...].astype(hidden.dtype)
         logit = jnp.einsum("...thd,hd->...ht", hidden, direction, precision=self.attention.precision)
         wide = jnp.promote_types(logit.dtype, jnp.float32)  # bfloat16 does not have every position
         return jnp.asarray(length, wide)[..., None, None] * jax.nn.sigmoid(logit.astype(wide))
 
     def _near(
-        self, x: Array, length: ArrayLike, positions: ArrayLike | None
+        self, x: AnyArray, length: ArrayLike, positions: ArrayLike | None
     ) -> tuple[masks.Mask, tuple[gates_.Gate, ...]]:
         """The window around the centres, and the gate that goes with predicted ones."""
         if self.center == "predicted":

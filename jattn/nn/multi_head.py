@@ -16,6 +16,7 @@ from jattn._call import modes
 from jattn.nn import _cache, _checks, _decoding, _dropout
 from jattn.nn._batching import batch_axes, batched
 from jattn.nn._cache import Cache
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
 from jattn.nn._projections import Projections
@@ -178,8 +179,8 @@ class MultiHeadAttention(nnx.Module):
     @modes.ordinary
     def __call__(
         self,
-        x: Float[Array, "*b t features"],
-        context: Float[Array, "*b s context_features"] | Cache | None = None,
+        x: Float[AnyArray, "*b t features"],
+        context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
         mask: AnyMask = None,
         mods: Mods = (),
@@ -222,8 +223,8 @@ class MultiHeadAttention(nnx.Module):
     @modes.ordinary
     def weights(
         self,
-        x: Float[Array, "*b t features"],
-        context: Float[Array, "*b s context_features"] | Cache | None = None,
+        x: Float[AnyArray, "*b t features"],
+        context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
         mask: AnyMask = None,
         mods: Mods = (),
@@ -277,7 +278,7 @@ class MultiHeadAttention(nnx.Module):
     @modes.ordinary
     def decode(
         self,
-        x: Float[Array, "*b t features"],
+        x: Float[AnyArray, "*b t features"],
         cache: Cache,
         *,
         mask: AnyMask = None,
@@ -327,7 +328,7 @@ class MultiHeadAttention(nnx.Module):
         return _decoding.dropped(out, step.fits), step.cache
 
     @modes.ordinary
-    def read(self, context: Float[Array, "*b s context_features"], *, positions: ArrayLike | None = None) -> Cache:
+    def read(self, context: Float[AnyArray, "*b s context_features"], *, positions: ArrayLike | None = None) -> Cache:
         """Keys and values of a context, projected once for any number of calls.
 
         `layer(x, layer.read(context))` is `layer(x, context)`.
@@ -366,8 +367,8 @@ class MultiHeadAttention(nnx.Module):
 
     def _inputs(
         self,
-        x: Array,
-        context: Array | Cache | None,
+        x: AnyArray,
+        context: AnyArray | Cache | None,
         positions: ArrayLike | None,
         context_positions: ArrayLike | None,
         asked: Asked,

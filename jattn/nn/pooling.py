@@ -103,7 +103,7 @@ class AttentionPooling(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+        self, x: Float[AnyArray, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "..."]:
         """Pools a sequence.
 
@@ -122,7 +122,7 @@ class AttentionPooling(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+        self, x: Float[AnyArray, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "..."]:
         """The weight of each step, for looking at.
 
@@ -139,10 +139,10 @@ class AttentionPooling(nnx.Module):
         weights = self._attend(api.weights, x, mask)[..., 0, :]
         return weights if self.heads > 1 else weights[..., 0, :]
 
-    def _attend(self, fn: Callable[..., Array], x: Array, mask: AnyArray | None) -> Array:
+    def _attend(self, fn: Callable[..., Array], x: AnyArray, mask: AnyArray | None) -> Array:
         """`fn` with the vectors c as the one query of each head, and u as the one key head that serves them all."""
         _checks.check_sequence(x, mask, self.features)
-        u = jnp.tanh(self.hidden(x))
+        u = jnp.tanh(self.hidden(jnp.asarray(x)))
         value, context = (jnp.asarray(y, u.dtype) for y in (x, self.context[...]))
         lead = u.shape[:-2]
         query = jnp.broadcast_to(context, (*lead, 1, *context.shape))

@@ -85,7 +85,7 @@ class RecurrentAttention(nnx.Module):
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+        self, x: Float[AnyArray, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "*b hidden"]:
         """Reads a sequence.
 
@@ -103,7 +103,7 @@ class RecurrentAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
+        self, x: Float[AnyArray, "*b s features"], mask: Bool[AnyArray, "*b s"] | None = None
     ) -> Float[Array, "*b s"]:
         """The weight of each step, whatever the summary, for looking at.
 
@@ -119,6 +119,6 @@ class RecurrentAttention(nnx.Module):
         """
         return self.summary.weights(self._states(x, mask), mask)
 
-    def _states(self, x: Array, mask: AnyArray | None) -> Float[Array, "*b s hidden"]:
+    def _states(self, x: AnyArray, mask: AnyArray | None) -> Float[Array, "*b s hidden"]:
         _checks.check_sequence(x, mask, self.features)
         return read(self.cell, jnp.asarray(x), mask)

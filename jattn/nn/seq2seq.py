@@ -17,6 +17,7 @@ from jattn._call import modes
 from jattn.nn import _cache, _checks
 from jattn.nn._batching import batched
 from jattn.nn._cache import Cache
+from jattn.nn._checks import AnyArray
 from jattn.nn._frozen import Frozen, thawed
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import (
@@ -151,7 +152,9 @@ class Seq2SeqAttention(nnx.Module):
         self.arrays = nnx.List(arrays)
 
     @modes.ordinary
-    def read(self, states: Float[Array, "*b s memory_features"], lengths: Int[ArrayLike, "*b"] | None = None) -> Cache:
+    def read(
+        self, states: Float[AnyArray, "*b s memory_features"], lengths: Int[ArrayLike, "*b"] | None = None
+    ) -> Cache:
         """Projects the encoder's states, once for all that reads them.
 
         Args:
@@ -167,12 +170,13 @@ class Seq2SeqAttention(nnx.Module):
         _checks.check_array(states, "states", "s", self.memory_features)
         lead, s = states.shape[:-2], states.shape[-2]
         lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _checks.as_lengths(lengths, lead)
+        states = jnp.asarray(states)
         return Cache(self.key(states), self.value(states), lengths)
 
     @of_calls
     @modes.ordinary
     def __call__(
-        self, x: Float[Array, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
+        self, x: Float[AnyArray, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
     ) -> Float[Array, "*b t hd"]:
         """What each step of the decoder reads.
 
@@ -192,7 +196,7 @@ class Seq2SeqAttention(nnx.Module):
 
     @modes.ordinary
     def weights(
-        self, x: Float[Array, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
+        self, x: Float[AnyArray, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
     ) -> Float[Array, "*b h t s"]:
         """The weights with which a call with the same arguments reads, for looking at: O(t * s) memory.
 
@@ -211,7 +215,7 @@ class Seq2SeqAttention(nnx.Module):
 
     @modes.ordinary
     def sample(
-        self, random_key: Array, x: Float[Array, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
+        self, random_key: Array, x: Float[AnyArray, "*b t features"], memory: Cache, **call: Unpack[CallOptions]
     ) -> tuple[Float[Array, "*b t hd"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
         """Reads one place drawn from the softmax for each step and head, as `jattn.sample` (Xu et al. 2015).
 
@@ -236,7 +240,7 @@ class Seq2SeqAttention(nnx.Module):
     def _attend(
         self,
         fn: Callable[..., Any],
-        x: Array,
+        x: AnyArray,
         memory: Cache,
         *,
         mask: AnyMask = None,
@@ -255,12 +259,12 @@ class Seq2SeqAttention(nnx.Module):
         if isinstance(self.query, nnx.Param):
             query = jnp.broadcast_to(self.query[...].astype(memory.key.dtype), (*lead, 1, self.heads, self.head_dim))
         else:
-            query = self.query(x)
+            query = self.query(jnp.asarray(x))
         options = join(self.held.fill(self.arrays), mask, mods, gates, lead)
         options |= {"precision": self.precision, **{name: thawed(x) for name, x in call.items()}}
         return batched(fn, query, memory.key, memory.value, options)
 
-    def _of_each_step(self, x: Array, array: Array) -> Array:
+    def _of_each_step(self, x: AnyArray, array: Array) -> Array:
         """`[.., 1, n]`, of all steps, as `[.., t, n]`."""
         return jnp.broadcast_to(array, (*array.shape[:-2], x.shape[-2], array.shape[-1]))
 

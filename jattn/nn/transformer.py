@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jattn._call import modes
 from jattn.nn import _checks, _dropout
 from jattn.nn._cache import Cache
+from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, BlockOptions
 from jattn.nn.multi_head import MultiHeadAttention
@@ -156,8 +157,8 @@ class TransformerBlock(nnx.Module):
     @modes.ordinary
     def __call__(
         self,
-        x: Float[Array, "*b t features"],
-        context: Float[Array, "*b s context_features"] | Cache | None = None,
+        x: Float[AnyArray, "*b t features"],
+        context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
         mask: AnyMask = None,
         context_mask: AnyMask = None,
@@ -187,6 +188,7 @@ class TransformerBlock(nnx.Module):
         _checks.check_call_rngs(rngs)
         self._check_context(context, "context")
         options = {"deterministic": deterministic, "rngs": rngs}
+        x = jnp.asarray(x)
         x = x + self.drop(self.attention(self.attention_norm(x), mask=mask, positions=positions, **options), **options)
         if context is not None and self.cross_attention is not None and self.cross_norm is not None:
             read = self.cross_attention(self.cross_norm(x), context, mask=context_mask, **options)
@@ -198,7 +200,7 @@ class TransformerBlock(nnx.Module):
         self,
         n: int,
         batch: int | tuple[int, ...] = (),
-        context: Float[Array, "*b s context_features"] | None = None,
+        context: Float[AnyArray, "*b s context_features"] | None = None,
         dtype: DTypeLike | None = None,
     ) -> BlockCache:
         """What `decode` starts from.
@@ -224,7 +226,7 @@ class TransformerBlock(nnx.Module):
     @modes.ordinary
     def decode(
         self,
-        x: Float[Array, "*b t features"],
+        x: Float[AnyArray, "*b t features"],
         cache: BlockCache,
         *,
         mask: AnyMask = None,
@@ -262,6 +264,7 @@ class TransformerBlock(nnx.Module):
             raise TypeError(f"cache must be made by the block's cache(), got {type(cache).__name__}")
         _checks.check_array(x, "x", "t", self.attention.features)
         self._check_context(cache.context, "cache.context")
+        x = jnp.asarray(x)
         out, past = self.attention.decode(self.attention_norm(x), cache.past, mask=mask, positions=positions)
         x = x + out
         if cache.context is not None and self.cross_attention is not None and self.cross_norm is not None:

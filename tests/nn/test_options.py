@@ -336,6 +336,21 @@ def test_rotary_refuses_what_is_no_floating_point_heads(x):
         rotary(x)
 
 
+def test_layers_take_arrays_of_numpy():
+    """Their types say so too, which the type checker sees here."""
+    x = np.asarray(normal((B, T, F)), np.float32)
+    options: dict[str, Any] = {"mask": masks.causal(), "rngs": rngs()}
+    attention, block = MultiHeadAttention(F, H, **options), TransformerBlock(F, H, context_features=F, **options)
+    reader, local = Seq2SeqAttention(F, H, rngs=rngs()), LocalAttention(F, H, 2, center="predicted", rngs=rngs())
+    outs = (
+        attention(x, x), attention(x, attention.read(x)), attention.decode(x, attention.cache(T, B))[0], attention.weights(x, x),
+        block(x, x), block.decode(x, block.cache(T, B, x))[0], reader(x, reader.read(x)), local(x, x), local.centers(x, T),
+        AttentionPooling(F, rngs=rngs())(x), RecurrentAttention(F, 8, rngs=rngs())(x),
+        HierarchicalAttention(F, 8, rngs=rngs())(x), *ABCNN(F, 8, 3, rngs=rngs())(x, x), rotary(x),
+    )  # fmt: skip
+    assert {(type(out), out.dtype) for out in outs} == {(type(jnp.ones(1)), jnp.dtype("float32"))}
+
+
 # JAX's modes
 
 X, CONTEXT, REAL = normal((B, T, F), 1), normal((B, S, F), 2), np.arange(T) < np.array([[4], [6]])
