@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import AnyArray, FieldValue, Operand, Term, as_array, indices, positions, term, wide
+from jattn._terms import AnyArray, FieldValue, Operand, Size, Term, as_array, indices, positions, term, wide
 from jattn._terms.block_tables import Answer, Range
 from jattn._terms.closures import Closure, function_parts
 
@@ -433,7 +433,7 @@ class Blocks(Mask):
     block: int
     head: FieldValue  # the operand that says which head this tile is of; None where the layout is the same for all
 
-    def bound(self, b: int, h: int) -> Blocks:
+    def bound(self, b: Size, h: Size) -> Blocks:
         del b
         return self if self.layout.array.ndim == 2 else dataclasses.replace(self, head=indices(h, "h"))
 

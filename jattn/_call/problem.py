@@ -39,7 +39,7 @@ class Problem(_terms.Term):
         return any(isinstance(self.sizes[a], int) and self.sizes[a] == 0 for a in "bts")
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:  # ints, but for the symbols of `jax.export`
         (b, t, h, d), (_, s, g, e) = self.query.shape, self.value.shape
         return {"b": b, "t": t, "s": s, "h": h, "g": g, "d": d, "e": e}
 

@@ -4,6 +4,7 @@ from jattn._terms.operand import AXES as AXES
 from jattn._terms.operand import AnyArray as AnyArray
 from jattn._terms.operand import Operand as Operand
 from jattn._terms.operand import Shaped as Shaped
+from jattn._terms.operand import Size as Size
 from jattn._terms.operand import as_array as as_array
 from jattn._terms.operand import broadcast_operand as broadcast_operand
 from jattn._terms.operand import indices as indices

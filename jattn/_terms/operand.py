@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,10 @@ from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
 AXES = "bhts"
+if TYPE_CHECKING:
+    Size = int
+else:
+    Size = Any  # a length may be a symbol of `jax.export`, which has no public type
 
 AnyArray = jax.Array | np.ndarray
 """An array of JAX, or one of NumPy, which is known while tracing."""
@@ -93,7 +97,7 @@ def as_array(x: ArrayLike, name: str) -> AnyArray:
     return x
 
 
-def indices(n: int, axis: str) -> Operand:
+def indices(n: Size, axis: str) -> Operand:
     """0, 1, .. along an axis, for terms that depend on which batch element or head they are of."""
     return Operand(np.arange(n, dtype=np.int32), axis)
 

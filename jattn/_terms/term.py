@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_pytree_node
 
-from jattn._terms.operand import Operand
+from jattn._terms.operand import Operand, Size
 
 if TYPE_CHECKING:
     from jattn.gates import Gate
@@ -47,7 +47,7 @@ class Term:
 
         register_pytree_node(cls, _flatten, unflatten)
 
-    def bound(self, b: int, h: int) -> Self:
+    def bound(self, b: Size, h: Size) -> Self:
         """The same term with the indices of batch elements and heads filled in as operands, where it uses them."""
         return self.changed(lambda value: bind(value, b, h))
 
@@ -74,7 +74,7 @@ def _flatten(term: Term) -> tuple[list[Any], _Static]:
     return [getattr(term, n) for n in inner], (inner, tuple((n, getattr(term, n)) for n in names if n not in inner))
 
 
-def bind(value: T, b: int, h: int) -> T:
+def bind(value: T, b: Size, h: Size) -> T:
     """`Term.bound` of a term, of the terms in a tuple, or the value itself."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(bind(x, b, h) for x in value)  # type: ignore[return-value]

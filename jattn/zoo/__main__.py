@@ -14,7 +14,7 @@ import jax
 
 import jattn
 from jattn import UnsupportedError
-from jattn._call.dispatch import BACKENDS
+from jattn.backends import BACKENDS
 from jattn.zoo import EXTRAS, TASKS, _archives, _figure
 from jattn.zoo._errors import UsageError, how_to_install
 
@@ -75,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         task.add_argument("--steps", type=_at_least(1), default=module.STEPS, help="train up to this step")
         task.add_argument("--seed", type=_at_least(0), default=0, help="of the parameters and of the order of the data")
         task.add_argument("--out", type=Path, default=Path("runs", name), help="where to save, and to go on from")
-        task.add_argument("--implementation", choices=tuple(BACKENDS), help="insist on one; None lets jattn choose")
+        task.add_argument(
+            "--implementation", choices=[x.name for x in BACKENDS], help="insist on one; None lets jattn choose"
+        )
         module.add_options(task)
     fetch = subparsers.add_parser("fetch", description="Downloads the data of tasks into the cache, checked.")
     fetch.add_argument(
