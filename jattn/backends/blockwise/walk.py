@@ -125,7 +125,11 @@ class Walk:
 
     def hide(self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array) -> jax.Array:
         """The scores of a tile, -inf where the mask forbids or the pair belongs to another tile."""
-        return hidden.choose(lambda s: jnp.where(self.live(step, hidden, tiles), s, -jnp.inf), lambda s: s, scores)
+        if hidden.some is False:
+            return scores
+        # The mask's tile is chosen and not the scores': a branch that gives back what it was given copies it.
+        some = lambda _: self.live(step, hidden, tiles)
+        return jnp.where(hidden.choose(some, lambda _: jnp.ones_like(some(None)), None), scores, -jnp.inf)
 
     def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
