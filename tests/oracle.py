@@ -240,12 +240,17 @@ def _mix(x: int) -> int:
     return x ^ (x >> 16)
 
 
+def bits_of(seed: int, b: int, h: int, i: int, j: int) -> int:
+    """The random bits of one pair, in Python's integers."""
+    head = _mix(_mix((seed + 0x9E3779B9) % 2**32) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35) % 2**32)
+    row = _mix(head ^ i * 0x27D4EB2F % 2**32)
+    return _mix(row ^ _mix((j * 0x165667B1 + 1) % 2**32))
+
+
 def random_bits(seed: int, at: At) -> np.ndarray:
     found = np.zeros([x.size for x in at], np.int64)
-    for b, h, i, j in np.ndindex(*found.shape):
-        head = _mix(_mix((seed + 0x9E3779B9) % 2**32) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35) % 2**32)
-        row = _mix(head ^ i * 0x27D4EB2F % 2**32)
-        found[b, h, i, j] = _mix(row ^ _mix((j * 0x165667B1 + 1) % 2**32))
+    for place in np.ndindex(*found.shape):
+        found[place] = bits_of(seed, *place)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Gates: the dropout hash bit for bit, its statistics, and Luong's window."""
+"""Gates: dropout bit for bit, and Luong's window."""
 
 from typing import Any
 
@@ -9,23 +9,7 @@ import numpy as np
 
 import jattn
 from jattn import gates, masks
-
-MASK = 2**32 - 1
-
-
-def _mix(x: int) -> int:
-    x ^= x >> 16
-    x = x * 0x7FEB352D & MASK
-    x ^= x >> 15
-    x = x * 0x846CA68B & MASK
-    return x ^ x >> 16
-
-
-def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
-    """The docstring of `jattn._terms.counter_hash.bits`, in Python's integers."""
-    head = _mix(_mix(seed + 0x9E3779B9 & MASK) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35 & MASK))
-    row = _mix(head ^ (i * 0x27D4EB2F & MASK))
-    return _mix(row ^ _mix(j * 0x165667B1 + 1 & MASK))
+from tests.oracle import bits_of
 
 
 def _keep(seed, rate=0.5, b=2, t=67, h=3, s=59, **options):
@@ -37,7 +21,7 @@ def _keep(seed, rate=0.5, b=2, t=67, h=3, s=59, **options):
 
 
 def test_same_bits_for_every_tiling_and_backend():
-    wanted = np.array([[[[_bits(7, b, h, i, j) >= 2**31 for j in range(59)] for i in range(67)] for h in range(3)]
+    wanted = np.array([[[[bits_of(7, b, h, i, j) >= 2**31 for j in range(59)] for i in range(67)] for h in range(3)]
                        for b in range(2)])  # fmt: skip
     ways: list[dict[str, Any]] = [{"implementation": "reference"}, {}, {"blocks": (16, 8)}, {"blocks": (5, 59)}]
     for options in ways:

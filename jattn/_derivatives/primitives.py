@@ -52,7 +52,7 @@ def chosen(values: Iterable[T], active: Sequence[bool]) -> list[T]:
 
 
 def placed(values: Iterable[T], active: Sequence[bool]) -> list[T | None]:
-    """The inverse of `_chosen`, with None in the other places."""
+    """The inverse of `chosen`, with None in the other places."""
     rest = iter(values)
     return [next(rest) if a else None for a in active]
 

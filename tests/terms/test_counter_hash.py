@@ -4,23 +4,9 @@ import numpy as np
 import pytest
 
 from jattn._terms import counter_hash
+from tests.oracle import bits_of
 
 MASK = 2**32 - 1
-
-
-def _mix(x: int) -> int:
-    x ^= x >> 16
-    x = x * 0x7FEB352D & MASK
-    x ^= x >> 15
-    x = x * 0x846CA68B & MASK
-    return x ^ x >> 16
-
-
-def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
-    """The docstring of `jattn._terms.counter_hash.bits`, in Python's integers."""
-    head = _mix(_mix(seed + 0x9E3779B9 & MASK) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35 & MASK))
-    row = _mix(head ^ (i * 0x27D4EB2F & MASK))
-    return _mix(row ^ _mix(j * 0x165667B1 + 1 & MASK))
 
 
 @pytest.mark.smoke
@@ -28,7 +14,7 @@ def _bits(seed: int, b: int, h: int, i: int, j: int) -> int:
 def test_bits_are_the_ones_specified(seed):
     i, j = np.array([0, 1, 70000]), np.array([0, 3, 511, 2**20])
     got = counter_hash.bits(seed if seed < 2**31 else np.uint32(seed), 2, 5, i[:, None], j[None])
-    np.testing.assert_array_equal(got, [[_bits(seed, 2, 5, int(x), int(y)) for y in j] for x in i])
+    np.testing.assert_array_equal(got, [[bits_of(seed, 2, 5, int(x), int(y)) for y in j] for x in i])
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
