@@ -7,7 +7,6 @@ table: the strip looks at them once.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,6 +61,8 @@ class Walk:
     products: Joined | PerHead
     product: bool
     """Whether scores are products, which `products` computes."""
+    table: block_tables.BlockTable
+    """Which key blocks a strip visits; only where there are several."""
 
     def __init__(self, spec: Spec, geo: Geometry, q: Shaped, operands: Sequence[Any]):
         self.axes, self.dtype = spec.signature.axes, jnp.promote_types(q.dtype, jnp.float32)
@@ -70,11 +71,8 @@ class Walk:
         narrow = self.geo.group * self.geo.query.block < q.shape[-1]
         self.products = Joined(spec.precision) if self.geo.joined else PerHead(spec.precision, narrow)
         self.product = isinstance(self.terms.compare, Product)
-
-    @functools.cached_property
-    def table(self) -> block_tables.BlockTable:
-        mask, heads = self.terms.mask, self.geo.heads * self.geo.group
-        return block_tables.table(mask, self.geo.query, self.geo.key, self.geo.batch, heads)
+        if geo.key.count > 1:  # made here and not at its first use, which is inside the loop over strips
+            self.table = block_tables.table(self.terms.mask, geo.query, geo.key, geo.batch, geo.heads * geo.group)
 
     def strips(self, body: Callable, carry: object) -> Any:
         """carry = body(step, indices, carry) for every strip of query rows."""
