@@ -1,0 +1,108 @@
+"""What the kernels of both directions share: terms on the tile of a warpgroup, and who does what in a block."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.layout import Staging, swizzle
+from jattn_kernels.gpu.lowering import Column, Row, lowered
+from jattn_kernels.gpu.machine import Simulated, Warpgroup
+from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+from jattn_kernels.tiles.place import Index
+
+WARPGROUPS = 3
+COPIES = 2  # the number of the one that copies; 0 and 1 compute
+
+
+def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype) -> Any:
+    """Shared memory for n tiles of queries, keys or values."""
+    return plgpu.SMEM((n, rows, width), dtype, transforms=swizzle(width, dtype.itemsize))
+
+
+def entry(b: Index, batch: int) -> Index:
+    """Which entry of an array with a batch axis of that length belongs to element b."""
+    return b % batch if batch > 1 else 0
+
+
+class Block:
+    """A block of threads: its tile of rows, and the columns that go by.
+
+    `lengths`: t and s.
+    """
+
+    operands: Sequence[jax.Ref]
+    staged: Sequence[Any]
+    b: jax.Array
+
+    def __init__(
+        self,
+        functions: TileFunctions,
+        staging: Staging,
+        sizes: Sizes,
+        lengths: tuple[int, int],
+        interpret: Any,
+    ):
+        self.functions, self.staging, self.sizes = functions, staging, sizes
+        self.t, self.s = lengths
+        self.machine = Warpgroup() if interpret is None else Simulated()
+
+    # Terms
+
+    def positions(self, row: Index, column: Index, columns: int) -> tuple[Row | Column, Row | Column]:
+        """i and j of a warpgroup's tile whose first row and column stand there, made if a term asks for them."""
+        rows = Row(functools.cache(lambda: self.machine.count_rows(self.sizes.height) + row))
+        across = Column(functools.cache(lambda: self.machine.count_columns(columns) + column))
+        return (rows, across) if self.staging.rows == "t" else (across, rows)
+
+    def parts(self, wg: Index, slot: Index, resident: Sequence[Any], columns: slice) -> list[Any]:
+        """The operands' parts of some columns of a warpgroup's tile."""
+        return self.staging.read(self.machine, resident, self.staged, slot, wg, columns)
+
+    def evaluate(self, fn: Callable, tiles: Sequence[jax.Array], given: Callable[[slice], Any]) -> Any:
+        """fn(*tiles, *given), a piece of the columns at a time; tiles of the results stand side by side, rows add up."""
+        machine, piece = self.machine, self.sizes.piece
+        results: list[Any] = []
+        for at in range(0, self.sizes.columns, piece):
+            columns = slice(at, at + piece)
+            before = jax.tree.leaves(results[-1])[0] if results else None
+            cut = [machine.after(x[:, columns], before) for x in tiles]
+            results.append(lowered(fn, cut[0].shape, machine)(*cut, *given(columns)))
+        return jax.tree.map(self._together, *results, is_leaf=lambda x: isinstance(x, Row))
+
+    def _together(self, *pieces: Any) -> Any:
+        if isinstance(pieces[0], Row):
+            return Row(sum(x.x for x in pieces))
+        return self.machine.join(pieces)
+
+    def scores(self, score: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any], masked: bool) -> jax.Array:
+        """The scores of a tile from its products, -inf where a pair does not attend."""
+        if self.functions.natural:
+            score = score * self.functions.scale
+        live = j < self.s if masked and self.s % self.sizes.keys(self.staging.rows) else True
+        return self.functions.scores(score, i, j, masked, live, parts)
+
+    def unit(self) -> float:
+        """log2(e) where scores are natural, else what makes scores of products, log2(e) included."""
+        return LOG2E if self.functions.natural else self.functions.scale
+
+    # Copies
+
+    def stream(self, count: Index, free: Sequence[jax.Ref], bring: Sequence[Callable[[Index, Index], None]]) -> None:
+        """Brings the n-th tile to its slot once what was there is used up; `free` and `bring` go together."""
+
+        def one(n: jax.Array, _: None) -> None:
+            slot = lax.rem(n, jnp.int32(self.sizes.steps))
+            for used, copy in zip(free, bring, strict=True):
+                pl.when(n >= self.sizes.steps)(lambda used=used: plgpu.barrier_wait(used.at[slot]))
+                copy(n, slot)
+
+        lax.fori_loop(0, count, one, None)

@@ -1,0 +1,125 @@
+"""What a kernel asks of the machine beside copies and barriers, and what the simulator does in its place.
+
+Tiles of scores lie over the registers of a warpgroup as `wgmma` leaves them: each thread holds two rows, and of each a
+quarter of the columns.  Vectors lie as the rows or as the columns of such a tile do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.look_up import look_up
+from jattn_kernels.gpu.lowering import Kind
+
+TILE, ROW, COLUMN = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
+
+
+class Warpgroup:
+    """A warpgroup of a Hopper multiprocessor."""
+
+    def tile(self, x: jax.Array) -> jax.Array:
+        return plgpu.layout_cast(x, TILE)
+
+    def row(self, x: jax.Array) -> jax.Array:
+        """A vector with a number for each row of a tile."""
+        return plgpu.layout_cast(x, ROW)
+
+    def column(self, x: jax.Array) -> jax.Array:
+        """A vector with a number for each column of a tile."""
+        return plgpu.layout_cast(x, COLUMN)
+
+    def count_rows(self, n: int) -> jax.Array:
+        """0 .. n - 1 along rows."""
+        return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=ROW)
+
+    def count_columns(self, n: int) -> jax.Array:
+        """0 .. n - 1 along columns."""
+        return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=COLUMN)
+
+    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+        """A number everywhere."""
+        return {"tile": self.tile, "row": self.row, "column": self.column}[kind](jnp.full(shape, value))
+
+    def broadcast(self, x: jax.Array, axis: int, shape: tuple[int, int]) -> jax.Array:
+        """A vector along rows (axis 0) or along columns (axis 1) as a tile."""
+        return jax.lax.broadcast_in_dim(x, shape, [axis])
+
+    def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
+        """The numbers of a flat array in memory at indices."""
+        return look_up(ref, index, {"tile": TILE, "row": ROW, "column": COLUMN}.get(kind))
+
+    def row_sum(self, x: jax.Array) -> jax.Array:
+        """Sums of a tile's rows."""
+        return self.row(jnp.sum(x, axis=1))
+
+    def row_max(self, x: jax.Array) -> jax.Array:
+        """The greatest numbers of a tile's rows."""
+        return self.row(jnp.max(x, axis=1))
+
+    def zeros(self, rows: int, columns: int | None = None) -> jax.Array:
+        """Zeros in float32, of a tile or along its rows."""
+        if columns is None:
+            return self.row(jnp.zeros((rows,), jnp.float32))
+        return self.tile(jnp.zeros((rows, columns), jnp.float32))
+
+    def join(self, pieces: Sequence[jax.Array]) -> jax.Array:
+        """Tiles side by side."""
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
+
+    def after(self, x: jax.Array, other: jax.Array | None) -> jax.Array:
+        """x, not computed with before `other` is: pieces of a tile then need registers one after the other."""
+        return x if other is None else jax.lax.optimization_barrier((x, other))[0]
+
+    def product(self, a: jax.Ref, b: jax.Ref, then: object = None) -> jax.Array:
+        """a `[m, d]` times b `[n, d]` transposed, both in shared memory; `then()` is run while it is under way."""
+        shape = a.shape[0], b.shape[0]
+
+        def run(ref: jax.Ref) -> jax.Array:
+            plgpu.wgmma(ref, a, b.transpose((1, 0)))
+            if then is not None:
+                then()
+            return self.tile(ref[...])
+
+        return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
+
+    def accumulate(self, total: jax.Array, x: jax.Array, b: jax.Ref) -> jax.Array:
+        """total + x `[m, n]`, in registers, times b `[n, e]` in shared memory."""
+        return self.tile(pl.run_state(lambda ref: plgpu.wgmma(ref, x, b))(plgpu.ACC.init(total)))
+
+
+class Simulated(Warpgroup):
+    """Numbers alone: the simulator knows no layouts, and of `wgmma` not all forms."""
+
+    def tile(self, x: jax.Array) -> jax.Array:
+        return x
+
+    row = column = tile
+
+    def count_rows(self, n: int) -> jax.Array:
+        return jax.lax.iota(jnp.int32, n)
+
+    count_columns = count_rows
+
+    def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
+        return ref[...][index]
+
+    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+        return jnp.full(shape, value)
+
+    def after(self, x: jax.Array, other: jax.Array | None) -> jax.Array:
+        del other
+        return x
+
+    def product(self, a: jax.Ref, b: jax.Ref, then: object = None) -> jax.Array:
+        if then is not None:
+            then()
+        return jax.lax.dot_general(a[...], b[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+    def accumulate(self, total: jax.Array, x: jax.Array, b: jax.Ref) -> jax.Array:
+        return total + jax.lax.dot_general(x, b[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
