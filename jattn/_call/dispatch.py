@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jattn_kernels import tables
 
 from jattn import _derivatives
 from jattn._call.problem import Problem, reduce
@@ -45,13 +50,36 @@ def run(
         return with_sinks(*_derivatives.attend(spec, q, k, v, operands), problem.sinks)
 
 
-def choose(problem: Problem, implementation: str | Backend | None, target: Target) -> tuple[Backend, dict[str, str]]:
-    """The backend, and of each other one the reason why it was not chosen.
+class Choice(NamedTuple):
+    """Who runs a call."""
+
+    backend: Backend
+    """With the backward pass of the next best, where its own has not been confirmed."""
+    others: dict[str, str]
+    """Each other backend, and the reason why it was not chosen."""
+    evidence: str | None = None
+    """Of a backend that needs a run to confirm it: which run did, or what is known of it without one."""
+
+
+def choose(
+    problem: Problem,
+    implementation: str | Backend | None,
+    target: Target,
+    confirmed: Sequence[tables.Confirmed] | None = None,
+) -> Choice:
+    """The backend that was asked for; else the first of `BACKENDS` that can, and that a run has confirmed if it needs
+    one.
+
+    Each pass needs one of its own: where only the forward pass is confirmed, gradients are the next best's.
+
+    Args:
+      confirmed: the recorded runs, those of `tables/gpu.json` unless given.
 
     Raises:
       ValueError: there is no backend of that name.
       UnsupportedError: the one that was asked for cannot do what was asked.
     """
+    confirmed = tables.confirmed("gpu") if confirmed is None else confirmed
     known = {x.name: x for x in BACKENDS}
     if isinstance(implementation, Backend):
         known[implementation.name] = implementation
@@ -68,11 +96,51 @@ def choose(problem: Problem, implementation: str | Backend | None, target: Targe
                 f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
                 " computes all pairs at once"
             )
-    able = [name for name, reason in reasons.items() if reason is None]
+    able = [x for name, x in known.items() if reasons[name] is None]
     if implementation is not None and reasons[implementation] is not None:
-        raise UnsupportedError(
-            f"implementation={implementation!r}: {reasons[implementation]}; {' and '.join(able)} can, or pass None"
-        )
-    chosen = implementation or able[0]
-    why = "was not asked for" if implementation else f"{chosen} is faster"
-    return known[chosen], {name: reason or why for name, reason in reasons.items() if name != chosen}
+        names = " and ".join(x.name for x in able)
+        raise UnsupportedError(f"implementation={implementation!r}: {reasons[implementation]}; {names} can, or pass None")
+    runs = {x.name: {p: _run_of(x, p, problem, target, confirmed) for p in tables.PASSES} for x in able if x.untried}
+    if implementation is not None:
+        chosen, gradients = known[implementation], known[implementation]
+    else:
+        forward, backward = ([x for x in able if x.untried is None or runs[x.name][p]] for p in tables.PASSES)
+        chosen = forward[0]
+        gradients = chosen if chosen in backward else next(x for x in backward if isinstance(x, Fused))
+
+    def why(x: Backend) -> str:
+        if implementation is not None:
+            return "was not asked for"
+        if x.untried is None or runs[x.name]["forward"]:
+            return f"{chosen.name} is faster"
+        if target.platform != "gpu":
+            return f"is simulated, slowly, where it is asked for: implementation={x.name!r} insists"
+        return f"{x.untried}: implementation={x.name!r} insists, `python -m bench gpu --check` tries it here"
+
+    others = {name: reasons[name] or why(x) for name, x in known.items() if name != chosen.name}
+    evidence = _evidence(chosen, runs[chosen.name], gradients) if chosen.untried else None
+    if gradients is not chosen:
+        assert isinstance(chosen, Fused) and isinstance(gradients, Fused)
+        chosen = dataclasses.replace(chosen, backward=gradients.backward)
+    return Choice(chosen, others, evidence)
+
+
+def _run_of(
+    backend: Backend, direction: str, problem: Problem, target: Target, confirmed: Sequence[tables.Confirmed]
+) -> tables.Confirmed | None:
+    """The run that confirms a backend's pass on the chip, for the arrays' dtype; None if there is none, or if the
+    kernels would be interpreted."""
+    dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
+    if target.chip is None or target.interpret or len(dtypes) > 1:
+        return None
+    wanted = (target.chip, backend.name, *dtypes)
+    return next((x for x in confirmed if x[:3] == wanted and direction in x.passes), None)
+
+
+def _evidence(backend: Backend, runs: dict[str, tables.Confirmed | None], gradients: Backend) -> str:
+    forward, backward = (runs[x] for x in tables.PASSES)
+    if forward is None:
+        return str(backend.untried)
+    if gradients is not backend:
+        return f"forward pass confirmed ({forward}), gradients by {gradients.name}"
+    return f"confirmed ({forward})" if backward in (forward, None) else f"confirmed ({forward}; backward {backward})"

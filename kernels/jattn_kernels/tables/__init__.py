@@ -1,4 +1,8 @@
-"""Tuned tile sizes, a file for each family of kernels: `tpu.json`, made by `python -m bench tune tpu`."""
+"""Tuned tile sizes, a file for each family of kernels, and what recorded runs have confirmed.
+
+`tpu.json` is made by `python -m bench tune tpu`: a list of entries.  `gpu.json` is written by `python -m bench gpu`: its
+`entries` are such a list, and `confirmed` says on which chips which backends were run and found right.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 MASKS = ("full", "causal", "window")
-ELSEWHERE = {"tpu": "v5e"}  # by family, whose sizes chips without entries get, and the interpreter
+ELSEWHERE = {"tpu": "v5e", "gpu": "h100"}  # by family, whose sizes chips without entries get, and the interpreter
 
 
 class Entry(NamedTuple):
@@ -50,15 +54,55 @@ class Found(NamedTuple):
         return f"tuned for {self.entry.name}" if self.exact else f"nearest of the table: {self.entry.name}"
 
 
+class Confirmed(NamedTuple):
+    """A run on a device that showed a backend right there: the reason to choose it where nobody asked for it.
+
+    Attributes:
+        chip: its name in `jattn_kernels.chips`.
+        backend: as `implementation=` takes it.
+        dtype: of query, key and value.
+        passes: those of `PASSES` that were run and found right.
+        device: what the device called itself.
+        date: of the run, as 2026-12-31.
+        run: the record of the run, a path from the root of the repository.
+    """
+
+    chip: str
+    backend: str
+    dtype: str
+    passes: tuple[str, ...]
+    device: str
+    date: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.date}, {self.run}"
+
+
+@functools.cache
+def _load(family: str) -> dict[str, Any]:
+    found = json.loads(importlib.resources.files(__name__).joinpath(f"{family}.json").read_text())
+    return found if isinstance(found, dict) else {"entries": found}
+
+
 @functools.cache
 def read(family: str) -> tuple[Entry, ...]:
     """The table of a family of kernels."""
-    text = importlib.resources.files(__name__).joinpath(f"{family}.json").read_text()
-    return tuple(Entry(**x) for x in json.loads(text))
+    return tuple(Entry(**x) for x in _load(family)["entries"])
+
+
+@functools.cache
+def confirmed(family: str) -> tuple[Confirmed, ...]:
+    """What recorded runs have confirmed of a family's backends."""
+    return tuple(Confirmed(**{**x, "passes": tuple(x["passes"])}) for x in _load(family).get("confirmed", ()))
 
 
 def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
-    """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length."""
+    """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length.
+
+    Raises:
+      LookupError: the family has no entries of that pass.
+    """
     table = tuple(x for x in read(family) if x.direction == direction)
     own = tuple(x for x in table if x.chip == chip)
     others = tuple(x for x in table if x.chip == ELSEWHERE[family])
@@ -67,5 +111,7 @@ def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: st
     def distance(x: Entry) -> float:
         return 4 * octaves(x.d, d) + 2 * (x.mask != mask) + octaves(x.t, t)
 
+    if not (own or others):
+        raise LookupError(f"tables/{family}.json has no {direction} entries of {chip} or {ELSEWHERE[family]}")
     best = min(own or others, key=distance)
     return Found(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)
