@@ -40,6 +40,7 @@ def run(
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
             return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
+        problem = _whole_float32(problem, target)
         if isinstance(backend, Direct):
             return backend.compute(problem)
         if not problem.normalizer.is_softmax:
@@ -48,6 +49,17 @@ def run(
         q, k, v, operands, signature = reduce(problem)
         spec = Spec(backend, signature, problem.query.dtype, problem.precision, blocks, target)
         return with_sinks(*_derivatives.attend(spec, q, k, v, operands), problem.sinks)
+
+
+def _whole_float32(problem: Problem, target: Target) -> Problem:
+    """On a GPU XLA's products round float32 to the 10 bits of mantissa of TF32, unless told otherwise: this tells it.
+
+    What the caller says comes first: `precision`, or `jax.default_matmul_precision`.
+    """
+    said = problem.precision is not None or jax.config.jax_default_matmul_precision is not None
+    if said or target.capability is None or problem.query.dtype != jnp.float32:
+        return problem
+    return dataclasses.replace(problem, precision=jax.lax.Precision.HIGHEST)
 
 
 class Choice(NamedTuple):

@@ -79,22 +79,34 @@ class Confirmed(NamedTuple):
         return f"{self.device}, {self.date}, {self.run}"
 
 
-@functools.cache
-def _load(family: str) -> dict[str, Any]:
-    found = json.loads(importlib.resources.files(__name__).joinpath(f"{family}.json").read_text())
-    return found if isinstance(found, dict) else {"entries": found}
+class Table(NamedTuple):
+    """What a family's file says."""
+
+    entries: tuple[Entry, ...]
+    confirmed: tuple[Confirmed, ...] = ()
+
+
+def parse(text: str) -> Table:
+    """A family's file: a list of entries, or an object of `entries` and what is `confirmed`."""
+    found = json.loads(text)
+    found = found if isinstance(found, dict) else {"entries": found}
+    runs = ({**x, "passes": tuple(x["passes"])} for x in found.get("confirmed", ()))
+    return Table(tuple(Entry(**x) for x in found["entries"]), tuple(Confirmed(**x) for x in runs))
 
 
 @functools.cache
+def _table(family: str) -> Table:
+    return parse(importlib.resources.files(__name__).joinpath(f"{family}.json").read_text())
+
+
 def read(family: str) -> tuple[Entry, ...]:
-    """The table of a family of kernels."""
-    return tuple(Entry(**x) for x in _load(family)["entries"])
+    """The entries of a family of kernels."""
+    return _table(family).entries
 
 
-@functools.cache
 def confirmed(family: str) -> tuple[Confirmed, ...]:
     """What recorded runs have confirmed of a family's backends."""
-    return tuple(Confirmed(**{**x, "passes": tuple(x["passes"])}) for x in _load(family).get("confirmed", ()))
+    return _table(family).confirmed
 
 
 def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
