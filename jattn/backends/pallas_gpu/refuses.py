@@ -14,7 +14,7 @@ DTYPES = {"float16", "bfloat16"}
 
 def unfit(problem: Problem, target: Target) -> str | None:
     """Why the kernels cannot run a problem there, None if they can; a clause whose subject is the backend."""
-    return _unfit_target(target) or _unfit_problem(problem)
+    return _unfit_target(target) or unfit_problem(problem)
 
 
 def _unfit_target(target: Target) -> str | None:
@@ -40,7 +40,8 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
     return None
 
 
-def _unfit_problem(problem: Problem) -> str | None:
+def unfit_problem(problem: Problem) -> str | None:
+    """Why there is no kernel for such a problem, None if there is."""
     if not problem.normalizer.is_softmax:
         return f"has no kernel for normalizer {type(problem.normalizer).__name__.lower()}"
     if isinstance(problem.score, Additive):
