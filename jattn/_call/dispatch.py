@@ -56,7 +56,8 @@ def _whole_float32(problem: Problem, target: Target) -> Problem:
 
     What the caller says comes first: `precision`, or `jax.default_matmul_precision`.
     """
-    said = problem.precision is not None or jax.config.jax_default_matmul_precision is not None
+    default = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]  # made by JAX
+    said = problem.precision is not None or default is not None
     if said or target.capability is None or problem.query.dtype != jnp.float32:
         return problem
     return dataclasses.replace(problem, precision=jax.lax.Precision.HIGHEST)
@@ -92,49 +93,53 @@ def choose(
       UnsupportedError: the one that was asked for cannot do what was asked.
     """
     confirmed = tables.confirmed("gpu") if confirmed is None else confirmed
-    known = {x.name: x for x in BACKENDS}
-    if isinstance(implementation, Backend):
-        known[implementation.name] = implementation
-        implementation = implementation.name
-    elif implementation is not None and implementation not in known:
-        raise ValueError(f"implementation must be None or one of {', '.join(sorted(known))}, got {implementation!r}")
-    reasons = {name: x.refuses(problem, target) for name, x in known.items()}
-    symbolic = [str(n) for n in problem.sizes.values() if not isinstance(n, int)]
-    if symbolic:  # sizes of `jax.export`: tiles are cut while tracing
-        reason = f"takes sizes that are numbers, not {' and '.join(dict.fromkeys(symbolic))}"
-        reasons = {name: None if isinstance(x, Direct) else reason for name, x in known.items()}
-        if implementation is None:
-            raise UnsupportedError(
-                f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
-                " computes all pairs at once"
-            )
+    known, asked = _known(implementation)
+    reasons = _reasons(problem, known, asked, target)
     able = [x for name, x in known.items() if reasons[name] is None]
-    if implementation is not None and reasons[implementation] is not None:
+    if asked is not None and reasons[asked] is not None:
         names = " and ".join(x.name for x in able)
-        raise UnsupportedError(f"implementation={implementation!r}: {reasons[implementation]}; {names} can, or pass None")
+        raise UnsupportedError(f"implementation={asked!r}: {reasons[asked]}; {names} can, or pass None")
     runs = {x.name: {p: _run_of(x, p, problem, target, confirmed) for p in tables.PASSES} for x in able if x.untried}
-    if implementation is not None:
-        chosen, gradients = known[implementation], known[implementation]
-    else:
-        forward, backward = ([x for x in able if x.untried is None or runs[x.name][p]] for p in tables.PASSES)
-        chosen = forward[0]
-        gradients = chosen if chosen in backward else next(x for x in backward if isinstance(x, Fused))
+    forward, backward = ([x for x in able if x.untried is None or runs[x.name][p]] for p in tables.PASSES)
+    chosen = forward[0] if asked is None else known[asked]
+    gradients = chosen
+    if asked is None and chosen not in backward:
+        gradients = next(x for x in backward if isinstance(x, Fused))
 
     def why(x: Backend) -> str:
-        if implementation is not None:
+        if asked is not None:
             return "was not asked for"
-        if x.untried is None or runs[x.name]["forward"]:
-            return f"{chosen.name} is faster"
-        if target.platform != "gpu":
-            return f"is simulated, slowly, where it is asked for: implementation={x.name!r} insists"
-        return f"{x.untried}: implementation={x.name!r} insists, `python -m bench gpu --check` tries it here"
+        return f"{chosen.name} is faster" if x in forward else _unconfirmed(x, target)
 
     others = {name: reasons[name] or why(x) for name, x in known.items() if name != chosen.name}
     evidence = _evidence(chosen, runs[chosen.name], gradients) if chosen.untried else None
-    if gradients is not chosen:
-        assert isinstance(chosen, Fused) and isinstance(gradients, Fused)
-        chosen = dataclasses.replace(chosen, backward=gradients.backward)
-    return Choice(chosen, others, evidence)
+    return Choice(_with_gradients(chosen, gradients), others, evidence)
+
+
+def _known(implementation: str | Backend | None) -> tuple[dict[str, Backend], str | None]:
+    """All backends by name, in order of preference, and the name of the one that was asked for."""
+    known = {x.name: x for x in BACKENDS}
+    if isinstance(implementation, Backend):
+        known[implementation.name] = implementation
+        return known, implementation.name
+    if implementation is not None and implementation not in known:
+        raise ValueError(f"implementation must be None or one of {', '.join(sorted(known))}, got {implementation!r}")
+    return known, implementation
+
+
+def _reasons(problem: Problem, known: dict[str, Backend], asked: str | None, target: Target) -> dict[str, str | None]:
+    """Why each backend cannot run the problem there."""
+    symbolic = [str(n) for n in problem.sizes.values() if not isinstance(n, int)]
+    if not symbolic:
+        return {name: x.refuses(problem, target) for name, x in known.items()}
+    # sizes of `jax.export`: tiles are cut while tracing
+    reason = f"takes sizes that are numbers, not {' and '.join(dict.fromkeys(symbolic))}"
+    if asked is None:
+        raise UnsupportedError(
+            f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
+            " computes all pairs at once"
+        )
+    return {name: None if isinstance(x, Direct) else reason for name, x in known.items()}
 
 
 def _run_of(
@@ -149,10 +154,28 @@ def _run_of(
     return next((x for x in confirmed if x[:3] == wanted and direction in x.passes), None)
 
 
+def _unconfirmed(backend: Backend, target: Target) -> str:
+    """Why a backend that no run has confirmed is not chosen."""
+    if target.platform != "gpu":
+        return f"is simulated, slowly, where it is asked for: implementation={backend.name!r} insists"
+    return f"{backend.untried}: implementation={backend.name!r} insists, `python -m bench gpu --check` tries it here"
+
+
 def _evidence(backend: Backend, runs: dict[str, tables.Confirmed | None], gradients: Backend) -> str:
     forward, backward = (runs[x] for x in tables.PASSES)
     if forward is None:
         return str(backend.untried)
     if gradients is not backend:
         return f"forward pass confirmed ({forward}), gradients by {gradients.name}"
-    return f"confirmed ({forward})" if backward in (forward, None) else f"confirmed ({forward}; backward {backward})"
+    if backward is None:
+        return f"forward pass confirmed ({forward}), backward {backend.untried}"
+    return f"confirmed ({forward})" if backward == forward else f"confirmed ({forward}; backward {backward})"
+
+
+def _with_gradients(backend: Backend, other: Backend) -> Backend:
+    """The backend with the backward pass of another."""
+    if other is backend:
+        return backend
+    assert isinstance(backend, Fused), backend
+    assert isinstance(other, Fused), other
+    return dataclasses.replace(backend, backward=other.backward)

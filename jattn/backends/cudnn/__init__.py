@@ -2,6 +2,9 @@
 
 `refuses` says where that is, `binding` calls it, `call` does around it what the contracts want: NaN in what nobody sees
 stays there, rows that see nothing give 0 and -inf, and the gradient of lse exists.
+
+One contract it keeps only where XLA is asked to: gradients have the same bits each time with
+`--xla_gpu_deterministic_ops=true` in `XLA_FLAGS`.  So whoever confirms its backward pass looks at the bits without.
 """
 
 from __future__ import annotations

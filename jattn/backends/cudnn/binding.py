@@ -48,10 +48,10 @@ def missing() -> str | None:
     try:
         module = _module()
         passes = module._dot_product_attention_fwd_impl, module._dot_product_attention_bwd_impl
-        module.MaskType.PADDING_CAUSAL, module.AttentionLayout.BTNH  # noqa: B018
+        known = hasattr(module.MaskType, "PADDING_CAUSAL") and hasattr(module.AttentionLayout, "BTNH")
     except (ImportError, AttributeError):
         return f"does not know the binding of jax {jax.__version__}"
-    known = all(set(_PARAMETERS) <= set(inspect.signature(x).parameters) for x in passes)
+    known = known and all(set(_PARAMETERS) <= set(inspect.signature(x).parameters) for x in passes)
     return None if known else f"does not know the binding of jax {jax.__version__}"
 
 

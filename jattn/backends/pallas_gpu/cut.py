@@ -112,5 +112,5 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
         if inner:
             total += sum(_operations(x, tile) for x in inner)
         elif equation.primitive.name not in _FREE:
-            total += any(x.aval.shape == tile for x in equation.outvars)
+            total += any(getattr(x.aval, "shape", None) == tile for x in equation.outvars)
     return total

@@ -27,7 +27,9 @@ def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped],
     query, key = (block_tables.Tiling(n, x, overhang=True) for n, x in lengths(Frame(t, s, sizes)))
     counted = count(mask, b, h, query, key)
     entry = tables.find("tpu", spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
-    worked_off = (counted.full + counted.partial / 2) * tile[0] * tile[1]  # with rows that fill a tile up; of a partial tile about half
+    worked_off = (
+        (counted.full + counted.partial / 2) * tile[0] * tile[1]
+    )  # with rows that fill a tile up; of a partial tile about half
     seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
     moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32

@@ -1,7 +1,7 @@
 """Tuned tile sizes, a file for each family of kernels, and what recorded runs have confirmed.
 
-`tpu.json` is made by `python -m bench tune tpu`: a list of entries.  `gpu.json` is written by `python -m bench gpu`: its
-`entries` are such a list, and `confirmed` says on which chips which backends were run and found right.
+`tpu.json` is made by `python -m bench tune tpu`: a list of entries.  `gpu.json` is written by `python -m bench gpu`:
+its `entries` are such a list, and `confirmed` says on which chips which backends were run and found right.
 """
 
 from __future__ import annotations

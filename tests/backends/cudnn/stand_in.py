@@ -35,7 +35,7 @@ def forward(q, k, v, lengths, kind):
 
 
 def backward(q, k, v, lengths, out, lse, dout, kind):
-    (b, _, h, d), (_, s, g, _) = q.shape, k.shape
+    (b, _, h, _), (_, s, g, _) = q.shape, k.shape
     scores, rows, seen = _scores(q, k, lengths, kind)
     weights = jnp.exp(scores - lse[..., None])
     many = lambda x: jnp.repeat(x, h // g, 2)

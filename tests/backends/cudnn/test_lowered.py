@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def _calls(text):
     found = []
     for line in text.splitlines():
         if name := re.search(r"@__cudnn\$(\w+)", line):
-            config = re.search(r'backend_config = "(.*?[^\\])"', line)
+            config: Any = re.search(r'backend_config = "(.*?[^\\])"', line)
             told = json.loads(config[1].replace("\\22", '"'))["cudnn_fmha_backend_config"]
             found.append((name[1], told, re.findall(r"tensor<([^>]*)>", line.split(" : (")[1].split("->")[0])))
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -18,7 +20,9 @@ from tests.problems import problem
 LONG = (1, 16384, 16, 128)
 
 
-def _estimate(shape=LONG, keys=None, target="h100", known=True, tile=(128, 128), dtype="bfloat16", **options):
+def _estimate(
+    shape=LONG, keys=None, target: Any = "h100", known=True, tile=(128, 128), dtype="bfloat16", **options
+) -> Any:
     q, k = (jax.ShapeDtypeStruct(x, dtype) for x in (shape, keys or shape))
     given = problem((q, k, k), options)
     signature = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -18,10 +20,10 @@ NEW = jax.__version_info__ >= (0, 11)
 
 def _problem(d=128, e=128, dtype="bfloat16", **options):
     q, k, v = ((2, 128, 4, d), (2, 128, 2, d), (2, 128, 2, e))
-    return problem([jnp.zeros(x, dtype) for x in (q, k, v)], options)
+    return problem((jnp.zeros(q, dtype), jnp.zeros(k, dtype), jnp.zeros(v, dtype)), options)
 
 
-def _unfit(target="h100", **options):
+def _unfit(target: Any = "h100", **options):
     return unfit(_problem(**options), targets.named(target) if isinstance(target, str) else target)
 
 
