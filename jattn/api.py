@@ -121,7 +121,7 @@ def attention(
       sinks: `[h]` logits that take part in the softmax's denominator only (Xiao et al. 2024; gpt-oss).
       dropout: `jattn.gates.dropout(rate, seed)`, applied after the gates.
       return_lse: also return the log of the softmax's denominator, `[b, t, h]`, float32 or wider, differentiable.
-      implementation: None chooses; "reference", "blockwise", "pallas_tpu", "pallas_triton", "cudnn" insists;
+      implementation: None chooses; "reference", "blockwise", "pallas_tpu", "pallas_gpu", "cudnn" insists;
         so does a `jattn.backends.contract.Backend`.
       blocks: (query rows, key rows) of a tile, in the place of the tuned sizes.
       precision: a `jax.lax.Precision` for the two products.  On TPU a bfloat16 query takes up the score's scale,
@@ -148,7 +148,7 @@ def attention(
         sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision,
     )  # fmt: skip
     target = targets.current()
-    chosen, _ = dispatch.choose(problem, implementation, target)
+    chosen = dispatch.choose(problem, implementation, target).backend
     if implementation is not None:
         target = target._replace(platform=targets.ANY)
     out, lse = _run(problem, chosen, checks.blocks(blocks), return_lse, target)
@@ -186,7 +186,7 @@ def explain(
       implementation: as in `attention`.
       blocks: as in `attention`.
       device: a chip that need not be here ("v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "l4", "h100", "h200", "b200"):
-        for a TPU the plan then has an estimate of the time.
+        where its kernels would run the plan then has an estimate of the time.
       **options: all else that `attention` takes.
 
     Returns:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jattn_kernels import tables
 
 from jattn import _derivatives
 from jattn._call.problem import Problem, reduce
@@ -35,6 +40,7 @@ def run(
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
             return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
+        problem = _whole_float32(problem, target)
         if isinstance(backend, Direct):
             return backend.compute(problem)
         if not problem.normalizer.is_softmax:
@@ -45,34 +51,131 @@ def run(
         return with_sinks(*_derivatives.attend(spec, q, k, v, operands), problem.sinks)
 
 
-def choose(problem: Problem, implementation: str | Backend | None, target: Target) -> tuple[Backend, dict[str, str]]:
-    """The backend, and of each other one the reason why it was not chosen.
+def _whole_float32(problem: Problem, target: Target) -> Problem:
+    """On a GPU XLA's products round float32 to the 10 bits of mantissa of TF32, unless told otherwise: this tells it.
+
+    What the caller says comes first: `precision`, or `jax.default_matmul_precision`.
+    """
+    default = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]  # made by JAX
+    said = problem.precision is not None or default is not None
+    if said or target.capability is None or problem.query.dtype != jnp.float32:
+        return problem
+    return dataclasses.replace(problem, precision=jax.lax.Precision.HIGHEST)
+
+
+class Choice(NamedTuple):
+    """Who runs a call."""
+
+    backend: Backend
+    """With the backward pass of the next best, where its own has not been confirmed."""
+    others: dict[str, str]
+    """Each other backend, and the reason why it was not chosen."""
+    evidence: str | None = None
+    """Of a backend that needs a run to confirm it: which run did, or what is known of it without one."""
+
+
+def choose(
+    problem: Problem,
+    implementation: str | Backend | None,
+    target: Target,
+    confirmed: Sequence[tables.Confirmed] | None = None,
+) -> Choice:
+    """The backend that was asked for; else the first of `BACKENDS` that can, and that a run has confirmed if it needs
+    one.
+
+    Each pass needs one of its own: where only the forward pass is confirmed, gradients are the next best's.
+
+    Args:
+      confirmed: the recorded runs, those of `tables/gpu.json` unless given.
 
     Raises:
       ValueError: there is no backend of that name.
       UnsupportedError: the one that was asked for cannot do what was asked.
     """
+    confirmed = tables.confirmed("gpu") if confirmed is None else confirmed
+    known, asked = _known(implementation)
+    reasons = _reasons(problem, known, asked, target)
+    able = [x for name, x in known.items() if reasons[name] is None]
+    if asked is not None and reasons[asked] is not None:
+        names = " and ".join(x.name for x in able)
+        raise UnsupportedError(f"implementation={asked!r}: {reasons[asked]}; {names} can, or pass None")
+    runs = {x.name: {p: _run_of(x, p, problem, target, confirmed) for p in tables.PASSES} for x in able if x.untried}
+    forward, backward = ([x for x in able if x.untried is None or runs[x.name][p]] for p in tables.PASSES)
+    chosen = forward[0] if asked is None else known[asked]
+    gradients = chosen
+    if asked is None and chosen not in backward:
+        gradients = next(x for x in backward if isinstance(x, Fused))
+
+    def why(x: Backend) -> str:
+        if asked is not None:
+            return "was not asked for"
+        return f"{chosen.name} is faster" if x in forward else _unconfirmed(x, target)
+
+    others = {name: reasons[name] or why(x) for name, x in known.items() if name != chosen.name}
+    evidence = _evidence(chosen, runs[chosen.name], gradients) if chosen.untried else None
+    return Choice(_with_gradients(chosen, gradients), others, evidence)
+
+
+def _known(implementation: str | Backend | None) -> tuple[dict[str, Backend], str | None]:
+    """All backends by name, in order of preference, and the name of the one that was asked for."""
     known = {x.name: x for x in BACKENDS}
     if isinstance(implementation, Backend):
         known[implementation.name] = implementation
-        implementation = implementation.name
-    elif implementation is not None and implementation not in known:
+        return known, implementation.name
+    if implementation is not None and implementation not in known:
         raise ValueError(f"implementation must be None or one of {', '.join(sorted(known))}, got {implementation!r}")
-    reasons = {name: x.refuses(problem, target) for name, x in known.items()}
+    return known, implementation
+
+
+def _reasons(problem: Problem, known: dict[str, Backend], asked: str | None, target: Target) -> dict[str, str | None]:
+    """Why each backend cannot run the problem there."""
     symbolic = [str(n) for n in problem.sizes.values() if not isinstance(n, int)]
-    if symbolic:  # sizes of `jax.export`: tiles are cut while tracing
-        reason = f"takes sizes that are numbers, not {' and '.join(dict.fromkeys(symbolic))}"
-        reasons = {name: None if isinstance(x, Direct) else reason for name, x in known.items()}
-        if implementation is None:
-            raise UnsupportedError(
-                f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
-                " computes all pairs at once"
-            )
-    able = [name for name, reason in reasons.items() if reason is None]
-    if implementation is not None and reasons[implementation] is not None:
+    if not symbolic:
+        return {name: x.refuses(problem, target) for name, x in known.items()}
+    # sizes of `jax.export`: tiles are cut while tracing
+    reason = f"takes sizes that are numbers, not {' and '.join(dict.fromkeys(symbolic))}"
+    if asked is None:
         raise UnsupportedError(
-            f"implementation={implementation!r}: {reasons[implementation]}; {' and '.join(able)} can, or pass None"
+            f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
+            " computes all pairs at once"
         )
-    chosen = implementation or able[0]
-    why = "was not asked for" if implementation else f"{chosen} is faster"
-    return known[chosen], {name: reason or why for name, reason in reasons.items() if name != chosen}
+    return {name: None if isinstance(x, Direct) else reason for name, x in known.items()}
+
+
+def _run_of(
+    backend: Backend, direction: str, problem: Problem, target: Target, confirmed: Sequence[tables.Confirmed]
+) -> tables.Confirmed | None:
+    """The run that confirms a backend's pass on the chip, for the arrays' dtype; None if there is none, or if the
+    kernels would be interpreted."""
+    dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
+    if target.chip is None or target.interpret or len(dtypes) > 1:
+        return None
+    wanted = (target.chip, backend.name, *dtypes)
+    return next((x for x in confirmed if x[:3] == wanted and direction in x.passes), None)
+
+
+def _unconfirmed(backend: Backend, target: Target) -> str:
+    """Why a backend that no run has confirmed is not chosen."""
+    if target.platform != "gpu":
+        return f"is simulated, slowly, where it is asked for: implementation={backend.name!r} insists"
+    return f"{backend.untried}: implementation={backend.name!r} insists, `python -m bench gpu --check` tries it here"
+
+
+def _evidence(backend: Backend, runs: dict[str, tables.Confirmed | None], gradients: Backend) -> str:
+    forward, backward = (runs[x] for x in tables.PASSES)
+    if forward is None:
+        return str(backend.untried)
+    if gradients is not backend:
+        return f"forward pass confirmed ({forward}), gradients by {gradients.name}"
+    if backward is None:
+        return f"forward pass confirmed ({forward}), backward {backend.untried}"
+    return f"confirmed ({forward})" if backward == forward else f"confirmed ({forward}; backward {backward})"
+
+
+def _with_gradients(backend: Backend, other: Backend) -> Backend:
+    """The backend with the backward pass of another."""
+    if other is backend:
+        return backend
+    assert isinstance(backend, Fused), backend
+    assert isinstance(other, Fused), other
+    return dataclasses.replace(backend, backward=other.backward)

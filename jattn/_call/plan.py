@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jattn_kernels import tables
 from jax.core import Tracer
 
 from jattn import _terms
@@ -37,8 +39,10 @@ class Plan:
     tuned: str | None = None
     """Where the tile sizes come from, where a backend has tables of them."""
     milliseconds: float | None = None
-    """Estimated time of the forward pass, from the cycles that were counted when the tile sizes were chosen: at least
-    what moving the bytes takes."""
+    """Estimated time of the forward pass, at least what moving the bytes takes.  On TPU from the cycles that were
+    counted when the tile sizes were chosen, on GPU from those that its products and instructions take."""
+    evidence: str | None = None
+    """Of a backend for GPU: the recorded run that confirms it on the chip, or what is known of it without one."""
 
     def __str__(self) -> str:
         rows = [
@@ -55,6 +59,8 @@ class Plan:
             rows.append(("tile sizes", self.tuned))
         if self.milliseconds is not None:
             rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from counted cycles"))
+        if self.evidence is not None:
+            rows.append(("evidence", self.evidence))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -80,11 +86,15 @@ def _short(n: int, unit: int) -> str:
 
 
 def plan(
-    problem: Problem, implementation: str | Backend | None, override: tuple[int, int] | None, device: str | None
+    problem: Problem,
+    implementation: str | Backend | None,
+    override: tuple[int, int] | None,
+    device: str | None,
+    confirmed: Sequence[tables.Confirmed] | None = None,
 ) -> Plan:
-    """The plan of a checked problem.  Arrays may be `jax.ShapeDtypeStruct`s."""
+    """The plan of a checked problem.  Arrays may be `jax.ShapeDtypeStruct`s; `confirmed` as in `dispatch.choose`."""
     target = targets.current() if device is None else targets.named(device)
-    chosen, others = dispatch.choose(problem, implementation, target)
+    chosen, others, evidence = dispatch.choose(problem, implementation, target, confirmed)
     sizes = problem.sizes
     run = jax.jit(lambda p: dispatch.run(p, chosen, override, target))
     as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
@@ -110,6 +120,7 @@ def plan(
         peak_memory=memory,
         tuned=cut.tuned,
         milliseconds=cut.milliseconds,
+        evidence=evidence,
     )
 
 

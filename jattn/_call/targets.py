@@ -18,26 +18,44 @@ class Target(NamedTuple):
     platform: str
     chip: str | None = None
     interpret: Any = False
+    capability: tuple[int, int] | None = None
+    """CUDA's compute capability, of NVIDIA's GPUs: what kernels for them go by, since more cards have one than the
+    table of chips has lines."""
 
     @property
     def tpu(self) -> bool:
+        """Whether kernels for TPU run there, as they are or interpreted."""
         return self.platform == "tpu" or bool(self.interpret)
+
+    @property
+    def gpu(self) -> bool:
+        """Whether kernels for GPU run there, as they are or simulated."""
+        return self.platform == "gpu" or bool(self.interpret)
 
 
 def current() -> Target:
     """The mesh of `jax.set_mesh` decides, else the default device.
 
     A mesh of compile-only devices is a way to compile for a chip that is not there.  Elsewhere than on TPU
-    `JATTN_INTERPRET=1` in the environment asks to interpret its kernels: what they compute, slowly.
+    `JATTN_INTERPRET=1` in the environment asks to interpret the kernels: what they compute, slowly.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
     interpret = device.platform != "tpu" and os.environ.get("JATTN_INTERPRET", "0") not in ("", "0")
     chip = chips.of_kind(device.device_kind)
-    return Target(device.platform, chip and chip.name, interpret)
+    return Target(device.platform, chip and chip.name, interpret, _capability(device, chip))
 
 
 def named(device: str) -> Target:
     """The chip of that name, here or not."""
     if device not in chips.CHIPS:
         raise ValueError(f"device must be one of {', '.join(chips.CHIPS)}, got {device!r}")
-    return Target(chips.CHIPS[device].platform, device)
+    chip = chips.CHIPS[device]
+    return Target(chip.platform, device, False, _capability(None, chip))
+
+
+def _capability(device: Any, chip: chips.Chip | None) -> tuple[int, int] | None:
+    """Of an NVIDIA GPU: as the chip's line says, else as the device does (AMD's say "gfx942")."""
+    if isinstance(chip, chips.Gpu):
+        return chip.capability
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None

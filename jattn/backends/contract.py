@@ -102,6 +102,9 @@ class Backend:
     refuses: Callable[[Problem, Target], str | None]
     """(problem, target): the reason why it cannot run the problem there, None if it can.  A clause whose subject is the
     backend: "takes float32 and bfloat16, not float16"."""
+    untried: str | None = dataclasses.field(default=None, kw_only=True)
+    """Of a backend that is chosen unasked only where a recorded run confirms it (`jattn_kernels.tables.confirmed`):
+    what is known of it without, as "compiled and simulated, not yet run on this chip".  None: it needs no such run."""
 
 
 @dataclasses.dataclass(frozen=True)

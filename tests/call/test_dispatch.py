@@ -1,15 +1,105 @@
-"""What a profile shows of a call."""
+"""Which backend a call gets, and what a profile shows of it."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jattn_kernels import tables
 
 import jattn
-from jattn import normalizers
+from jattn import masks, normalizers
+from jattn._call import dispatch, targets
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.cudnn import CUDNN
+from tests.problems import problem
 
 Q = jnp.ones((1, 4, 2, 3))
+H100 = targets.named("h100")
+HERE = "`python -m bench gpu --check` tries it here"
+
+
+def _problem(dtype="bfloat16", **options):
+    x = jnp.ones((1, 256, 2, 64), dtype)
+    return problem((x, x, x), options)
+
+
+def _run(**changes):
+    run = tables.Confirmed(
+        "h100", "cudnn", "bfloat16", tables.PASSES, "NVIDIA H100 PCIe", "2026-12-31", "runs/h100.json"
+    )
+    return run._replace(**changes)
+
+
+def test_nothing_is_chosen_unasked_that_no_run_has_confirmed():
+    found = dispatch.choose(_problem(), None, H100, ())
+    assert found.backend is BLOCKWISE
+    assert found.others["cudnn"] == f"{CUDNN.untried}: implementation='cudnn' insists, {HERE}"
+    assert found.evidence is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"chip": "h200"}, {"backend": "pallas_gpu"}, {"dtype": "float16"}, {"passes": ("backward",)},
+    ],
+)  # fmt: skip
+def test_a_run_confirms_its_own_chip_backend_dtype_and_pass(other):
+    assert dispatch.choose(_problem(), None, H100, [_run()]).backend is CUDNN
+    assert dispatch.choose(_problem(), None, H100, [_run(**other)]).backend is BLOCKWISE
+    assert dispatch.choose(_problem("float16"), None, H100, [_run()]).backend is BLOCKWISE
+    assert dispatch.choose(_problem(), None, targets.Target("gpu", None, False, (9, 0)), [_run()]).backend is BLOCKWISE
+    assert dispatch.choose(_problem(), None, H100._replace(interpret=True), [_run()]).backend is not CUDNN
+
+
+def test_what_it_refuses_no_run_makes_it_take():
+    found = dispatch.choose(_problem(mask=masks.dilated(2)), None, H100, [_run()])
+    assert found.backend is BLOCKWISE
+    assert found.others["cudnn"].startswith("takes masks of causal(), windows")
+
+
+def test_gradients_are_of_the_next_best_until_they_are_confirmed():
+    found = dispatch.choose(_problem(), None, H100, [_run(passes=("forward",))])
+    assert found.backend == dataclasses.replace(CUDNN, backward=BLOCKWISE.backward)
+    run = "NVIDIA H100 PCIe, 2026-12-31, runs/h100.json"
+    assert found.evidence == f"forward pass confirmed ({run}), gradients by blockwise"
+    parts = [_run(passes=("forward",)), _run(passes=("backward",), date="2027-01-01")]
+    both = dispatch.choose(_problem(), None, H100, parts)
+    assert both.backend is CUDNN
+    assert both.evidence == f"confirmed ({run}; backward {run.replace('2026-12-31', '2027-01-01')})"
+
+
+def test_who_insists_gets_it_confirmed_or_not():
+    found = dispatch.choose(_problem(), "cudnn", H100, ())
+    assert found.backend is CUDNN
+    assert found.evidence == CUDNN.untried
+    assert found.others["blockwise"] == "was not asked for"
+
+
+def test_the_first_that_is_confirmed_is_chosen():
+    first = dataclasses.replace(CUDNN, name="first")
+    found = dispatch.choose(_problem(), first, H100, [_run(backend="first")])
+    assert found.backend is first and found.others["cudnn"] == "was not asked for"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_float32_is_not_rounded_to_tf32_on_a_gpu(dtype):
+    x = jnp.ones((1, 64, 2, 16), dtype)
+
+    def lowered(target, precision=None):
+        given = problem((x, x, x), {"precision": precision})
+        fn = lambda q: dispatch.run(dataclasses.replace(given, query=q), BLOCKWISE, None, target)[0]
+        return jax.jit(fn).lower(x).as_text()
+
+    whole = dtype == "float32"
+    assert ("[HIGHEST, HIGHEST]" in lowered(H100)) == whole
+    assert ("[DEFAULT, DEFAULT]" in lowered(H100)) == (not whole)
+    assert "HIGHEST" not in lowered(targets.Target("cpu"))
+    assert "HIGHEST" not in lowered(H100, "default")
+    with jax.default_matmul_precision("tensorfloat32"):
+        assert "HIGHEST" not in lowered(H100)
 
 
 @pytest.mark.parametrize("implementation", ["blockwise", "reference"])

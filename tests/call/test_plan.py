@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jattn_kernels import chips, tables
 
 import jattn
 from jattn import masks, normalizers
+from jattn._call.plan import plan as planned
+from tests.problems import problem
 
 SHAPE = jax.ShapeDtypeStruct((2, 3000, 4, 32), jnp.float32)
 
@@ -43,7 +46,7 @@ def test_bytes_and_memory():
 def test_every_other_backend_has_a_reason():
     plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE)
     assert plan.backend == "blockwise"
-    assert set(plan.others) == {"reference", "pallas_tpu", "pallas_triton", "cudnn"}
+    assert set(plan.others) == {"reference", "pallas_tpu", "pallas_gpu", "cudnn"}
     assert all(plan.others.values())
     insisted = jattn.explain(*[jnp.ones((1, 8, 2, 4))] * 3, implementation="reference")
     assert insisted.backend == "reference"
@@ -77,11 +80,48 @@ def test_blocks_known_only_at_run_time():
     assert concrete.tile == (16, 16)
 
 
-def test_a_gpu_that_is_not_here_has_a_plan():
-    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, device="h100")
+GPUS = ["a100", "l4", "h100", "h200", "b200"]
+LOW = jax.ShapeDtypeStruct((1, 16384, 16, 128), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_a_gpu_that_is_not_here_has_a_plan(device):
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, device=device)
     assert plan.backend == "blockwise"
     assert plan.others["pallas_tpu"].startswith("runs on TPU, not gpu")
+    assert "TF32" in plan.others["pallas_gpu"] or "needs jax 0.11" in plan.others["pallas_gpu"]
+    assert plan.others["cudnn"] == "takes bfloat16 and float16, not float32"
     assert plan.peak_memory is None
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_a_kernel_for_gpu_has_an_estimate(device):
+    causal: Any = jattn.explain(LOW, LOW, LOW, mask=masks.causal(), device=device, implementation="cudnn")
+    full: Any = jattn.explain(LOW, LOW, LOW, device=device, implementation="cudnn")
+    chip = chips.GPUS[device]
+    for plan in (causal, full):
+        assert plan.milliseconds >= 1e3 * max(plan.flops / chip.peak(), plan.bytes / chip.bandwidth)
+        assert plan.milliseconds < 3e3 * plan.flops / chip.peak()
+        assert "not yet shown to keep the contracts on this chip" in str(plan)
+    assert 0.5 < causal.milliseconds / full.milliseconds < 0.6
+    assert causal.blocks[0] == 16 * 127 * 128 / 2
+    one = jax.ShapeDtypeStruct((8, 1, 16, 128), jnp.bfloat16)
+    keys = jax.ShapeDtypeStruct((8, 8192, 16, 128), jnp.bfloat16)
+    decode: Any = jattn.explain(one, keys, keys, device=device, implementation="cudnn")
+    assert decode.milliseconds >= 1e3 * 2 * 8 * 8192 * 16 * 128 * 2 / chip.bandwidth
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_what_is_confirmed_is_planned(dtype):
+    x = jax.ShapeDtypeStruct((1, 256, 2, 64), dtype)
+    given = problem((x, x, x), {})
+    run = tables.Confirmed("h100", "cudnn", "bfloat16", tables.PASSES, "NVIDIA H100 PCIe", "2026-12-31", "a.json")
+    plan = planned(given, None, None, "h100", (run,))
+    assert plan.backend == ("cudnn" if dtype == "bfloat16" else "blockwise")
+    if dtype == "bfloat16":
+        assert plan.evidence == "confirmed (NVIDIA H100 PCIe, 2026-12-31, a.json)"
+        assert plan.evidence in str(plan)
+        assert plan.others["blockwise"] == "cudnn is faster"
 
 
 def test_normalisers_without_tiles_have_a_plan():

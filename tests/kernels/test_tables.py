@@ -1,5 +1,8 @@
 """The tables of tile sizes: what they hold, and which entry a case goes by."""
 
+import json
+import pathlib
+
 import pytest
 from jattn_kernels import tables
 from jattn_kernels.chips import CHIPS
@@ -11,7 +14,7 @@ SIZES = {"tpu": Sizes}
 @pytest.mark.parametrize("family", tables.ELSEWHERE)
 def test_every_entry_is_one_that_kernels_take(family):
     entries = tables.read(family)
-    assert {CHIPS[entry.chip].platform for entry in entries} == {family}
+    assert {CHIPS[entry.chip].platform for entry in entries} <= {family}
     for entry in entries:
         SIZES[family](**entry.sizes)
         assert entry.mask in tables.MASKS
@@ -27,3 +30,36 @@ def test_a_case_goes_by_its_own_entry_else_the_nearest():
     other = tables.find("tpu", "v5p", 80, 1000, "causal", "backward")
     assert str(other).startswith("nearest of the table: v5p, backward, causal, d 128, t 2048")
     assert tables.find("tpu", None, 128, 2048, "full", "forward").entry.chip == tables.ELSEWHERE["tpu"]
+
+
+def test_a_family_without_entries_has_none_to_go_by():
+    if not tables.read("gpu"):
+        with pytest.raises(LookupError, match=r"gpu.json has no forward entries of l4 or h100"):
+            tables.find("gpu", "l4", 128, 2048, "full", "forward")
+
+
+RUN = {
+    "chip": "h100", "backend": "cudnn", "dtype": "bfloat16", "passes": ["forward"],
+    "device": "NVIDIA H100 80GB HBM3", "date": "2026-12-31", "run": "bench/results/h100.json",
+}  # fmt: skip
+
+
+def test_a_file_is_a_list_of_entries_or_says_what_is_confirmed_too():
+    entry = tables.read("tpu")[0]._asdict()
+    assert tables.parse(json.dumps([entry])) == tables.Table(tables.read("tpu")[:1])
+    found = tables.parse(json.dumps({"entries": [entry], "confirmed": [RUN]}))
+    assert found.entries == tables.read("tpu")[:1]
+    assert found.confirmed[0]._asdict() == {**RUN, "passes": ("forward",)}
+    assert str(found.confirmed[0]) == "NVIDIA H100 80GB HBM3, 2026-12-31, bench/results/h100.json"
+    with pytest.raises(TypeError, match="gpu"):
+        tables.parse(json.dumps({"entries": [], "confirmed": [{**RUN, "gpu": 1}]}))
+
+
+def test_what_is_confirmed_was_run_and_the_record_is_kept():
+    root = pathlib.Path(__file__).parents[2]
+    for run in tables.confirmed("gpu"):
+        assert CHIPS[run.chip].is_kind(run.device)
+        assert CHIPS[run.chip].platform == "gpu"
+        assert run.backend in ("pallas_gpu", "cudnn")
+        assert run.passes and set(run.passes) <= set(tables.PASSES)
+        assert (root / run.run).is_file(), f"{run.run} is not there"

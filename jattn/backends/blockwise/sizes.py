@@ -11,8 +11,10 @@ import jax
 
 from jattn import masks
 from jattn._call.problem import tile_width
+from jattn._call.targets import Target
 from jattn._terms import block_tables
 from jattn._terms.block_tables import Tiling
+from jattn.backends.blockwise import gpu
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
 from jattn.scores import Product
@@ -20,7 +22,7 @@ from jattn.scores import Product
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Found by `python -m bench cpu` on two cores."""
+    """Found by `python -m bench cpu` on two cores.  A GPU has limits of its own, unless others than these are set."""
 
     step: int = 3 * 2**19
     """Numbers that a step holds, over heads and batch: fewer wake the threads too often, more leave the caches."""
@@ -65,7 +67,7 @@ class Geometry:
 
 
 def tile_sizes(t: int, s: int, group: int, mask: masks.Mask | None, width: int, joined: bool) -> tuple[int, int]:
-    """Query and key rows of a tile, from timings of `python -m bench cpu` on two cores.
+    """Query and key rows of a tile on a CPU, from timings of `python -m bench cpu` on two cores.
 
     Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a
     tile wastes most of it; a score that holds `width` numbers a pair wants as many times fewer pairs.  The query heads
@@ -111,15 +113,32 @@ def geometry(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Sha
     alike = math.gcd(*(n for n in lengths if n > 1)) or 1  # batch elements that one step can take
     terms = spec.terms(operands)
     masked, width, group = terms.mask is not None, tile_width(terms, q), h // g
-    joined = spec.blocks is None and g > 1 and t * h <= limits.few and isinstance(terms.compare, Product)
-    rows, columns = spec.blocks or tile_sizes(t, s, group, terms.mask, width, joined)
+    step, few = limits.step, limits.few
+    if on_gpu(spec.target) and limits == Limits():
+        step, few = gpu.step(spec.target.chip), 0  # a GPU's products take keys that lie as in memory
+    joined = spec.blocks is None and g > 1 and t * h <= few and isinstance(terms.compare, Product)
+    if spec.blocks is not None:
+        rows, columns = spec.blocks
+    elif on_gpu(spec.target):
+        together = 1 if block_tables.ragged(terms.mask) else alike
+        seen = t + s if terms.mask is None else _reach(terms.mask)
+        depth = q.shape[-1] + v.shape[-1]
+        call = gpu.Call(t, s, max(lengths) * g, together * g, group, width, depth, masked, seen)
+        rows, columns = gpu.tile_sizes(call, spec.target.chip, step)
+    else:
+        rows, columns = tile_sizes(t, s, group, terms.mask, width, joined)
     query, key = (block_tables.Tiling(n, _even(n, block)) for n, block in ((t, rows), (s, columns)))
     if joined and not masked:
         return Geometry(max(lengths), h, g, query, key, alike, g, joined)
     held = group * query.block * key.block * width  # by the scores of a key head, and by its rows
     held += (group * query.block + key.block) * (q.shape[-1] + v.shape[-1])
-    heads = g if joined else _divisor(g, limits.step // held)
+    heads = g if joined else _divisor(g, step // held)
     batch = 1
     if heads == g and (key.count == 1 or not block_tables.ragged(terms.mask)):
-        batch = _divisor(alike, limits.step // (held * g))
+        batch = _divisor(alike, step // (held * g))
     return Geometry(max(lengths), h, g, query, key, batch, heads, joined)
+
+
+def on_gpu(target: Target) -> bool:
+    """Whether tiles are cut for an NVIDIA GPU."""
+    return target.capability is not None

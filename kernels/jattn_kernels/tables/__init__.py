@@ -1,4 +1,8 @@
-"""Tuned tile sizes, a file for each family of kernels: `tpu.json`, made by `python -m bench tune tpu`."""
+"""Tuned tile sizes, a file for each family of kernels, and what recorded runs have confirmed.
+
+`tpu.json` is made by `python -m bench tune tpu`: a list of entries.  `gpu.json` is written by `python -m bench gpu`:
+its `entries` are such a list, and `confirmed` says on which chips which backends were run and found right.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 MASKS = ("full", "causal", "window")
-ELSEWHERE = {"tpu": "v5e"}  # by family, whose sizes chips without entries get, and the interpreter
+ELSEWHERE = {"tpu": "v5e", "gpu": "h100"}  # by family, whose sizes chips without entries get, and the interpreter
 
 
 class Entry(NamedTuple):
@@ -50,15 +54,67 @@ class Found(NamedTuple):
         return f"tuned for {self.entry.name}" if self.exact else f"nearest of the table: {self.entry.name}"
 
 
+class Confirmed(NamedTuple):
+    """A run on a device that showed a backend right there: the reason to choose it where nobody asked for it.
+
+    Attributes:
+        chip: its name in `jattn_kernels.chips`.
+        backend: as `implementation=` takes it.
+        dtype: of query, key and value.
+        passes: those of `PASSES` that were run and found right.
+        device: what the device called itself.
+        date: of the run, as 2026-12-31.
+        run: the record of the run, a path from the root of the repository.
+    """
+
+    chip: str
+    backend: str
+    dtype: str
+    passes: tuple[str, ...]
+    device: str
+    date: str
+    run: str
+
+    def __str__(self) -> str:
+        return f"{self.device}, {self.date}, {self.run}"
+
+
+class Table(NamedTuple):
+    """What a family's file says."""
+
+    entries: tuple[Entry, ...]
+    confirmed: tuple[Confirmed, ...] = ()
+
+
+def parse(text: str) -> Table:
+    """A family's file: a list of entries, or an object of `entries` and what is `confirmed`."""
+    found = json.loads(text)
+    found = found if isinstance(found, dict) else {"entries": found}
+    runs = ({**x, "passes": tuple(x["passes"])} for x in found.get("confirmed", ()))
+    return Table(tuple(Entry(**x) for x in found["entries"]), tuple(Confirmed(**x) for x in runs))
+
+
 @functools.cache
+def _table(family: str) -> Table:
+    return parse(importlib.resources.files(__name__).joinpath(f"{family}.json").read_text())
+
+
 def read(family: str) -> tuple[Entry, ...]:
-    """The table of a family of kernels."""
-    text = importlib.resources.files(__name__).joinpath(f"{family}.json").read_text()
-    return tuple(Entry(**x) for x in json.loads(text))
+    """The entries of a family of kernels."""
+    return _table(family).entries
+
+
+def confirmed(family: str) -> tuple[Confirmed, ...]:
+    """What recorded runs have confirmed of a family's backends."""
+    return _table(family).confirmed
 
 
 def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
-    """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length."""
+    """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length.
+
+    Raises:
+      LookupError: the family has no entries of that pass.
+    """
     table = tuple(x for x in read(family) if x.direction == direction)
     own = tuple(x for x in table if x.chip == chip)
     others = tuple(x for x in table if x.chip == ELSEWHERE[family])
@@ -67,5 +123,7 @@ def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: st
     def distance(x: Entry) -> float:
         return 4 * octaves(x.d, d) + 2 * (x.mask != mask) + octaves(x.t, t)
 
+    if not (own or others):
+        raise LookupError(f"tables/{family}.json has no {direction} entries of {chip} or {ELSEWHERE[family]}")
     best = min(own or others, key=distance)
     return Found(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)

@@ -1,0 +1,21 @@
+"""cuDNN's fused attention, as JAX binds it, where it keeps jattn's contracts.
+
+`refuses` says where that is, `binding` calls it, `call` does around it what the contracts want: NaN in what nobody sees
+stays there, rows that see nothing give 0 and -inf, and the gradient of lse exists.
+
+One contract it keeps only where XLA is asked to: gradients have the same bits each time with
+`--xla_gpu_deterministic_ops=true` in `XLA_FLAGS`.  So whoever confirms its backward pass looks at the bits without.
+"""
+
+from __future__ import annotations
+
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.contract import Fused
+from jattn.backends.cudnn.call import backward, forward
+from jattn.backends.cudnn.cut import cut
+from jattn.backends.cudnn.refuses import unfit
+
+CUDNN = Fused(
+    "cudnn", unfit, forward, BLOCKWISE.tangent, backward, cut,
+    untried="bound and lowered, not yet shown to keep the contracts on this chip",
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""A mask as cuDNN takes it: causal or not, a window to the left, and lengths; and what it leaves unseen."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jattn import masks
+from jattn._terms import FieldValue, Operand
+from jattn._terms.reach import span
+from jattn.backends.cudnn.binding import Lengths
+
+
+class Parts(NamedTuple):
+    """A mask that is windows and lengths joined with `&`, taken apart."""
+
+    windows: masks.Mask | None
+    keys: tuple[FieldValue, ...] = ()
+    """How many keys are seen, each an int or an operand with axis b or none; the least counts."""
+    queries: tuple[FieldValue, ...] = ()
+    """How many queries see anything, likewise."""
+
+    @property
+    def padded(self) -> bool:
+        return bool(self.keys or self.queries)
+
+
+def parts(mask: masks.Mask | None) -> Parts | None:
+    """The parts of a mask; None if it has others."""
+    if mask is None:
+        return Parts(None)
+    if isinstance(mask, masks.And):
+        one, other = parts(mask.left), parts(mask.right)
+        if one is None or other is None:
+            return None
+        both = [x for x in (one.windows, other.windows) if x is not None]
+        windows = functools.reduce(masks.And, both) if both else None
+        return Parts(windows, one.keys + other.keys, one.queries + other.queries)
+    if isinstance(mask, masks.Before):
+        return Parts(None, (mask.limit,)) if mask.axis == "s" else Parts(None, (), (mask.limit,))
+    return Parts(mask) if isinstance(mask, masks.Window) and span(mask).exact else None
+
+
+class Seen(NamedTuple):
+    """What a mask shows of one call.  Arrays are None where it hides nothing of that kind."""
+
+    end: int
+    """The first key that no query may see, by the windows."""
+    causal: bool
+    window: int | None
+    """Keys that a query sees, its own the last of them; None for all up to its own."""
+    lengths: Lengths | None
+    """Within 1 and all: rows and keys of batch elements that have none are left out by the flags below."""
+    rows: jax.Array | None
+    """`[b, t]`: whether a query sees anything."""
+    keys: jax.Array | None
+    """`[b, end]`: whether a key is seen by anyone."""
+
+
+def seen(mask: masks.Mask | None, b: int, t: int, s: int) -> Seen:
+    """What a mask of parts shows of b batch elements, t queries and s keys."""
+    found = parts(mask)
+    assert found is not None, mask  # `refuses` sees to it
+    end = span(found.windows).reach(t, s)[1]
+    window = span(found.windows).open(t, end)
+    causal = window.right == 0
+    left = None if window.left == math.inf else int(window.left)
+    width = None if left is None else left + 1
+    if not found.padded:
+        return Seen(end, causal, width, None, None, None)
+    queries, keys = _least(found.queries, b, t), _least(found.keys, b, end)
+    i, j = jnp.arange(t, dtype=jnp.int32)[None], jnp.arange(end, dtype=jnp.int32)[None]
+    first = jnp.zeros_like(i) if left is None else jnp.maximum(i - left, 0)
+    rows = (i < queries[:, None]) & (first < keys[:, None])
+    shown = jnp.minimum(keys, queries) if causal else jnp.where(queries > 0, keys, 0)
+    at_least_one = Lengths(jnp.maximum(queries, 1), jnp.maximum(keys, 1))
+    return Seen(end, causal, width, at_least_one, rows, j < shown[:, None])
+
+
+def _least(limits: tuple[FieldValue, ...], b: int, n: int) -> jax.Array:
+    """`[b]`: the least of some limits, within 0 and n."""
+    arrays = [jnp.asarray(x.array if isinstance(x, Operand) else x, jnp.int32).reshape(-1) for x in limits]
+    spread = [jnp.tile(x, b // x.shape[0]) for x in arrays]
+    return jnp.clip(functools.reduce(jnp.minimum, spread, jnp.full(b, n, jnp.int32)), 0, n)

@@ -1,0 +1,85 @@
+"""The estimate of a kernel's time: what it grows with, and the times that are published."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jattn_kernels.chips import GPUS
+
+from jattn import gates, masks, mods
+from jattn._call import targets
+from jattn._call.problem import reduce
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.contract import Spec
+from jattn.backends.pallas_gpu.cut import estimate
+from tests.problems import problem
+
+LONG = (1, 16384, 16, 128)
+
+
+def _estimate(
+    shape=LONG, keys=None, target: Any = "h100", known=True, tile=(128, 128), dtype="bfloat16", **options
+) -> Any:
+    q, k = (jax.ShapeDtypeStruct(x, dtype) for x in (shape, keys or shape))
+    given = problem((q, k, k), options)
+    signature = []
+
+    def arrays(given):
+        *found, static = reduce(given)
+        signature.append(static)
+        return found
+
+    _, _, _, operands = jax.eval_shape(arrays, given)
+    target = targets.named(target) if isinstance(target, str) else target
+    spec = Spec(BLOCKWISE, signature[0], jnp.dtype(dtype), None, None, target)
+    return estimate(spec, q, k, k, operands, given.mask, known, tile, "these")
+
+
+@pytest.mark.parametrize(
+    ("mask", "published"), [(None, 3.17), (None, 3.30), (masks.causal(), 1.70), (masks.causal(), 1.73)]
+)
+def test_it_says_what_is_published_of_an_h100(mask, published):
+    """cuDNN's and tokamax's times of [1, 16384, 16, 128] in bfloat16, in tokamax's tuning cache."""
+    assert _estimate(mask=mask).milliseconds == pytest.approx(published, rel=0.1)
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_it_is_within_what_the_machine_can(name):
+    chip = GPUS[name]
+    cut = _estimate(target=name, mask=masks.causal())
+    assert cut.milliseconds > 1e3 * cut.pairs * 512 / chip.peak()
+    few = _estimate((8, 1, 16, 128), (8, 16384, 16, 128), target=name)
+    assert few.milliseconds >= 1e3 * 2 * 8 * 16384 * 16 * 128 * 2 / chip.bandwidth
+
+
+def test_blocks_are_those_of_the_tile():
+    cut = _estimate(mask=masks.causal(), tile=(256, 128))
+    assert cut.tile == (256, 128) and cut.tuned == "these"
+    assert cut.blocks == (16 * (64 * 128 - 64 * 65), 16 * 128, 16 * 64 * 63)
+    ends = _estimate((1, 130, 1, 128), (1, 200, 1, 128))
+    assert ends.pairs == 130 * 200
+
+
+def test_terms_take_their_time():
+    plain = _estimate().milliseconds
+    capped = _estimate(mods=mods.softcap(30.0)).milliseconds
+    tilted = _estimate(mods=mods.alibi(jnp.ones(16))).milliseconds
+    dropped = _estimate(dropout=gates.dropout(0.1, 0)).milliseconds
+    assert plain < capped < tilted < dropped < 3 * plain
+    # counted in machine code: 466 instructions without, 721 and 769 with; in a loop whose products take 2048 cycles
+    for found, instructions in ((capped, 721), (tilted, 769)):
+        assert found / plain == pytest.approx((2048 + 2 * instructions) / (2048 + 2 * 466), rel=0.1)
+
+
+def test_less_is_known_where_the_mask_or_the_chip_is_not():
+    assert _estimate(known=False)[:4] == ((128, 128), None, "these", None)
+    unknown = _estimate(target=targets.Target("gpu", None, False, (8, 9)))
+    assert unknown.blocks is not None and unknown.milliseconds is None
+
+
+def test_multiprocessors_without_work_are_counted():
+    one, many = _estimate((1, 128, 1, 128), (1, 16384, 1, 128)), _estimate((1, 128, 132, 128), (1, 16384, 1, 128))
+    assert one.milliseconds == pytest.approx(many.milliseconds)
