@@ -13,6 +13,7 @@ of `twin.attend`.  There the result counts as a function of the args, so the twi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -169,9 +170,20 @@ def _lowering(compute: Callable) -> Callable:
 
     def rule(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any):
         _check_platform(params["spec"].target.platform, ctx.module_context.platforms)
-        return lower(ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out)), *args, **params)
+        plain = ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out))
+        lowered = lower(plain, *args, **params)
+        if plain.tokens_out is not None:  # of a simulator's effects
+            ctx.set_tokens_out(plain.tokens_out)
+        return lowered
 
     return rule
+
+
+def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
+    """Of a simulator, which calls back to Python: known by tracing it.  Kernels have none."""
+    if not params["spec"].target.interpret:
+        return set()
+    return set(jax.make_jaxpr(functools.partial(compute, **params))(*_plain(args)).effects)
 
 
 def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
@@ -179,7 +191,11 @@ def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(compute)
-    primitive.def_abstract_eval(shapes)
+
+    def abstract(*args: ShapedArray, **params: Any):
+        return shapes(*args, **params), _effects(compute, args, params)
+
+    primitive.def_effectful_abstract_eval(abstract)
     mlir.register_lowering(primitive, _lowering(compute))
     return primitive
 

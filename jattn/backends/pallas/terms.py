@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
-from jattn_kernels.tiles.work import Frame
+from jattn_kernels.tiles.work import Lengths
 
 from jattn import _terms, masks
 from jattn._call.shifts import ShiftedMask
@@ -74,22 +74,22 @@ class Words:
         return Cells(self.block, rows, words)
 
 
-def packed(mask: masks.Mask | None, shifts: tuple[FieldValue, ...] = ()) -> Any:
+def packed(mask: masks.Mask | None, kind: type[Packed] = Packed, shifts: tuple[FieldValue, ...] = ()) -> Any:
     """The mask with its layouts packed, as far as masks around them are known to say where their queries stand."""
     if isinstance(mask, masks.Blocks):
-        return _pack(mask, shifts)
+        return _pack(mask, kind, shifts)
     if isinstance(mask, ShiftedMask):
-        return dataclasses.replace(mask, mask=packed(mask.mask, (*shifts, mask.start)))
+        return dataclasses.replace(mask, mask=packed(mask.mask, kind, (*shifts, mask.start)))
     if isinstance(mask, (masks.And, masks.Or)):
-        return dataclasses.replace(mask, left=packed(mask.left, shifts), right=packed(mask.right, shifts))
-    return dataclasses.replace(mask, mask=packed(mask.mask, shifts)) if isinstance(mask, masks.Not) else mask
+        return dataclasses.replace(mask, left=packed(mask.left, kind, shifts), right=packed(mask.right, kind, shifts))
+    return dataclasses.replace(mask, mask=packed(mask.mask, kind, shifts)) if isinstance(mask, masks.Not) else mask
 
 
-def _pack(mask: masks.Blocks, shifts: tuple[FieldValue, ...]) -> Packed:
+def _pack(mask: masks.Blocks, kind: type[Packed], shifts: tuple[FieldValue, ...]) -> Packed:
     bits = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
     bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 32)))
     words = np.packbits(bits, axis=-1, bitorder="little").view("<i4").astype(np.int32)
-    return Packed(Operand(Words(words, mask.block), "hc"), shifts)
+    return kind(Operand(Words(words, mask.block), "hc"), shifts)
 
 
 def words_of(layout: np.ndarray) -> int:
@@ -127,23 +127,27 @@ class TileTerms:
     tree: Any  # jax.tree_util.PyTreeDef, which is no type to type checkers
     has_mods: bool
     has_gates: bool
-    frame: Frame
+    frame: Lengths
     span: Span
     natural: bool
     exact: bool
+    along_diagonal: type[Mod] = Diagonals
+    """What `Relative` becomes in this family's kernels."""
+    packed: type[Packed] = Packed
+    """What `masks.blocks` becomes."""
 
-    def __init__(self, spec: Spec, frame: Frame):
+    def __init__(self, spec: Spec, frame: Lengths):
         terms = terms_of(spec)
         scale = terms.compare.scale
         first = (Times(scale),) if isinstance(scale, Operand) else ()
         self.scale = 1.0 if isinstance(scale, Operand) else scale
         self.relative = {m.table.array: m for m in terms.mods if isinstance(m, Relative)}
-        as_diagonals = lambda m: Diagonals(Operand(m.table.array, m.table.axes + "r"))
+        as_diagonals = lambda m: self.along_diagonal(Operand(m.table.array, m.table.axes + "r"))
         terms = dataclasses.replace(
             terms,
             compare=None,
             mods=(*first, *replaced(terms.mods, Relative, as_diagonals)),
-            mask=packed(terms.mask),
+            mask=packed(terms.mask, self.packed),
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)

@@ -23,6 +23,7 @@ from jattn._terms import Terms
 from jattn._terms.block_tables import Tiling
 from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.count import count
+from jattn.backends.pallas_gpu.sizes import tile_sizes
 from jattn.masks import Mask
 
 _PLAIN = {8: 487 / 32, 9: 466 / 64, 10: 466 / 64}
@@ -114,3 +115,11 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
         elif equation.primitive.name not in _FREE:
             total += any(getattr(x.aval, "shape", None) == tile for x in equation.outvars)
     return total
+
+
+def cut(
+    spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool
+) -> Cut:
+    """How the call is cut, forward; see `jattn.backends.contract.Fused.cut`."""
+    sizes, source = tile_sizes(spec, k, v, operands, "forward")
+    return estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source)

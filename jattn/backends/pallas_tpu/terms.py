@@ -24,6 +24,7 @@ class TpuTerms(TileTerms):
 
     def __init__(self, spec: Spec, frame: Frame, direction: Direction):
         super().__init__(spec, frame)
+        self.frame: Frame = frame
         self.direction = direction
 
     def arrays(self, operands: Sequence[AnyArray]) -> list[jax.Array]:

@@ -2,23 +2,24 @@
 
 A kernel's tiles have rows of one axis and columns of the other: queries and keys, or keys and queries where the
 gradients of keys are computed.  What an operand has along rows is copied once for a block, what it has along columns
-with every tile that goes by, and numbers without position are read from global memory.
+with every tile that goes by, and numbers without position are read from global memory, as are tables.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.lowering import Column, Row
+from jattn_kernels.gpu.lowering import Column, Row, Table
 from jattn_kernels.gpu.machine import Warpgroup
 from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
 
 _ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
@@ -30,41 +31,73 @@ def swizzle(width: int, itemsize: int) -> tuple[Any, Any]:
     return plgpu.TilingTransform((8, size // itemsize)), plgpu.SwizzleTransform(size)
 
 
+class Diagonals(NamedTuple):
+    """Numbers that vary with j - i alone, `[n]`, of which the first belongs to `first`."""
+
+    numbers: Any
+    first: Any
+
+    def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        """Those of a tile."""
+        return self.numbers[j - i - self.first]
+
+
+class Bits(NamedTuple):
+    """A layout of bits in words of 32 columns, `[rows, words]`."""
+
+    words: Any
+    cells: Cells
+
+    def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        """Those of a tile, as booleans."""
+        row, column = (x // self.cells.side for x in (i, j))
+        row = jnp.minimum(row, self.cells.rows - 1)  # of queries past the end
+        word = self.words[row, jnp.minimum(column >> 5, self.cells.words - 1)]
+        return (word >> (column & 31)) & 1 == 1
+
+
 @dataclasses.dataclass(frozen=True)
 class OperandLayout:
-    """One operand: its axes, how many entries it has for batch elements and heads, and whether it is a mask."""
+    """One operand: its axes, how many entries it has for batch elements and heads, and what an entry is."""
 
     axes: str
     batch: int
     heads: int
     dtype: jnp.dtype
     boolean: bool
+    table: tuple[int, ...] | None = None  # the shape of an entry that is looked up by the terms
+    cells: Cells | None = None  # of a table of bits
 
     @property
     def along(self) -> str:
-        """Which of the axes `t s` it has."""
-        return "".join(a for a in self.axes if a in "ts")
+        """Which of the axes `t s r` it has; `r` stands for `t s` where it varies with j - i alone."""
+        return "".join(a for a in self.axes if a in "tsr")
 
     def entry(self, b: Index, h: Index) -> tuple[Any, Any]:
         return b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0
 
 
-def lay_out(array: jax.Array, axes: str, padded: dict[str, int]) -> tuple[jax.Array, OperandLayout]:
-    """The array as a kernel takes it, `[batch, heads, ..]`, and its layout.
+def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> tuple[jax.Array, OperandLayout]:
+    """The array as a kernel takes it whose tiles' rows are queries, `t`, or keys, `s`; and its layout.
 
-    Vectors are stretched to a length that tiles divide, `padded`; of arrays with both axes the rows are, to a multiple
-    of 16 bytes, where they are not one.
+    It is `[batch, heads, ..]`.  Vectors are stretched to a length that tiles divide, `padded`; arrays with both axes
+    have those of the tile's rows in front, and rows of a multiple of 16 bytes.  What has further axes is flat.
     """
     batch, heads = (array.shape[axes.index(a)] if a in axes else 1 for a in "bh")
-    boolean, along = array.dtype == jnp.bool_, "".join(a for a in axes if a in "ts")
+    boolean, along = array.dtype == jnp.bool_, "".join(a for a in axes if a in "tsr")
+    further = array.shape[len(axes) :]
+    if further:
+        array = array.astype(jnp.int8) if boolean else array
+        return array.reshape(-1), OperandLayout(axes, batch, heads, array.dtype, False, further)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        array = array if len(along) == 2 else array.astype(jnp.float32)
+        array = array if along == "ts" else array.astype(jnp.float32)
     elif array.dtype != jnp.uint32:
-        array = array.astype(jnp.bfloat16 if boolean and len(along) == 2 else jnp.int32)
+        array = array.astype(jnp.bfloat16 if boolean and along == "ts" else jnp.int32)
     array = array.reshape(batch, heads, *(array.shape[axes.index(a)] for a in along))
-    if len(along) == 1:
+    if along in ("t", "s"):
         array = jnp.pad(array, ((0, 0), (0, 0), (0, padded[along] - array.shape[-1])), mode="edge")
-    elif len(along) == 2:
+    elif along == "ts":
+        array = jnp.swapaxes(array, 2, 3) if rows == "s" else array
         array = jnp.pad(array, ((0, 0),) * 3 + ((0, -array.shape[-1] % (_ALIGNED // array.dtype.itemsize)),))
     return array, OperandLayout(axes, batch, heads, array.dtype, boolean)
 
@@ -73,12 +106,13 @@ def lay_out(array: jax.Array, axes: str, padded: dict[str, int]) -> tuple[jax.Ar
 class Staging:
     """Where the operands of a kernel stand in shared memory, and the copies that bring them there.
 
-    `rows`: the axis along a tile's rows, `t` or `s`.
+    `rows`: the axis along a tile's rows, `t` or `s`.  `padded`: the length of queries that diagonals are counted with.
     """
 
     layouts: tuple[OperandLayout, ...]
     rows: str
     sizes: Sizes
+    padded: int
 
     def _resident(self, layout: OperandLayout) -> bool:
         return layout.along == self.rows
@@ -90,6 +124,11 @@ class Staging:
     def resident(self) -> int:
         """How many copies a warpgroup waits for before its first tile."""
         return sum(map(self._resident, self.layouts))
+
+    @property
+    def of_heads(self) -> bool:
+        """Whether some of these differ from head to head."""
+        return any(self._resident(x) and x.heads > 1 for x in self.layouts)
 
     @property
     def passing(self) -> int:
@@ -106,10 +145,22 @@ class Staging:
             return None
         if self._resident(layout):
             return plgpu.SMEM((2, sizes.height), layout.dtype)
-        if len(layout.along) == 1:
-            return plgpu.SMEM((sizes.steps, sizes.columns), layout.dtype)
-        transforms = swizzle(sizes.columns, layout.dtype.itemsize)
-        return plgpu.SMEM((sizes.steps, sizes.rows, sizes.columns), layout.dtype, transforms=transforms)
+        if layout.along == "ts":
+            transforms = swizzle(sizes.columns, layout.dtype.itemsize)
+            return plgpu.SMEM((sizes.steps, sizes.rows, sizes.columns), layout.dtype, transforms=transforms)
+        return plgpu.SMEM((sizes.steps, self._diagonals if layout.along == "r" else sizes.columns), layout.dtype)
+
+    @property
+    def _diagonals(self) -> int:
+        """How many a tile of the block meets, and one more."""
+        return self.sizes.rows + self.sizes.columns
+
+    def _first_diagonal(self, first: tuple[Index, Index]) -> Index:
+        """j - i of the first that is copied: one before the least of the tile."""
+        row, column = first
+        if self.rows == "t":
+            return column - row - self.sizes.rows
+        return row - column - self.sizes.columns
 
     def copy_resident(
         self, refs: Sequence[jax.Ref], staged: Sequence[Any], b: Index, h: Index, wg: Index, first: Index, arrived: Any
@@ -131,19 +182,22 @@ class Staging:
         arrived: Any,
     ) -> None:
         """What a tile has whose first row and column are `first`."""
+        row, column = pl.ds(first[0], self.sizes.rows), pl.ds(first[1], self.sizes.columns)
+        diagonals = pl.ds(self._first_diagonal(first) + self.padded, self._diagonals)
         for layout, ref, to in zip(self.layouts, refs, staged, strict=True):
             if self._passing(layout):
-                row, column = (pl.ds(x, n) for x, n in zip(first, (self.sizes.rows, self.sizes.columns)))
-                along = (row, column) if len(layout.along) == 2 else (column,)
+                along = {"ts": (row, column), "r": (diagonals,)}.get(layout.along, (column,))
                 plgpu.copy_gmem_to_smem(ref.at[(*layout.entry(b, h), *along)], to.at[slot], arrived)
 
     def read_resident(
         self, machine: Warpgroup, refs: Sequence[jax.Ref], staged: Sequence[Any], b: Index, h: Index, wg: Index
     ) -> list[Any]:
         """What does not change from tile to tile; None in the place of the rest."""
-        parts = []
+        parts: list[Any] = []
         for layout, ref, to in zip(self.layouts, refs, staged, strict=True):
-            if not layout.along:
+            if layout.table is not None:
+                parts.append(self._table(layout, ref, b, h))
+            elif not layout.along:
                 parts.append(self._of_its_kind(layout, ref[layout.entry(b, h)]))
             elif self._resident(layout):
                 parts.append(Row(self._of_its_kind(layout, machine.row(to[wg]))))
@@ -151,31 +205,42 @@ class Staging:
                 parts.append(None)
         return parts
 
+    def _table(self, layout: OperandLayout, ref: jax.Ref, b: Index, h: Index) -> Any:
+        assert layout.table is not None
+        (b, h), size = layout.entry(b, h), 1
+        for n in layout.table:
+            size *= n
+        boolean = layout.dtype == jnp.int8
+        table = Table(ref, layout.table, jnp.bool_ if boolean else layout.dtype, (b * layout.heads + h) * size)
+        return table if layout.cells is None else Bits(table, layout.cells)
+
     def read(
         self,
         machine: Warpgroup,
         resident: Sequence[Any],
         staged: Sequence[Any],
         slot: Index,
-        wg: Index,
+        place: Index,
         columns: slice,
+        first: tuple[Index, Index],
     ) -> list[Any]:
-        """The operands' parts for some columns of a warpgroup's tile."""
+        """The operands' parts for some columns of a tile, `place`: of the block's first 64 rows or of its second."""
         parts = []
-        width = columns.stop - columns.start
+        across = pl.ds(columns.start, columns.stop - columns.start)
         for layout, part, to in zip(self.layouts, resident, staged, strict=True):
-            if self._passing(layout) and len(layout.along) == 1:
-                at = (slot, pl.ds(columns.start, width))
-                part = Column(self._of_its_kind(layout, machine.column(to.at[at][...])))
-            elif self._passing(layout):
-                rows = pl.ds(wg * self.sizes.height, self.sizes.height)
-                part = machine.tile(to.at[slot, rows, pl.ds(columns.start, width)][...])
-                floating = jnp.issubdtype(layout.dtype, jnp.floating)
-                part = self._of_its_kind(layout, part.astype(jnp.float32) if floating else part)
+            if not self._passing(layout):
+                pass
+            elif layout.along == "r":
+                part = Diagonals(Table(to.at[slot], (self._diagonals,), jnp.float32), self._first_diagonal(first))
+            elif layout.along == "ts":
+                rows = pl.ds(place * self.sizes.height, self.sizes.height)
+                part = machine.tile(to.at[slot, rows, across][...])
+                part = part.astype(jnp.float32) if jnp.issubdtype(layout.dtype, jnp.floating) else part
+                part = self._of_its_kind(layout, part)
+            else:
+                part = Column(self._of_its_kind(layout, machine.column(to.at[slot, across][...])))
             parts.append(part)
         return parts
 
     def _of_its_kind(self, layout: OperandLayout, x: jax.Array) -> jax.Array:
         return x != 0 if layout.boolean else x
-
-

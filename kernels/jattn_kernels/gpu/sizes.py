@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +39,15 @@ class Sizes:
     def keys(self, rows: str) -> int:
         """Keys of a tile whose rows are queries, `t`, or keys, `s`."""
         return self.columns if rows == "t" else self.rows
+
+
+class Lengths(NamedTuple):
+    """Queries and keys of a call."""
+
+    t: int
+    s: int
+
+    @property
+    def padded(self) -> dict[str, int]:
+        """Lengths that the tiles of all kernels divide."""
+        return {axis: -(-n // 128) * 128 for axis, n in (("t", self.t), ("s", self.s))}

@@ -70,6 +70,25 @@ class TileSizes(Protocol):
         ...
 
 
+class Lengths(Protocol):
+    """What is common to the lengths of a call as kernel families see them."""
+
+    @property
+    def t(self) -> int:
+        """Queries."""
+        ...
+
+    @property
+    def s(self) -> int:
+        """Keys."""
+        ...
+
+    @property
+    def padded(self) -> dict[str, int]:
+        """Lengths of both, `t` and `s`, that tiles divide."""
+        ...
+
+
 class Frame(NamedTuple):
     """Lengths of a call and its tile sizes."""
 

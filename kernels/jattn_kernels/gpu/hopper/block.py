@@ -63,9 +63,14 @@ class Block:
         across = Column(functools.cache(lambda: self.machine.count_columns(columns) + column))
         return (rows, across) if self.staging.rows == "t" else (across, rows)
 
-    def parts(self, wg: Index, slot: Index, resident: Sequence[Any], columns: slice) -> list[Any]:
-        """The operands' parts of some columns of a warpgroup's tile."""
-        return self.staging.read(self.machine, resident, self.staged, slot, wg, columns)
+    def parts(
+        self, place: Index, slot: Index, resident: Sequence[Any], columns: slice, first: tuple[Index, Index]
+    ) -> list[Any]:
+        """The operands' parts of some columns of a tile of the block's first 64 rows or of its second.
+
+        `first`: the first row of the block and the first column of its tile.
+        """
+        return self.staging.read(self.machine, resident, self.staged, slot, place, columns, first)
 
     def evaluate(self, fn: Callable, tiles: Sequence[jax.Array], given: Callable[[slice], Any]) -> Any:
         """fn(*tiles, *given), a piece of the columns at a time; tiles of the results stand side by side, rows add up."""

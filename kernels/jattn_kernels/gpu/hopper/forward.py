@@ -20,7 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.hopper.block import COPIES, WARPGROUPS, Block, entry, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
@@ -98,7 +98,7 @@ class _Forward(Block):
 
         def given(columns: slice) -> tuple[Any, ...]:
             places = self.positions(row, column + columns.start, columns.stop - columns.start)
-            return *places, self.parts(wg, slot, resident, columns)
+            return *places, self.parts(wg, slot, resident, columns, (self.first, column))
 
         plgpu.barrier_wait(self.k_there.at[slot])
         product = machine.product(self.q_sm.at[wg], self.k_sm.at[slot], self.swap)
@@ -174,7 +174,7 @@ def forward(
     batches = tuple(x.shape[0] for x in (q, k, v))
     b = max(*batches, lists.batch, *(x.batch for x in layouts))
     tiles = pl.cdiv(t, sizes.rows)
-    staging = Staging(layouts, "t", sizes)
+    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
     of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * (2 if functions.natural else 1)
     barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
     kernel = functools.partial(

@@ -1,0 +1,127 @@
+"""The backward kernels behind the contract: one along queries, one along keys.
+
+Gradients of arrays that have both axes, and of tables that are looked up, are left to the tiled twin of all backends:
+each would need a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jattn_kernels.gpu.hopper.backward_keys import backward_keys
+from jattn_kernels.gpu.hopper.backward_queries import backward_queries
+from jattn_kernels.gpu.hopper.gradients import UNSEEN
+from jattn_kernels.gpu.layout import OperandLayout
+from jattn_kernels.gpu.sizes import Lengths
+from jattn_kernels.tiles.functions import LOG2E
+
+from jattn._terms import AnyArray
+from jattn.backends.blockwise import BLOCKWISE
+from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
+from jattn.backends.pallas_gpu.call import Call, whole_width, without_unseen
+from jattn.backends.pallas_tpu.call import of_32_bits
+
+
+def backward(
+    spec: Spec,
+    q: Query,
+    k: Key,
+    v: Value,
+    operands: list[jax.Array],
+    result: Result,
+    dout: Out,
+    dlse: Lse,
+    active: Sequence[bool],
+) -> Gradients:
+    """Gradients; see `jattn.backends.contract.Fused.backward`."""
+    narrow = [of_32_bits(x) for x in operands]
+    with jax.enable_x64(False):
+        gradients = _backward(spec, q, k, v, narrow, result, dout, dlse, active)
+    own = [None if x is None else x.astype(y.dtype) for x, y in zip(gradients.operands, operands, strict=True)]
+    return gradients._replace(operands=own)
+
+
+def _backward(
+    spec: Spec,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[AnyArray],
+    result: Result,
+    dout: jax.Array,
+    dlse: jax.Array,
+    active: Sequence[bool],
+) -> Gradients:
+    wide = lambda x: x.astype(jnp.float32)
+    out, lse, remainder = result
+    keys = without_unseen(spec, operands, q, k, v)
+    along_t, along_s = (Call(spec, *keys, operands, q.shape[1], kernel) for kernel in ("queries", "keys"))
+    functions = along_t.functions
+    delta, share = jnp.sum(wide(dout) * wide(out), -1) - dlse, jnp.exp(-remainder)
+    rows, of_out = q, wide(dout)
+    if functions.weights is None:  # all gradients are linear in these: the kernels need not multiply each weight
+        of_out, delta, share = of_out * share[..., None], delta * share, None
+    if along_t.terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
+        rows, of_out, delta = (_of_rows_that_see(x, lse) for x in (q, of_out, delta))
+    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse * (1 if functions.natural else LOG2E))
+    of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
+    arrays = [whole_width(x) for x in (rows, *keys, of_out.astype(v.dtype))]
+    fused = [y and not _of_pairs(x, axes) for x, axes, y in zip(operands, spec.signature.axes, active, strict=True)]
+
+    def run(kernel: Callable, call: Call, along: tuple[str, ...], **options: Any) -> tuple[Any, ...]:
+        """What the kernel gives for its rows, and the gradients of the operands that have such rows."""
+        layouts = call.operands(operands)[1]
+        laid_out, pull = jax.vjp(lambda x: call.operands(x)[0], list(operands))
+        slots = tuple(n for n, y in enumerate(call.terms.active(fused)) if y and layouts[n].along in along)
+        *rest, sums = kernel(
+            *arrays, of_rows, laid_out, layouts, slots, call.functions, call.lists, call.listed, call.sizes,
+            interpret=call.interpret, **options,
+        )  # fmt: skip
+        of_slots = dict(zip(slots, sums, strict=True))
+        places = enumerate(zip(laid_out, layouts, strict=True))
+        return *rest, pull([_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places])[0]
+
+    dq, of_t = run(backward_queries, along_t, ("t", ""), dtype=q.dtype)
+    dk, dv, of_s = run(backward_keys, along_s, ("s",))
+    doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
+    of_pairs = [x and not y for x, y in zip(active, fused, strict=True)]
+    if any(of_pairs):
+        twin = BLOCKWISE.backward(spec, q, k, v, list(operands), result, dout, dlse, of_pairs).operands
+        doperands = [x if y else z for x, y, z in zip(twin, of_pairs, doperands, strict=True)]
+    fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
+    cut = ((x[..., : y.shape[-1]], y) for x, y in ((dq, q), (dk, k), (dv, v)))
+    return Gradients(*(fold(x, y).astype(y.dtype) for x, y in cut), doperands)
+
+
+def _of_pairs(x: AnyArray, axes: str) -> bool:
+    """Whether an operand has a number for each pair, or is a table that is looked up."""
+    return {*"ts"} <= {*axes} or x.ndim > len(axes)
+
+
+def _stretched(x: jax.Array, rest: float) -> jax.Array:
+    """`[b, t, h]` as kernels take it, `[b, h, t]` with a length that tiles divide."""
+    missing = Lengths(x.shape[1], 0).padded["t"] - x.shape[1]
+    return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, missing)), constant_values=rest)
+
+
+def _of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
+    """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
+    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
+    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
+
+
+def _cotangent(x: jax.Array, layout: OperandLayout, of_rows: jax.Array | None) -> Any:
+    """The gradient of an array in its layout, from what each row of each head adds to it; zeros where there is none."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return np.zeros(x.shape, jax.dtypes.float0)
+    if of_rows is None:
+        return jnp.zeros_like(x)
+    total = of_rows.reshape(-1, layout.batch, *of_rows.shape[1:]).sum(0)
+    total = total if layout.heads > 1 else total.sum(1, keepdims=True)
+    if not layout.along:
+        return total.sum(-1).astype(x.dtype)
+    return jnp.pad(total, ((0, 0), (0, 0), (0, x.shape[-1] - total.shape[-1]))).astype(x.dtype)

@@ -1,0 +1,105 @@
+"""What the kernels of a call share: arrays in their layout, and what stands in keys that nobody sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jattn_kernels.gpu.layout import OperandLayout
+from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.tiles.functions import TileFunctions
+
+from jattn import _terms
+from jattn._terms import AnyArray
+from jattn._terms.block_tables import Tiling
+from jattn._terms.reach import span
+from jattn.backends.contract import Shaped, Spec
+from jattn.backends.pallas_gpu.lists import lists_of
+from jattn.backends.pallas_gpu.sizes import Kernel, tile_sizes
+from jattn.backends.pallas_gpu.terms import GpuTerms
+from jattn.backends.steps import Step
+
+_PAIRS = 2**22  # looked at together
+_MULTIPLE = 16  # of a head's width: what the matrix unit multiplies at once
+
+
+class Call:
+    """One kernel's part of a call."""
+
+    sizes: Sizes
+    terms: GpuTerms
+    lists: Lists
+    listed: list[jax.Array]
+    interpret: Any
+
+    def __init__(self, spec: Spec, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], t: int, kernel: Kernel):
+        s, rows = k.shape[1], "s" if kernel == "keys" else "t"
+        self.sizes = tile_sizes(spec, k, v, operands, kernel)[0]
+        self.terms = GpuTerms(spec, Lengths(t, s), rows)
+        self.lists, listed = lists_of(spec.terms(operands).mask, t, s, self.sizes, rows)
+        self.listed = [jnp.asarray(x) for x in listed]
+        self.interpret = _simulator(spec.target.interpret) if spec.target.interpret else None
+
+    @property
+    def functions(self) -> TileFunctions:
+        return self.terms.functions()
+
+    def operands(self, operands: Sequence[AnyArray]) -> tuple[list[jax.Array], tuple[OperandLayout, ...]]:
+        """The arrays as the kernel takes them, and how they lie."""
+        arrays = self.terms.arrays(operands)
+        return [x for x, _ in arrays], tuple(y for _, y in arrays)
+
+
+def _simulator(interpret: Any) -> Any:
+    """How the simulator is to run: as the target says, or by default."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    return plgpu.InterpretGPUParams() if interpret is True else interpret
+
+
+def whole_width(x: jax.Array) -> jax.Array:
+    """Heads as wide as the matrix unit multiplies at once, with zeros; most are, and are left as they are."""
+    missing = -x.shape[-1] % _MULTIPLE
+    return jnp.pad(x, ((0, 0),) * 3 + ((0, missing),)) if missing else x
+
+
+def without_unseen(
+    spec: Spec, operands: Sequence[AnyArray], q: Shaped, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values, 0 where no query of the call sees them, if not all that stands there is finite: 0 * NaN is NaN.
+
+    Of many masks every key is seen, and nothing is to be done.  Of the others keys and values are read once to know
+    whether all is finite, and only if it is not every pair is looked at.
+    """
+    (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
+    terms = spec.terms(operands)
+    if span(terms.mask).shows_all(t, s):
+        return k, v
+    b = max([1, *(x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes)])
+    query = Tiling(t, min(t, max(1, _PAIRS // (b * h * s))))
+
+    def clean(keys: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def more(n: jax.Array, seen: jax.Array) -> jax.Array:
+            at = {"b": (0, b), "h": (0, h), "s": (0, s), "t": (query.start(n), query.block)}
+            step = Step(at, h // g)
+            tiles = [step.operand(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
+            sees = lambda tiles: jnp.any(spec.signature.fill(tiles).mask(*step.positions()), axis=0)
+            some = _terms.lift(sees, spec.signature.axes, ())(tiles)
+            has = [any(a in axes for axes in spec.signature.axes) for a in "bhh"]
+            some = some.reshape(*(n if y else 1 for n, y in zip((b, g, h // g), has, strict=True)), -1)
+            return seen | jnp.moveaxis(jnp.any(some, axis=2), 1, 2)[..., None]
+
+        seen = jax.lax.fori_loop(0, query.count, more, jnp.zeros((b, s, g, 1), bool))
+
+        def of(x: jax.Array) -> jax.Array:
+            every = seen if x.shape[0] >= b else jnp.any(seen.reshape(-1, x.shape[0], *seen.shape[1:]), axis=0)
+            every = jnp.tile(every, (x.shape[0] // every.shape[0], 1, 1, 1))
+            return jnp.where(every, x, jnp.zeros_like(x))
+
+        return of(keys[0]), of(keys[1])
+
+    finite = jnp.all(jnp.isfinite(k)) & jnp.all(jnp.isfinite(v))
+    return jax.lax.cond(finite, lambda keys: keys, clean, (k, v))

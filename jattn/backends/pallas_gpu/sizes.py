@@ -1,0 +1,58 @@
+"""Tile sizes of a call on GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jattn_kernels import chips
+from jattn_kernels.gpu.sizes import Sizes
+
+from jattn.backends.contract import Shaped, Spec
+from jattn.backends.pallas.terms import terms_of
+
+Kernel = Literal["forward", "queries", "keys"]
+"""One of `Settings`' fields: the forward pass, or the gradients along one axis."""
+_WIDE = 128  # heads wider than this need other tiles: a row of their sums takes half of a thread's registers
+_PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
+_SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along one axis, what the compiler reduces in
+
+
+def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], kernel: Kernel) -> tuple[Sizes, str]:
+    """The tile sizes of one kernel and where they come from.
+
+    Without a table of measured ones: the largest whose sums fit in registers and whose tiles fit in shared memory.
+    """
+    if (given := getattr(spec.backend.settings, kernel)) is not None:
+        return given, "as set"
+    d, e = (-(-x.shape[-1] // 16) * 16 for x in (k, v))
+    wide = max(d, e) > _WIDE
+    terms = terms_of(spec)
+    if kernel == "forward":
+        rows, columns = 128, 64 if wide else 128
+    elif kernel == "queries":
+        rows, columns = 128, 32 if wide else 64
+    else:
+        rows, columns = 64 if wide else 128, 64
+    source = "the largest that fit"
+    if spec.blocks is not None:
+        if kernel == "forward":
+            rows, columns = spec.blocks
+        source = "as asked for"
+    both = [x.dtype.itemsize for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
+    room = (chips.GPUS.get(spec.target.chip or "") or chips.GPUS["h100"]).granted - _SPARE
+    while columns > 32 and _bytes(kernel, rows, columns, d, e, 2, both) > room:
+        columns //= 2
+    piece = columns
+    if kernel != "forward" and (terms.mods or terms.gates or terms.mask is not None):
+        piece = min(columns, _PIECE)
+    steps = 2
+    while steps < 4 and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room and kernel != "forward":
+        steps += 1
+    return Sizes(rows, columns, steps, piece), source
+
+
+def _bytes(kernel: Kernel, rows: int, columns: int, d: int, e: int, steps: int, both: list[int]) -> int:
+    """Shared memory of a block's tiles, of 16-bit numbers; `both`: bytes of a number of each operand with both axes."""
+    resident = rows * (d + (e if kernel != "forward" or d != e else 0)) * 2
+    return resident + steps * columns * (2 * (d + e) + rows * sum(both))

@@ -1,0 +1,95 @@
+"""What both backward kernels compute of a tile: weights, and the gradients of its products and of the operands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jattn_kernels.gpu.hopper.block import Block
+from jattn_kernels.gpu.lowering import Row
+from jattn_kernels.tiles.functions import LOG2E
+
+UNSEEN = float("inf")  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
+
+
+class OfQueries(NamedTuple):
+    """What a tile needs to know of its queries, float32."""
+
+    lse: Any  # times log2(e) unless scores are natural; `UNSEEN` where there is nothing to see
+    delta: Any  # the sum of dout * out, less the cotangent of lse
+    share: Any  # exp(-remainder): a factor of the weights; None without gates, where dout and delta have it
+
+
+class Gradients(Block):
+    """A block that computes gradients: of the operands those that are `active` get theirs along its rows."""
+
+    active: Sequence[int]
+
+    def actives(self, parts: Sequence[Any]) -> list[Any]:
+        """The parts with numbers without position along rows, where they get a gradient: each row's share of it."""
+        rows = (self.sizes.height,)
+        spread = lambda x: x if isinstance(x, Row) else Row(self.machine.full(x, rows, "row"))
+        return [spread(x) if n in self.active else x for n, x in enumerate(parts)]
+
+    def of_tile(
+        self,
+        product: jax.Array,
+        dp: jax.Array,
+        i: jax.Array,
+        j: jax.Array,
+        of_queries: OfQueries,
+        parts: Sequence[Any],
+        masked: bool,
+    ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        """Weights after the gates, the gradient of the products without their scale, and those of `active`.
+
+        Evaluated as a term is: of arrays `[rows, columns]`, `[rows, 1]` and `[1, columns]`.
+        """
+        parts = self.of_rows_that_see(of_queries.lse, parts)
+        if masked and self.functions.natural and self.overhangs:
+            # Past the ends stand zeros, where a mod may have no derivative, and 0 * inf is NaN.
+            product = jnp.where((i < self.t) & (j < self.s), product, 1.0)
+        some, gradients = [parts[n] for n in self.active], []
+
+        def filled(some: Sequence[Any]) -> list[Any]:
+            return [some[self.active.index(n)] if n in self.active else x for n, x in enumerate(parts)]
+
+        scores = lambda x, some: self.scores(x, i, j, filled(some), masked)
+        if self.functions.natural:
+            score, pull = jax.vjp(scores, product, some)
+            p = jnp.exp2((score - of_queries.lse) * self.unit())
+        else:
+            score, pull = scores(product, some), None
+            p = jnp.exp2(score * self.unit() - of_queries.lse)
+        weight, gates = p, self.functions.weights
+        if gates is not None:
+            p = p * of_queries.share
+            weight, pull_gates = jax.vjp(lambda p, some: gates(p, i, j, filled(some)), p, some)
+            dp, of_some = pull_gates(dp)
+            gradients.append(of_some)
+        ds = p * (dp - of_queries.delta)
+        if pull is not None:
+            ds, of_some = pull(ds)
+            gradients.append(of_some)
+        return weight, ds, [sum(x) for x in zip(*gradients, strict=True)] if gradients else [0 * x for x in some]
+
+    def of_rows_that_see(self, lse: jax.Array, parts: Sequence[Any]) -> list[Any]:
+        """1, which no mod minds, for what queries have that see nothing: 0 * NaN is NaN in a gradient too."""
+        if not self.functions.blind:
+            return list(parts)
+        of_queries = [x.along == "t" and jnp.issubdtype(x.dtype, jnp.floating) for x in self.staging.layouts]
+        return [jnp.where(lse != UNSEEN, x, 1.0) if y else x for x, y in zip(parts, of_queries, strict=True)]
+
+    @property
+    def overhangs(self) -> bool:
+        """Whether tiles hang over the end of the queries or of the keys; those that do look at the mask."""
+        sizes, rows = self.sizes, self.staging.rows
+        queries, keys = (sizes.rows, sizes.columns) if rows == "t" else (sizes.columns, sizes.rows)
+        return bool(self.t % queries or self.s % keys)
+
+    def factor(self) -> float:
+        """What the sums of the products' gradients lack: the scale, unless the scores were made of it."""
+        return 1.0 if self.functions.natural else self.functions.scale / LOG2E
