@@ -22,7 +22,7 @@ from jattn_kernels.tiles.functions import LOG2E
 from jattn._terms import AnyArray
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.pallas_gpu.call import Call, whole_width, without_unseen
+from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
 from jattn.backends.pallas_tpu.call import of_32_bits
 
 
@@ -69,23 +69,23 @@ def _backward(
         rows, of_out, delta = (_of_rows_that_see(x, lse) for x in (q, of_out, delta))
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse * (1 if functions.natural else LOG2E))
     of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
-    arrays = [whole_width(x) for x in (rows, *keys, of_out.astype(v.dtype))]
+    arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
     fused = [y and not _of_pairs(x, axes) for x, axes, y in zip(operands, spec.signature.axes, active, strict=True)]
 
-    def run(kernel: Callable, call: Call, along: tuple[str, ...], **options: Any) -> tuple[Any, ...]:
+    def run(kernel: Callable, call: Call, along: tuple[str, ...]) -> tuple[Any, ...]:
         """What the kernel gives for its rows, and the gradients of the operands that have such rows."""
         layouts = call.operands(operands)[1]
         laid_out, pull = jax.vjp(lambda x: call.operands(x)[0], list(operands))
         slots = tuple(n for n, y in enumerate(call.terms.active(fused)) if y and layouts[n].along in along)
         *rest, sums = kernel(
             *arrays, of_rows, laid_out, layouts, slots, call.functions, call.lists, call.listed, call.sizes,
-            interpret=call.interpret, **options,
+            interpret=call.interpret,
         )  # fmt: skip
         of_slots = dict(zip(slots, sums, strict=True))
         places = enumerate(zip(laid_out, layouts, strict=True))
         return *rest, pull([_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places])[0]
 
-    dq, of_t = run(backward_queries, along_t, ("t", ""), dtype=q.dtype)
+    dq, of_t = run(backward_queries, along_t, ("t", ""))
     dk, dv, of_s = run(backward_keys, along_s, ("s",))
     doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
     of_pairs = [x and not y for x, y in zip(active, fused, strict=True)]

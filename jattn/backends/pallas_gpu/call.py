@@ -60,9 +60,10 @@ def _simulator(interpret: Any) -> Any:
     return plgpu.InterpretGPUParams() if interpret is True else interpret
 
 
-def whole_width(x: jax.Array) -> jax.Array:
-    """Heads as wide as the matrix unit multiplies at once, with zeros; most are, and are left as they are."""
-    missing = -x.shape[-1] % _MULTIPLE
+def in_tiles(spec: Spec, x: jax.Array) -> jax.Array:
+    """An array with heads as the matrix unit takes them: in 16 bits, which products of queries and a matrix may not be,
+    and of a width that it multiplies at once, filled up with zeros.  Most are both, and are left as they are."""
+    x, missing = x.astype(spec.dtype), -x.shape[-1] % _MULTIPLE
     return jnp.pad(x, ((0, 0),) * 3 + ((0, missing),)) if missing else x
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jattn_kernels.gpu.hopper.forward import forward as run
 
 from jattn.backends.contract import Key, Query, Result, Spec, Value
-from jattn.backends.pallas_gpu.call import Call, whole_width, without_unseen
+from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
 from jattn.backends.pallas_tpu.call import of_32_bits
 
 
@@ -16,10 +16,10 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
     with jax.enable_x64(False):
         narrow, width = [of_32_bits(x) for x in operands], v.shape[-1]
         k, v = without_unseen(spec, narrow, q, k, v)
-        q, k, v = (whole_width(x) for x in (q, k, v))
+        q, k, v = (in_tiles(spec, x) for x in (q, k, v))
         call = Call(spec, k, v, narrow, q.shape[1], "forward")
         arrays, layouts = call.operands(narrow)
         out, lse, remainder = run(
             q, k, v, arrays, layouts, call.functions, call.lists, call.listed, call.sizes, interpret=call.interpret
         )
-        return Result(out[..., :width].astype(spec.dtype), lse, remainder)
+        return Result(out[..., :width], lse, remainder)

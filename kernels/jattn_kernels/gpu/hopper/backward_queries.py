@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.typing import DTypeLike
 
 from jattn_kernels.gpu.hopper.block import COPIES, WARPGROUPS, entry, tiles_in
 from jattn_kernels.gpu.hopper.gradients import Gradients, OfQueries
@@ -155,10 +154,9 @@ def backward_queries(
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,
-    dtype: DTypeLike,
     interpret: Any = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """dq `[b, t, h, d]` in `dtype`, and of the operands whose numbers are in `active`, along queries or without
+    """dq `[b, t, h, d]`, and of the operands whose numbers are in `active`, along queries or without
     position, what each query adds to their gradient, float32 `[b, h, t]`.
 
     `of_rows`: the fields of `OfQueries`, `[b, h, t]` stretched to whole tiles; the rest as in the forward pass.
@@ -185,7 +183,7 @@ def backward_queries(
     sums = jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)
     dq, *sums = plgpu.kernel(
         kernel,
-        out_type=[jax.ShapeDtypeStruct((b, t, h, d), dtype), *[sums] * len(active)],
+        out_type=[jax.ShapeDtypeStruct((b, t, h, d), q.dtype), *[sums] * len(active)],
         scratch_types=[
             tiles_in(2, sizes.height, d, q.dtype),
             tiles_in(2, sizes.height, e, q.dtype),
