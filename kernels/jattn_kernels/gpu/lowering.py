@@ -128,7 +128,7 @@ _CALLS = {
     "pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "remat",
     "remat2", "checkpoint", "eval_jaxpr", "custom_lin",
 }  # fmt: skip
-_SAME = {"copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "pvary", "reduce_precision_identity"}
+_SAME = {"copy", "copy_p", "optimization_barrier", "name", "pvary", "reshard", "sharding_constraint", "mesh_cast"}
 _NATIVE = {
     "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "exp2", "log", "log2", "tanh", "sin", "cos", "sqrt",
     "rsqrt", "and", "or", "xor", "shift_left", "shift_right_logical", "shift_right_arithmetic", "eq", "ne", "lt", "le",
@@ -335,7 +335,8 @@ class _Replay:
             if name == "convert_element_type" and values[0].known:
                 return _known(values[0].x, out.dtype)
             if name in _ON_BITS and all(v.kind == "scalar" for v in values):
-                values = [_Value(self.spread(v, "row"), "row") for v in values]  # Mosaic has no bits of scalars
+                # Mosaic has no bits of scalars; of a tile of one number the compiler computes one
+                values = [_Value(self.spread(v, "tile"), "tile") for v in values]
             return self.apply(functools.partial(_elementwise, name, params), *values)
 
         return self.make(out.shape, out.dtype, at)
