@@ -63,8 +63,11 @@ class Table(NamedTuple):
 class Machine(Protocol):
     """What the replay asks of the machine that it runs on."""
 
-    def full(self, value: Any, shape: tuple[int, ...]) -> jax.Array:
-        """An array of one number, a scalar known while tracing or not; of a vector the layout is any."""
+    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+        """An array of one number, a scalar known while tracing or not.
+
+        A layout that is said here, of tiles above all, spares Mosaic's search for one, which gives up on long functions.
+        """
         ...
 
     def broadcast(self, x: jax.Array, axis: int, shape: tuple[int, int]) -> jax.Array:
@@ -83,7 +86,8 @@ class Machine(Protocol):
 class Plain:
     """The machine of plain arrays: a dry run's, and the simulator's."""
 
-    def full(self, value: Any, shape: tuple[int, ...]) -> jax.Array:
+    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+        del kind
         return jnp.full(shape, value)
 
     def broadcast(self, x: jax.Array, axis: int, shape: tuple[int, int]) -> jax.Array:
@@ -128,7 +132,9 @@ _CALLS = {
     "pjit", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "remat",
     "remat2", "checkpoint", "eval_jaxpr", "custom_lin",
 }  # fmt: skip
-_SAME = {"copy", "copy_p", "optimization_barrier", "name", "pvary", "reshard", "sharding_constraint", "mesh_cast"}
+_SAME = {
+    "copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "pvary", "reshard", "sharding_constraint", "mesh_cast",
+}  # fmt: skip
 _NATIVE = {
     "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "exp2", "log", "log2", "tanh", "sin", "cos", "sqrt",
     "rsqrt", "and", "or", "xor", "shift_left", "shift_right_logical", "shift_right_arithmetic", "eq", "ne", "lt", "le",
@@ -195,7 +201,7 @@ class _Replay:
         if value.kind == kind:
             return value.x
         if value.kind == "scalar":
-            return self.machine.full(value.x, self.lengths(kind))
+            return self.machine.full(value.x, self.lengths(kind), kind)
         return self.machine.broadcast(value.x, 0 if value.kind == "row" else 1, self.shape)
 
     def apply(self, fn: Callable[..., Any], *values: _Value) -> _Value:
@@ -286,7 +292,9 @@ class _Replay:
 
     # ------------------------------------------------------------------------------------------------------- jaxprs
 
-    def run(self, jaxpr: Any, consts: Sequence[_Held], args: Sequence[_Held], wanted: Sequence[bool] | None = None) -> list[Any]:
+    def run(
+        self, jaxpr: Any, consts: Sequence[_Held], args: Sequence[_Held], wanted: Sequence[bool] | None = None
+    ) -> list[Any]:
         """The results of a jaxpr (jax.extend.core.Jaxpr), None in the place of those that nobody wants."""
         wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
         needed = _needed(jaxpr, wanted)
@@ -367,7 +375,9 @@ class _Replay:
         if [shape[d] for d in long] == [out.shape[d] for d in kept]:
             source = dict(zip(long, kept, strict=True))
             return self.make(
-                out.shape, out.dtype, lambda i: self.at(x, tuple(i[source[d]] if d in source else _ZERO for d in range(len(shape))))
+                out.shape,
+                out.dtype,
+                lambda i: self.at(x, tuple(i[source[d]] if d in source else _ZERO for d in range(len(shape)))),
             )
         if set(self.sizes) & {*shape, *out.shape} or eqn.params.get("dimensions"):
             raise NotLowered("cannot reshape a tile")
@@ -376,7 +386,9 @@ class _Replay:
     def rule_transpose(self, eqn: Any, x: _Held) -> _Held:
         out, permutation = eqn.outvars[0].aval, eqn.params["permutation"]
         self._same_order(eqn.invars[0].aval.shape, out.shape)
-        return self.make(out.shape, out.dtype, lambda i: self.at(x, tuple(i[permutation.index(d)] for d in range(len(i)))))
+        return self.make(
+            out.shape, out.dtype, lambda i: self.at(x, tuple(i[permutation.index(d)] for d in range(len(i))))
+        )
 
     def _same_order(self, shape: Sequence[int], out: Sequence[int]) -> None:
         if [n for n in shape if n in self.sizes] != [n for n in out if n in self.sizes]:
@@ -576,7 +588,9 @@ class _Replay:
             def at(index: _Index) -> _Value:
                 value = self.at(results[-1][n], index)
                 for k in reversed(range(len(branches) - 1)):
-                    value = self.fold("select_n", self.fold("le", which, _known(k, np.int32)), value, self.at(results[k][n], index))
+                    value = self.fold(
+                        "select_n", self.fold("le", which, _known(k, np.int32)), value, self.at(results[k][n], index)
+                    )
                 return value
 
             return self.make(out.shape, out.dtype, at)
@@ -692,7 +706,9 @@ def _select(which: Any, *cases: Any) -> Any:
 
 
 def _not(x: Any) -> Any:
-    return x ^ jnp.full_like(x, True if x.dtype == np.bool_ else -1 if jnp.issubdtype(x.dtype, jnp.signedinteger) else np.iinfo(x.dtype).max)
+    return x ^ jnp.full_like(
+        x, True if x.dtype == np.bool_ else -1 if jnp.issubdtype(x.dtype, jnp.signedinteger) else np.iinfo(x.dtype).max
+    )
 
 
 def _round(x: Any, rounding_method: lax.RoundingMethod) -> Any:

@@ -85,7 +85,9 @@ def test_erf_inv_undoes_erf():
 @pytest.mark.parametrize("whole", [True, False])
 def test_power(jit: bool, whole: bool):
     random = np.random.default_rng(1)
-    x = np.concatenate([numbers(), np.exp(random.uniform(-3, 3, 9000)) * random.choice([-1, 1], 9000)]).astype(np.float32)
+    x = np.concatenate([numbers(), np.exp(random.uniform(-3, 3, 9000)) * random.choice([-1, 1], 9000)]).astype(
+        np.float32
+    )
     y = np.concatenate([random.permutation(numbers()), random.normal(size=9000) * 30]).astype(np.float32)
     y = np.round(y) if whole else y
     with np.errstate(all="ignore"):
@@ -133,4 +135,6 @@ def test_rounding_signs_and_whole_powers():
     _same(rewrites.sign(jnp.uint32([0, 7])), [0, 1])
     _same(rewrites.is_finite(jnp.asarray(x)), np.isfinite(x))
     for power in (0, 1, 2, 5, 13, -1, -3):
-        np.testing.assert_allclose(rewrites.integer_power(jnp.asarray(x[:5]), power), x[:5].astype(np.float64) ** power, 1e-6)
+        np.testing.assert_allclose(
+            rewrites.integer_power(jnp.asarray(x[:5]), power), x[:5].astype(np.float64) ** power, 1e-6
+        )
