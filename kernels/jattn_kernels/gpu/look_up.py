@@ -1,7 +1,7 @@
 """Look-ups at computed indices inside a Mosaic GPU kernel: each thread loads the numbers of its own places.
 
-Mosaic has no such primitive, so its dialects are written here.  A reference may lie in shared memory, one load an element,
-or in global memory; it is flat.
+Mosaic has no such primitive, so its dialects are written here. A reference may lie in shared memory, one load an
+element, or in global memory; it is flat.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
             found[at] = _load(table, register)
         return mgpu.FragmentedArray(_registers=found, _layout=places.layout, _is_signed=signed)
 
-    return gather(ref, index)
+    load: Any = gather  # the decorator takes away the context, which types do not say
+    return load(ref, index)
 
 
 def _load(table: Any, places: Any) -> Any:

@@ -1,16 +1,16 @@
 """A tile function inside a Mosaic GPU kernel, whose lowering lacks many of JAX's primitives.
 
-`lowered(fn, shape, machine)` traces fn as every backend does, with tiles `[rows, columns]` and positions `[rows, 1]` and
-`[1, columns]`, and replays what was traced.  While it does,
+`lowered(fn, shape, machine)` traces fn as every backend does, with tiles `[rows, columns]` and positions `[rows,
+1]` and `[1, columns]`, and replays what was traced. While it does,
 
-- what depends on a row or a column alone stays a vector, which a thread holds few numbers of: only the first operation
-  that mixes rows and columns makes a whole tile;
+- what depends on a row or a column alone stays a vector, which a thread holds few numbers of: only the first
+  operation that mixes rows and columns makes a whole tile;
 - primitives that Mosaic lacks are rewritten (`rewrites.py`), calls inlined, short loops unrolled;
-- a `Table` is never loaded as an array: it is a function of indices, as is all that is computed of it, until the indices
-  are known and one number for each place is looked up.
+- a `Table` is never loaded as an array: it is a function of indices, as is all that is computed of it, until the
+  indices are known and one number for each place is looked up.
 
-The trace has stand-ins for rows and columns, two primes, so that a dimension's size says which of the two it is, however
-large the tile is: a tile may have as many rows as columns, or one of either.
+The trace has stand-ins for rows and columns, two primes, so that a dimension's size says which of the two it is,
+however large the tile is: a tile may have as many rows as columns, or one of either.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Machine(Protocol):
     def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         """An array of one number, a scalar known while tracing or not.
 
-        A layout that is said here, of tiles above all, spares Mosaic's search for one, which gives up on long functions.
+        A layout that is said here, of tiles above all, spares Mosaic a search for one, which long functions exhaust.
         """
         ...
 
@@ -117,7 +117,7 @@ class _Value(NamedTuple):
 
 
 class _Lazy(NamedTuple):
-    """An array with axes other than a tile's, as a function of an index for each axis (None: of an axis of the tile)."""
+    """An array with axes other than a tile's, as a function of an index for each axis (None: an axis of the tile)."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -125,7 +125,7 @@ class _Lazy(NamedTuple):
 
 
 _Held = _Value | _Lazy
-_Index = tuple[Any, ...]  # of _Value, or None along an axis of the tile
+_Index = tuple[Any, ...]  # Any: of _Value, or None along an axis of the tile
 
 _INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # where the primitives that call a function hold it
 _CALLS = {
@@ -133,15 +133,19 @@ _CALLS = {
     "remat2", "checkpoint", "eval_jaxpr", "custom_lin",
 }  # fmt: skip
 _SAME = {
-    "copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "pvary", "reshard", "sharding_constraint", "mesh_cast",
+    "copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "pvary", "reshard", "sharding_constraint",
+    "mesh_cast",
 }  # fmt: skip
 _NATIVE = {
     "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "exp2", "log", "log2", "tanh", "sin", "cos", "sqrt",
     "rsqrt", "and", "or", "xor", "shift_left", "shift_right_logical", "shift_right_arithmetic", "eq", "ne", "lt", "le",
     "gt", "ge",
 }  # fmt: skip
-_ON_BITS = {"log1p", "expm1", "pow", "erfc", "erf_inv", "cbrt", "sinh", "atan", "atan2", "asin", "acos", "asinh", "acosh",
-            "atanh", "nextafter", "round", "rem", "reduce_precision", "bitcast_convert_type"}  # fmt: skip
+_ON_BITS = {
+    "log1p", "expm1", "pow", "erfc", "erf_inv", "cbrt", "sinh", "atan", "atan2", "asin", "acos", "asinh", "acosh",
+    "atanh", "nextafter", "round", "rem", "reduce_precision", "bitcast_convert_type",
+}  # fmt: skip
+"""What looks at a number's bits."""
 _FOLDED: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
@@ -300,12 +304,12 @@ class _Replay:
         needed = _needed(jaxpr, wanted)
         env: dict[Any, _Held] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
-        def read(v: Any) -> _Held:
-            return _known(v.val, v.aval.dtype) if isinstance(v, jax.extend.core.Literal) else env[v]
+        def read(v: Any) -> Any:
+            return _known(v.val, v.aval.dtype) if _is_literal(v) else env[v]
 
         for eqn, some in zip(jaxpr.eqns, needed, strict=True):
             if any(some):
-                inputs = [read(v) if isinstance(v, jax.extend.core.Literal) else env.get(v) for v in eqn.invars]
+                inputs = [read(v) if _is_literal(v) else env.get(v) for v in eqn.invars]
                 results = self.evaluate(eqn, inputs, some)
                 env.update((v, x) for v, x, n in zip(eqn.outvars, results, some, strict=True) if n)
         return [read(v) if w else None for v, w in zip(jaxpr.outvars, wanted, strict=True)]
@@ -443,6 +447,7 @@ class _Replay:
         return _known(value.x, dtype) if value.known else self.apply(lambda x: _convert(x, np.dtype(dtype)), value)
 
     def rule_concatenate(self, eqn: Any, *parts: _Held) -> _Held:
+        axis: int
         out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
         if out.shape[axis] in self.sizes and len(parts) > 1:
             raise NotLowered("cannot put a tile together from parts")
@@ -454,7 +459,8 @@ class _Replay:
             return self.at(parts[n], (*index[:axis], here, *index[axis + 1 :]))
 
         def at(index: _Index) -> _Value:
-            if index[axis] is None:
+            place: Any = index[axis] if index else None
+            if place is None:
                 return self.at(parts[0], index)
             if index[axis].known:
                 return part(next(n for n, end in enumerate(ends) if index[axis].x < end), index)
@@ -655,15 +661,19 @@ def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def _is_literal(v: Any) -> bool:
+    return isinstance(v, jax.extend.core.Literal)
+
+
 def _needed(jaxpr: Any, wanted: Sequence[bool]) -> list[list[bool]]:
     """Of each equation, which results something that is wanted needs."""
-    live = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and not isinstance(v, jax.extend.core.Literal)}
+    live = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and not _is_literal(v)}
     needed = []
     for eqn in reversed(jaxpr.eqns):
         some = [v in live for v in eqn.outvars]
         needed.append(some)
         if any(some):
-            live |= {v for v in eqn.invars if not isinstance(v, jax.extend.core.Literal)}
+            live |= {v for v in eqn.invars if not _is_literal(v)}
     return needed[::-1]
 
 
@@ -780,8 +790,8 @@ def lowered(fn: Callable[..., Any], shape: tuple[int, int], machine: Machine) ->
     """fn, a function of a tile `[rows, columns]`, in what a Mosaic GPU kernel lowers.
 
     It is called with pytrees of scalars, `Row`, `Column`, whole tiles and `Table`; fn gets arrays `[]`, `[rows, 1]`,
-    `[1, columns]`, `[rows, columns]` and of the table's shape.  Python's numbers, and all that is no array, reach fn as they
-    are.  Its results come back in the same tags.  It may call `jax.vjp`: sums over columns, to `[rows, 1]`, are a
+    `[1, columns]`, `[rows, columns]` and of the table's shape.  Python's numbers, and all that is no array, reach fn as
+    they are.  Its results come back in the same tags.  It may call `jax.vjp`: sums over columns, to `[rows, 1]`, are a
     machine's `row_sum`.
 
     Raises:

@@ -1,8 +1,9 @@
 """Functions that Mosaic GPU lacks, in those that it has: of float32 and integers of 32 bits, element by element.
 
-Errors are in units in the last place of the result, with a machine's `exp`, `log` and division taken as exact; the tests
-compare each with NumPy in float64.  No formula relies on a product being rounded before it is added to something, since
-compilers fuse the two: where a product's error counts, factors are cut in halves whose products are exact.
+Errors are in units in the last place of the result, with a machine's `exp`, `log` and division taken as exact; the
+tests compare each with NumPy in float64. No formula relies on a product being rounded before it is added to
+something, since compilers fuse the two: where a product's error counts, factors are cut in halves whose products
+are exact.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _sum(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def log1p(x: jax.Array) -> jax.Array:
-    """Within 2.5 ulp: the argument of the logarithm is reduced to sqrt(1/2) .. sqrt(2), and what 1 + x lost is added."""
+    """Within 2.5 ulp: the logarithm's argument is reduced to sqrt(1/2) .. sqrt(2), and what 1 + x lost is added."""
     u = 1 + x
     bits = _bits(u) + (_ONE_BITS - _SQRT_HALF_BITS)
     k = (bits >> 23) - 127

@@ -41,7 +41,7 @@ TABLES = [
 u32, f32 = jnp.uint32, jnp.float32
 
 
-_OF_SCORES = dict(
+_OF_SCORES: dict[str, Any] = dict(
     exp=jnp.exp,
     exp2=jnp.exp2,
     log=lambda s: jnp.log(jnp.abs(s) + 1),
@@ -135,7 +135,7 @@ FUNCTIONS.update(
     small=lambda s, i, j: s + jnp.take(jnp.arange(8.0), jnp.clip(i - j, 0, 7)),
     vjp=lambda s, i, j: jax.vjp(lambda x: jnp.where(i > j, jnp.exp(x) * jnp.tanh(x), x * x), s)[1](s)[0],
     rowsum=lambda s, i, j: s + jax.vjp(lambda x: x * s, i.astype(f32))[1](s)[0],
-    colconst=lambda s, i, j: jnp.broadcast_to(j.astype(f32), s.shape),
+    of_columns=lambda s, i, j: s + jnp.broadcast_to(j.astype(f32), s.shape),
     scalar=lambda s, i, j: s + jnp.log1p(jnp.float32(2)),
 )
 
@@ -204,7 +204,7 @@ def main() -> None:
             held = [Table(ref, (128,), seen) for ref, (_, seen) in zip(refs, tables, strict=True)]
             x = x + lowered(lambda i, j: 0.0 * (i - j), SHAPE, Warpgroup())(Row(i), Column(j))  # Mosaic wants them used
             for fn in fns:
-                each = [(t,) for t in held] or [()]
+                each: list[Any] = [(t,) for t in held] or [()]
                 for t in each:
                     x = plgpu.layout_cast(lowered(fn, SHAPE, Warpgroup())(x, Row(i), Column(j), *t), tile)
             out_mem[...] = x

@@ -143,7 +143,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "positions": (lambda s, i, j: s + jnp.arange(s.shape[1]), "takes positions from i and j, not from a tile's shape"),
     "long loop": (lambda s, i, j: lax.fori_loop(0, 100, lambda n, x: x * 0.5, s), "takes loops of up to 64 steps, not 100"),
     "loop of values": (
-        lambda s, i, j: lax.while_loop(lambda x: x[0] < jnp.float32(3) ** x[0], lambda x: (x[0] + 1, x[1]), (0.0, s))[1],
+        lambda s, i, j: lax.while_loop(lambda x: x[0] < jnp.float32(3) ** x[0], lambda x: (x[0] + 1, x[1] * 2), (0.0, s))[1],
         "has no loops whose length depends on values",
     ),
     "reshape": (lambda s, i, j: s.reshape(-1), "cannot reshape a tile"),
@@ -171,7 +171,7 @@ def test_settings_of_the_user_do_not_matter():
 
 
 def test_tables_begin_anywhere_and_shapes_are_checked():
-    s, i, j = inputs((8, 8))
+    _, i, _ = inputs((8, 8))
     table = Table(jnp.arange(40.0), (7,), jnp.float32, start=jnp.int32(20))
     got = lowered(lambda i, t: t[i % 7], (8, 8), Plain())(Row(i), table)
     np.testing.assert_array_equal(got.x, 20 + i % 7)
