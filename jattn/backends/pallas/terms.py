@@ -111,6 +111,12 @@ def parts_of(term: object, kind: type) -> list[Any]:
     return [x for x in jax.tree.leaves(term, is_leaf=_leaf(kind)) if isinstance(x, kind)]
 
 
+def of_32_bits(x: AnyArray) -> AnyArray:
+    """An operand as a kernel takes it: kernels have no 64 bits, even where the code around has."""
+    narrow = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
+    return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x
+
+
 class TileTerms:
     """The terms of a call as functions of a tile, with a slot for each of their arrays.
 

@@ -22,8 +22,8 @@ from jattn_kernels.tiles.functions import LOG2E
 from jattn._terms import AnyArray
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
+from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
-from jattn.backends.pallas_tpu.call import of_32_bits
 
 
 def backward(

@@ -117,9 +117,7 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
     return total
 
 
-def cut(
-    spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool
-) -> Cut:
+def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; see `jattn.backends.contract.Fused.cut`."""
     sizes, source = tile_sizes(spec, k, v, operands, "forward")
     return estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jattn_kernels.gpu.hopper.forward import forward as run
 
 from jattn.backends.contract import Key, Query, Result, Spec, Value
+from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
-from jattn.backends.pallas_tpu.call import of_32_bits
 
 
 def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -> Result:

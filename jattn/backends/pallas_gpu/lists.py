@@ -18,7 +18,7 @@ _MOST = 2**20  # tiles of a mask beyond which there are runs and no lists
 
 
 def lists_of(mask: Mask | None, t: int, s: int, sizes: Sizes, rows: str) -> tuple[Lists, list[AnyArray]]:
-    """Which tiles the lines of a kernel visit, whose rows are queries, `t`, or keys, `s`; and the arrays that say so."""
+    """Which tiles a kernel visits whose rows are queries, `t`, or keys, `s`; and the arrays that say so."""
     if jax.tree.leaves(mask):
         return _lists(mask, t, s, sizes, rows)
     return _static(mask, t, s, sizes, rows)

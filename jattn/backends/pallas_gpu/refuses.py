@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import jax
+import functools
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from jattn import gates, masks, mods
 from jattn._call.problem import Problem
 from jattn._call.targets import Target
+from jattn._terms import Operand
+from jattn._terms.closures import Closure
+from jattn.backends.pallas.terms import packed, parts_of
+from jattn.mods import Relative
 from jattn.scores import Additive
 
 WIDEST = 256  # numbers of a row of the accumulator, which stays in registers
@@ -14,7 +23,7 @@ DTYPES = {"float16", "bfloat16"}
 
 def unfit(problem: Problem, target: Target) -> str | None:
     """Why the kernels cannot run a problem there, None if they can; a clause whose subject is the backend."""
-    return _unfit_target(target) or unfit_problem(problem)
+    return _unfit_target(target) or unfit_problem(problem) or unfit_terms(problem)
 
 
 def _unfit_target(target: Target) -> str | None:
@@ -54,6 +63,8 @@ def unfit_problem(problem: Problem) -> str | None:
         )
     if not dtypes <= DTYPES:
         return f"takes bfloat16 and float16, not {' and '.join(sorted(dtypes - DTYPES))}"
+    if len(dtypes) > 1:
+        return f"takes queries, keys and values of one dtype, not {' and '.join(sorted(dtypes))}"
     sizes = {"d": problem.key.shape[-1], "e": problem.sizes["e"]}  # of the key: a matrix score may widen the query
     wide = [f"{a} {n}" for a, n in sizes.items() if isinstance(n, int) and n > WIDEST]
     if wide:
@@ -62,3 +73,47 @@ def unfit_problem(problem: Problem) -> str | None:
             " a thread's registers"
         )
     return None
+
+
+def unfit_terms(problem: Problem) -> str | None:
+    """Why a kernel cannot evaluate the terms of a problem, None if it can."""
+    terms = problem.mods, problem.mask, problem.gates
+    if parts_of(packed(problem.mask), masks.Blocks):
+        return "takes masks.blocks combined with & | ~ alone, not inside another mask"
+    tables = [m.table for m in problem.mods if isinstance(m, Relative)]
+    for x in parts_of(terms, Operand):
+        if x.array.ndim > len(x.axes) and {*"ts"} & {*x.axes} and not any(x is y for y in tables):
+            return f"looks up operands without axes t and s, not {list(x.array.shape)} with axes {x.axes!r}"
+        if jax.dtypes.canonicalize_dtype(x.array.dtype) in (jnp.int64, jnp.uint64):  # x64: two ids could become one
+            return f"takes integers of 32 bits, not {x.array.dtype}"
+    for kind, first in ((mods.Function, 1), (masks.Function, 0), (gates.Function, 1)):
+        for x in parts_of(terms, kind):
+            arrays = tuple((o.array.shape[len(o.axes) :], o.array.dtype, o.axes) for o in (*x.held, *x.operands))
+            reason = _unfit_function(x.closure, len(x.held), first, arrays)
+            if reason is not None:
+                return reason
+    return None
+
+
+@functools.lru_cache(maxsize=256)
+def _unfit_function(
+    closure: Closure, held: int, tiles: int, arrays: tuple[tuple[tuple[int, ...], jnp.dtype, str], ...]
+) -> str | None:
+    from jattn_kernels.gpu.lowering import Column, Row, Table, why_not
+
+    rows, columns = shape = 64, 128
+    of = jax.ShapeDtypeStruct
+
+    def argument(further: tuple[int, ...], dtype: jnp.dtype, axes: str) -> Any:
+        if jnp.issubdtype(dtype, jnp.floating) and not further:
+            dtype = jnp.dtype(jnp.float32)
+        if further:
+            return Table(None, further, dtype)
+        along = {*axes} & {*"ts"}
+        tagged = {"t": lambda: Row(of((rows,), dtype)), "s": lambda: Column(of((columns,), dtype))}
+        return of(shape if along else (), dtype) if len(along) != 1 else tagged[along.pop()]()
+
+    given = [argument(*x) for x in arrays]
+    positions = [Row(of((rows,), jnp.int32)), Column(of((columns,), jnp.int32))]
+    fn = lambda held, *rest: closure.build(held)(*rest)
+    return why_not(fn, shape, given[:held], *[of(shape, jnp.float32)] * tiles, *positions, *given[held:])

@@ -12,7 +12,8 @@ from jattn_kernels.tpu.backward import backward as run
 
 from jattn._terms import AnyArray
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.pallas_tpu.call import Call, of_32_bits
+from jattn.backends.pallas.terms import of_32_bits
+from jattn.backends.pallas_tpu.call import Call
 from jattn.backends.pallas_tpu.terms import heads_first
 
 

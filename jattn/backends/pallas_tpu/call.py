@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jattn_kernels import chips
 from jattn_kernels.tiles.work import Direction, Frame, Work
 from jattn_kernels.tpu.layout import OperandLayout
@@ -41,9 +40,3 @@ class Call:
             "interpret": spec.target.interpret,
         }
         self.layouts = self.terms.layouts(operands)
-
-
-def of_32_bits(x: AnyArray) -> AnyArray:
-    """An operand as a kernel takes it: kernels have no 64 bits, even where the code around has."""
-    narrow = {"float64": jnp.float32, "int64": jnp.int32, "uint64": jnp.uint32}
-    return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x

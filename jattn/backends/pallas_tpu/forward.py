@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jattn_kernels.tpu.forward import forward as run
 
 from jattn.backends.contract import Key, Query, Result, Spec, Value
-from jattn.backends.pallas_tpu.call import Call, of_32_bits
+from jattn.backends.pallas.terms import of_32_bits
+from jattn.backends.pallas_tpu.call import Call
 from jattn.backends.pallas_tpu.terms import heads_first
 
 

@@ -11,8 +11,8 @@ class Sizes:
     """The tile of one kernel.
 
     Attributes:
-      rows: rows of a block's tile: queries, or keys where their gradients are computed.  64 for each of its two warpgroups,
-        or 64 for both where sums are so wide that one has that of dk and the other that of dv.
+      rows: rows of a block's tile: queries, or keys where their gradients are computed.  64 for each of its two
+        warpgroups, or 64 for both where sums are so wide that one has that of dk and the other that of dv.
       columns: columns of a tile, which go by.
       steps: tiles of the other side in shared memory at once.
       piece: columns that terms are evaluated for at once: fewer need fewer registers.

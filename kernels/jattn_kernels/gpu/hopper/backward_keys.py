@@ -1,8 +1,8 @@
 """Backward on Hopper, along keys: gradients of keys and values, and of operands along keys.
 
-A block is a tile of one key head, keys along its rows; the query tiles that see it, of every query head of its group, go
-by.  Each of two warpgroups has half of the rows.  Where heads are so wide that a thread's registers do not hold the sums
-of both gradients, the two share the rows: one has dv, the other dk.
+A block is a tile of one key head, keys along its rows; the query tiles that see it, of every query head of its group,
+go by.  Each of two warpgroups has half of the rows.  Where heads are so wide that a thread's registers do not hold the
+sums of both gradients, the two share the rows: one has dv, the other dk.
 """
 
 from __future__ import annotations

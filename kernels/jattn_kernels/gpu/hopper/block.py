@@ -73,7 +73,7 @@ class Block:
         return self.staging.read(self.machine, resident, self.staged, slot, place, columns, first)
 
     def evaluate(self, fn: Callable, tiles: Sequence[jax.Array], given: Callable[[slice], Any]) -> Any:
-        """fn(*tiles, *given), a piece of the columns at a time; tiles of the results stand side by side, rows add up."""
+        """fn(*tiles, *given), a piece of the columns at a time: tiles of results stand side by side, rows add up."""
         machine, piece = self.machine, self.sizes.piece
         results: list[Any] = []
         for at in range(0, self.sizes.columns, piece):
