@@ -11,7 +11,7 @@ its grid: as a list for each query tile, or, where lists would not fit, as the e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,7 @@ class TileSizes(Protocol):
         ...
 
 
+@runtime_checkable
 class Lengths(Protocol):
     """What is common to the lengths of a call as kernel families see them."""
 

@@ -1,0 +1,145 @@
+"""The GPU kernels on the simulator: numbers, and races between copies and products."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import gates, masks, mods
+from jattn._call import targets
+from jattn._call.problem import reduce
+from jattn.backends.contract import Spec
+from jattn.backends.pallas_gpu import PALLAS_GPU
+from jattn.backends.pallas_gpu.refuses import unfit_problem, unfit_terms
+from tests.cases import CASES, Sizes, make
+from tests.evaluate import check_dtype
+from tests.problems import problem
+from tests.tolerances import TOLERANCES, assert_close
+
+if jax.__version_info__ < (0, 12):
+    pytest.skip("the GPU kernels are not simulated: jax 0.12's simulator is needed", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
+
+LARGE = Sizes(b=2, t=150, s=201, h=4, g=2, d=32, e=16)  # several tiles each way, none of which are whole
+_INTO_THE_SCORES = {"general", "general-heads", "cosine", "cosine-learned-scale", "concat", "concat-heads", "rectangular-general"}
+"""Scores whose query or key is computed: it is rounded to 16 bits before the product, and lse is as exact as that."""
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    yield
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    plgpu.reset_gpu_interpret_mode_state()  # of a test that failed: the next would wait for its threads
+
+
+def _fits(name):
+    posed = problem(*make(name, jnp.bfloat16))
+    return unfit_problem(posed) is None and unfit_terms(posed) is None
+
+
+@pytest.mark.parametrize("name", [x for x in CASES if _fits(x)])
+def test_every_case(name):
+    check_dtype(make(name, jnp.bfloat16), "pallas_gpu", "bfloat16", lse="bfloat16" if name in _INTO_THE_SCORES else None)
+
+
+SEVERAL_TILES = ["plain", "causal", "window", "segments-scattered", "blocks-heads", "everything", "bias-every-axes", "around"]
+
+
+@pytest.mark.parametrize("name", SEVERAL_TILES)
+def test_several_tiles(name):
+    check_dtype(make(name, jnp.bfloat16, LARGE), "pallas_gpu", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256),  # the two warpgroups share the keys
+        Sizes(b=1, t=130, s=70, h=2, g=2, d=192, e=128),
+        Sizes(b=1, t=64, s=128, h=1, g=1, d=40, e=72),  # filled up to what the matrix unit takes
+    ],
+    ids=str,
+)
+def test_widths(sizes):
+    check_dtype(make("everything", jnp.bfloat16, sizes), "pallas_gpu", "bfloat16")
+
+
+def test_float16():
+    check_dtype(make("alibi", jnp.float16, LARGE), "pallas_gpu", "float16")
+
+
+def _attend(q, k, v, **options):
+    return jattn.attention(q, k, v, implementation="pallas_gpu", **options)
+
+
+def _arrays(t=20, s=140, dtype=jnp.bfloat16):
+    random = np.random.default_rng(0)
+    return [jnp.asarray(random.standard_normal((2, n, 2, 16)), dtype) for n in (t, s, s)]
+
+
+def test_a_nan_that_nobody_sees_reaches_nothing():
+    q, k, v = _arrays()
+    lengths = jnp.array([100, 140])
+    options = {"mask": masks.lengths(lengths), "mods": mods.softcap(20.0)}
+    loss = lambda q, k, v: jnp.sum(_attend(q, k, v, **options).astype(jnp.float32) ** 2)
+    wanted = jax.grad(loss, (0, 1, 2))(q, k, v)
+    past = (jnp.arange(140) >= lengths[:, None])[..., None, None]
+    hidden = [jnp.where(past, jnp.nan, x) for x in (k, v)]
+    got = jax.grad(loss, (0, 1, 2))(q, *hidden)
+    chex.assert_trees_all_equal(got, wanted)
+    assert not any(jnp.isnan(x).any() for x in got)
+
+
+def test_a_nan_that_is_seen_is_nan():
+    q, k, v = _arrays()
+    out, lse = _attend(q, k.at[1, 3, 0, 0].set(jnp.nan), v, return_lse=True)
+    assert jnp.isnan(out[1, :, 0]).all() and jnp.isnan(lse[1, :, 0]).all()
+    assert jnp.isfinite(out[0]).all() and jnp.isfinite(lse[1, :, 1]).all()
+
+
+def test_rows_of_the_lowest_number_are_means():
+    q, k, v = _arrays()
+    out = _attend(q, k, v, bias=jnp.full((1, 1, 1, 1), float(jnp.finfo(jnp.float32).min)))
+    assert_close(out, jnp.broadcast_to(v.astype(jnp.float32).mean(1, keepdims=True), out.shape), 2.0**-8)
+
+
+def test_terms_that_look_up_tables():
+    q, k, v = _arrays()
+    table, layout = jnp.linspace(-1.0, 1.0, 7), jnp.arange(16).reshape(4, 4) % 3 > 0
+    options = {
+        "mods": mods.function(lambda score, i, j: score + table[(i + j) % 7]),
+        "mask": masks.function(lambda i, j: layout[i // 8, j // 40]),
+    }
+    wanted = jattn.attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="reference", **options)
+    assert_close(_attend(q, k, v, **options), wanted, TOLERANCES["bfloat16"].value)
+
+
+def test_the_same_bits_each_time_and_those_of_dropout():
+    q, k, v = _arrays()
+    options = {"dropout": gates.dropout(0.3, 7), "mask": masks.causal(offset=100)}
+    one, other = (_attend(q, k, v, **options) for _ in range(2))
+    chex.assert_trees_all_equal(one, other)
+    wanted = jattn.attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="reference", **options)
+    assert_close(one, wanted, TOLERANCES["bfloat16"].value)
+
+
+@pytest.mark.parametrize("name", ["causal", "everything"])
+def test_no_races(name):
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    q, k, v, operands, signature = reduce(problem(*make(name, jnp.bfloat16, dataclasses.replace(LARGE, b=1))))
+    target = targets.Target("cpu", None, plgpu.InterpretGPUParams(detect_races=True))
+    spec = Spec(PALLAS_GPU, signature, q.dtype, None, None, target)
+    result = PALLAS_GPU.forward(spec, q, k, v, operands)
+    active = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
+    PALLAS_GPU.backward(spec, q, k, v, operands, result, result.out, jnp.zeros_like(result.lse), active)
+    assert not interpret_pallas_call.get_races().races_found
