@@ -86,9 +86,9 @@ def _sizes(length: int) -> list[int]:
 
 def _seconds(call: Call, rows: int, columns: int, name: str | None, step: int) -> float:
     heads = max(1, min(call.together, step // call.held(rows, columns)))
-    steps = -(-call.all // heads) * -(-call.t // rows) * _visited(call, rows, columns)
+    tiles = -(-call.t // rows) * _visited(call, rows, columns)  # of each key head
     moved = _TRAFFIC * call.scores(rows, columns) + _OF_SIDES * call.sides(rows, columns)
-    return steps * (_LAUNCHES + heads * moved / _chip(name).bandwidth)
+    return tiles * (-(-call.all // heads) * _LAUNCHES + call.all * moved / _chip(name).bandwidth)
 
 
 def _visited(call: Call, rows: int, columns: int) -> float:
