@@ -58,7 +58,8 @@ class Plan:
         if self.tuned is not None:
             rows.append(("tile sizes", self.tuned))
         if self.milliseconds is not None:
-            rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from counted cycles"))
+            source = "counted cycles" if self.evidence is None else "its products and instructions"
+            rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from {source}"))
         if self.evidence is not None:
             rows.append(("evidence", self.evidence))
         width = max(len(name) for name, _ in rows)

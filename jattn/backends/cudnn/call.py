@@ -69,7 +69,8 @@ def backward(
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`.
 
-    cuDNN has none of lse.  Whether there is one is known only at run time, and then blockwise computes all of them.
+    cuDNN has none of lse: where there is one blockwise computes all of them.  That is known at run time, or to XLA,
+    which leaves the other branch out of programs that never ask for it.
     """
     own = lambda: _backward(spec, q, k, v, operands, result, dout)
     others = lambda: BLOCKWISE.backward(spec, q, k, v, operands, result, dout, dlse, active)[:3]
