@@ -461,8 +461,7 @@ class _Replay:
         def at(index: _Index) -> _Value:
             place: Any = index[axis]
             if place is None:
-                (only,) = parts
-                return self.at(only, index)
+                return self.at(next(iter(parts)), index)  # a tile's axis has one part
             if place.known:
                 return part(next(n for n, end in enumerate(ends) if place.x < end), index)
             value = part(len(parts) - 1, index)
