@@ -459,11 +459,11 @@ class _Replay:
             return self.at(parts[n], (*index[:axis], here, *index[axis + 1 :]))
 
         def at(index: _Index) -> _Value:
-            place: Any = index[axis] if index else None
+            place: Any = index[axis]
             if place is None:
-                return self.at(parts[0], index)
-            if index[axis].known:
-                return part(next(n for n, end in enumerate(ends) if index[axis].x < end), index)
+                return self.at(next(iter(parts)), index)  # a tile's axis has one part
+            if place.known:
+                return part(next(n for n, end in enumerate(ends) if place.x < end), index)
             value = part(len(parts) - 1, index)
             for n in reversed(range(len(parts) - 1)):
                 below = self.fold("lt", index[axis], _known(ends[n], np.int32))

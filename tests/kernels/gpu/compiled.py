@@ -200,8 +200,8 @@ def main() -> None:
                 + lax.axis_index("block") * SHAPE[0]
             )
             j = plgpu.broadcasted_iota(jnp.int32, SHAPE[1:], 0, layout=layouts["column"]) + SHAPE[1]
-            refs = copies if shared else there
-            held = [Table(ref, (128,), seen) for ref, (_, seen) in zip(refs, tables, strict=True)]
+            memories = copies if shared else there
+            held = [Table(ref, (128,), seen) for ref, (_, seen) in zip(memories, tables, strict=True)]
             x = x + lowered(lambda i, j: 0.0 * (i - j), SHAPE, Warpgroup())(Row(i), Column(j))  # Mosaic wants them used
             for fn in fns:
                 each: list[Any] = [(t,) for t in held] or [()]
