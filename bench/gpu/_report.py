@@ -9,6 +9,7 @@ from typing import Any
 
 from jattn_kernels.chips import GPUS
 
+from bench._passes import DIRECTIONS, TITLES
 from bench._report import Column, number
 from bench.gpu._cases import Case
 from bench.gpu._contenders import FORWARD, Contender
@@ -168,3 +169,29 @@ def _bars(panel: Any, rows: Sequence[StaticRow]) -> None:
         panel.bar(places, full, width, color=COLOURS[name], label=f"{name}, full tile")
     panel.set_xticks(range(len(asks)), asks, rotation=45, fontsize=8)
     panel.grid(alpha=0.3, axis="y")
+
+
+def plot_times(rows: Sequence[Any], names: Sequence[str], title: str, path: Path) -> None:
+    """Useful TFLOP/s over t at d = 128: a panel for each ask (across) and pass (down)."""
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if row.case.d == 128]
+    if not rows:
+        return
+    asks = list(dict.fromkeys(row.case.ask for row in rows))
+    figure = Figure(figsize=(1 + 3 * len(asks), 7), dpi=110, layout="constrained")
+    grid = figure.subplots(len(DIRECTIONS), len(asks), squeeze=False, sharex=True, sharey=True)
+    for across, direction in zip(grid, DIRECTIONS, strict=True):
+        across[0].set_ylabel(f"useful TFLOP/s, {TITLES[direction]}")
+        for panel, ask in zip(across, asks, strict=True):
+            wanted = [row for row in rows if (row.case.ask, row.case.direction) == (ask, direction)]
+            for name in names:
+                points = sorted((row.case.t, speed) for row in wanted if (speed := row.teraflops(name)) is not None)
+                style = {"color": COLOURS.get(name), "marker": "o", "markersize": 4}
+                panel.plot([t for t, _ in points], [speed for _, speed in points], label=name, **style)
+            panel.set_title(ask)
+            panel.set_xscale("log", base=2)
+            panel.grid(alpha=0.3)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    figure.suptitle(f"bfloat16 attention on {title}, [1, t, 16, 128]")
+    figure.savefig(path)
