@@ -125,6 +125,6 @@ def _forward(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> Non
 def cache_environment(folder: Path) -> dict[str, str]:
     """What has a child keep its compiled programs, and find those of its siblings."""
     return {
-        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "jax_cache")),
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.resolve() / "jax_cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }

@@ -170,6 +170,7 @@ JATTN = Contender(
     jattn_program,
     # the patterns are tried in this order: all of a backward's kernels may have `backward` in their names
     {"bias": BIAS, "dkv|keys": KEYS, "dq|queries": QUERIES, "forward|fwd": FORWARD},
+    (FORWARD,),
 )
 PEERS = {
     "tokamax": Contender(

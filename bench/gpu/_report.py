@@ -27,7 +27,7 @@ COLOURS = {
 }
 STATIC_LEGEND = """\
 Nothing ran on a GPU: Mosaic's PTX was assembled by ptxas, and the hot loops (the innermost with tensor instructions) of
-what nvdisasm shows were counted.
+what nvdisasm shows were counted. [2, 4096, 8, d] bfloat16 (mgpu: float16), causal but for plain.
 instr full, partial: instructions of one warp of the four that compute a tile of 64 x 128 scores (forward) or 64 x 64
   (dq, dkv, dbias), in the cheapest and in the dearest hot loop; loops over other tiles are scaled. A kernel without a
   mask has one. tile: the scores of four warps in one turn of the loop, as its products say.

@@ -14,7 +14,7 @@ PIPES = {
     "special": r"MUFU",
     "float": r"(FFMA|FADD|FMUL|FMNMX|FSETP|FSEL|FSET|FCHK|HADD2|HMUL2|HFMA2|HSETP2|HMNMX2)",
     "convert": r"(F2F|F2FP|I2F|F2I|I2FP|FRND)",
-    "integer": r"(IADD|IMAD|LOP3|SHF|ISETP|LEA|PRMT|SEL|VIADD|VIMNMX|VABSDIFF|IABS|IMNMX|PLOP3|P2R|R2P|POPC|FLO|BREV|LEPC)",
+    "integer": r"(IADD|IMAD|LOP3|SHF(?!L)|ISETP|LEA|PRMT|SEL|VIADD|VIMNMX|VABSDIFF|IABS|IMNMX|PLOP3|P2R|R2P|POPC|FLO|BREV|LEPC)",
     "wait": r"(SYNCS|BAR|WARPGROUP|WARPSYNC|DEPBAR|LDGDEPBAR|UTCBAR|FENCE|MEMBAR|NANOSLEEP|ERRBAR|ELECT|YIELD|NOP)",
     "shuffle": r"(SHFL|VOTE|MATCH|REDUX)",
     "local": r"(LDL|STL)",
@@ -143,6 +143,8 @@ def _counts(instruction: Instruction) -> bool:
 
 def _natural_loops(code: Code) -> dict[int, list[int]]:
     """By its first instruction, each loop's instructions up to its last jump back."""
+    if not code.instructions:
+        return {}
     starts = _starts(code)
     ends = dict(zip(starts, [*starts[1:], len(code.instructions)], strict=True))
     after = {start: _successors(code, start, end) for start, end in ends.items()}

@@ -1,0 +1,48 @@
+"""`python -m bench gpu --tune`: candidates, and the table that they fill."""
+
+import json
+
+from jattn_kernels import tables
+
+from bench.gpu import tune
+from bench.gpu._cases import Case
+from tests.bench.gpu.fakes import COMMAND
+
+FACTS = {"device": "NVIDIA H100 80GB HBM3", "chip": "h100"}
+CASE = Case("causal", 1, 4096, 16, 64, "fwdbwd")
+
+
+def test_the_best_of_each_pass_goes_into_the_table(tmp_path):
+    table = tmp_path / "gpu.json"
+    kept = {"chip": "a100", "d": 64, "t": 1, "mask": "full", "direction": "forward", "sizes": {}, "milliseconds": 1.0, "pairs": 1}
+    table.write_text(json.dumps([kept]))
+    assert tune.run([CASE], FACTS, tmp_path, table=table, command=COMMAND) == 0
+    rows = json.loads(table.read_text())
+    found = {row["direction"]: tables.Entry(**row) for row in rows if row["chip"] == "h100"}  # as the kernels read it
+    assert rows[0] == kept
+    assert found["forward"].sizes == {"query": 128, "key": 192, "stages": 2}
+    assert found["forward"].milliseconds == 3.0 / 16
+    assert found["backward"].sizes["query"] == 64
+    assert found["backward"].milliseconds == 64 / 16  # without its forward
+    assert (found["forward"].mask, found["forward"].pairs) == ("causal", 4096 * 4097 // 2)
+    assert found["forward"].device == FACTS["device"]
+    assert len(found["forward"].date) == 10
+    tried = json.loads((tmp_path / "tune.json").read_text())["tried"]
+    assert any(one["error"] == "ValueError: too large" for one in tried)
+
+
+def test_nothing_ran(tmp_path, capsys):
+    assert tune.run([CASE], FACTS, tmp_path, table=tmp_path / "gpu.json", command=COMMAND, stage_limit=0) == 1
+    assert not (tmp_path / "gpu.json").exists()
+
+
+def test_a_gpu_without_a_name_is_not_tuned(tmp_path, capsys):
+    assert tune.run([CASE], {"device": "NVIDIA Q1", "chip": None}, tmp_path, command=COMMAND) == 2
+    assert "NVIDIA Q1 is not in jattn_kernels.chips" in capsys.readouterr().out
+
+
+def test_masks_are_those_of_the_tables():
+    assert set(tune.MASKS) == set(tables.MASKS)
+    assert {case.mask for case in tune.cases()} == set(tables.MASKS)
+    for d in (64, 128, 256):
+        assert all(len(found) >= 8 for found in tune.candidates(d).values())
