@@ -51,9 +51,7 @@ class Case:
 def static_cases(chips: Sequence[str] = CHIP_NAMES) -> list[Case]:
     """What is compiled, the most telling first; a program with gradients holds the forward kernel as well."""
     b, t, h = STATIC
-    return [
-        Case(ask, b, t, h, d, "fwdbwd", chip) for chip, d, ask in itertools.product(chips, (128, 64, 256), names())
-    ]
+    return [Case(ask, b, t, h, d, "fwdbwd", chip) for chip, d, ask in itertools.product(chips, (128, 64, 256), names())]
 
 
 def timed_cases() -> list[Case]:

@@ -1,6 +1,6 @@
 """`python -m bench gpu --check`: values and every gradient on the GPU beside the definition in float64.
 
-The definition runs on this machine's CPU, from the same rounded arrays; the call runs twice and must give the same bits.
+The definition runs on this machine's CPU, from the same rounded arrays; the call runs twice, to the same bits.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ _ROWS = ("out", "lse", "dquery", "dkey", "dvalue")
 
 
 def tolerance(dtype: str, name: str) -> float:
-    """`tests.tolerances`; lse is float32 whatever the dtype, made of products whose sums round as float16 at the most."""
+    """`tests.tolerances`; lse is float32 whatever the dtype, of products that are summed as float16 at the worst."""
     if name == "lse":
         return min(TOLERANCES[dtype].value, TOLERANCES["float16"].value)
     return TOLERANCES[dtype].value if name == "out" else TOLERANCES[dtype].gradient

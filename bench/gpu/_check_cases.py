@@ -27,7 +27,7 @@ class Check:
 
     name: str
     options: Callable[[dict[str, Any]], dict[str, Any]]
-    arrays: Callable[[np.random.Generator, Check], dict[str, np.ndarray]] = lambda rng, x: {}
+    arrays: Callable[[np.random.Generator, Check], dict[str, Any]] = lambda rng, x: {}
     b: int = 2
     t: int = 333
     s: int = 333
@@ -98,7 +98,7 @@ def _everything(x: dict[str, Any]) -> dict[str, Any]:
     return {"mask": mask, "mods": mods, "dropout": jattn.gates.dropout(0.1, x["seed"]), "sinks": x["sinks"]}
 
 
-def _everything_arrays(rng: np.random.Generator, x: Check) -> dict[str, np.ndarray]:
+def _everything_arrays(rng: np.random.Generator, x: Check) -> dict[str, Any]:
     more = {"cap": np.float32(20), "seed": np.uint32(7), "sinks": _numbers(rng, x.h)}
     return {**_segments(rng, x), **_slopes(rng, x), **more}
 
@@ -129,7 +129,7 @@ def _dropout(x: dict[str, Any]) -> dict[str, Any]:
     return {**_causal(x), "dropout": _pieces().gates.dropout(0.3, x["seed"])}
 
 
-def _seed(rng: np.random.Generator, x: Check) -> dict[str, np.ndarray]:
+def _seed(rng: np.random.Generator, x: Check) -> dict[str, Any]:
     return {"seed": np.uint32(11)}
 
 

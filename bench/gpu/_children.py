@@ -35,12 +35,12 @@ class Worker:
         command: what to start.
     """
 
-    def __init__(self, environment: Mapping[str, str] = {}, command: Sequence[str] = COMMAND):  # noqa: B006  (never written)
-        self._environment = environment
+    def __init__(self, environment: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND):
+        self._environment = environment or {}
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  (closed on exit)
 
     def __enter__(self) -> Self:
         return self

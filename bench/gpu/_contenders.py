@@ -55,7 +55,9 @@ class Contender:
         return self.order[place] if place < len(self.order) else None
 
 
-def differentiated(case: Case, attend: Callable[..., Any], rest: Sequence[Any] = (), dtype: str = "bfloat16") -> Program:
+def differentiated(
+    case: Case, attend: Callable[..., Any], rest: Sequence[Any] = (), dtype: str = "bfloat16"
+) -> Program:
     """attend(q, k, v, *rest), with the backward also its gradients for a cotangent; q, k, v `[b, t, h, d]`."""
 
     def forward_backward(g, q, k, v, *rest):
@@ -97,7 +99,7 @@ def mgpu_program(case: Case) -> Program:
 
     setattr(attention_mgpu, "cuda_versions", Versions)  # noqa: B010  (it asks the CUDA library, which is not here)
     keys = 128 if case.d <= 128 else 64
-    blocks: dict[str, int] = dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), 64)
+    blocks: dict[str, Any] = dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq"), 64)
     config = attention_mgpu.TuningConfig(
         block_q=64,
         block_kv=keys,

@@ -1,4 +1,4 @@
-"""From instructions to a time that a kernel cannot beat: what each unit of a multiprocessor needs for the visited tiles.
+"""From instructions to a time that a kernel cannot beat: what each unit of a multiprocessor needs for its tiles.
 
 The units are assumed to work beside one another, without ever waiting: the slowest alone is the estimate.
 """
@@ -77,9 +77,7 @@ def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | No
     computing = max(1, kernel.threads // 128 - 1)  # the warpgroups but one, which copies
     counts = tiles(case.mask, case.t, ROWS * computing, columns)
     share = case.b * case.h * computing * columns / tile_columns(role)
-    totals = {
-        unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles
-    }
+    totals = {unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles}
     bound = max(totals, key=lambda unit: totals[unit])
     return Estimate(columns, full, partial, bound, 1e3 * totals[bound] / chip.cores / chip.clock)
 

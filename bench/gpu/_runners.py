@@ -102,7 +102,8 @@ def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
         import jax
         import jax.numpy as jnp
 
-        own = functools.partial(jax.nn.dot_product_attention, implementation=implementation)  # pyright: ignore[reportArgumentType]
+        attention: Any = jax.nn.dot_product_attention  # its signature names each implementation
+        own = functools.partial(attention, implementation=implementation)
         i, j = np.arange(case.t)[:, None], np.arange(case.t)[None]
 
         def attend(arrays, q, k, v):
@@ -152,14 +153,16 @@ def _cudnn_skips(case: Case) -> str:
 def _tokamax_prepare(case: Case, count: int) -> Prepared:
     import tokamax  # pyright: ignore[reportMissingImports]
 
-    more: dict[str, Any] = {"logits_soft_cap": CAP} if case.ask == "softcap" else {}
+    more: dict[str, Any] = {"implementation": "mosaic_gpu"}
+    if case.ask == "softcap":
+        more["logits_soft_cap"] = CAP
     if case.ask == "window":
         more["local_window_size"] = (WINDOW - 1, 0)
 
     def attend(arrays, q, k, v):
         bias = {"bias": arrays["bias"]} if "bias" in arrays else {}
         causal = case.mask != "full"
-        return tokamax.dot_product_attention(q, k, v, is_causal=causal, implementation="mosaic_gpu", **more, **bias)
+        return tokamax.dot_product_attention(q, k, v, is_causal=causal, **more, **bias)
 
     return _jax_prepared(case, count, attend)
 
@@ -206,7 +209,7 @@ def _torch_prepare(case: Case, count: int) -> Prepared:
 def _torch_functions(torch: Any, case: Case, arrays: dict[str, Any]) -> tuple[Any, Any]:
     """The score function and the mask function of an ask, None where it has none."""
     causal = lambda b, h, i, j: i >= j
-    ids = arrays.get("ids")
+    ids: Any = arrays.get("ids")
     mask = {
         "full": None,
         "causal": causal,

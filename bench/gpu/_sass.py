@@ -1,7 +1,7 @@
 """The machine code of a kernel as `nvdisasm` prints it: its loops, and the instructions of the hot ones by pipe.
 
-A loop is a natural loop of the control flow: blocks that reach a jump back to a block that dominates it.  So neither the
-retries of a barrier nor code that the assembler put behind the kernel is taken for one.
+A loop is a natural loop of the control flow: blocks that reach a jump back to a block that dominates it.  So code that
+the assembler put behind the kernel, the retries of a barrier say, is no part of one.
 """
 
 import re
@@ -14,7 +14,7 @@ PIPES = {
     "special": r"MUFU",
     "float": r"(FFMA|FADD|FMUL|FMNMX|FSETP|FSEL|FSET|FCHK|HADD2|HMUL2|HFMA2|HSETP2|HMNMX2)",
     "convert": r"(F2F|F2FP|I2F|F2I|I2FP|FRND)",
-    "integer": r"(IADD|IMAD|LOP3|SHF(?!L)|ISETP|LEA|PRMT|SEL|VIADD|VIMNMX|VABSDIFF|IABS|IMNMX|PLOP3|P2R|R2P|POPC|FLO|BREV|LEPC)",
+    "integer": r"(IADD|IMAD|LOP3|SHF(?!L)|ISETP|LEA|PRMT|SEL|VIADD|VIMNMX|VABSDIFF|IABS|IMNMX|PLOP3|P2R|R2P|POPC|FLO|BREV)",
     "wait": r"(SYNCS|BAR|WARPGROUP|WARPSYNC|DEPBAR|LDGDEPBAR|UTCBAR|FENCE|MEMBAR|NANOSLEEP|ERRBAR|ELECT|YIELD|NOP)",
     "shuffle": r"(SHFL|VOTE|MATCH|REDUX)",
     "local": r"(LDL|STL)",

@@ -58,7 +58,7 @@ def run(cases: Sequence[Case], contenders: Sequence[str], out: Path, command: Se
 
 def progress_of(pool: ThreadPoolExecutor, asked: Sequence[tuple[Case, str]], command: Sequence[str]) -> Any:
     """What comes of each case and contender, in order, with a bar."""
-    return progress_bar(pool.map(lambda one: rows_of(*one, command), asked), len(asked))
+    return progress_bar(pool.map(lambda one: rows_of(one[0], one[1], command), asked), len(asked))
 
 
 def progress_bar(found: Any, total: int) -> Any:

@@ -137,7 +137,10 @@ def tiles(mask: str, t: int, rows: int, columns: int) -> tuple[int, int]:
     """How many tiles of one head are full and how many partial; the others are empty, and never visited."""
     first_row, first_column = np.arange(0, t, rows)[:, None], np.arange(0, t, columns)[None]
     last_row, last_column = np.minimum(first_row + rows, t) - 1, np.minimum(first_column + columns, t) - 1
-    full, empty = np.ones((len(first_row), first_column.size), bool), np.zeros((len(first_row), first_column.size), bool)
+    full, empty = (
+        np.ones((len(first_row), first_column.size), bool),
+        np.zeros((len(first_row), first_column.size), bool),
+    )
     if mask != "full":
         full, empty = full & (last_column <= first_row), empty | (first_column > last_row)
     if mask == "window":

@@ -71,8 +71,8 @@ class TimedRow:
 
 LEGEND = f"""\
 ms: medians of {SAMPLES} samples, after warm calls; a sample is calls that follow each other for at least
-  {SAMPLE_SECONDS * 1e3:.0f} ms, waited for at its end, so short calls are timed with what starts them. (+-): the quartiles'
-  distance over the median, in percent. Each call's arrays have left the L2 cache when their turn comes again.
+  {SAMPLE_SECONDS * 1e3:.0f} ms, waited for at its end, so short calls are timed with what starts them. (+-): the
+  quartiles' distance over the median, in percent. Each call's arrays have left the L2 cache when their turn comes.
 [1, t, 16, d] bfloat16; causal but for plain; fwdbwd: the gradients of q, k and v as well. TF/s: useful ones, 4 d flops
   for every head and attended pair, 3.5 times that with the gradients.
 jattn: pallas_gpu. cudnn, xla: jax.nn's attention; what it has no argument for is an array of all pairs, made in the
@@ -195,10 +195,8 @@ def time_case(request: Mapping[str, Any]) -> dict[str, Any]:
     from bench.gpu._runners import RUNNERS, copies, jattn_with
 
     case = Case(**request["case"])
-    if "settings" in request:
-        prepare = jattn_with(request["settings"])
-    else:
-        prepare = RUNNERS[request["runner"]].prepare
+    runner = RUNNERS[request["runner"]]
+    prepare = jattn_with(request["settings"]) if "settings" in request else runner.prepare
     prepared = prepare(case, copies(case, request["cache"]))
     found, calls = samples(prepared.call, prepared.wait, prepared.copies)
     return {"milliseconds": [1e3 * one for one in found], "calls": calls}

@@ -84,7 +84,7 @@ def mesh(chip: Gpu) -> Any:
 
 
 def lower_for(chip: Gpu) -> None:
-    """Have Mosaic lower for this chip in this process: it asks for a device, and where there is none it takes Hopper."""
+    """Have Mosaic lower for this chip in this process: it asks for a device, and without one takes Hopper."""
     import jax.experimental.mosaic.gpu.utils as utils
 
     setattr(utils, "_infer_arch", lambda *_, **__: chip.capability)  # noqa: B010  (the type checker knows no such name)

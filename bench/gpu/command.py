@@ -59,7 +59,9 @@ def _parser() -> Parser:
     parser.add_argument("--check", action="store_true", help="values and gradients beside the definition, 3 minutes")
     parser.add_argument("--time", action="store_true", help="times beside peers, 6 minutes")
     parser.add_argument("--tune", action="store_true", help="tile sizes into the kernels' table")
-    parser.add_argument("--rehearse", action="store_true", help="a few tiny checks on the simulator, and fakes that fail")
+    parser.add_argument(
+        "--rehearse", action="store_true", help="a few tiny checks on the simulator, and fakes that fail"
+    )
     parser.add_argument("--chip", type=choices(GPUS), default=CHIP_NAMES, help=f"with --static: of {','.join(GPUS)}")
     parser.add_argument("--peers", type=choices(PEERS), help="with --static: default: those that are installed")
     parser.add_argument("--runners", type=choices(RUNNERS), help="with --time: default: those that are installed")

@@ -40,10 +40,10 @@ def test_another_backend_is_right(name):
     inputs, cotangents = _check.draw(check)
     got = jax.jit(lambda *x: _check._everything(check, "blockwise", *x))(inputs, cotangents)
     found = _check.errors(check, jax.device_get(got), _check.reference(check, inputs, cotangents))
-    assert "right" == _check.judge({"errors": found, "same_bits": True})["status"]
+    assert _check.judge({"errors": found, "same_bits": True})["status"] == "right"
     spoilt = {**got, "dkey": got["dkey"].at[0, 3].add(0.25)}
     found = _check.errors(check, jax.device_get(spoilt), _check.reference(check, inputs, cotangents))
-    assert "WRONG: dkey" == _check.judge({"errors": found, "same_bits": True})["status"]
+    assert _check.judge({"errors": found, "same_bits": True})["status"] == "WRONG: dkey"
 
 
 def test_errors_of_infinities_and_nan():
@@ -66,7 +66,9 @@ def test_bits():
 
 
 def test_a_run_goes_on_whatever_happens(tmp_path, capsys):
-    checks = [Check(name, lambda x: {}) for name in ("plain", "causal", "alibi", "segments", "hang", "crash", "raise", "last")]
+    checks = [
+        Check(name, lambda x: {}) for name in ("plain", "causal", "alibi", "segments", "hang", "crash", "raise", "last")
+    ]
     status = _check.run(checks, {"device": "none"}, tmp_path, command=COMMAND, stage_limit=500)
     document = json.loads((tmp_path / "check.json").read_text())
     assert document["complete"]

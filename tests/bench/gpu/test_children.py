@@ -35,11 +35,15 @@ def test_what_fails_costs_one_request(stage, error):
 
 
 def test_the_environment_is_added():
-    with Worker({"JATTN_BENCH_TEST": "1"}, ("/bin/sh", "-c", 'read x; echo "{\\"found\\": $JATTN_BENCH_TEST}"')) as worker:
+    with Worker(
+        {"JATTN_BENCH_TEST": "1"}, ("/bin/sh", "-c", 'read x; echo "{\\"found\\": $JATTN_BENCH_TEST}"')
+    ) as worker:
         assert worker.ask({}, 30)["found"] == 1
 
 
-@pytest.mark.parametrize(("stage", "died", "poisoned"), [("raise", False, True), ("crash", True, None), ("nothing", False, None)])
+@pytest.mark.parametrize(
+    ("stage", "died", "poisoned"), [("raise", False, True), ("crash", True, None), ("nothing", False, None)]
+)
 def test_the_real_worker(stage, died, poisoned):
     with Worker() as worker:
         answer = worker.ask({"stage": stage}, 60)

@@ -42,9 +42,15 @@ def test_an_old_jax_is_said(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--static", "--filter", "nothing"], "bench gpu: no case matches; names look like h100-causal-t4096-d128-fwdbwd"),
+        (
+            ["--static", "--filter", "nothing"],
+            "bench gpu: no case matches; names look like h100-causal-t4096-d128-fwdbwd",
+        ),
         (["--static", "--chip", "v100"], "bench gpu: argument --chip: 'v100' is not a comma-separated choice of a100,"),
-        (["--time", "--runners", "nobody"], "bench gpu: argument --runners: 'nobody' is not a comma-separated choice of"),
+        (
+            ["--time", "--runners", "nobody"],
+            "bench gpu: argument --runners: 'nobody' is not a comma-separated choice of",
+        ),
     ],
 )
 def test_errors_are_one_line(arguments, message, capsys, device, tmp_path):

@@ -31,7 +31,9 @@ def test_programs_of_ours_have_their_arguments(ask, monkeypatch):
     import jattn
 
     real = jattn.attention
-    monkeypatch.setattr(jattn, "attention", lambda *x, implementation, **more: real(*x, implementation="reference", **more))
+    monkeypatch.setattr(
+        jattn, "attention", lambda *x, implementation, **more: real(*x, implementation="reference", **more)
+    )
     case = Case(ask, 1, 32, 2, 16, "fwdbwd", "h100")
     fn, shapes = JATTN.program(case)
     out, *gradients = jax.eval_shape(fn, *shapes)

@@ -11,7 +11,11 @@ HERE = Path(__file__).parent
 
 def _code(text: str) -> Code:
     lines = text.strip().splitlines()
-    return parse("\n".join(x if x.startswith(".") else f"        /*{n:04x}*/                   {x} ;" for n, x in enumerate(lines)))
+    return parse(
+        "\n".join(
+            x if x.startswith(".") else f"        /*{n:04x}*/                   {x} ;" for n, x in enumerate(lines)
+        )
+    )
 
 
 def test_hopper_has_a_loop_for_full_tiles_and_one_for_partial_ones():
@@ -99,5 +103,10 @@ def test_pipes(name, pipe):
 
 
 def test_guards_and_operands():
-    code = parse("        /*07f0*/               @!UP1 BRA `(.L_x_0) ;\n        /*0800*/                   { IMAD.MOV.U32 R1, RZ, RZ, R2 ;")
-    assert code.instructions == [Instruction("BRA", "!UP1", "`(.L_x_0)"), Instruction("IMAD.MOV.U32", "", "R1, RZ, RZ, R2")]
+    code = parse(
+        "        /*07f0*/               @!UP1 BRA `(.L_x_0) ;\n        /*0800*/                   { IMAD.MOV.U32 R1, RZ, RZ, R2 ;"
+    )
+    assert code.instructions == [
+        Instruction("BRA", "!UP1", "`(.L_x_0)"),
+        Instruction("IMAD.MOV.U32", "", "R1, RZ, RZ, R2"),
+    ]

@@ -41,7 +41,10 @@ def test_the_most_important_come_first():
 
 def test_everybody_is_asked_and_deaths_are_counted(tmp_path, capsys):
     cases = [Case("causal", 1, t, 16, 128, "fwd") for t in (1024, 2048, 4096)]
-    assert _time.run(cases, ["jattn", "cudnn", "torch"], {"device": "H100", "chip": "h100"}, tmp_path, command=COMMAND) == 0
+    assert (
+        _time.run(cases, ["jattn", "cudnn", "torch"], {"device": "H100", "chip": "h100"}, tmp_path, command=COMMAND)
+        == 0
+    )
     document = json.loads((tmp_path / "time.json").read_text())
     assert document["complete"]
     assert [row["timings"]["jattn"]["median"] for row in document["rows"]] == [2.0] * 3

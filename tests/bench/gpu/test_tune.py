@@ -14,7 +14,16 @@ CASE = Case("causal", 1, 4096, 16, 64, "fwdbwd")
 
 def test_the_best_of_each_pass_goes_into_the_table(tmp_path):
     table = tmp_path / "gpu.json"
-    kept = {"chip": "a100", "d": 64, "t": 1, "mask": "full", "direction": "forward", "sizes": {}, "milliseconds": 1.0, "pairs": 1}
+    kept = {
+        "chip": "a100",
+        "d": 64,
+        "t": 1,
+        "mask": "full",
+        "direction": "forward",
+        "sizes": {},
+        "milliseconds": 1.0,
+        "pairs": 1,
+    }
     table.write_text(json.dumps([kept]))
     assert tune.run([CASE], FACTS, tmp_path, table=table, command=COMMAND) == 0
     rows = json.loads(table.read_text())
