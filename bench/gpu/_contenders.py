@@ -35,8 +35,9 @@ class Contender:
         name: in the tables.
         package: what has to be installed.
         program: for a case, a function and the shapes of its arguments.
-        roles: by a pattern that a kernel's name has, what it computes; `order` says so where names do not: the roles
-            of the kernels of a program with gradients, as they are lowered.
+        roles: by a pattern that a kernel's name has, what it computes.
+        order: what kernels may compute whose names do not say it: the first kernel of a program the first of these,
+            later ones any of the others, likelier the one in their place.
         skips: why a case is not for it, "" if it is.
     """
 
@@ -47,12 +48,14 @@ class Contender:
     order: Sequence[Role] = ()
     skips: Callable[[Case], str] = lambda case: ""
 
-    def role(self, name: str, place: int) -> Role | None:
-        """What the kernel of that name computes, the place-th of its program; None if nobody knows."""
+    def may_be(self, name: str, place: int) -> list[Role]:
+        """What the kernel of that name, the place-th of its program, may compute: likelier first, nothing if unknown."""
         for pattern, role in self.roles.items():
             if re.search(pattern, name):
-                return role
-        return self.order[place] if place < len(self.order) else None
+                return [role]
+        if not place:
+            return list(self.order[:1])
+        return sorted(self.order[1:], key=lambda role: self.order.index(role) != place)
 
 
 def differentiated(

@@ -3,13 +3,14 @@
 The units are assumed to work beside one another, without ever waiting: the slowest alone is the estimate.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from jattn_kernels.chips import Gpu
 
 from bench.gpu._cases import Case
-from bench.gpu._contenders import FORWARD, PRODUCTS, Role
+from bench.gpu._contenders import FORWARD, PRODUCTS, Contender, Role
 from bench.gpu._kernels import Kernel
 from bench.gpu._sass import Loop
 from bench.gpu._terms import tiles
@@ -60,9 +61,26 @@ def tile_columns(role: Role) -> int:
 
 
 def scores(loop: Loop, role: Role, d: int) -> float:
-    """How many scores four warps compute in one turn of a loop, by its products or by what it reads of them."""
+    """How many scores four warps compute in one turn of a loop, by its products or by what it reads of them.
+
+    From tensor memory a backward reads the scores and the weights' gradients.
+    """
     of_d, of_e = PRODUCTS[role]
-    return _WARPS * (loop.products / ((of_d + of_e) * d) if loop.products else loop.loaded * _WARP)
+    read = loop.loaded * _WARP / (1 if role == FORWARD else 2)
+    return _WARPS * (loop.products / ((of_d + of_e) * d) if loop.products else read)
+
+
+def role_of(contender: Contender, kernel: Kernel, place: int, d: int) -> Role | None:
+    """What the place-th kernel of a program computes; None if nobody knows.
+
+    JAX lowers kernels that do not depend on each other in any order.  Where names do not say which is which, the number
+    of products does: the columns of a tile come out as a power of two for the right one alone.
+    """
+    found = contender.may_be(kernel.name, place)
+    loops = [loop for loop in kernel.loops if loop.products]
+    columns = lambda role: max(scores(loop, role, d) for loop in loops) / ROWS
+    fits = lambda role: columns(role) > 0 and math.log2(columns(role)).is_integer()
+    return next((role for role in found if loops and fits(role)), found[0] if found else None)
 
 
 def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | None:

@@ -13,7 +13,7 @@ from bench._passes import DIRECTIONS, TITLES
 from bench._report import Column, number
 from bench.gpu._cases import Case
 from bench.gpu._contenders import FORWARD, Contender
-from bench.gpu._estimate import Estimate, estimate, tile_columns
+from bench.gpu._estimate import Estimate, estimate, role_of, tile_columns
 from bench.gpu._kernels import Kernel, from_json
 
 COLOURS = {
@@ -30,7 +30,8 @@ Nothing ran on a GPU: Mosaic's PTX was assembled by ptxas, and the hot loops (th
 what nvdisasm shows were counted. [2, 4096, 8, d] bfloat16 (mgpu: float16), causal but for plain.
 instr full, partial: instructions of one warp of the four that compute a tile of 64 x 128 scores (forward) or 64 x 64
   (dq, dkv, dbias), in the cheapest and in the dearest hot loop; loops over other tiles are scaled. A kernel without a
-  mask has one. tile: the scores of four warps in one turn of the loop, as its products say.
+  mask has one. tile: the scores of four warps in one turn of the loop, as its products say (on Blackwell, what it
+  reads of tensor memory: forward once, backward twice the scores).
 spilled: bytes that ptxas stored and loaded, anywhere; hot: local loads and stores in a turn of a hot loop.
 CTAs: blocks that a multiprocessor holds at once, by registers, threads and shared memory.
 tensor, issue, special, integer: cycles that a multiprocessor's units need for a full tile: its tensor cores at their
@@ -71,7 +72,7 @@ def static_rows(case: Case, contender: Contender, answer: Mapping[str, Any]) -> 
     rows = []
     for place, found in enumerate(answer["kernels"]):
         kernel = from_json(found)
-        role = contender.role(kernel.name, place)
+        role = role_of(contender, kernel, place, case.d)
         estimated = estimate(kernel, role, case, GPUS[case.chip]) if role is not None else None
         rows.append(StaticRow(case, contender.name, role, kernel, estimated))
     return rows

@@ -96,7 +96,7 @@ def jattn_with(settings: dict[str, Any]) -> Callable[[Case, int], Prepared]:
 
 
 def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
-    """`jax.nn.dot_product_attention` with what it has for each ask: its own causal and window arguments, else arrays."""
+    """`jax.nn.dot_product_attention` with what it has for each ask: causal and window arguments, else arrays."""
 
     def prepare(case: Case, count: int) -> Prepared:
         import jax

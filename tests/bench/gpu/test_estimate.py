@@ -6,8 +6,8 @@ import pytest
 from jattn_kernels.chips import GPUS
 
 from bench.gpu._cases import Case
-from bench.gpu._contenders import FORWARD, KEYS, QUERIES
-from bench.gpu._estimate import estimate, scores
+from bench.gpu._contenders import FORWARD, JATTN, KEYS, PEERS, QUERIES
+from bench.gpu._estimate import estimate, role_of, scores
 from bench.gpu._kernels import Kernel
 from bench.gpu._sass import Loop
 
@@ -26,6 +26,19 @@ def test_scores_follow_from_products(role, products):
 
 def test_scores_of_blackwell_are_those_read():
     assert scores(_loop(400, 0, loaded=128), FORWARD, 128) == 128 * 128
+    assert scores(_loop(400, 0, loaded=128), KEYS, 128) == 64 * 128  # and as many gradients
+
+
+@pytest.mark.parametrize("place", [1, 2])
+@pytest.mark.parametrize(("role", "products"), [(QUERIES, 3), (KEYS, 4)])
+def test_kernels_are_told_apart_by_their_products(place, role, products):
+    loop = _loop(400, 64 * 128 * products * 64 // 4)
+    assert role_of(PEERS["mgpu"], Kernel("anonymous", 384, 168, 0, None, [loop]), place, 64) == role
+
+
+def test_nobody_knows_some_kernels():
+    assert role_of(JATTN, Kernel("anonymous", 384, 168, 0, None, []), 1, 64) is None
+    assert role_of(PEERS["mgpu"], Kernel("anonymous", 384, 168, 0, None, []), 1, 64) == QUERIES
 
 
 def test_units_of_a_full_forward_tile():

@@ -46,7 +46,7 @@ def test_the_compilers_environment(monkeypatch):
 @pytest.mark.parametrize("ask", ["plain", "causal"])
 def test_jaxs_own_kernel_is_compiled_and_counted(ask):
     rows = _static.rows_of(_case(ask, d=64), "mgpu")
-    assert [row.role for row in rows] == (["forward", "dq", "dkv"] if ask == "plain" else ["forward"])
+    assert sorted(str(row.role) for row in rows) == (["dkv", "dq", "forward"] if ask == "plain" else ["forward"])
     for row in rows:
         assert row.error is None
         assert row.kernel is not None
