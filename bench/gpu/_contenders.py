@@ -49,7 +49,7 @@ class Contender:
     skips: Callable[[Case], str] = lambda case: ""
 
     def may_be(self, name: str, place: int) -> list[Role]:
-        """What the kernel of that name, the place-th of its program, may compute: likelier first, nothing if unknown."""
+        """What the place-th kernel of a program may compute: likelier first, nothing if nobody knows."""
         for pattern, role in self.roles.items():
             if re.search(pattern, name):
                 return [role]
@@ -175,7 +175,7 @@ JATTN = Contender(
     jattn_program,
     # the patterns are tried in this order: all of a backward's kernels may have `backward` in their names
     {"bias": BIAS, "dkv|keys": KEYS, "dq|queries": QUERIES, "forward|fwd": FORWARD},
-    (FORWARD,),
+    (FORWARD, QUERIES, KEYS),
 )
 PEERS = {
     "tokamax": Contender(

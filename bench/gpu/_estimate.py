@@ -18,8 +18,13 @@ from bench.gpu._terms import tiles
 ROWS = 64  # of a warpgroup's tile, which is four warps, one on each quarter of a multiprocessor
 _WARPS = 4
 _WARP = 32
-_LANES = {"special": 16, "integer": 64}
-"""Results a cycle and multiprocessor: CUDA's programming guide, throughput of native instructions, 8.0 to 10.0."""
+_UNITS = {
+    "special": (("special",), 16),
+    "alu": (("integer", "compare"), 64),
+    "float": (("float", "multiply"), None),
+}
+"""By unit, its pipes and its results a cycle and multiprocessor: CUDA's programming guide, throughput of native
+instructions, 8.0 to 10.0; None stands for as many as the chip multiplies and adds float32."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Tile:
     Attributes:
         instructions: of one warp of the four that share the tile.
         pipes: of these, how many go to each pipe.
-        cycles: by unit, what the multiprocessor needs: `tensor`, `issue`, and the pipes that are narrower than issue.
+        cycles: by unit, what the multiprocessor needs: `tensor`, `issue`, and those of `_UNITS`.
     """
 
     instructions: float
@@ -109,6 +114,9 @@ def _tile(loop: Loop, role: Role, d: int, chip: Gpu) -> Tile:
     cycles = {
         "tensor": 2 * (of_d + of_e) * d * wanted / chip.flops["bfloat16"],
         "issue": instructions,  # each quarter issues an instruction of one of its warps a cycle
-        **{pipe: pipes.get(pipe, 0) * _WARP * _WARPS / lanes for pipe, lanes in _LANES.items()},
+        **{
+            unit: sum(pipes.get(pipe, 0) for pipe in fed) * _WARP * _WARPS / (lanes or chip.flops["float32"] / 2)
+            for unit, (fed, lanes) in _UNITS.items()
+        },
     }
     return Tile(instructions, pipes, cycles)

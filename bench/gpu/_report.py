@@ -34,8 +34,9 @@ instr full, partial: instructions of one warp of the four that compute a tile of
   reads of tensor memory: forward once, backward twice the scores).
 spilled: bytes that ptxas stored and loaded, anywhere; hot: local loads and stores in a turn of a hot loop.
 CTAs: blocks that a multiprocessor holds at once, by registers, threads and shared memory.
-tensor, issue, special, integer: cycles that a multiprocessor's units need for a full tile: its tensor cores at their
-  peak, its four schedulers at an instruction a cycle each, and the pipes that take longer than issuing does.
+tensor, issue, special, alu, float: cycles that a multiprocessor's units need for a full tile: its tensor cores at
+  their peak, its four schedulers at an instruction a cycle each; exponentials and the like; integers, comparisons and
+  selections; multiplications and additions.
 ms: all visited tiles at the slowest of these, spread evenly over the multiprocessors at the clock of chips.py. An
   estimate and a lower bound, not a measurement: no waiting, no memory traffic, no start and no end."""
 
@@ -87,7 +88,7 @@ def static_columns() -> list[Column[StaticRow]]:
     def of_estimate(title: str, width: int, cell: Any) -> Column[StaticRow]:
         return Column(title, lambda row: "-" if row.estimate is None else cell(row.estimate), width)
 
-    units = ("tensor", "issue", "special", "integer")
+    units = ("tensor", "issue", "special", "alu", "float")
     return [
         Column("chip", lambda row: row.case.chip, 4, left=True),
         Column("case", lambda row: row.case.ask, 8, left=True),

@@ -47,15 +47,16 @@ def backend_with(settings: Mapping[str, Sizes]) -> Any:
 
 
 def candidates(d: int) -> dict[str, list[Sizes]]:
-    """What is tried for each pass: rows of query and key tiles, and how many tiles are under way."""
-    keys = (64, 128) if d > 128 else (64, 128, 192) if d > 64 else (128, 192, 256)
+    """What is tried for each pass: rows and columns of a tile, tiles under way, columns that terms take at once."""
+    columns = (64,) if d > 128 else (64, 128)
     forward = [
-        {"query": query, "key": key, "stages": stages}
-        for query, key, stages in itertools.product((128, 192), keys, (2, 3))
+        {"rows": 128, "columns": column, "steps": steps, "piece": piece}
+        for column, steps in itertools.product(columns, (2, 3, 4))
+        for piece in (column, column // 2)
     ]
     backward = [
-        {"query": query, "key": key, "stages": stages}
-        for query, key, stages in itertools.product((64, 128), (64, 128), (2, 3))
+        {"rows": rows, "columns": column, "steps": steps, "piece": piece}
+        for rows, column, steps, piece in itertools.product((64, 128), (32, 64), (2, 3), (16, 32))
     ]
     return {"forward": forward, "backward": backward}
 

@@ -43,12 +43,12 @@ def _time(request):
         if request["runner"] == "cudnn":
             os.kill(os.getpid(), 6)
         return {"milliseconds": [1.0, 2.0, 3.0] if request["runner"] == "jattn" else [4.0] * 3, "calls": 5}
-    if settings["forward"]["key"] == 128:
+    if settings["forward"]["columns"] == 128:
         return {"error": "ValueError: too large"}
-    forward = 1.0 + settings["forward"]["stages"]
+    forward = 1.0 + settings["forward"]["steps"]
     if case["direction"] == "fwd":
         return {"milliseconds": [forward] * 3, "calls": 3}
-    return {"milliseconds": [forward + settings["backward"]["query"]] * 3, "calls": 3}
+    return {"milliseconds": [forward + settings["backward"]["rows"]] * 3, "calls": 3}
 
 
 def _static(request):

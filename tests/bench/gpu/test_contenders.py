@@ -25,7 +25,7 @@ def test_kernels_without_names_go_by_their_order():
     assert PEERS["mgpu"].may_be("anonymous", 0) == [FORWARD]
     assert PEERS["mgpu"].may_be("anonymous", 1) == [QUERIES, KEYS]
     assert PEERS["mgpu"].may_be("anonymous", 2) == [KEYS, QUERIES]
-    assert JATTN.may_be("anonymous", 1) == []
+    assert PEERS["mgpu"].may_be("anonymous", 3) == [QUERIES, KEYS]
 
 
 @pytest.mark.parametrize("ask", ASKS)

@@ -1,5 +1,6 @@
 """From instructions to a time."""
 
+import dataclasses
 import math
 
 import pytest
@@ -37,7 +38,8 @@ def test_kernels_are_told_apart_by_their_products(place, role, products):
 
 
 def test_nobody_knows_some_kernels():
-    assert role_of(JATTN, Kernel("anonymous", 384, 168, 0, None, []), 1, 64) is None
+    alone = dataclasses.replace(JATTN, roles={}, order=())
+    assert role_of(alone, Kernel("anonymous", 384, 168, 0, None, []), 0, 64) is None
     assert role_of(PEERS["mgpu"], Kernel("anonymous", 384, 168, 0, None, []), 1, 64) == QUERIES
 
 
@@ -49,7 +51,10 @@ def test_units_of_a_full_forward_tile():
     assert found is not None
     assert found.columns == 128
     assert found.full.instructions == 466
-    assert found.full.cycles == {"tensor": 1024, "issue": 466, "special": 66 * 8, "integer": 24 * 2}
+    assert found.full.cycles == {"tensor": 1024, "issue": 466, "special": 66 * 8, "alu": 24 * 2, "float": 466 - 66 - 24}
+    slow = estimate(Kernel("k", 384, 168, 0, None, [loop]), FORWARD, case, GPUS["a100"])
+    assert slow is not None
+    assert slow.full.cycles["float"] == 2 * (466 - 66 - 24)  # on 64 lanes
     assert found.bound == "tensor"
     flops = 4 * 128 * 4096**2 * 132
     assert math.isclose(found.milliseconds, 1e3 * flops / H100.peak(), rel_tol=1e-9)  # that is what the bound means

@@ -92,8 +92,8 @@ def test_code_without_loops_or_without_products_has_no_hot_loop():
     ("name", "pipe"),
     [
         ("HGMMA.64x128x16.F32.BF16", "tensor"), ("UTCHMMA", "tensor"), ("HMMA.16816.F32", "tensor"), ("MUFU.EX2", "special"),
-        ("FMNMX", "float"), ("FMNMX3", "float"), ("F2FP.BF16.F32.PACK_AB", "convert"), ("I2FP.F32.S32", "convert"), ("LOP3.LUT", "integer"),
-        ("IMAD.WIDE.U32", "integer"), ("SEL", "integer"), ("FSEL", "float"), ("LDL.64", "local"), ("STL", "local"), ("LDS.U", "memory"),
+        ("FMNMX", "compare"), ("FMNMX3", "compare"), ("FFMA.FTZ", "float"), ("F2FP.BF16.F32.PACK_AB", "convert"), ("I2FP.F32.S32", "convert"), ("LOP3.LUT", "integer"),
+        ("IMAD.WIDE.U32", "multiply"), ("SEL", "integer"), ("FSEL", "compare"), ("LDL.64", "local"), ("STL", "local"), ("LDS.U", "memory"),
         ("UTMALDG.4D", "memory"), ("LDTM.x32", "memory"), ("LDGDEPBAR", "wait"), ("LDGSTS.E", "memory"), ("REDUX.MAX", "shuffle"), ("RED.E", "memory"),
         ("SHFL.BFLY", "shuffle"), ("R2UR", "move"), ("UMOV", "move"), ("UIADD3", "uniform"), ("SYNCS.ARRIVE", "wait"), ("BRA", "branch"), ("XYZ", "other"),
     ],
