@@ -4,6 +4,7 @@ Without a stage: check, time and tune, in this order.  Each stage stands alone, 
 """
 
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
     if options.static:
         return _run_static(parser.prog, options)
-    if options.rehearse:
+    if options.rehearse or os.environ.get("JATTN_INTERPRET", "0") not in ("", "0"):
         return _rehearse(parser.prog, options)
     if reason := _tools.too_old():
         return complain(parser.prog, f"{reason}; --static and --rehearse need it too")
@@ -60,7 +61,7 @@ def _parser() -> Parser:
     parser.add_argument("--time", action="store_true", help="times beside peers, 6 minutes")
     parser.add_argument("--tune", action="store_true", help="tile sizes into the kernels' table")
     parser.add_argument(
-        "--rehearse", action="store_true", help="a few tiny checks on the simulator, and fakes that fail"
+        "--rehearse", action="store_true", help="tiny checks on the simulator, and fakes; so does JATTN_INTERPRET=1"
     )
     parser.add_argument("--chip", type=choices(GPUS), default=CHIP_NAMES, help=f"with --static: of {','.join(GPUS)}")
     parser.add_argument("--peers", type=choices(PEERS), help="with --static: default: those that are installed")

@@ -87,6 +87,14 @@ def test_one_stage_alone(capsys, device, tmp_path):
     assert not (tmp_path / "time.json").exists()
 
 
+def test_interpreting_is_a_rehearsal(capsys, device, tmp_path, monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    monkeypatch.setattr(_check, "rehearsal", lambda: [Check("plain", lambda x: {}), Check("crash", lambda x: {})])
+    assert bench.main(["gpu", "--check", "--out", str(tmp_path)]) == 0
+    assert "2 cases: 2 right" in capsys.readouterr().out
+    assert json.loads((tmp_path / "rehearsal.json").read_text())["machine"]["device"] == "simulator"
+
+
 def test_static_of_one_chip(capsys, device, tmp_path):
     arguments = ["gpu", "--static", "--chip", "h100", "--peers", "mgpu", "--filter", "plain-t4096-d64"]
     assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
