@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jattn_kernels import tables
-
 from bench._paths import ROOT
 from bench._report import write_json
 from bench.gpu._cases import TIMED, Case
@@ -32,7 +30,7 @@ MASKS = {"causal": "causal", "full": "plain", "window": "window"}
 
 Sizes = dict[str, Any]
 Settings = dict[str, Sizes]
-"""By pass, the fields of the kernels' `Sizes`."""
+"""By kernel, which is a field of the backend's `Settings`, the fields of its `Sizes`."""
 Measure = Callable[[Case, Settings], float | None]
 Key = tuple[str, int, int, str, str]
 
@@ -47,18 +45,18 @@ def backend_with(settings: Mapping[str, Sizes]) -> Any:
 
 
 def candidates(d: int) -> dict[str, list[Sizes]]:
-    """What is tried for each pass: rows and columns of a tile, tiles under way, columns that terms take at once."""
-    columns = (64,) if d > 128 else (64, 128)
+    """What is tried for each kernel: rows and columns of a tile, tiles under way, columns that terms take at once."""
+    wide = d > 128
     forward = [
-        {"rows": 128, "columns": column, "steps": steps, "piece": piece}
-        for column, steps in itertools.product(columns, (2, 3, 4))
-        for piece in (column, column // 2)
+        {"rows": 128, "columns": columns, "steps": steps, "piece": piece}
+        for columns, steps in itertools.product((32, 64) if wide else (64, 128), (2, 3, 4))
+        for piece in (columns, columns // 2)
     ]
-    backward = [
-        {"rows": rows, "columns": column, "steps": steps, "piece": piece}
-        for rows, column, steps, piece in itertools.product((64, 128), (32, 64), (2, 3), (16, 32))
+    backward = lambda rows: [
+        {"rows": rows, "columns": columns, "steps": steps, "piece": piece}
+        for columns, steps, piece in itertools.product((32, 64), (2, 3, 4), (16, 32))
     ]
-    return {"forward": forward, "backward": backward}
+    return {"forward": forward, "queries": backward(128), "keys": backward(64 if wide else 128)}
 
 
 def cases() -> list[Case]:
@@ -105,9 +103,9 @@ def run(
         found = 0
         for case in chosen:
             for row in tune(case, measure):
-                dated = {"device": facts.get("device"), "date": datetime.date.today().isoformat()}
-                rows[key(chip, case, row["direction"])] = {"chip": chip, **row, **dated}
-                write(table, rows)
+                rows[key({"chip": chip, **row})] = {"chip": chip, **row}
+                today = datetime.date.today().isoformat()
+                write(table, rows, {chip: {"device": facts.get("device"), "date": today, "jax": facts.get("jax")}})
                 found += 1
     write_json(out / "tune.json", {"machine": facts, "complete": True, "tried": tried})
     print(f"{found} rows found, {len(rows)} in {table}; {time.perf_counter() - begun:.0f} s")
@@ -115,25 +113,23 @@ def run(
 
 
 def tune(case: Case, measure: Measure) -> Iterator[dict[str, Any]]:
-    """A row for each pass that any candidate could run: forward alone, then the gradients with the best forward.
+    """A row for each kernel that any candidate could run: forward alone, then each gradient's with the best so far.
 
-    A backward pass is timed with its forward, whose time is taken off.
+    The kernels of the gradients are timed together, with the forward, whose time is taken off: that of both stands in
+    the row of either.
     """
-    forward = dataclasses.replace(case, direction="fwd")
-    tried = candidates(case.d)
-    best = _best(tried["forward"], lambda sizes: measure(forward, {"forward": sizes}))
-    if best is None:
-        return
-    yield _row(case, "forward", *best)
-    sizes, alone = best
-    both = _best(tried["backward"], lambda backward: measure(case, {"forward": sizes, "backward": backward}))
-    if both is not None:
-        yield _row(case, "backward", both[0], max(0.0, both[1] - alone))
-
-
-def _best(tried: Sequence[Sizes], measure: Callable[[Sizes], float | None]) -> tuple[Sizes, float] | None:
-    found = [(sizes, one) for sizes in tried if (one := measure(sizes)) is not None]
-    return min(found, key=lambda one: one[1], default=None)
+    alone = dataclasses.replace(case, direction="fwd")
+    settings: Settings = {}
+    forward = 0.0
+    for kernel, tried in candidates(case.d).items():
+        asked = alone if kernel == "forward" else case
+        measured = [(sizes, measure(asked, {**settings, kernel: sizes})) for sizes in tried]
+        found = [(sizes, time) for sizes, time in measured if time is not None]
+        if not found:
+            return
+        settings[kernel], best = min(found, key=lambda one: one[1])
+        forward = best if kernel == "forward" else forward
+        yield _row(case, kernel, settings[kernel], best if kernel == "forward" else max(0.0, best - forward))
 
 
 def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[str, Any]:
@@ -149,20 +145,24 @@ def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[
     }
 
 
-def key(chip: str, case: Case, direction: str) -> Key:
+def key(row: Mapping[str, Any]) -> Key:
     """What a row of the table is found by."""
-    assert direction in tables.PASSES
-    return chip, case.d, case.t, case.mask, direction
+    return row["chip"], row["d"], row["t"], row["mask"], row["direction"]
+
+
+def document(table: Path) -> dict[str, Any]:
+    """The table as an object: its `entries`, what is `confirmed`, and by chip on which device it was `tuned` and when."""
+    found = json.loads(table.read_text()) if table.exists() else []
+    return found if isinstance(found, dict) else {"entries": found}
 
 
 def read(table: Path) -> dict[Key, dict[str, Any]]:
     """The rows of a table by key; none if there is no file."""
-    rows = json.loads(table.read_text()) if table.exists() else []
-    return {(row["chip"], row["d"], row["t"], row["mask"], row["direction"]): row for row in rows}
+    return {key(row): row for row in document(table).get("entries", ())}
 
 
-def write(table: Path, rows: Mapping[Key, Mapping[str, Any]]) -> None:
-    """All at once, a row a line."""
-    draft = table.with_suffix(".draft")
-    draft.write_text("[\n" + ",\n".join(json.dumps(rows[one]) for one in sorted(rows)) + "\n]\n")
-    draft.replace(table)
+def write(table: Path, rows: Mapping[Key, Mapping[str, Any]], tuned: Mapping[str, Any]) -> None:
+    """All at once; what else the table says stays."""
+    found = document(table)
+    entries = [rows[one] for one in sorted(rows)]
+    write_json(table, {**found, "entries": entries, "tuned": {**found.get("tuned", {}), **tuned}})

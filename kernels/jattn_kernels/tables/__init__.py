@@ -1,7 +1,4 @@
-"""Tuned tile sizes, a file for each family of kernels.
-
-`python -m bench tune tpu` makes `tpu.json`, `python -m bench gpu --tune` makes `gpu.json`.
-"""
+"""Tuned tile sizes, a file for each family of kernels: `tpu.json`, made by `python -m bench tune tpu`."""
 
 from __future__ import annotations
 
@@ -27,7 +24,6 @@ class Entry(NamedTuple):
         sizes: the fields of the kernel's `Sizes`.
         milliseconds: of one head.
         pairs: how many pairs of a query and a key one head attends to.
-        device, date: on what and when it was measured, "" where it was counted without a device.
     """
 
     chip: str
@@ -38,8 +34,6 @@ class Entry(NamedTuple):
     sizes: dict[str, Any]
     milliseconds: float
     pairs: int
-    device: str = ""
-    date: str = ""
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ FACTS = {"device": "NVIDIA H100 80GB HBM3", "chip": "h100"}
 CASE = Case("causal", 1, 4096, 16, 64, "fwdbwd")
 
 
-def test_the_best_of_each_pass_goes_into_the_table(tmp_path):
+def test_the_best_of_each_kernel_goes_into_the_table(tmp_path):
     table = tmp_path / "gpu.json"
     kept = {
         "chip": "a100",
@@ -27,20 +27,35 @@ def test_the_best_of_each_pass_goes_into_the_table(tmp_path):
         "milliseconds": 1.0,
         "pairs": 1,
     }
-    table.write_text(json.dumps([kept]))
+    table.write_text(
+        json.dumps({"entries": [kept], "confirmed": ["as it was"], "tuned": {"a100": {"date": "long ago"}}})
+    )
     assert tune.run([CASE], FACTS, tmp_path, table=table, command=COMMAND) == 0
-    rows = json.loads(table.read_text())
-    found = {row["direction"]: tables.Entry(**row) for row in rows if row["chip"] == "h100"}  # as the kernels read it
-    assert rows[0] == kept
+    document = json.loads(table.read_text())
+    assert document["entries"][0] == kept
+    assert document["confirmed"] == ["as it was"]
+    assert document["tuned"]["a100"] == {"date": "long ago"}
+    assert document["tuned"]["h100"]["device"] == FACTS["device"]
+    assert len(document["tuned"]["h100"]["date"]) == 10
+    found = {
+        row["direction"]: tables.Entry(**row) for row in document["entries"] if row["chip"] == "h100"
+    }  # as the kernels read it
+    assert list(found) == ["forward", "keys", "queries"]
     assert found["forward"].sizes == {"rows": 128, "columns": 64, "steps": 2, "piece": 64}
     assert found["forward"].milliseconds == 3.0 / 16
-    assert found["backward"].sizes["rows"] == 64
-    assert found["backward"].milliseconds == 64 / 16  # without its forward
+    assert found["keys"].sizes["piece"] == found["queries"].sizes["piece"] == 16
+    assert found["queries"].milliseconds == 16 / 16  # without its forward
+    assert found["keys"].milliseconds == 32 / 16  # both
     assert (found["forward"].mask, found["forward"].pairs) == ("causal", 4096 * 4097 // 2)
-    assert found["forward"].device == FACTS["device"]
-    assert len(found["forward"].date) == 10
     tried = json.loads((tmp_path / "tune.json").read_text())["tried"]
-    assert any(one["error"] == "ValueError: too large" for one in tried)
+    assert any(one["error"] == "ValueError: too small" for one in tried)
+
+
+def test_a_list_of_entries_is_a_table_too(tmp_path):
+    table = tmp_path / "gpu.json"
+    assert tune.read(table) == {}
+    table.write_text(json.dumps([{"chip": "a100", "d": 64, "t": 1, "mask": "full", "direction": "forward"}]))
+    assert list(tune.read(table)) == [("a100", 64, 1, "full", "forward")]
 
 
 def test_nothing_ran(tmp_path, capsys):
