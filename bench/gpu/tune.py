@@ -151,7 +151,7 @@ def key(row: Mapping[str, Any]) -> Key:
 
 
 def document(table: Path) -> dict[str, Any]:
-    """The table as an object: its `entries`, what is `confirmed`, and by chip on which device it was `tuned` and when."""
+    """The table: its `entries`, what is `confirmed`, and by chip on which device it was `tuned` and when."""
     found = json.loads(table.read_text()) if table.exists() else []
     return found if isinstance(found, dict) else {"entries": found}
 
