@@ -67,17 +67,23 @@ def run(
         def one(check: Check) -> dict[str, Any]:
             left = stage_limit - (time.perf_counter() - begun)
             if left < 5:
-                return {"name": check.name, "sizes": check.sizes, "status": "not run: out of time"}
+                return {
+                    "name": check.name,
+                    "sizes": check.sizes,
+                    "dtype": check.dtype,
+                    "status": "not run: out of time",
+                }
             stage = check.name if check.name in FAKES else "check"
             request = {"stage": stage, "name": check.name, "implementation": implementation}
             answer = pool.ask(request, min(limit, left) if stage == "check" else FAKE_LIMIT)
-            return {"name": check.name, "sizes": check.sizes, **judge(answer, stage != "check")}
+            return {"name": check.name, "sizes": check.sizes, "dtype": check.dtype, **judge(answer, stage != "check")}
 
         for row in threads.map(one, checks):
             rows.append(row)
             print(line(row), flush=True)
             complete = len(rows) == len(checks)
-            write_json(out / f"{name}.json", {"machine": facts, "complete": complete, "rows": rows})
+            document = {"machine": facts, "implementation": implementation, "complete": complete, "rows": rows}
+            write_json(out / f"{name}.json", document)
     counts = {status: sum(row["status"].split(":")[0] == status for row in rows) for status in STATUSES}
     summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     print(f"{len(rows)} cases: {summary}; {time.perf_counter() - begun:.0f} s; written: {out / f'{name}.json'}")

@@ -15,7 +15,7 @@ from bench import _machine
 from bench._cli import Parser, choices, complain, install, missing
 from bench._paths import OUT
 from bench._report import facts_line
-from bench.gpu import _check, _device, _static, _time, _tools, tune
+from bench.gpu import _check, _device, _static, _time, _tools, confirm, tune
 from bench.gpu._cases import CHIP_NAMES, Case, static_cases, timed_cases
 from bench.gpu._check_cases import CHECKS
 from bench.gpu._children import COMMAND, Worker
@@ -41,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
+    if options.confirm:
+        return confirm.run(parser.prog, options.confirm, options.table)
     if options.static:
         return _run_static(parser.prog, options)
     if options.rehearse or os.environ.get("JATTN_INTERPRET", "0") not in ("", "0"):
@@ -63,6 +65,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--rehearse", action="store_true", help="tiny checks on the simulator, and fakes; so does JATTN_INTERPRET=1"
     )
+    text = "a check.json in the repository, kept for what it shows: the backend is chosen where it was right"
+    parser.add_argument("--confirm", type=Path, metavar="FILE", help=text)
     parser.add_argument("--chip", type=choices(GPUS), default=CHIP_NAMES, help=f"with --static: of {','.join(GPUS)}")
     parser.add_argument("--peers", type=choices(PEERS), help="with --static: default: those that are installed")
     parser.add_argument("--runners", type=choices(RUNNERS), help="with --time: default: those that are installed")
