@@ -76,7 +76,7 @@ def run(
             stage = check.name if check.name in FAKES else "check"
             request = {"stage": stage, "name": check.name, "implementation": implementation}
             answer = pool.ask(request, min(limit, left) if stage == "check" else FAKE_LIMIT)
-            return {"name": check.name, "sizes": check.sizes, "dtype": check.dtype, **judge(answer, stage != "check")}
+            return {**row, **judge(answer, stage != "check")}
 
         for row in threads.map(one, checks):
             rows.append(row)
