@@ -66,17 +66,13 @@ def run(
 
         def one(check: Check) -> dict[str, Any]:
             left = stage_limit - (time.perf_counter() - begun)
+            about = {"name": check.name, "sizes": check.sizes, "dtype": check.dtype}
             if left < 5:
-                return {
-                    "name": check.name,
-                    "sizes": check.sizes,
-                    "dtype": check.dtype,
-                    "status": "not run: out of time",
-                }
+                return {**about, "status": "not run: out of time"}
             stage = check.name if check.name in FAKES else "check"
             request = {"stage": stage, "name": check.name, "implementation": implementation}
             answer = pool.ask(request, min(limit, left) if stage == "check" else FAKE_LIMIT)
-            return {**row, **judge(answer, stage != "check")}
+            return {**about, **judge(answer, stage != "check")}
 
         for row in threads.map(one, checks):
             rows.append(row)
