@@ -1,0 +1,252 @@
+"""Whose calls are timed on a GPU: jattn's two backends, `jax.nn` on cuDNN and on XLA, tokamax, torch's FlexAttention.
+
+Each gets arrays in its native layout, made before the clock starts, in as many copies as keep them out of the caches.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.gpu._cases import Case
+from bench.gpu._terms import ASKS, CAP, WINDOW, values
+
+Call = Callable[[int], Any]
+"""Begins the call on the copy of that number, and returns what `wait` waits for."""
+LARGEST_SCORES = 40 * 2**30  # bytes of arrays of all pairs above which a peer sits a case out
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is timed: `call(n)` begins one, `wait(x)` waits for what it returned, `copies` sets of arrays are there."""
+
+    call: Call
+    wait: Callable[[Any], Any]
+    copies: int
+
+
+@dataclass(frozen=True)
+class Runner:
+    """One library.
+
+    Attributes:
+        name: in the tables.
+        package: what has to be installed.
+        prepare: for a case and a number of copies, arrays and a compiled call.
+        skips: why a case is not for it, "" if it is.
+    """
+
+    name: str
+    package: str
+    prepare: Callable[[Case, int], Prepared]
+    skips: Callable[[Case], str] = lambda case: ""
+
+
+def copies(case: Case, second_level: int) -> int:
+    """So many sets of q, k, v (and the cotangent) that one is out of a cache of that size when its turn comes again."""
+    one = (4 if case.backward else 3) * 2 * case.b * case.t * case.h * case.d
+    return min(64, 1 + -(-2 * second_level // one))
+
+
+def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepared:
+    """attend(arrays, q, k, v), in one jitted program, with the gradients of q, k, v where the case has them."""
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    arrays = {name: jnp.asarray(x) for name, x in values(ASKS[case.ask], case.b, case.t, case.h, rng).items()}
+    if "bias" in arrays:
+        arrays["bias"] = arrays["bias"].astype(jnp.bfloat16)
+    shape = (case.b, case.t, case.h, case.d)
+    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+    many = 4 if case.backward else 3
+    keys = jax.random.split(jax.random.key(0), count * many)
+    sets = [[make(keys[n * many + m]) for m in range(many)] for n in range(count)]
+
+    def forward_backward(arrays, q, k, v, g):
+        out, pull_back = jax.vjp(lambda q, k, v: attend(arrays, q, k, v), q, k, v)
+        return out, *pull_back(g)
+
+    program = jax.jit(forward_backward if case.backward else attend).lower(arrays, *sets[0]).compile()
+    return Prepared(lambda n: program(arrays, *sets[n]), jax.block_until_ready, count)
+
+
+def _jattn(implementation: Any) -> Callable[[Case, int], Prepared]:
+    def prepare(case: Case, count: int) -> Prepared:
+        import jattn
+
+        attend = lambda arrays, q, k, v: jattn.attention(
+            q, k, v, implementation=implementation, **ASKS[case.ask].options(arrays)
+        )
+        return _jax_prepared(case, count, attend)
+
+    return prepare
+
+
+def jattn_with(settings: dict[str, Any]) -> Callable[[Case, int], Prepared]:
+    """jattn's GPU kernels with sizes in the place of the tuned ones, for `bench.gpu.tune`."""
+    from bench.gpu.tune import backend_with
+
+    return _jattn(backend_with(settings))
+
+
+def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
+    """`jax.nn.dot_product_attention` with what it has for each ask: causal and window arguments, else arrays."""
+
+    def prepare(case: Case, count: int) -> Prepared:
+        import jax
+        import jax.numpy as jnp
+
+        attention: Any = jax.nn.dot_product_attention  # its signature names each implementation
+        own = functools.partial(attention, implementation=implementation)
+        i, j = np.arange(case.t)[:, None], np.arange(case.t)[None]
+
+        def attend(arrays, q, k, v):
+            match case.ask:
+                case "plain":
+                    return own(q, k, v)
+                case "window":
+                    return own(q, k, v, is_causal=True, local_window_size=(WINDOW - 1, 0))
+                case "segments":
+                    ids = arrays["ids"]
+                    return own(q, k, v, is_causal=True, mask=ids[:, None, :, None] == ids[:, None, None, :])
+                case "alibi":
+                    distance = jnp.asarray(np.abs(i - j), jnp.bfloat16)
+                    bias = -arrays["slopes"].astype(jnp.bfloat16)[None, :, None, None] * distance
+                    return own(q, k, v, bias=bias, is_causal=True)
+                case "bias":
+                    return own(q, k, v, bias=arrays["bias"][None], is_causal=True)
+                case _:
+                    return own(q, k, v, is_causal=True)
+
+        return _jax_prepared(case, count, attend)
+
+    return prepare
+
+
+def _dense_bytes(case: Case) -> int:
+    """What float32 scores of all pairs take, twice, and twice that with the gradients."""
+    return 4 * case.b * case.h * case.t**2 * (4 if case.backward else 2)
+
+
+def _xla_skips(case: Case) -> str:
+    if case.ask not in ("plain", "causal", "window", "segments", "alibi", "bias"):
+        return f"jax.nn has no {case.ask}"
+    needed = _dense_bytes(case)
+    return f"its scores would take {needed / 2**30:.0f} GiB" if needed > LARGEST_SCORES else ""
+
+
+def _cudnn_skips(case: Case) -> str:
+    if case.ask not in ("plain", "causal", "window", "segments", "alibi", "bias"):
+        return f"jax.nn has no {case.ask}"
+    array = 2 * case.b * case.h * case.t**2
+    if case.ask in ("segments", "alibi", "bias") and array > LARGEST_SCORES:
+        return f"its array of {case.ask} would take {array / 2**30:.0f} GiB"
+    return ""
+
+
+def _tokamax_prepare(case: Case, count: int) -> Prepared:
+    import tokamax  # pyright: ignore[reportMissingImports]
+
+    more: dict[str, Any] = {"implementation": "mosaic_gpu"}
+    if case.ask == "softcap":
+        more["logits_soft_cap"] = CAP
+    if case.ask == "window":
+        more["local_window_size"] = (WINDOW - 1, 0)
+
+    def attend(arrays, q, k, v):
+        bias = {"bias": arrays["bias"]} if "bias" in arrays else {}
+        causal = case.mask != "full"
+        return tokamax.dot_product_attention(q, k, v, is_causal=causal, **more, **bias)
+
+    return _jax_prepared(case, count, attend)
+
+
+def _tokamax_skips(case: Case) -> str:
+    return "" if case.ask in ("plain", "causal", "softcap", "window", "bias") else f"it has no {case.ask}"
+
+
+def _torch_prepare(case: Case, count: int) -> Prepared:
+    """FlexAttention, compiled, on [b, h, t, d]: score and mask functions as its documentation writes them."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn.attention.flex_attention import (  # pyright: ignore[reportMissingImports]
+        create_block_mask,
+        flex_attention,
+    )
+
+    device = "cuda"
+    drawn = values(ASKS[case.ask], case.b, case.t, case.h, np.random.default_rng(0))
+    arrays = {name: torch.from_numpy(np.array(x)).to(device) for name, x in drawn.items() if name != "seed"}
+    if "bias" in arrays:
+        arrays["bias"] = arrays["bias"].to(torch.bfloat16)
+    score_mod, mask_mod = _torch_functions(torch, case, arrays)
+    block_mask = mask_mod and create_block_mask(mask_mod, case.b, None, case.t, case.t, device=device)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    shape = (case.b, case.h, case.t, case.d)
+    random = lambda: torch.randn(shape, device=device, dtype=torch.bfloat16)
+    sets = [[random() for _ in range(4)] for _ in range(count)]
+    if case.backward:
+        for one in sets:
+            for x in one[:3]:
+                x.requires_grad_()
+
+    def call(n: int) -> Any:
+        q, k, v, g = sets[n]
+        if not case.backward:
+            with torch.no_grad():
+                return compiled(q, k, v, score_mod=score_mod, block_mask=block_mask)
+        out = compiled(q, k, v, score_mod=score_mod, block_mask=block_mask)
+        return torch.autograd.grad(out, (q, k, v), g)
+
+    return Prepared(call, lambda _: torch.cuda.synchronize(), count)
+
+
+def _torch_functions(torch: Any, case: Case, arrays: dict[str, Any]) -> tuple[Any, Any]:
+    """The score function and the mask function of an ask, None where it has none."""
+    causal = lambda b, h, i, j: i >= j
+    ids: Any = arrays.get("ids")
+    mask = {
+        "full": None,
+        "causal": causal,
+        "window": lambda b, h, i, j: (i >= j) & (i - j < WINDOW),
+        "segments": lambda b, h, i, j: (i >= j) & (ids[b, i] == ids[b, j]),
+    }[case.mask]
+    cap = lambda s: CAP * torch.tanh(s / CAP)
+    score = {
+        "alibi": lambda s, b, h, i, j: s - arrays["slopes"][h] * (i - j),
+        "softcap": lambda s, b, h, i, j: cap(s),
+        "all": lambda s, b, h, i, j: cap(s - arrays["slopes"][h] * (i - j)),
+        "bias": lambda s, b, h, i, j: s + arrays["bias"][h, i, j],
+        "user": lambda s, b, h, i, j: torch.where(
+            i - j < 100, torch.tanh(s) * arrays["scale"][h], s * torch.exp(-torch.abs(arrays["decay"][b, i]))
+        ),
+    }.get(case.ask)
+    return score, mask
+
+
+def _torch_skips(case: Case) -> str:
+    return f"FlexAttention has no {case.ask}" if case.ask in ("dropout", "relative") else ""
+
+
+RUNNERS = {
+    one.name: one
+    for one in (
+        Runner("jattn", "jattn", _jattn("pallas_gpu")),
+        Runner("cudnn", "jax", _jax_nn("cudnn"), _cudnn_skips),
+        Runner("tokamax", "tokamax", _tokamax_prepare, _tokamax_skips),
+        Runner("torch", "torch", _torch_prepare, _torch_skips),
+        Runner("blockwise", "jattn", _jattn("blockwise")),
+        Runner("xla", "jax", _jax_nn("xla"), _xla_skips),
+    )
+}
+"""In the order in which they are timed: a run may be cut off at any time."""
+
+
+def installed() -> list[str]:
+    """Those that are here."""
+    return [name for name, one in RUNNERS.items() if importlib.util.find_spec(one.package) is not None]

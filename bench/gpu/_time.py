@@ -1,0 +1,231 @@
+"""`python -m bench gpu --time`: medians of calls on a GPU, everybody on the same cases, the most important first."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jattn_kernels.chips import MIB
+
+from bench._report import Column, header, number, write_json
+from bench._report import line as table_line
+from bench.gpu import _report
+from bench.gpu._cases import Case
+from bench.gpu._children import COMMAND, Worker, cache_environment
+from bench.gpu._topology import SECOND_LEVEL
+
+LIMIT = 75.0  # seconds of one case of one runner, its compilation included
+STAGE_LIMIT = 345.0  # of all of them
+MOST_DEATHS = 2  # of a runner, after which it is left out: a hang costs all of LIMIT
+SAMPLES = 9
+SAMPLE_SECONDS = 0.02  # the least that a sample takes, in which calls follow each other
+MOST_CALLS = 200
+_UNKNOWN_CACHE = 128 * MIB
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A runner's milliseconds a call, one number for each sample, or why there are none."""
+
+    milliseconds: Sequence[float] = ()
+    reason: str = ""
+    calls: int = 0
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.milliseconds) if self.milliseconds else None
+
+    @property
+    def spread(self) -> float | None:
+        """The distance of the quartiles over the median."""
+        if len(self.milliseconds) < 2 or not self.median:
+            return None
+        low, _, high = statistics.quantiles(self.milliseconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+
+@dataclass(frozen=True)
+class TimedRow:
+    """A case and everybody's times."""
+
+    case: Case
+    timings: Mapping[str, Timing]
+
+    def teraflops(self, name: str) -> float | None:
+        """Useful TFLOP/s."""
+        median = self.timings[name].median if name in self.timings else None
+        return None if median is None else 1e-9 * self.case.flops / median
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, with the name, the medians and the spreads."""
+        found = {
+            name: {"median": one.median, "spread": one.spread, **asdict(one)} for name, one in self.timings.items()
+        }
+        return {"name": self.case.name, "case": asdict(self.case), "flops": self.case.flops, "timings": found}
+
+
+LEGEND = f"""\
+ms: medians of {SAMPLES} samples, after warm calls; a sample is calls that follow each other for at least
+  {SAMPLE_SECONDS * 1e3:.0f} ms, waited for at its end, so short calls are timed with what starts them. (+-): the
+  quartiles' distance over the median, in percent. Each call's arrays have left the L2 cache when their turn comes.
+[1, t, 16, d] bfloat16; causal but for plain; fwdbwd: the gradients of q, k and v as well. TF/s: useful ones, 4 d flops
+  for every head and attended pair, 3.5 times that with the gradients.
+jattn: pallas_gpu. cudnn, xla: jax.nn's attention; what it has no argument for is an array of all pairs, made in the
+  call (segments, ALiBi) or before it (bias). torch: FlexAttention, compiled, its block masks made before the clock.
+-: the reasons are in the JSON."""
+
+
+def columns(names: Sequence[str]) -> list[Column[TimedRow]]:
+    """The table's columns for these runners."""
+
+    def cell(row: TimedRow, name: str) -> str:
+        one = row.timings.get(name, Timing())
+        spread = "" if one.spread is None else f" (+-{100 * one.spread:2.0f})"
+        return number(one.median) + spread
+
+    return [
+        Column("case", lambda row: row.case.name, 28, left=True),
+        *(Column(f"{name} ms", lambda row, name=name: cell(row, name), 14) for name in names),
+        Column("TF/s", lambda row: number(row.teraflops(names[0])), 5),
+    ]
+
+
+def run(
+    cases: Sequence[Case],
+    names: Sequence[str],
+    facts: Mapping[str, Any],
+    out: Path,
+    *,
+    command: Sequence[str] = COMMAND,
+    stage_limit: float = STAGE_LIMIT,
+    limit: float = LIMIT,
+) -> int:
+    """Time everything that the limits allow, a line for each case, and write time.json, time.txt and time.png."""
+    begun = time.perf_counter()
+    table = columns(names)
+    text = [header(table)]
+    print(text[0], flush=True)
+    rows: list[TimedRow] = []
+    deaths = dict.fromkeys(names, 0)
+    left = lambda: stage_limit - (time.perf_counter() - begun)
+    with ExitStack() as stack:
+        workers = _workers(stack, names, out, command)
+        for case in cases:
+            if left() < 5:
+                break
+            timings: dict[str, Timing] = {}
+            for name in names:
+                timings[name] = _timing(workers[name], case, name, facts.get("chip"), deaths, left(), limit)
+                write_json(out / "time.json", _document(facts, [*rows, TimedRow(case, timings)], False))
+            rows.append(TimedRow(case, timings))
+            text.append(table_line(table, rows[-1]))
+            print(text[-1], flush=True)
+    not_run = [case.name for case in cases[len(rows) :]]
+    ending = ["", _summary(rows, names, not_run), "", LEGEND]
+    print("\n".join(ending))
+    write_json(out / "time.json", {**_document(facts, rows, True), "not_run": not_run})
+    (out / "time.txt").write_text("\n".join([*text, *ending]) + "\n")
+    _report.plot_times(rows, names, str(facts.get("device", "")), out / "time.png")
+    print(f"\nWritten: {', '.join(str(out / f'time.{suffix}') for suffix in ('txt', 'json', 'png'))}")
+    return 0
+
+
+def _workers(stack: ExitStack, names: Sequence[str], out: Path, command: Sequence[str]) -> dict[str, Worker]:
+    """One for all that run in JAX and one for torch: neither sees what the other keeps of the GPU's memory."""
+    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    own = stack.enter_context(Worker(environment, command))
+    torch = stack.enter_context(Worker(environment, command))
+    return {name: torch if name == "torch" else own for name in names}
+
+
+def _timing(
+    worker: Worker, case: Case, name: str, chip: str | None, deaths: dict[str, int], left: float, limit: float
+) -> Timing:
+    """A runner's times for a case; its deaths are counted."""
+    from bench.gpu._runners import RUNNERS
+
+    if reason := RUNNERS[name].skips(case):
+        return Timing(reason=reason)
+    if deaths[name] >= MOST_DEATHS:
+        return Timing(reason=f"left out after {MOST_DEATHS} processes that hung or died")
+    if left < 5:
+        return Timing(reason="not run: out of time")
+    answer = worker.ask(request(case, name, chip), min(limit, left))
+    deaths[name] += bool(answer.get("died"))
+    return Timing(answer.get("milliseconds", ()), answer.get("error", ""), answer.get("calls", 0))
+
+
+def request(case: Case, name: str, chip: str | None, **more: Any) -> dict[str, Any]:
+    """What a worker is asked."""
+    cache = SECOND_LEVEL.get(chip or "", _UNKNOWN_CACHE)
+    return {"stage": "time", "case": asdict(case), "runner": name, "cache": cache, **more}
+
+
+def _document(facts: Mapping[str, Any], rows: Sequence[TimedRow], complete: bool) -> dict[str, Any]:
+    return {"machine": facts, "complete": complete, "rows": [row.as_json() for row in rows]}
+
+
+def _summary(rows: Sequence[TimedRow], names: Sequence[str], not_run: Sequence[str]) -> str:
+    """How often each runner was timed, everybody's time over the first's, and what there was no time for."""
+    lines = []
+    for name in names:
+        times = [row.timings[name].median for row in rows if name in row.timings]
+        lines.append(f"{name}: {sum(one is not None for one in times)} of {len(rows)} cases timed")
+    for name in names[1:]:
+        pairs = [(row.timings[names[0]].median, row.timings[name].median) for row in rows]
+        ratios = [theirs / ours for ours, theirs in pairs if ours and theirs]
+        if ratios:
+            mean = statistics.geometric_mean(ratios)
+            lines.append(f"{name} / {names[0]}: {mean:.2f} in the geometric mean of {len(ratios)} cases")
+    if not_run:
+        lines.append(f"no time was left for {len(not_run)} cases: {', '.join(not_run)}")
+    return "\n".join(lines)
+
+
+# In the child
+
+
+def time_case(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Milliseconds a call in each sample."""
+    from bench.gpu._runners import RUNNERS, copies, jattn_with
+
+    case = Case(**request["case"])
+    runner = RUNNERS[request["runner"]]
+    prepare = jattn_with(request["settings"]) if "settings" in request else runner.prepare
+    prepared = prepare(case, copies(case, request["cache"]))
+    found, calls = samples(prepared.call, prepared.wait, prepared.copies)
+    return {"milliseconds": [1e3 * one for one in found], "calls": calls}
+
+
+def samples(
+    call: Callable[[int], Any],
+    wait: Callable[[Any], Any],
+    copies: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[list[float], int]:
+    """Seconds a call in each of `SAMPLES` samples, and how many calls each has.
+
+    Calls go round the copies without a pause, from sample to sample; the last of a sample is waited for.
+    """
+    for n in range(min(3, copies)):
+        wait(call(n))
+    turn = 0
+
+    def sample(calls: int) -> float:
+        nonlocal turn
+        start = clock()
+        found = None
+        for _ in range(calls):
+            found = call(turn % copies)
+            turn += 1
+        wait(found)
+        return (clock() - start) / calls
+
+    once = sample(3)
+    calls = max(3, min(MOST_CALLS, int(SAMPLE_SECONDS / max(once, 1e-9)) + 1))
+    return [sample(calls) for _ in range(SAMPLES)], calls

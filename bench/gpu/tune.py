@@ -1,0 +1,168 @@
+"""`python -m bench gpu --tune`: the best tile sizes and stages of jattn's GPU kernels, timed on the GPU that is here.
+
+The best go into the table that the kernels read, with the device and the date.  Each case is written as it is found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench._paths import ROOT
+from bench._report import write_json
+from bench.gpu._cases import TIMED, Case
+from bench.gpu._children import COMMAND, Worker, cache_environment
+from bench.gpu._terms import attended_pairs
+from bench.gpu._time import request
+
+TABLE = ROOT / "kernels" / "jattn_kernels" / "tables" / "gpu.json"
+LIMIT = 45.0  # seconds of one candidate, its compilation included
+STAGE_LIMIT = 1200.0
+MASKS = {"causal": "causal", "full": "plain", "window": "window"}
+"""By mask, as the tables name it, the ask of `_terms.ASKS`."""
+
+Sizes = dict[str, Any]
+Settings = dict[str, Sizes]
+"""By kernel, which is a field of the backend's `Settings`, the fields of its `Sizes`."""
+Measure = Callable[[Case, Settings], float | None]
+Key = tuple[str, int, int, str, str]
+
+
+def backend_with(settings: Mapping[str, Sizes]) -> Any:
+    """The backend with sizes in the place of the tuned ones: the one place that knows how the library takes them."""
+    from jattn.backends.pallas_gpu import PALLAS_GPU  # pyright: ignore[reportMissingImports]
+    from jattn.backends.pallas_gpu.settings import Settings as Given  # pyright: ignore[reportMissingImports]
+    from jattn_kernels.gpu.sizes import Sizes as Tiles  # pyright: ignore[reportMissingImports]
+
+    return dataclasses.replace(PALLAS_GPU, settings=Given(**{name: Tiles(**one) for name, one in settings.items()}))
+
+
+def candidates(d: int) -> dict[str, list[Sizes]]:
+    """What is tried for each kernel: rows and columns of a tile, tiles under way, columns that terms take at once."""
+    wide = d > 128
+    forward = [
+        {"rows": 128, "columns": columns, "steps": steps, "piece": piece}
+        for columns, steps in itertools.product((32, 64) if wide else (64, 128), (2, 3, 4))
+        for piece in (columns, columns // 2)
+    ]
+    backward = lambda rows: [
+        {"rows": rows, "columns": columns, "steps": steps, "piece": piece}
+        for columns, steps, piece in itertools.product((32, 64), (2, 3, 4), (16, 32))
+    ]
+    return {"forward": forward, "queries": backward(128), "keys": backward(64 if wide else 128)}
+
+
+def cases() -> list[Case]:
+    """What is tuned for, the most important first."""
+    b, h = TIMED
+    order = itertools.product((16384, 4096), (128, 64, 256), MASKS.values())
+    return [Case(ask, b, t, h, d, "fwdbwd") for t, d, ask in order]
+
+
+def run(
+    chosen: Sequence[Case],
+    facts: Mapping[str, Any],
+    out: Path,
+    *,
+    table: Path = TABLE,
+    command: Sequence[str] = COMMAND,
+    stage_limit: float = STAGE_LIMIT,
+    limit: float = LIMIT,
+) -> int:
+    """Time the candidates of every case that time allows; the best go into the table, everything into tune.json."""
+    begun = time.perf_counter()
+    chip = facts.get("chip")
+    if not chip:
+        print(f"bench gpu: {facts.get('device')} is not in jattn_kernels.chips: there is no name to tune it under")
+        return 2
+    rows = read(table)
+    tried: list[dict[str, Any]] = []
+    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    with Worker(environment, command) as worker:
+
+        def measure(case: Case, settings: Settings) -> float | None:
+            left = stage_limit - (time.perf_counter() - begun)
+            if left < 5:
+                return None
+            answer = worker.ask(request(case, "jattn", chip, settings=settings), min(limit, left))
+            found = answer.get("milliseconds")
+            median = statistics.median(found) if found else None
+            tried.append({"name": case.name, "settings": settings, "median": median, "error": answer.get("error")})
+            shown = f"{median:9.3f} ms" if median is not None else f"        -  {answer.get('error')}"
+            print(f"{case.name:28} {json.dumps(settings):90} {shown}", flush=True)
+            write_json(out / "tune.json", {"machine": facts, "complete": False, "tried": tried})
+            return median
+
+        found = 0
+        for case in chosen:
+            for row in tune(case, measure):
+                rows[key({"chip": chip, **row})] = {"chip": chip, **row}
+                today = datetime.date.today().isoformat()
+                write(table, rows, {chip: {"device": facts.get("device"), "date": today, "jax": facts.get("jax")}})
+                found += 1
+    write_json(out / "tune.json", {"machine": facts, "complete": True, "tried": tried})
+    print(f"{found} rows found, {len(rows)} in {table}; {time.perf_counter() - begun:.0f} s")
+    return 0 if found else 1
+
+
+def tune(case: Case, measure: Measure) -> Iterator[dict[str, Any]]:
+    """A row for each kernel that any candidate could run: forward alone, then each gradient's with the best so far.
+
+    The kernels of the gradients are timed together, with the forward, whose time is taken off: that of both stands in
+    the row of either.
+    """
+    alone = dataclasses.replace(case, direction="fwd")
+    settings: Settings = {}
+    forward = 0.0
+    for kernel, tried in candidates(case.d).items():
+        asked = alone if kernel == "forward" else case
+        measured = [(sizes, measure(asked, {**settings, kernel: sizes})) for sizes in tried]
+        found = [(sizes, time) for sizes, time in measured if time is not None]
+        if not found:
+            return
+        settings[kernel], best = min(found, key=lambda one: one[1])
+        forward = best if kernel == "forward" else forward
+        yield _row(case, kernel, settings[kernel], best if kernel == "forward" else max(0.0, best - forward))
+
+
+def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[str, Any]:
+    """A row of the table but for the chip; its milliseconds are those of one head."""
+    return {
+        "d": case.d,
+        "t": case.t,
+        "mask": case.mask,
+        "direction": direction,
+        "sizes": sizes,
+        "milliseconds": round(milliseconds / (case.b * case.h), 6),
+        "pairs": attended_pairs(case.mask, case.t),
+    }
+
+
+def key(row: Mapping[str, Any]) -> Key:
+    """What a row of the table is found by."""
+    return row["chip"], row["d"], row["t"], row["mask"], row["direction"]
+
+
+def document(table: Path) -> dict[str, Any]:
+    """The table: its `entries`, what is `confirmed`, and by chip on which device it was `tuned` and when."""
+    found = json.loads(table.read_text()) if table.exists() else []
+    return found if isinstance(found, dict) else {"entries": found}
+
+
+def read(table: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of a table by key; none if there is no file."""
+    return {key(row): row for row in document(table).get("entries", ())}
+
+
+def write(table: Path, rows: Mapping[Key, Mapping[str, Any]], tuned: Mapping[str, Any]) -> None:
+    """All at once; what else the table says stays."""
+    found = document(table)
+    entries = [rows[one] for one in sorted(rows)]
+    write_json(table, {**found, "entries": entries, "tuned": {**found.get("tuned", {}), **tuned}})

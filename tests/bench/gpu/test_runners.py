@@ -1,0 +1,81 @@
+"""Peers compute what they are timed for: each ask, as it is put to them, beside the definition."""
+
+import importlib.util
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from bench.gpu import _runners, _terms
+from bench.gpu._cases import Case
+from bench.gpu._runners import RUNNERS
+from bench.gpu._terms import ASKS
+
+B, T, H, D = 2, 96, 3, 16
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for module in (_terms, _runners):
+        monkeypatch.setattr(module, "WINDOW", 40)
+    monkeypatch.setattr(_terms, "DOCUMENT", 48)
+
+
+def _case(ask: str) -> Case:
+    return Case(ask, B, T, H, D, "fwd")
+
+
+def _drawn(ask: str):
+    rng = np.random.default_rng(1)
+    arrays = _terms.values(ASKS[ask], B, T, H, np.random.default_rng(0))
+    return arrays, [rng.standard_normal((B, T, H, D), np.float32) for _ in range(3)]
+
+
+def _wanted(ask: str) -> np.ndarray:
+    arrays, (q, k, v) = _drawn(ask)
+    options = ASKS[ask].options({name: jnp.asarray(x) for name, x in arrays.items()})
+    return np.asarray(jattn.attention(q, k, v, implementation="reference", **options))
+
+
+def _names(runner: str) -> list[str]:
+    return [ask for ask in ASKS if not RUNNERS[runner].skips(_case(ask))]
+
+
+@pytest.mark.parametrize("ask", _names("xla"))
+def test_jax_nn_computes_what_was_asked(ask, monkeypatch):
+    taken = []
+    monkeypatch.setattr(_runners, "_jax_prepared", lambda case, count, attend: taken.append(attend))
+    RUNNERS["xla"].prepare(_case(ask), 1)
+    arrays, inputs = _drawn(ask)
+    got = taken[0]({name: jnp.asarray(x) for name, x in arrays.items()}, *map(jnp.asarray, inputs))
+    tolerance = 2e-2 if ask == "alibi" else 2e-5  # its bias is made in bfloat16, as it is timed
+    np.testing.assert_allclose(got, _wanted(ask), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+@pytest.mark.parametrize("ask", _names("torch"))
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_flex_attention_computes_what_was_asked(ask):
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    arrays, inputs = _drawn(ask)
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}
+    score_mod, mask_mod = _runners._torch_functions(torch, _case(ask), tensors)
+    block_mask = mask_mod and create_block_mask(mask_mod, B, None, T, T, device="cpu")
+    q, k, v = (torch.from_numpy(x.transpose(0, 2, 1, 3).copy()) for x in inputs)
+    got: Any = flex_attention(q, k, v, score_mod=score_mod, block_mask=block_mask)
+    np.testing.assert_allclose(got.numpy().transpose(0, 2, 1, 3), _wanted(ask), atol=2e-5, rtol=2e-5)
+
+
+def test_gradients_of_a_runner_are_of_all_three():
+    case = Case("causal", 1, 16, 2, 8, "fwdbwd")
+    prepared = RUNNERS["blockwise"].prepare(case, 2)
+    assert prepared.copies == 2
+    found = prepared.wait(prepared.call(1))
+    assert [x.shape for x in found] == [(1, 16, 2, 8)] * 4
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(found))
