@@ -187,6 +187,16 @@ def _pictures(app: Sphinx, doctree: nodes.document, page: str) -> None:
             logging.getLogger(__name__).warning("a figure is not drawn: %matplotlib inline", location=block)
 
 
+def _written_in(app: Sphinx, module: str, name: str) -> str | None:
+    """The module with the source of a public name that has the name of the package around it; None for any other."""
+    del app
+    subject = getattr(importlib.import_module(module), name.split(".")[0], None)
+    if getattr(subject, "__module__", None) != module:
+        return None
+    functions = filter(inspect.isfunction, (subject, *vars(subject).values()))
+    return next((inspect.unwrap(x).__globals__["__name__"] for x in functions), None)
+
+
 def _default(value: Any) -> Any:
     """A default that says what it is where its repr would not."""
     if isinstance(value, (Score, Normalizer)):
@@ -251,3 +261,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _as_rst, priority=400)
     app.connect("autodoc-process-docstring", _without_napoleon, priority=600)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("viewcode-follow-imported", _written_in)

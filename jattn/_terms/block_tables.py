@@ -39,6 +39,11 @@ class Range(NamedTuple):
     """Likewise."""
 
 
+def ends(value: int | Range) -> Range | tuple[int, int]:
+    """The least and the greatest of a static number, or of an operand in a block."""
+    return value if isinstance(value, Range) else (value, value)
+
+
 class Answer(NamedTuple):
     """What a mask says of whole blocks: may some pair attend, does every pair attend.  Answers join with `&`, `|`, `~`.
 
