@@ -11,8 +11,8 @@ OF_FLAX = ("Type of base class unknown", "Type of metaclass unknown")
 
 
 def reasons(symbol: dict) -> list[str]:
-    found = [x["message"].split("\n")[0] for x in symbol["diagnostics"] if x["severity"] == "error"]
-    return [x for x in found if not x.startswith(OF_FLAX)]
+    messages = [x["message"].split("\n")[0] for x in symbol["diagnostics"] if x["severity"] == "error"]
+    return [x for x in messages if not x.startswith(OF_FLAX)]
 
 
 command = ["pyright", "--pythonpath", sys.executable, "--verifytypes", "jattn", "--ignoreexternal", "--outputjson"]

@@ -77,7 +77,7 @@ def inventory(project: str) -> str:
     Intersphinx would download the whole of it at every build, which then fails behind a firewall.
     """
     names = tomllib.loads((HERE / "elsewhere.toml").read_text())[project]
-    rows = [f"{name} py:{kind} 1 {page}#$ -" for kind, found in names["names"].items() for name, page in found.items()]
+    rows = [f"{name} py:{kind} 1 {page}#$ -" for kind, pages in names["names"].items() for name, page in pages.items()]
     head = (
         f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The remainder is compressed using zlib.\n"
     )
@@ -136,18 +136,18 @@ def _signature(
 def _as_rst(app: Sphinx, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
     """Docstrings speak of `*args` and a | b, which reStructuredText takes for its own, and indent their formulas."""
     del app, subject, options
-    found: list[str] = []
+    written: list[str] = []
     before, example = "", False  # the last line that is not empty; whether this line is part of an example
     for line in lines:
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
-        if line.startswith("    ") and found and not found[-1] and not before.startswith(" "):
-            found += [".. code-block:: text", ""]
-        code = example or (line.startswith("    ") and _in_formula(found))
-        found.append(line if code else _escaped(line))
+        if line.startswith("    ") and written and not written[-1] and not before.startswith(" "):
+            written += [".. code-block:: text", ""]
+        code = example or (line.startswith("    ") and _in_formula(written))
+        written.append(line if code else _escaped(line))
         before = line or before
-    lines[:] = found
+    lines[:] = written
     if what == "attribute":
-        _kept[name] = found
+        _kept[name] = written
 
 
 _kept: dict[str, list[str]] = {}
@@ -160,9 +160,9 @@ def _without_napoleon(app: Sphinx, what: str, name: str, subject: Any, options: 
         lines[:] = _kept.pop(name)
 
 
-def _in_formula(found: list[str]) -> bool:
+def _in_formula(lines: list[str]) -> bool:
     """Whether the lines so far end inside a block of code that was opened for a formula."""
-    for line in reversed(found):
+    for line in reversed(lines):
         if line and not line.startswith("    "):
             return line == ".. code-block:: text"
     return False

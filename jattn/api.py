@@ -241,8 +241,8 @@ def weights(
      [0.  0.5 0.5]]
     """
     problem = checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
-    found = _weights(problem)
-    return found[0] if jnp.ndim(query) == 3 else found
+    weight = _weights(problem)
+    return weight[0] if jnp.ndim(query) == 3 else weight
 
 
 @jax.jit
@@ -307,8 +307,8 @@ def sample(
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     options = _named("sample", options, ("implementation", "blocks"))
     problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
-    found = sampling.sample(problem)
-    return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
+    drawn = sampling.sample(problem)
+    return jax.tree.map(lambda x: x[0], drawn) if jnp.ndim(query) == 3 else drawn
 
 
 @modes.ordinary

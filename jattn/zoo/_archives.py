@@ -126,11 +126,11 @@ def cache() -> Path:
 
 def _installed(archive: Archive, member: str) -> Path | None:
     try:
-        found = importlib.metadata.distribution(archive.package)
+        installed = importlib.metadata.distribution(archive.package)
     except importlib.metadata.PackageNotFoundError:
         return None
-    path = Path(str(found.locate_file(member)))
-    return path if found.version == archive.version and path.is_file() else None
+    path = Path(str(installed.locate_file(member)))
+    return path if installed.version == archive.version and path.is_file() else None
 
 
 def _download(archive: Archive, folder: Path) -> Path:

@@ -89,7 +89,7 @@ class Parts(NamedTuple):
 
 def parse(lines: bytes) -> list[Example]:
     """Passages of `combined` begin with their title; those of `dev` have it beside, and their answer as a word."""
-    found = []
+    examples = []
     for line in lines.decode().splitlines():
         entry = json.loads(line)
         title, passage = entry.get("title"), entry["passage"]
@@ -97,8 +97,8 @@ def parse(lines: bytes) -> list[Example]:
             title, _, passage = passage.partition(" -- ")
         answer = entry.get("label", entry.get("answer"))
         yes = answer == "True" if isinstance(answer, str) else answer
-        found.append(Example(words(entry["question"]), words(title), words(passage), yes))
-    return found
+        examples.append(Example(words(entry["question"]), words(title), words(passage), yes))
+    return examples
 
 
 def words(text: str) -> Words:

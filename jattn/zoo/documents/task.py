@@ -71,8 +71,8 @@ def _weigh(model: Reader, words: data.Array) -> tuple[jax.Array, jax.Array]:
 
 def accuracy(model: Reader, batch: data.Batch) -> float:
     starts = range(0, len(batch.words), CHUNK)
-    found = np.concatenate([_examine(model, batch.words[start : start + CHUNK]) for start in starts])
-    return float(np.mean(found == batch.praised))
+    guesses = np.concatenate([_examine(model, batch.words[start : start + CHUNK]) for start in starts])
+    return float(np.mean(guesses == batch.praised))
 
 
 def draw(model: Reader, batch: data.Batch, page: int = 0) -> Figure:

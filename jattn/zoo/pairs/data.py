@@ -97,8 +97,8 @@ def hardest(king_james: dict[Verse, Words], american: dict[Verse, Words]) -> lis
         gap = overlap(left, same) - overlap(left, other)
         return gap, Pair(chapter, left, same, True), Pair(chapter, left, other, False)
 
-    found = sorted((pair for pair in map(pairs, sorted(usable)) if pair is not None), key=lambda found: found[0])
-    return [(same, other) for _, same, other in found[: round(SHARE * len(found))]]
+    best = sorted((pair for pair in map(pairs, sorted(usable)) if pair is not None), key=lambda triple: triple[0])
+    return [(same, other) for _, same, other in best[: round(SHARE * len(best))]]
 
 
 def _fits(*sentences: Words) -> bool:
@@ -111,10 +111,10 @@ def divide(king_james: dict[Verse, Words], american: dict[Verse, Words]) -> Part
     rng = np.random.default_rng(0)
     chapters = sorted({verse[:2] for verse in king_james})
     held = {chapters[n] for n in rng.permutation(len(chapters))[: round(HELD_OUT * len(chapters))]}
-    found = hardest(king_james, american)
-    learnt = [pair for both in found for pair in both if pair.chapter not in held]
+    twos = hardest(king_james, american)
+    learnt = [pair for both in twos for pair in both if pair.chapter not in held]
     known = {text for pair in learnt for text in (pair.left, pair.right)}
-    fresh = [both for both in found if both[0].chapter in held and not known & {both[0].left, *(p.right for p in both)}]
+    fresh = [both for both in twos if both[0].chapter in held and not known & {both[0].left, *(p.right for p in both)}]
     readable = [text for bible in (king_james, american) for verse, text in bible.items() if verse[:2] not in held]
     counts = collections.Counter(word for text in readable for word in text)
     common = sorted((-count, word) for word, count in counts.items() if count >= RARE)
@@ -129,10 +129,10 @@ def parts() -> Parts:
 
 def encode(pairs: list[Pair], vocabulary: dict[str, int], seed: int = 0) -> Batch:
     def tokens(sentences: list[Words]) -> np.ndarray:
-        found = np.zeros((len(sentences), LONGEST), np.int32)
-        for row, sentence in zip(found, sentences, strict=True):
+        rows = np.zeros((len(sentences), LONGEST), np.int32)
+        for row, sentence in zip(rows, sentences, strict=True):
             row[: len(sentence)] = [token(word, vocabulary) for word in sentence]
-        return found
+        return rows
 
     same = np.array([pair.same for pair in pairs], np.float32)
     left, right = ([getattr(pair, side) for pair in pairs] for side in ("left", "right"))
