@@ -1,5 +1,6 @@
 """Rotary embedding: against complex numbers, what it leaves alone, against Flax's."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -1,5 +1,6 @@
 """The command line: what is refused and before what, what is said, how it ends."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 import jattn
 from jattn.zoo import EXTRAS, TASKS, _figure
-from jattn.zoo.__main__ import main
+from jattn.zoo.__main__ import main, run
 from jattn.zoo._train import train
 from tests.zoo.tasks import line
 
@@ -53,19 +54,18 @@ def test_a_bad_argument_is_one_line_and_exit_code_2(tmp_path, capsys, arguments,
     assert file.read_text() == "kept"
 
 
-@pytest.fixture
-def no_data(monkeypatch):
+def no_data(options):
     """Fails where a task begins to make its data."""
+    raise AssertionError("data was made")
 
-    def build(options):
-        raise AssertionError("data was made")
 
-    for task in TASKS:
-        monkeypatch.setattr(f"jattn.zoo.{task}.build", build)
+def main_with(arguments, build):
+    """The command line, which trains what `build` makes."""
+    return main(arguments, run=functools.partial(run, build=build))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_bad_choices_are_refused_before_data_is_made(tmp_path, capsys, no_data, task):
+def test_bad_choices_are_refused_before_data_is_made(tmp_path, capsys, task):
     file = tmp_path / "file"
     file.write_text("kept")
     train(line(settings={"task": task, "seed": 5}), 1, tmp_path / "other")
@@ -78,7 +78,7 @@ def test_bad_choices_are_refused_before_data_is_made(tmp_path, capsys, no_data, 
         (["--out", str(file / "below")], ("--out", str(file))),
         (["--out", str(tmp_path / "other")], ("made with seed=5", "seed=0")),
     ):
-        assert main([task, "--out", str(tmp_path / "out"), *arguments]) == 2
+        assert main_with([task, "--out", str(tmp_path / "out"), *arguments], no_data) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1
@@ -88,12 +88,12 @@ def test_bad_choices_are_refused_before_data_is_made(tmp_path, capsys, no_data, 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_before_data_is_made(tmp_path, capsys, no_data, monkeypatch):
+def test_a_folder_that_cannot_be_written_to_is_refused_before_data_is_made(tmp_path, capsys, monkeypatch):
     def denied(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
     monkeypatch.setattr("jattn.zoo._checkpoint.tempfile.TemporaryFile", denied)  # who runs the tests may be root
-    assert main(["boolq", "--out", str(tmp_path)]) == 2
+    assert main_with(["boolq", "--out", str(tmp_path)], no_data) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "--out must be" in err and "Permission denied" in err and str(tmp_path) in err
@@ -108,7 +108,7 @@ def test_a_backend_that_lacks_a_feature_is_one_line_and_exit_code_2(tmp_path, ca
     assert err.startswith("python -m jattn.zoo: ") and "score additive" in err
 
 
-def test_what_takes_long_is_said_once_and_before_it_begins(tmp_path, capsys, monkeypatch):
+def test_what_takes_long_is_said_once_and_before_it_begins(tmp_path, capsys):
     said = []
 
     def build(options):
@@ -116,14 +116,13 @@ def test_what_takes_long_is_said_once_and_before_it_begins(tmp_path, capsys, mon
         told = lambda model, batch: said.append(capsys.readouterr().out) or line().loss(model, batch)
         return line(settings={"task": "boolq", "seed": 0}, loss=told)
 
-    monkeypatch.setattr("jattn.zoo.boolq.build", build)
-    assert main(["boolq", "--steps", "2", "--out", str(tmp_path)]) == 0
+    assert main_with(["boolq", "--steps", "2", "--out", str(tmp_path)], build) == 0
     preparing, compiling, *_ = said
     assert preparing.count("\n") == 1 and preparing.startswith("preparing BoolQ")
     assert compiling == "compiling\n"
     assert not any("preparing" in each or "compiling" in each for each in (*said[2:], capsys.readouterr().out))
     said.clear()
-    assert main(["boolq", "--steps", "2", "--out", str(tmp_path)]) == 0  # nothing is left to do
+    assert main_with(["boolq", "--steps", "2", "--out", str(tmp_path)], build) == 0  # nothing is left to do
     assert said[0].startswith("preparing BoolQ")
     assert "compiling" not in "".join(said) + capsys.readouterr().out
 
@@ -139,18 +138,16 @@ def test_a_missing_extra_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize("kept", [None, 250])
-def test_an_interrupt_is_not_a_traceback(tmp_path, capsys, monkeypatch, kept):
+def test_an_interrupt_is_not_a_traceback(tmp_path, capsys, kept):
     def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jattn.zoo._train.train", stopped)
     if kept:
         _figure.save(tmp_path, _figure.Figure("fit", 0.5, "50.0%", None, kept, 1.0))
-    assert main(["dates", "--out", str(tmp_path)]) == 130
+    assert main(["dates", "--out", str(tmp_path)], run=stopped) == 130
     err = capsys.readouterr().err
     assert ("goes on from step 250" if kept else "starts anew") in err
-    monkeypatch.setattr("jattn.zoo._archives.fetch", stopped)
-    assert main(["fetch", "boolq"]) == 130
+    assert main(["fetch", "boolq"], fetch=stopped) == 130
     assert capsys.readouterr().err == "\nstopped\n"
 
 

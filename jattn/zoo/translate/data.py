@@ -17,7 +17,7 @@ import numpy as np
 from babel.messages.pofile import read_po
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from jattn.zoo import _archives
+from jattn.zoo._archives import ARCHIVES, read
 from jattn.zoo._errors import UsageError
 from jattn.zoo._text import unescaped
 
@@ -61,7 +61,7 @@ def messages() -> list[Pair]:
     Raises:
         UsageError: the archive cannot be had.
     """
-    return fitting(pair for name in CATALOGUES for pair in parse_catalogue(_archives.read("django", name)))
+    return fitting(pair for name in CATALOGUES for pair in parse_catalogue(read(ARCHIVES["django"], name)))
 
 
 def dictionary(path: Path) -> list[Pair]:
