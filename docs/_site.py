@@ -77,7 +77,7 @@ def inventory(project: str) -> str:
     Intersphinx would download the whole of it at every build, which then fails behind a firewall.
     """
     names = tomllib.loads((HERE / "elsewhere.toml").read_text())[project]
-    rows = [f"{name} py:{kind} 1 {page}#$ -" for kind, found in names["names"].items() for name, page in found.items()]
+    rows = [f"{name} py:{kind} 1 {page}#$ -" for kind, pages in names["names"].items() for name, page in pages.items()]
     head = (
         f"# Sphinx inventory version 2\n# Project: {project}\n# Version: \n# The remainder is compressed using zlib.\n"
     )
@@ -136,18 +136,18 @@ def _signature(
 def _as_rst(app: Sphinx, what: str, name: str, subject: Any, options: Any, lines: list[str]) -> None:
     """Docstrings speak of `*args` and a | b, which reStructuredText takes for its own, and indent their formulas."""
     del app, subject, options
-    found: list[str] = []
+    written: list[str] = []
     before, example = "", False  # the last line that is not empty; whether this line is part of an example
     for line in lines:
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
-        if line.startswith("    ") and found and not found[-1] and not before.startswith(" "):
-            found += [".. code-block:: text", ""]
-        code = example or (line.startswith("    ") and _in_formula(found))
-        found.append(line if code else _escaped(line))
+        if line.startswith("    ") and written and not written[-1] and not before.startswith(" "):
+            written += [".. code-block:: text", ""]
+        code = example or (line.startswith("    ") and _in_formula(written))
+        written.append(line if code else _escaped(line))
         before = line or before
-    lines[:] = found
+    lines[:] = written
     if what == "attribute":
-        _kept[name] = found
+        _kept[name] = written
 
 
 _kept: dict[str, list[str]] = {}
@@ -160,9 +160,9 @@ def _without_napoleon(app: Sphinx, what: str, name: str, subject: Any, options: 
         lines[:] = _kept.pop(name)
 
 
-def _in_formula(found: list[str]) -> bool:
+def _in_formula(lines: list[str]) -> bool:
     """Whether the lines so far end inside a block of code that was opened for a formula."""
-    for line in reversed(found):
+    for line in reversed(lines):
         if line and not line.startswith("    "):
             return line == ".. code-block:: text"
     return False
@@ -185,6 +185,16 @@ def _pictures(app: Sphinx, doctree: nodes.document, page: str) -> None:
     for block in doctree.findall(nodes.literal_block):
         if block.astext().startswith("<Figure size"):
             logging.getLogger(__name__).warning("a figure is not drawn: %matplotlib inline", location=block)
+
+
+def _written_in(app: Sphinx, module: str, name: str) -> str | None:
+    """The module with the source of a public name that has the name of the package around it; None for any other."""
+    del app
+    subject = getattr(importlib.import_module(module), name.split(".")[0], None)
+    if getattr(subject, "__module__", None) != module:
+        return None
+    functions = filter(inspect.isfunction, (subject, *vars(subject).values()))
+    return next((inspect.unwrap(x).__globals__["__name__"] for x in functions), None)
 
 
 def _default(value: Any) -> Any:
@@ -251,3 +261,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", _as_rst, priority=400)
     app.connect("autodoc-process-docstring", _without_napoleon, priority=600)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("viewcode-follow-imported", _written_in)

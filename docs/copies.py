@@ -56,8 +56,8 @@ def copies(fn, shapes):
 def main():
     x = (b, t, D)
     ways = {flat: [x, *[(D, h * d)] * 3, (h * d, D)], by_head: [x, *[(D, h, d)] * 3, (h, d, D)]}
-    found = {fn.__name__: [copies(fn, shapes), copies(gradient(fn), [*shapes, x])] for fn, shapes in ways.items()}
-    print(json.dumps(found))
+    counts = {fn.__name__: [copies(fn, shapes), copies(gradient(fn), [*shapes, x])] for fn, shapes in ways.items()}
+    print(json.dumps(counts))
 
 
 if __name__ == "__main__":

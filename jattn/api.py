@@ -241,8 +241,8 @@ def weights(
      [0.  0.5 0.5]]
     """
     problem = checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
-    found = _weights(problem)
-    return found[0] if jnp.ndim(query) == 3 else found
+    weight = _weights(problem)
+    return weight[0] if jnp.ndim(query) == 3 else weight
 
 
 @jax.jit
@@ -307,12 +307,14 @@ def sample(
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     options = _named("sample", options, ("implementation", "blocks"))
     problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
-    found = sampling.sample(problem)
-    return jax.tree.map(lambda x: x[0], found) if jnp.ndim(query) == 3 else found
+    drawn = sampling.sample(problem)
+    return jax.tree.map(lambda x: x[0], drawn) if jnp.ndim(query) == 3 else drawn
 
 
 @modes.ordinary
-def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def merge(
+    *parts: tuple[Float[ArrayLike, "... h e"], Float[ArrayLike, "... h"]],
+) -> tuple[Float[Array, "... h e"], Float[Array, "... h"]]:
     """Joins (out, lse) of the same queries over disjoint sets of keys into (out, lse) over all of them.
 
         lse = log(sum over n of exp(lse_n)),  out = sum over n of exp(lse_n - lse) out_n
@@ -328,7 +330,7 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       out in the dtype of the first part, and lse.
 
     Raises:
-      TypeError: there is no part, or one that is no pair.
+      TypeError: there is no part, or one that is no pair of arrays of floating-point numbers.
       ValueError: their shapes do not go together.
 
     >>> import jax, jattn
@@ -342,10 +344,11 @@ def merge(*parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """
     if not parts or any(not isinstance(x, (tuple, list)) or len(x) != 2 for x in parts):
         raise TypeError("merge takes one or more pairs (out, lse), as attention(..., return_lse=True) returns them")
-    for out, lse in parts:
-        if out.shape[:-1] != lse.shape or out.shape != parts[0][0].shape:
+    pairs = [(checks.array(out, "out"), checks.array(lse, "lse")) for out, lse in parts]
+    for out, lse in pairs:
+        if out.shape[:-1] != lse.shape or out.shape != pairs[0][0].shape:
             raise ValueError(
                 "merge needs out [.., h, e] and lse [.., h], all of the same shapes, got "
-                + ", ".join(f"({list(o.shape)}, {list(x.shape)})" for o, x in parts)
+                + ", ".join(f"({list(o.shape)}, {list(x.shape)})" for o, x in pairs)
             )
-    return rows.merged(parts)
+    return rows.merged(pairs)

@@ -25,7 +25,8 @@ def __dir__() -> list[str]:
 
 class Gate(Term):
     """What `attention(gates=...)` takes.  Make one with the functions of this module, or a subclass of your own, whose
-    attributes may be numbers, and arrays, which get gradients.
+    attributes may be numbers, and arrays, which get gradients.  One that is not linear in the weight, like
+    `weight * f(i, j)`, is refused when `attention` is called.
 
     >>> import jax.numpy as jnp, jattn
     >>> class Half(jattn.gates.Gate):

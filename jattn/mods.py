@@ -189,18 +189,18 @@ class Relative(Mod):
     def bucket(self, relative: jax.Array) -> jax.Array:
         """Columns of the table, of positions relative to the query."""
         try:
-            found = self.closure.build(self.held)(relative)
+            columns = self.closure.build(self.held)(relative)
         except jax.errors.UnexpectedTracerError:
             raise TypeError(
                 f"mods.relative: bucket {self.closure.name} uses a traced array that is out of reach when it runs:"
                 " let it close over the array itself, or make the bias with jattn.mods.function and jattn.operand"
             ) from None
-        if jnp.shape(found) != relative.shape or not jnp.issubdtype(jnp.result_type(found), jnp.integer):
+        if jnp.shape(columns) != relative.shape or not jnp.issubdtype(jnp.result_type(columns), jnp.integer):
             raise TypeError(
                 f"mods.relative: bucket {self.closure.name} must map integers {list(relative.shape)} to as many,"
-                f" returns {jnp.result_type(found)}{list(jnp.shape(found))}"
+                f" returns {jnp.result_type(columns)}{list(jnp.shape(columns))}"
             )
-        return found
+        return columns
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         # the bias is constant along diagonals: look up each diagonal of the tile once, then shear the strip

@@ -118,7 +118,7 @@ def dot(scale: ArrayLike | None = None) -> Score:
     >>> jattn.scores.dot()(jnp.ones((1, 4)), jnp.ones((2, 4))).tolist()
     [[2.0, 2.0]]
 
-    Source: Vaswani et al. 2017, equation 1; without the scale: Luong et al. 2015, equation 8.
+    Source: Vaswani et al. 2017, equation 1; without the scale: Luong et al. 2015, section 3.1 ("dot").
     """
     return Dot(None if scale is None else number(scale, "scale"))
 
@@ -154,7 +154,7 @@ def general(w: ArrayLike, scale: ArrayLike = 1.0) -> Score:
     >>> jattn.attention(q, k, k, score=jattn.scores.general(jnp.ones((4, 6)))).shape
     (1, 3, 2, 6)
 
-    Source: Luong et al. 2015, equation 8.
+    Source: Luong et al. 2015, section 3.1 ("general").
     """
     return General(_weight(w, "w", 2), number(scale, "scale"))
 

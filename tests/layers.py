@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tests.tolerances import TOLERANCES
+from tests.tolerances import TOLERANCES, assert_close
 
 # projections before and after add their own rounding to that of the attention
 TIGHT, LOOSE = (10 * TOLERANCES[dtype].gradient for dtype in ("float64", "float32"))
@@ -35,3 +35,25 @@ def traced_once(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def pure(layer: Any) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(layer, nnx.Param))
+
+
+def turn(x, positions, base):
+    """Rotary embedding with complex numbers."""
+    half = x.shape[-1] // 2
+    pairs = x[..., :half] + 1j * x[..., half:]
+    angles = positions[..., None, None] * base ** (-2 * np.arange(half) / (2 * half))
+    turned = pairs * np.exp(1j * angles)
+    return jnp.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def compare(fn, want_fn, params, inputs, tolerance):
+    """Values of both, and their gradients to every parameter and input."""
+
+    def result_and_gradients(f):
+        out, pull = jax.vjp(lambda p, xs: f(p, *xs), params, inputs)
+        return {"out": out, "gradient": pull(normal(out.shape, 9, out.dtype))}
+
+    got, want = jax.jit(lambda: (result_and_gradients(fn), result_and_gradients(want_fn)))()
+    jax.tree_util.tree_map_with_path(
+        lambda path, x, y: assert_close(x, y, tolerance, jax.tree_util.keystr(path)), got, want
+    )

@@ -138,3 +138,22 @@ def test_score_of_every_kind_goes_through_sample():
         jnp.exp(log_prob), jnp.take_along_axis(wanted, index.swapaxes(1, 2)[..., None], -1)[..., 0].swapaxes(1, 2),
         rtol=1e-4,
     )  # fmt: skip
+
+
+def test_merge_takes_what_attention_takes():
+    """Arrays of NumPy and lists of numbers as well as JAX's, pairs that are lists as well as tuples."""
+    q, k, v = _arrays()
+    parts = [jattn.attention(q, k[:, x], v[:, x], return_lse=True) for x in (slice(0, 4), slice(4, 11))]
+    wanted = jattn.merge(*parts)
+    (out, lse), (other, other_lse) = (tuple(np.asarray(x) for x in part) for part in parts)
+    for got in (
+        jattn.merge((out, lse), (other, other_lse)),
+        jattn.merge((out.tolist(), lse.tolist()), (parts[1][0], other_lse)),
+        jattn.merge((out.astype(np.float64), lse), [other, other_lse]),  # type: ignore[arg-type] # what a jax.tree.map may give
+    ):
+        assert all(isinstance(x, jax.Array) and x.dtype == np.float32 for x in got)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6), got, wanted)
+    with pytest.raises(TypeError, match="out must be float32, bfloat16, float16 or float64, got int32"):
+        jattn.merge((np.ones((3, 2), np.int32), np.ones(3, np.float32)))
+    with pytest.raises(TypeError, match="lse must be an array, got str"):
+        jattn.merge((out, "none"))  # type: ignore[arg-type] # a wrong argument is what this is about

@@ -128,5 +128,5 @@ def test_links_of_the_papers_are_turned(monkeypatch):
     turned = importlib.import_module("_site").turned
     assert turned("[a](CONTRIBUTING.md#style)") == "[a](CONTRIBUTING.md#style)"
     assert turned("[a](docs/start.md)") == "[a](../start.md)"
-    assert turned("[a](jattn/masks.py)") == f"[a]({ADDRESS}/blob/main/jattn/masks.py)"
+    assert turned("[a](jattn/api.py)") == f"[a]({ADDRESS}/blob/main/jattn/api.py)"
     assert turned("[a](https://docs.jax.dev) [b](#c)") == "[a](https://docs.jax.dev) [b](#c)"

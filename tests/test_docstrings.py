@@ -74,20 +74,21 @@ def test_every_parameter_is_named(name):
 
 
 def _raises(name: str) -> bool:
-    """Whether the function raises, by itself or in the helpers of its module that it calls by name."""
+    """Whether the function raises, by itself or in the helpers of its file that it calls by name."""
     x = PUBLIC[name]
-    module = inspect.getmodule(x)
-    seen, waiting = set(), [x.__init__ if inspect.isclass(x) else inspect.unwrap(x)]
+    first = inspect.unwrap(x.__init__ if inspect.isclass(x) else x)
+    names = first.__globals__ if inspect.isfunction(first) else {}
+    seen, waiting = set(), [first]
     while waiting:
-        fn = waiting.pop()
-        if not inspect.isfunction(fn) or fn in seen or inspect.getmodule(fn) is not module:
+        fn = inspect.unwrap(waiting.pop())
+        if not inspect.isfunction(fn) or fn in seen or fn.__globals__ is not names:
             continue
         seen.add(fn)
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(fn)))):
             if isinstance(node, ast.Raise):
                 return True
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                waiting.append(getattr(module, node.func.id, None))
+                waiting.append(names.get(node.func.id))
     return False
 
 

@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,14 @@ def test_lazy_modules_are_there():
     assert "nn" in dir(jattn)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = jattn.nothing
+
+
+def test_the_examples_of_one_file_can_be_run_by_themselves():
+    """Collected before jattn is imported, a module would be imported twice, and its gates be none of attention's."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "jattn/gates.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1], env=_ENV)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
 
 
 def _factories():

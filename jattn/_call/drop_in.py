@@ -131,24 +131,24 @@ def dot_product_attention(
     """
     query = jnp.asarray(query)
     arrays = [_four_axes(x) for x in (query, key, value)]
-    found: list[masks.Mask] = []
+    parts: list[masks.Mask] = []
     if mask is not None:
-        found.append(mask if isinstance(mask, masks.Mask) else masks.dense(mask))
+        parts.append(mask if isinstance(mask, masks.Mask) else masks.dense(mask))
     if is_causal:
-        found.append(masks.causal())
+        parts.append(masks.causal())
     if local_window_size is not None:
         sides = local_window_size if isinstance(local_window_size, (tuple, list)) else (local_window_size,) * 2
-        found.append(masks.window(*sides))
+        parts.append(masks.window(*sides))
     for name, lengths, axis in (
         ("query_seq_lengths", query_seq_lengths, "t"),
         ("key_value_seq_lengths", key_value_seq_lengths, "s"),
     ):
         if lengths is not None:
-            found.append(masks.Before(positions.lengths(_lengths(lengths, arrays[0].shape[0], name), name), axis))
+            parts.append(masks.Before(positions.lengths(_lengths(lengths, arrays[0].shape[0], name), name), axis))
     result = api.attention(
         *arrays,
         score=scores.dot(scale),
-        mask=functools.reduce(operator.and_, found) if found else None,
+        mask=functools.reduce(operator.and_, parts) if parts else None,
         bias=None if bias is None else _bias(bias),
         return_lse=return_residual,
         implementation=None if implementation == "xla" else implementation,

@@ -73,7 +73,7 @@ def shift(options: Options, start: jax.Array) -> Options:
     return jax.tree.map(wrap, options, is_leaf=lambda x: isinstance(x, kinds))
 
 
-def cut(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:
+def take_rows(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:
     """Options made for `sizes`, with t rows from start `[b]` on of every operand that has an axis t.
 
     Raises:
@@ -85,11 +85,11 @@ def cut(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Op
     def rows(x: object) -> object:
         if not isinstance(x, Operand) or "t" not in x.axes:
             return x
-        found = {axis: n for axis, n in zip(x.axes, x.array.shape, strict=False) if n != sizes[axis]}
-        if found:
+        wrong = {axis: n for axis, n in zip(x.axes, x.array.shape, strict=False) if n != sizes[axis]}
+        if wrong:
             raise ValueError(
                 f'to decode into a cache, an operand with axes "{x.axes}" must have'
-                f" {', '.join(f'{axis} = {sizes[axis]}' for axis in found)}, got shape {list(x.array.shape)}"
+                f" {', '.join(f'{axis} = {sizes[axis]}' for axis in wrong)}, got shape {list(x.array.shape)}"
             )
         per_element = "b" in x.axes
         axes = x.axes if per_element else "b" + x.axes

@@ -39,6 +39,11 @@ class Range(NamedTuple):
     """Likewise."""
 
 
+def ends(value: int | Range) -> Range | tuple[int, int]:
+    """The least and the greatest of a static number, or of an operand in a block."""
+    return value if isinstance(value, Range) else (value, value)
+
+
 class Answer(NamedTuple):
     """What a mask says of whole blocks: may some pair attend, does every pair attend.  Answers join with `&`, `|`, `~`.
 
@@ -159,11 +164,11 @@ def _operand_range(array: AnyArray, axes: str, tilings: dict[str, Tiling]) -> Ra
     return Range(lo.reshape(shape), hi.reshape(shape))
 
 
-def _spread(found: Range, longest: int) -> Range:
+def _spread(ranges: Range, longest: int) -> Range:
     """Ranges for as many batch elements as any operand of the mask has: element b uses entry b % length."""
-    if found.lo.shape[0] in (1, longest):
-        return found
-    return Range(*(jnp.tile(x, (longest // x.shape[0], 1, 1, 1)) for x in found))
+    if ranges.lo.shape[0] in (1, longest):
+        return ranges
+    return Range(*(jnp.tile(x, (longest // x.shape[0], 1, 1, 1)) for x in ranges))
 
 
 def answers(mask: Mask | None, query: Tiling, key: Tiling, *, rows: slice = slice(None)) -> Answer:

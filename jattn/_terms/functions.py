@@ -1,13 +1,14 @@
 """What users' functions may return: checked once for each, on a tile that is not square, before anything runs.
 
-A function that is not elementwise would give another result for every tile size, silently.
+A function that is not elementwise would give another result for every tile size, silently; and a gate that is not
+linear in the weight another one on every backend, be it a function or a class of a user's own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -17,23 +18,25 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods
-from jattn._terms import Operand, working
+from jattn._terms import Operand, Signature, split, working
 from jattn._terms.closures import Closure
 from jattn._terms.linear import nonlinear
 
 T = TypeVar("T")
-_ROWS, _COLUMNS = (
-    1009,
-    2003,
-)  # primes, so that an axis of this length is one of the tile's; nothing of this size is made
+# Primes, so that an axis of this length is one of the tile's; nothing of this size is made.
+_ROWS, _COLUMNS = 1009, 2003
 _ACROSS = ("reduce_", "arg", "cum", "sort", "rev")  # what primitives that mix the entries of an axis begin with
 
 
 def checked(terms: T, dtype: jnp.dtype) -> T:
     """The pytree of terms, whose functions hold no array that they do not use: a method reaches all of its owner's.
 
-    Raises for the first function that is not what it must be.  `dtype` is the query's.
+    Raises for the first function, and the first gate of a user's own class, that is not what it must be.  `dtype` is
+    the query's.
     """
+    for gate in jax.tree.leaves(terms, is_leaf=_of_a_user):
+        if _of_a_user(gate):
+            _check_gate(gate, dtype)
     kinds = {mods.Function: "mods.function", masks.Function: "masks.function", gates.Function: "gates.function"}
 
     def of(x: Any) -> Any:
@@ -47,6 +50,24 @@ def checked(terms: T, dtype: jnp.dtype) -> T:
         return dataclasses.replace(x, closure=closure, held=held)
 
     return jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand)))
+
+
+def _of_a_user(x: object) -> bool:
+    """Whether it is a gate that the library has not made: its own are linear, and need no look."""
+    return isinstance(x, gates.Gate) and type(x).__module__.partition(".")[0] != "jattn"
+
+
+def _check_gate(gate: gates.Gate, dtype: jnp.dtype) -> None:
+    """Raises unless a gate is linear in the weight; what holds for one holds for all of its class and signature."""
+    arrays, signature = split(gate.bound(1, 1))
+    operands = tuple(
+        (x.shape, _canonical(working(x, dtype)), axes) for x, axes in zip(arrays, signature.axes, strict=True)
+    )
+    try:
+        hash(signature)
+    except TypeError:  # an attribute that is neither an array nor hashable
+        return _linear.__wrapped__(type(gate), signature, operands, str(dtype))
+    return _linear(type(gate), signature, operands, str(dtype))
 
 
 _Description = tuple[tuple[int, ...], jnp.dtype, str]  # of an operand: shape, dtype and axes
@@ -67,27 +88,47 @@ def _tile(shape: tuple[int, ...], dtype: jnp.dtype, axes: str) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct((*along, *shape[len(axes) :]), dtype)
 
 
+def _positions() -> list[jax.ShapeDtypeStruct]:
+    """Those of the tile, i and j."""
+    return [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_ROWS, 1), (1, _COLUMNS))]
+
+
 def _trace(
-    name: str, closure: Closure, held: Iterable[_Description], arguments: Iterable[jax.ShapeDtypeStruct]
+    who: str, fn: Callable, arrays: Iterable[_Description], arguments: Sequence[jax.ShapeDtypeStruct]
 ) -> ClosedJaxpr:
-    """The function as a jaxpr of the arguments."""
-    arrays = [_tile(*x) for x in held]
+    """`fn(arrays, *arguments)` as a jaxpr, which has one result."""
+    tiles = [_tile(*x) for x in arrays]
     try:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            found = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(arrays, *arguments)
+            traced = jax.make_jaxpr(fn)(tiles, *arguments)
     except (jax.errors.TracerBoolConversionError, ValueError) as error:
         if "truth value" not in str(error) and not isinstance(error, jax.errors.TracerBoolConversionError):
             raise
         raise TypeError(
-            f"{name}: {closure.name} uses `and`, `or`, `not` or `if` on arrays: positions and scores come as tiles,"
+            f"{who} uses `and`, `or`, `not` or `if` on arrays: positions and scores come as tiles,"
             " so use & | ~ and jnp.where"
         ) from None
-    if any(isinstance(x, Tracer) for x in found.consts):
-        raise TypeError(
-            f"{name}: {closure.name} uses a traced array that is out of reach when it runs: give it to the function as"
-            " an operand, made with jattn.operand(array, axes)"
+    if len(traced.out_avals) != 1:
+        raise TypeError(f"{who} must return one array, returns {len(traced.out_avals)}")
+    return traced
+
+
+def _say_unless_linear(who: str, traced: ClosedJaxpr, at: int) -> None:
+    """Raises unless a gate is linear in argument `at`, the weight."""
+    if reason := nonlinear(traced, at):
+        raise ValueError(
+            f"{who} must be linear in the weight, like `weight * f(i, j)`, but has {reason}: backends apply gates"
+            " before they know the sum that weights are divided by"
         )
-    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _linear(kind: type[gates.Gate], signature: Signature, operands: tuple[_Description, ...], dtype: str) -> None:
+    """Raises unless all gates of that kind and signature are linear in the weight."""
+    weight = jax.ShapeDtypeStruct((_ROWS, _COLUMNS), jnp.promote_types(dtype, jnp.float32))
+    who = f"gates: {kind.__qualname__}"
+    traced = _trace(who, lambda tiles, *rest: signature.fill(tiles)(*rest), operands, [weight, *_positions()])
+    _say_unless_linear(who, traced, len(operands))
 
 
 @functools.lru_cache(maxsize=512)
@@ -95,34 +136,33 @@ def _check(
     name: str, closure: Closure, held: tuple[_Description, ...], operands: tuple[_Description, ...], dtype: str
 ) -> tuple[bool, ...]:
     """Which of the arrays that it closes over a function uses."""
-    computed = jnp.promote_types(dtype, jnp.float32)
+    who, computed = f"{name}: {closure.name}", jnp.promote_types(dtype, jnp.float32)
     score = [] if name == "masks.function" else [jax.ShapeDtypeStruct((_ROWS, _COLUMNS), computed)]
-    positions = [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_ROWS, 1), (1, _COLUMNS))]
-    arguments = [*score, *positions, *(_tile(*x) for x in operands)]
-    traced = _trace(name, closure, held, arguments)
-    if len(traced.out_avals) != 1:
-        raise TypeError(f"{name}: {closure.name} must return one array, returns {len(traced.out_avals)}")
+    arguments = [*score, *_positions(), *(_tile(*x) for x in operands)]
+    traced = _trace(who, lambda held, *rest: closure.build(held)(*rest), held, arguments)
+    if any(isinstance(x, Tracer) for x in traced.consts):
+        raise TypeError(
+            f"{who} uses a traced array that is out of reach when it runs: give it to the function as an operand, made"
+            " with jattn.operand(array, axes)"
+        )
     (out,) = traced.out_avals
     floating = jnp.issubdtype(out.dtype, jnp.floating)
     if out.dtype != bool if name == "masks.function" else not floating:
         wanted = "bool" if name == "masks.function" else "floating-point numbers"
-        raise TypeError(f"{name}: {closure.name} returns {out.dtype}, must return {wanted}")
+        raise TypeError(f"{who} returns {out.dtype}, must return {wanted}")
     mixed = _across(traced.jaxpr)
     if mixed:
         raise ValueError(
-            f"{name}: {closure.name} must be elementwise, but {mixed} mixes the entries of a tile: its result would"
+            f"{who} must be elementwise, but {mixed} mixes the entries of a tile: its result would"
             " depend on the tile sizes"
         )
     if any(x.startswith(("random_", "threefry")) for x in primitives(traced.jaxpr)):
         raise ValueError(
-            f"{name}: {closure.name} draws random numbers, which would be the same in every tile: take"
+            f"{who} draws random numbers, which would be the same in every tile: take"
             " jattn.gates.dropout or jattn.normalizers.gumbel, whose noise is a function of the position"
         )
-    if name == "gates.function" and (reason := nonlinear(traced, len(held))):
-        raise ValueError(
-            f"{name}: {closure.name} must be linear in the weight, like `weight * f(i, j)`, but has {reason}: backends"
-            " apply gates before they know the sum that weights are divided by"
-        )
+    if name == "gates.function":
+        _say_unless_linear(who, traced, len(held))
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
     held_used, used = used[: len(held)], used[len(held) :]
     shapes = [x.shape[:2] for x, y in zip(arguments, used, strict=True) if y and len(x.shape) >= 2]
@@ -131,8 +171,7 @@ def _check(
     if len(got) > 2 or any(n not in (want, full) for n, want, full in zip(got, least, (_ROWS, _COLUMNS), strict=True)):
         say = lambda shape: str(list(shape)).replace(str(_ROWS), "bt").replace(str(_COLUMNS), "bs")
         raise ValueError(
-            f"{name}: {closure.name} must be elementwise: of a tile [bt, bs] it returns {say(out.shape)}, must return"
-            f" {say(least)}"
+            f"{who} must be elementwise: of a tile [bt, bs] it returns {say(out.shape)}, must return {say(least)}"
         )
     return tuple(held_used)
 
@@ -149,8 +188,8 @@ def _across(jaxpr: Jaxpr) -> str:
                 return name
         for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and (found := _across(inner)):
-                return found
+            if hasattr(inner, "eqns") and (mixes := _across(inner)):
+                return mixes
     return ""
 
 

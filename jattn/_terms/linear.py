@@ -49,12 +49,12 @@ def _of_value(value: object) -> _Kind:
 
 
 def _walk(jaxpr: Jaxpr, consts: Sequence[Any], kinds: Sequence[_Kind]) -> list[_Kind]:
-    found = dict(zip(jaxpr.constvars, map(_of_value, consts), strict=True))
-    found.update(zip(jaxpr.invars, kinds, strict=True))
-    read = lambda x: _of_value(x.val) if isinstance(x, Literal) else found[x]
+    kinds_of = dict(zip(jaxpr.constvars, map(_of_value, consts), strict=True))
+    kinds_of.update(zip(jaxpr.invars, kinds, strict=True))
+    read = lambda x: _of_value(x.val) if isinstance(x, Literal) else kinds_of[x]
     for equation in jaxpr.eqns:
         inputs = [read(x) for x in equation.invars]
-        found.update(zip(equation.outvars, _outputs(equation, inputs), strict=True))
+        kinds_of.update(zip(equation.outvars, _outputs(equation, inputs), strict=True))
     return [read(x) for x in jaxpr.outvars]
 
 

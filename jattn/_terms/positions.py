@@ -27,12 +27,12 @@ def shifted(position: AnyArray, by: int | AnyArray) -> AnyArray:
 
 def integer(value: ArrayLike, name: str) -> int | Operand:
     """An int or an int32 operand, within the positions that there can be."""
-    found = number(value, name)
-    if isinstance(found, float) or (isinstance(found, Operand) and not jnp.issubdtype(found.array.dtype, jnp.integer)):
-        raise TypeError(f"{name} must be an integer, got {found!r}")
-    if isinstance(found, Operand):
-        return Operand(_int32(found.array), found.axes)
-    return max(-FAR, min(found, FAR))
+    held = number(value, name)
+    if isinstance(held, float) or (isinstance(held, Operand) and not jnp.issubdtype(held.array.dtype, jnp.integer)):
+        raise TypeError(f"{name} must be an integer, got {held!r}")
+    if isinstance(held, Operand):
+        return Operand(_int32(held.array), held.axes)
+    return max(-FAR, min(held, FAR))
 
 
 def lengths(value: ArrayLike, name: str) -> int | Operand:

@@ -160,8 +160,8 @@ class Signature(NamedTuple):
 
 def split(term: object) -> tuple[list[Any], Signature]:
     """Separates the arrays of a term (or of any pytree of terms) from its signature."""
-    found, tree = jax.tree.flatten(term, is_leaf=lambda x: isinstance(x, Operand))
-    return [x.array for x in found], Signature(tree, tuple(x.axes for x in found))
+    operands, tree = jax.tree.flatten(term, is_leaf=lambda x: isinstance(x, Operand))
+    return [x.array for x in operands], Signature(tree, tuple(x.axes for x in operands))
 
 
 def lift(fn: Callable, axes: tuple[str, ...], inputs: tuple[str, ...]) -> Callable:

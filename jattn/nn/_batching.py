@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jattn import api
+from jattn.nn._checks import is_whole
 
 
 def batched(
@@ -51,9 +52,9 @@ def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> Array:
     return array.reshape(-1, *array.shape[-3:])
 
 
-def batch_axes(batch: int | tuple[int, ...] | list[int]) -> tuple[int, ...]:
+def batch_axes(batch: int | np.integer | Sequence[int | np.integer]) -> tuple[int, ...]:
     """The batch axes of a cache: an int for one axis."""
-    lead = tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
-    if not all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n >= 0 for n in lead):
+    lead = tuple(batch) if isinstance(batch, Sequence) else (batch,)
+    if not all(is_whole(n) and n >= 0 for n in lead):
         raise ValueError(f"batch must be the batch axes of x, an int or a tuple of ints, got {batch!r}")
     return tuple(int(n) for n in lead)

@@ -63,7 +63,7 @@ def step(
     angles = places if positions is None else positions
     query = projections.queries(x, angles)
     cache = _cache.append(cache, *projections.keys_values(x, angles))
-    own = shifts.cut(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+    own = shifts.take_rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
     options = shifts.shift(asked.beside(own, lead), start)
     return Step(query, cache, join(options, masks.prefix(start + t)), places < n)
 

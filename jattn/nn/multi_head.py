@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Unpack
 
 import jax.numpy as jnp
@@ -256,7 +257,12 @@ class MultiHeadAttention(nnx.Module):
         asked = Asked(mask, mods, gates, bias)
         return batched(api.weights, *self._inputs(x, context, positions, context_positions, asked))
 
-    def cache(self, n: int, batch: int | tuple[int, ...] = (), dtype: DTypeLike | None = None) -> Cache:
+    def cache(
+        self,
+        n: int | np.integer,
+        batch: int | np.integer | Sequence[int | np.integer] = (),
+        dtype: DTypeLike | None = None,
+    ) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.
 
         Args:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import PrecisionLike
 from jax.typing import ArrayLike, DTypeLike
@@ -198,8 +199,8 @@ class TransformerBlock(nnx.Module):
     @modes.ordinary
     def cache(
         self,
-        n: int,
-        batch: int | tuple[int, ...] = (),
+        n: int | np.integer,
+        batch: int | np.integer | Sequence[int | np.integer] = (),
         context: Float[AnyArray, "*b s context_features"] | None = None,
         dtype: DTypeLike | None = None,
     ) -> BlockCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
+    from typing_extensions import TypeVar  # one with a default, which `typing` has from Python 3.13 on
+
+    # what is drawn into, and returned: a new figure where none is given
+    AnyFigure = TypeVar("AnyFigure", bound=Figure | SubFigure, default=Figure)
 
 CELL, _SMALLEST, _LARGEST = 0.24, 3.0, 16.0  # inches: a labelled row or column, and the sides of a new figure
 _FONT = 5.0, 10.0  # points: the smallest and largest label
@@ -20,10 +24,11 @@ _SPACES = {" ": "\N{OPEN BOX}", "\n": "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}
 LETTER = 0.08  # inches: the width of a letter of that size, more or less
 
 
-def new_figure(height: float, width: float) -> Figure:
+def opened(figure: AnyFigure | None, height: float, width: float) -> AnyFigure:
+    """The figure, or where there is none a new one of that size."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return cast("AnyFigure", Figure(figsize=(width, height), layout="constrained")) if figure is None else figure
 
 
 def inches(figure: Figure | SubFigure) -> tuple[float, float]:
@@ -64,24 +69,33 @@ def readable(token: str) -> str:
 class Grid(NamedTuple):
     """Axes in a square, and how many inches of the figure each has."""
 
-    figure: Figure | SubFigure
     axes: list[Axes]
     height: float
     width: float
 
 
-def grid(figure: Figure | SubFigure | None, titles: Sequence[str], height: float, width: float) -> Grid:
-    """As many axes as there are titles, in a new figure where there is none, with room for `height` x `width` each."""
-    columns = math.ceil(math.sqrt(len(titles)))
-    rows = math.ceil(len(titles) / columns)
-    figure = figure or new_figure(min(rows * height, _LARGEST), min(columns * width, _LARGEST))
+def _square(count: int) -> tuple[int, int]:
+    """Rows and columns of that many axes."""
+    columns = math.ceil(math.sqrt(count))
+    return math.ceil(count / columns), columns
+
+
+def fitted(figure: AnyFigure | None, count: int, height: float, width: float) -> AnyFigure:
+    """The figure, or where there is none a new one with room for `count` axes in a square, of `height` x `width`."""
+    rows, columns = _square(count)
+    return opened(figure, min(rows * height, _LARGEST), min(columns * width, _LARGEST))
+
+
+def grid(figure: Figure | SubFigure, titles: Sequence[str]) -> Grid:
+    """As many axes as there are titles."""
+    rows, columns = _square(len(titles))
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, title in zip(axes, titles, strict=False):
         axis.set_title(title)
     for unused in axes[len(titles) :]:
         unused.remove()
     height, width = inches(figure)
-    return Grid(figure, axes[: len(titles)], height / rows, width / columns)
+    return Grid(axes[: len(titles)], height / rows, width / columns)
 
 
 def stack(array: Any, name: str) -> np.ndarray:
@@ -103,15 +117,16 @@ def heat_maps(
     tokens: tuple[Sequence[str] | None, Sequence[str] | None],
     names: tuple[str, str],
     title: str | None,
-    figure: Figure | SubFigure | None,
+    figure: AnyFigure | None,
     cmap: str = "viridis",
     scale: str | None = "weight",
-) -> Figure | SubFigure:
+) -> AnyFigure:
     """One heat map for each of `[n, t, s]`.  tokens and names: of rows, of columns.  scale: what the colours mean."""
     for sequence, length, name in zip(tokens, maps.shape[1:], names, strict=True):
         if sequence is not None and len(sequence) != length:
             raise ValueError(f"{name}: the array has {length}, got {len(sequence)} tokens to label them")
-    figure, axes, height, width = grid(figure, titles, side(*tokens), side(*tokens[::-1]))
+    figure = fitted(figure, len(titles), side(*tokens), side(*tokens[::-1]))
+    axes, height, width = grid(figure, titles)
     top = float(np.nanmax(maps, initial=0.0)) or 1.0
     for axis, values in zip(axes, maps, strict=True):
         image = axis.imshow(values, cmap=cmap, vmin=0.0, vmax=top, aspect="auto", interpolation="nearest")

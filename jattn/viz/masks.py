@@ -12,11 +12,12 @@ import numpy as np
 from jattn import _terms, api, masks, normalizers, scores
 from jattn._call import checks
 from jattn._terms import block_tables
-from jattn.viz._canvas import grid, head_titles, heat_maps, inches, label, side, stack
+from jattn.viz._canvas import fitted, grid, head_titles, heat_maps, inches, label, side, stack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+
+    from jattn.viz._canvas import AnyFigure
 
 _KINDS = {"empty: skipped": "#e4e4e8", "partial: masked": "#f2a65a", "full: no mask": "#2b6cb0"}
 _LEGEND = 0.8  # inches
@@ -30,8 +31,8 @@ def show_mask(
     *,
     shape: tuple[int, int] | None = None,
     title: str | None = None,
-    figure: Figure | SubFigure | None = None,
-) -> Figure | SubFigure:
+    figure: AnyFigure | None = None,
+) -> AnyFigure:
     """Draws a mask, dark where a query (down) may attend to a key (across).
 
     Args:
@@ -76,8 +77,8 @@ def show_blocks(
     blocks: tuple[int, int],
     *,
     title: str | None = None,
-    figure: Figure | SubFigure | None = None,
-) -> Figure | SubFigure:
+    figure: AnyFigure | None = None,
+) -> AnyFigure:
     """Draws which blocks of a mask are skipped, which are computed and masked, and which need no mask.
 
     The answers are those that the kernels go by: bounds on the safe side, so a block is "partial" where the mask does
@@ -109,8 +110,9 @@ def show_blocks(
     query, key = (block_tables.Tiling(n, block, overhang=True) for n, block in ((t, rows), (s, columns)))
     answer = block_tables.answers(_bound(mask, t, s), query, key)
     kinds = np.where(np.asarray(answer.some), np.where(np.asarray(answer.every), 2, 1), 0)
-    figure, axes, _, _ = grid(figure, _titles(*kinds.shape[:2]), side(None) + _LEGEND, side(None))
-    for axis, kind in zip(axes, kinds.reshape(-1, *kinds.shape[2:]), strict=True):
+    titles = _titles(*kinds.shape[:2])
+    figure = fitted(figure, len(titles), side(None) + _LEGEND, side(None))
+    for axis, kind in zip(grid(figure, titles).axes, kinds.reshape(-1, *kinds.shape[2:]), strict=True):
         _draw(axis, kind, query, key)
     counts = np.bincount(kinds.ravel(), minlength=len(_KINDS)).tolist()
     patches = [Patch(color=x, label=f"{kind} ({n:,})") for (kind, x), n in zip(_KINDS.items(), counts, strict=True)]

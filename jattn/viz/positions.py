@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jattn.viz._canvas import CELL, LETTER, inches, label, new_figure
+from jattn.viz._canvas import CELL, LETTER, inches, label, opened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, SubFigure
+
+    from jattn.viz._canvas import AnyFigure
 
 _WIDTH, _MARGIN = 10.0, 0.8  # inches: of a new figure, and of that the room beside the axes
 _BARS, _SIGNAL = 1.1, 1.6  # inches: the height of bars and of a signal
@@ -38,8 +39,8 @@ def show_positions(
     title: str | None = None,
     xlabel: str | None = None,
     sharey: bool = True,
-    figure: Figure | SubFigure | None = None,
-) -> Figure | SubFigure:
+    figure: AnyFigure | None = None,
+) -> AnyFigure:
     """Draws weights over positions as bars, above the tokens or the signal that they are weights of.
 
     Rows are drawn one above the other; a row of many tokens goes on in the next line, like text.
@@ -138,15 +139,14 @@ def _signals(signal: Any, n: int, s: int) -> Sequence[np.ndarray | None]:
 
 
 def _draw(
-    lines: list[_Line], wide: int, width: float, title: str | None, xlabel: str, figure: Figure | SubFigure | None
-) -> Figure | SubFigure:
+    lines: list[_Line], wide: int, width: float, title: str | None, xlabel: str, figure: AnyFigure | None
+) -> AnyFigure:
     """The lines, one above the other, with room for `wide` positions across `width` inches."""
     curves, texts = lines[0].signal is not None, lines[0].tokens is not None
-    if figure is None:
-        longest = max((len(token) for line in lines for token in line.tokens or ()), default=0)
-        beneath = _SIGNAL if curves else LETTER * longest + 0.2
-        headings = 0.25 * sum(1 for line in lines if line.title) + 0.4 * bool(title) + 0.3
-        figure = new_figure(len(lines) * (_BARS + beneath) + headings, width)
+    longest = max((len(token) for line in lines for token in line.tokens or ()), default=0)
+    beneath = _SIGNAL if curves else LETTER * longest + 0.2
+    headings = 0.25 * sum(1 for line in lines if line.title) + 0.4 * bool(title) + 0.3
+    figure = opened(figure, len(lines) * (_BARS + beneath) + headings, width)
     heights = [_BARS, _SIGNAL] if curves else [_BARS]
     axes = figure.subplots(len(lines) * len(heights), 1, squeeze=False, height_ratios=heights * len(lines))[:, 0]
     for line, (bars, *below) in zip(lines, axes.reshape(len(lines), -1), strict=True):

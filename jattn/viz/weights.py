@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jattn.viz._canvas import head_titles, heat_maps, stack
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from jattn.viz._canvas import AnyFigure
 
 
 def show_weights(
@@ -20,8 +20,8 @@ def show_weights(
     ylabel: str = "query",
     xlabel: str = "key",
     scale: str = "weight",
-    figure: Figure | SubFigure | None = None,
-) -> Figure | SubFigure:
+    figure: AnyFigure | None = None,
+) -> AnyFigure:
     """Draws attention weights as a heat map, queries down and keys across, or as a grid of them, one for each head.
 
     Args:
@@ -57,8 +57,8 @@ def show_alignment(
     target: Sequence[str],
     *,
     title: str | None = None,
-    figure: Figure | SubFigure | None = None,
-) -> Figure | SubFigure:
+    figure: AnyFigure | None = None,
+) -> AnyFigure:
     """Draws what of the source each part of the target attends to, target down, source across (Bahdanau et al. 2015).
 
     Args:

@@ -6,9 +6,9 @@ import argparse
 import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jax
 
@@ -16,7 +16,11 @@ import jattn
 from jattn import UnsupportedError
 from jattn.backends import BACKENDS
 from jattn.zoo import EXTRAS, TASKS, _archives, _figure
+from jattn.zoo._archives import Archive
 from jattn.zoo._errors import UsageError, how_to_install
+
+if TYPE_CHECKING:
+    from jattn.zoo._task import Task
 
 
 class _Parser(argparse.ArgumentParser):
@@ -24,17 +28,42 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, 2 after a one-line error, 130 after Ctrl-C."""
+def run(options: argparse.Namespace, build: Callable[[argparse.Namespace], Task] | None = None) -> None:
+    """Trains a task, or what `build` makes in its place; what is known to be wrong is said before data is made."""
+    _need_extras()
+    from jattn.zoo import _checkpoint, _train
+
+    _check_implementation(options.implementation)
+    _checkpoint.check(options.out, vars(options))
+    task = _task(options.task)
+    _train.say(f"preparing {task.DATA}")
+    _train.train((build or task.build)(options), options.steps, options.out)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    archives: Mapping[str, Archive] = _archives.ARCHIVES,
+    run: Callable[[argparse.Namespace], None] = run,
+    fetch: Callable[[Archive], Path] = _archives.fetch,
+) -> int:
+    """Runs the command line and returns its exit code: 0, 2 after a one-line error, 130 after Ctrl-C.
+
+    Args:
+        argv: the words after `python -m jattn.zoo`.
+        archives: those that can be fetched, by name.
+        run: what is done with the options of a task.
+        fetch: what is done with an archive; returns where it is.
+    """
     options = argparse.Namespace(task=None)
     try:
-        options = _parser().parse_args(argv)
+        options = _parser(archives).parse_args(argv)
         if options.task is None:
             _list_tasks()
         elif options.task == "fetch":
-            _fetch(options.names)
+            _fetch(options.names, archives, fetch)
         else:
-            _run(options)
+            run(options)
     except (UsageError, UnsupportedError) as error:
         print(f"python -m jattn.zoo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -62,7 +91,7 @@ def _need_extras() -> None:
             raise UsageError(f"{error.name} is not installed: {how_to_install('zoo')}") from error
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(archives: Mapping[str, Archive]) -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m jattn.zoo", description="Whole models with their data and training.")
     subparsers = parser.add_subparsers(dest="task", metavar="TASK", help=f"one of: {', '.join(TASKS)}; or fetch")
     for name in TASKS:
@@ -80,9 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         module.add_options(task)
     fetch = subparsers.add_parser("fetch", description="Downloads the data of tasks into the cache, checked.")
-    fetch.add_argument(
-        "names", nargs="+", choices=(*TASKS, *_archives.ARCHIVES), metavar="NAME", help="task or archive"
-    )
+    fetch.add_argument("names", nargs="+", choices=(*TASKS, *archives), metavar="NAME", help="task or archive")
     return parser
 
 
@@ -103,9 +130,10 @@ def _list_tasks() -> None:
     for name in TASKS:
         module = _task(name)
         print(f"{name}\n    {module.ABOUT}\n    data: {module.DATA}")
-        for archive in module.ARCHIVES:
-            state = "in the cache" if _archives.is_here(archive) else f"python -m jattn.zoo fetch {archive}"
-            print(f"    needs {_archives.ARCHIVES[archive]}: {state}")
+        for needed in module.ARCHIVES:
+            archive = _archives.ARCHIVES[needed]
+            state = "in the cache" if _archives.is_here(archive) else f"python -m jattn.zoo fetch {needed}"
+            print(f"    needs {archive}: {state}")
         print(f"    {_last(name)}\n    python -m jattn.zoo {name} --help")
 
 
@@ -118,25 +146,13 @@ def _last(name: str) -> str:
     return "no figure yet" if kept is None else f"last figure: {kept} (recorded; not yet trained here)"
 
 
-def _fetch(names: Sequence[str]) -> None:
+def _fetch(names: Sequence[str], archives: Mapping[str, Archive], fetch: Callable[[Archive], Path]) -> None:
     for name in names:
-        archives = _task(name).ARCHIVES if name in TASKS else (name,)
-        for archive in archives:
-            print(f"{_archives.ARCHIVES[archive]}: {_archives.fetch(archive)}")
-        if not archives:
+        needed = _task(name).ARCHIVES if name in TASKS else (name,)
+        for each in needed:
+            print(f"{archives[each]}: {fetch(archives[each])}")
+        if not needed:
             print(f"{name}: nothing to fetch, its data is installed")
-
-
-def _run(options: argparse.Namespace) -> None:
-    """Trains a task; what can be known to be wrong is said before its data is made."""
-    _need_extras()
-    from jattn.zoo import _checkpoint, _train
-
-    _check_implementation(options.implementation)
-    _checkpoint.check(options.out, vars(options))
-    task = _task(options.task)
-    _train.say(f"preparing {task.DATA}")
-    _train.train(task.build(options), options.steps, options.out)
 
 
 def _check_implementation(name: str | None) -> None:

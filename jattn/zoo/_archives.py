@@ -77,30 +77,29 @@ ARCHIVES = {
 }
 
 
-def read(name: str, member: str) -> bytes:
+def read(archive: Archive, member: str) -> bytes:
     """The bytes of a file of a package: as installed, where that is the version recorded here, else out of its archive,
     which is fetched where it is not in the cache.
 
     Raises:
         UsageError: the archive is not here and cannot be fetched.
     """
-    installed = _installed(ARCHIVES[name], member)
+    installed = _installed(archive, member)
     if installed is not None:
         return installed.read_bytes()
-    with zipfile.ZipFile(fetch(name)) as archive:
-        return archive.read(member)
+    with zipfile.ZipFile(fetch(archive)) as file:
+        return file.read(member)
 
 
 @functools.cache  # so that an archive is hashed once a process
-def fetch(name: str) -> Path:
+def fetch(archive: Archive) -> Path:
     """The archive in the cache; downloaded by pip where it is not there or not whole, saying so.
 
     Raises:
         UsageError: it cannot be had; the message says what to run where.
     """
-    archive = ARCHIVES[name]
     path = cache() / archive.file
-    if not is_here(name):
+    if not is_here(archive):
         print(f"fetching {archive} into {path.parent}", file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,10 +111,10 @@ def fetch(name: str) -> Path:
     return path
 
 
-def is_here(name: str) -> bool:
+def is_here(archive: Archive) -> bool:
     """Whether the cache holds the archive, whole."""
-    path = cache() / ARCHIVES[name].file
-    return path.is_file() and _digest(path) == ARCHIVES[name].sha256
+    path = cache() / archive.file
+    return path.is_file() and _digest(path) == archive.sha256
 
 
 def cache() -> Path:
@@ -126,11 +125,11 @@ def cache() -> Path:
 
 def _installed(archive: Archive, member: str) -> Path | None:
     try:
-        found = importlib.metadata.distribution(archive.package)
+        installed = importlib.metadata.distribution(archive.package)
     except importlib.metadata.PackageNotFoundError:
         return None
-    path = Path(str(found.locate_file(member)))
-    return path if found.version == archive.version and path.is_file() else None
+    path = Path(str(installed.locate_file(member)))
+    return path if installed.version == archive.version and path.is_file() else None
 
 
 def _download(archive: Archive, folder: Path) -> Path:

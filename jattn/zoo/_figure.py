@@ -45,4 +45,4 @@ def from_json(fields: dict[str, Any]) -> Figure:
 def recorded() -> dict[str, dict[str, Figure]]:
     """The figures that `python -m bench zoo` recorded: task -> variant -> figure."""
     tasks = json.loads((resources.files("jattn.zoo") / "figures.json").read_text())
-    return {task: {label: from_json(fields) for label, fields in found.items()} for task, found in tasks.items()}
+    return {task: {label: from_json(fields) for label, fields in variants.items()} for task, variants in tasks.items()}

@@ -301,10 +301,18 @@ def test_the_batch_axes_of_a_cache_are_an_int_or_several(layer):
     keys = lambda cache: jax.tree.leaves(cache)[0].shape
     assert keys(layer.cache(8, 2)) == keys(layer.cache(8, (2,))) == keys(layer.cache(np.int64(8), [2])) == (2, 8, 4, 4)
     assert keys(layer.cache(8)) == (8, 4, 4)
+    assert keys(layer.cache(8, range(2, 4))) == keys(layer.cache(8, (np.int32(2), 3))) == (2, 3, 8, 4, 4)
     assert layer.decode(jnp.ones((2, 3, F)), layer.cache(8, 2))[0].shape == (2, 3, F)
     for bad in (2.0, "2", True, (2, 1.5), -1):
         with pytest.raises(ValueError, match="batch must be the batch axes of x, an int or a tuple of ints, got"):
             layer.cache(8, bad)
+
+
+def test_the_types_of_a_cache_let_in_what_it_takes():
+    """What pyright looks at; a layer made from a table has no type."""
+    layer, block = MultiHeadAttention(F, H, rngs=rngs()), TransformerBlock(F, H, rngs=rngs())
+    for cache in (layer.cache(np.int64(8), [2]), block.cache(np.int64(8), np.int32(2)).past):
+        assert cache.key.shape == (2, 8, H, F // H)
 
 
 @pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock"])

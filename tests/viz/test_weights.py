@@ -2,12 +2,13 @@
 
 import io
 import warnings
+from typing import assert_type
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
 import jattn
 from jattn import masks, viz
@@ -138,3 +139,15 @@ def test_text_is_text_and_saving_warns_of_nothing():
 def test_what_cannot_be_drawn_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_type_checkers_know_which_kind_of_figure_comes_back():
+    """A subfigure cannot be saved: only where one is drawn into may a picture be one."""
+    whole = Figure()
+    part = whole.add_subfigure(whole.add_gridspec(1, 2)[0])
+    weights, sight = np.eye(3), masks.causal()
+    assert_type(viz.show_weights(weights), Figure).savefig(io.BytesIO())
+    assert_type(viz.show_alignment(weights, "abc", "def"), Figure)
+    assert_type(viz.show_mask(sight, shape=(3, 3), figure=None), Figure)
+    assert_type(viz.show_blocks(sight, (3, 3), (2, 2), figure=whole), Figure)
+    assert assert_type(viz.show_positions(weights[0], figure=part), SubFigure) is part

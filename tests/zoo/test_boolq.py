@@ -22,9 +22,9 @@ def lines(*entries):
     return "\n".join(map(json.dumps, entries)).encode()
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The task, of a few questions: yes where what is asked for stands in the passage."""
+@pytest.fixture(scope="module")
+def small():
+    """A few questions: yes where what is asked for stands in the passage."""
     rng = np.random.default_rng(0)
     names = [f"n{n}" for n in range(20)]
 
@@ -34,11 +34,7 @@ def small(monkeypatch):
         return data.Example(("is", asked, "there"), ("box",), tuple(rng.permutation(text).tolist()), yes)
 
     examples = [example(n % 3 > 0) for n in range(90)]
-    parts = data.Parts(examples[:60], examples[60:], data.lexicon(examples[:60], width=4))
-    monkeypatch.setattr(data, "parts", lambda: parts)
-    data.encoded.cache_clear()
-    yield parts
-    data.encoded.cache_clear()
+    return data.Parts(examples[:60], examples[60:], data.lexicon(examples[:60], width=4))
 
 
 def test_lines_are_read():
@@ -109,11 +105,12 @@ def test_encoding(small):
 
 
 def test_batches_are_a_pure_function_of_seed_and_step_and_go_through_all(small):
-    chex.assert_trees_all_equal(data.training_batch(3, 7, 16), data.training_batch(3, 7, 16))
-    assert data.training_batch(3, 7, 16).seed != data.training_batch(3, 8, 16).seed
-    everything, _ = data.encoded()
-    first = np.concatenate([data.training_batch(5, step, 20).passage for step in range(3)])
-    second = np.concatenate([data.training_batch(5, step, 20).passage for step in range(3, 6)])
+    everything, _ = data.encoded(small)
+    drawn = lambda *arguments: data.training_batch(everything, *arguments)
+    chex.assert_trees_all_equal(drawn(3, 7, 16), drawn(3, 7, 16))
+    assert drawn(3, 7, 16).seed != drawn(3, 8, 16).seed
+    first = np.concatenate([drawn(5, step, 20).passage for step in range(3)])
+    second = np.concatenate([drawn(5, step, 20).passage for step in range(3, 6)])
     assert not np.array_equal(first, second)
     for seen in (first, second):
         chex.assert_trees_all_equal(*(np.unique(rows, axis=0) for rows in (seen, everything.passage)))
@@ -121,7 +118,7 @@ def test_batches_are_a_pure_function_of_seed_and_step_and_go_through_all(small):
 
 @pytest.mark.parametrize("attention", ["cross", "none"])
 def test_learns_and_draws(small, attention):
-    task: Any = boolq(attention, 0, None, batch=20, sizes=TINY)
+    task: Any = boolq(attention, 0, None, batch=20, sizes=TINY, parts=small)
     graph, params = nnx.split(task.model, nnx.Param)
     assert jax.tree.structure(nnx.state(task.model)) == jax.tree.structure(params)  # there is no other state
     state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
@@ -139,7 +136,7 @@ def test_learns_and_draws(small, attention):
 
 
 def test_padding_changes_nothing(small):
-    task_model: Any = boolq("cross", 0, None, sizes=TINY).model
+    task_model: Any = boolq("cross", 0, None, sizes=TINY, parts=small).model
     model = task_model.now
     batch = data.encode(small.held_out, small.lexicon)
     cut = lambda x: x[:, : int((batch.passage > 0).sum(1).max())]
@@ -151,7 +148,7 @@ def test_padding_changes_nothing(small):
 
 
 def test_weights_of_a_question_lie_within_the_passage(small):
-    task_model: Any = boolq("cross", 0, None, sizes=TINY).model
+    task_model: Any = boolq("cross", 0, None, sizes=TINY, parts=small).model
     model = task_model.now
     batch = data.encode(small.held_out, small.lexicon)
     weights = np.asarray(model.reader.weights(batch))
@@ -161,9 +158,11 @@ def test_weights_of_a_question_lie_within_the_passage(small):
 
 
 def test_every_choice_that_decides_the_result_is_a_setting(small):
-    settings = lambda *choice, **options: boolq(*choice, **{"sizes": TINY, **options}).settings
+    settings = lambda *choice, **options: boolq(*choice, **{"sizes": TINY, "parts": small, **options}).settings
     usual = settings("cross", 0, None)
     assert settings("cross", 0, "reference") == usual  # another way to the same result
     assert settings("none", 0, None) != usual
     assert settings("cross", 1, None) != usual
     assert settings("cross", 0, None, batch=8) != usual
+    fewer = small._replace(held_out=small.held_out[1:])
+    assert settings("cross", 0, None, parts=fewer) != usual

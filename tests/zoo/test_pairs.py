@@ -29,15 +29,10 @@ def bibles():
     return king_james, american
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """The task, of two small Bibles."""
-    monkeypatch.setattr(data, "SHARE", 0.9)
-    found = data.divide(*bibles())
-    monkeypatch.setattr(data, "parts", lambda: found)
-    data.encoded.cache_clear()
-    yield found
-    data.encoded.cache_clear()
+@pytest.fixture(scope="module")
+def small():
+    """Two small Bibles."""
+    return data.divide(*bibles(), share=0.9)
 
 
 def test_a_bible_is_read():
@@ -101,14 +96,13 @@ def test_no_verse_held_out_is_learnt_from(small):
         assert sum(pair.same for pair in part) * 2 == len(part)
 
 
-def test_a_verse_told_twice_is_not_held_out(monkeypatch):
-    monkeypatch.setattr(data, "SHARE", 1.0)
+def test_a_verse_told_twice_is_not_held_out():
     king_james, american = bibles()
     for bible in (king_james, american):
         for number in range(VERSES):
             for chapter in range(1, CHAPTERS):
                 bible[1, chapter, number] = bible[1, 0, number]
-    assert data.divide(king_james, american).held_out == []
+    assert data.divide(king_james, american, share=1.0).held_out == []
 
 
 def test_tokens(small):
@@ -124,22 +118,23 @@ def test_tokens(small):
 
 
 def test_batches_are_a_pure_function_of_seed_and_step(small):
-    chex.assert_trees_all_equal(data.training_batch(3, 7, 16), data.training_batch(3, 7, 16))
-    first = data.training_batch(3, 7, 16)
-    assert not np.array_equal(first.left, data.training_batch(3, 8, 16).left)
-    assert not np.array_equal(first.left, data.training_batch(4, 7, 16).left)
-    assert first.seed != data.training_batch(3, 8, 16).seed
+    drawn = lambda seed, step: data.training_batch(data.encoded(small)[0], seed, step, 16)
+    first = drawn(3, 7)
+    chex.assert_trees_all_equal(first, drawn(3, 7))
+    assert not np.array_equal(first.left, drawn(3, 8).left)
+    assert not np.array_equal(first.left, drawn(4, 7).left)
+    assert first.seed != drawn(3, 8).seed
 
 
 def test_counting_is_measured_on_the_pairs_held_out(small):
     right = [data.overlap(pair.left, pair.right) >= 8 / 12 for pair in small.held_out]  # of 10 words 8 are the same
     want = np.mean([guess == pair.same for guess, pair in zip(right, small.held_out, strict=True)])
-    assert data.counting() == pytest.approx(want)
+    assert data.counting(small) == pytest.approx(want)
 
 
 @pytest.mark.parametrize(("attention", "pooling"), [("abcnn3", "attention"), ("abcnn2", "max"), ("none", "attention")])
 def test_learns_and_draws(small, attention, pooling):
-    task = pairs(attention, pooling, 0, None, batch=16, sizes=TINY)
+    task = pairs(attention, pooling, 0, None, batch=16, sizes=TINY, parts=small)
     graph, params = nnx.split(task.model, nnx.Param)
     assert jax.tree.structure(nnx.state(task.model)) == jax.tree.structure(params)  # there is no other state
     state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
@@ -156,7 +151,7 @@ def test_learns_and_draws(small, attention, pooling):
 
 
 def test_padding_and_the_order_of_a_pair_change_nothing(small):
-    task_model: Any = pairs("abcnn3", "attention", 0, None, sizes=TINY).model
+    task_model: Any = pairs("abcnn3", "attention", 0, None, sizes=TINY, parts=small).model
     model = task_model.now
     batch = data.encode(small.held_out[:4], small.vocabulary)
     want = model(batch.left, batch.right)
@@ -165,7 +160,7 @@ def test_padding_and_the_order_of_a_pair_change_nothing(small):
 
 
 def test_every_choice_that_decides_the_result_is_a_setting(small):
-    settings = lambda *choice, **options: pairs(*choice, **{"sizes": TINY, **options}).settings
+    settings = lambda *choice, **options: pairs(*choice, **{"sizes": TINY, "parts": small, **options}).settings
     usual = settings("abcnn3", "max", 0, None)
     assert settings("abcnn3", "max", 0, "reference") == usual  # another way to the same result
     for other in (("none", "max", 0), ("abcnn3", "attention", 0), ("abcnn3", "max", 1)):

@@ -85,11 +85,9 @@ def test_trigrams_are_counted_and_smoothed():
     assert got == pytest.approx(bits.mean())
 
 
-def test_the_fingerprint_is_of_what_is_learnt_from(monkeypatch):
-    monkeypatch.setattr(data, "corpus", lambda: CORPUS)
-    first = data.fingerprint()
-    monkeypatch.setattr(data, "corpus", lambda: data.divide([SOURCE] * 40))
-    assert data.fingerprint() != first
+def test_the_fingerprint_is_of_what_is_learnt_from():
+    assert data.fingerprint(data.divide([SOURCE] * 40)) != data.fingerprint(CORPUS)
+    assert tiny().settings["data"] == data.fingerprint(CORPUS)
 
 
 # model

@@ -164,7 +164,7 @@ def test_batches_are_a_pure_function_of_seed_and_step():
 
 
 def test_the_messages_of_django():
-    if not _archives.is_here("django"):
+    if not _archives.is_here(_archives.ARCHIVES["django"]):
         pytest.skip("django is not in the cache: python -m jattn.zoo fetch django")
     pairs = data.messages()
     assert Pair("Hungarian", "Ungarisch") in pairs

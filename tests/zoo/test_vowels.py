@@ -22,8 +22,8 @@ FILE = """#comment: with colons
 """
 
 
-@pytest.fixture
-def made_up(monkeypatch):
+@pytest.fixture(scope="module")
+def made_up():
     """Speakers who differ in one coefficient, in the place of the archive."""
     random = np.random.default_rng(0)
 
@@ -35,13 +35,7 @@ def made_up(monkeypatch):
         series[np.arange(longest) >= length[:, None]] = 0
         return data.Utterances(series, length, speaker)
 
-    parts = {"TRAIN": utterances(45, 11), "TEST": utterances(20, 13)}
-    monkeypatch.setattr(data, "_read", parts.get)
-    for cached in (data.training, data.held_out):
-        cached.cache_clear()
-    yield parts
-    for cached in (data.training, data.held_out):
-        cached.cache_clear()
+    return data.standardised(utterances(45, 11), utterances(20, 13))
 
 
 def test_parse():
@@ -52,9 +46,9 @@ def test_parse():
     np.testing.assert_array_equal(data.inside(found), [[True, True, True], [True, True, False]])
 
 
-@pytest.mark.skipif(not _archives.is_here("aeon"), reason="the archive aeon is not in the cache")
+@pytest.mark.skipif(not _archives.is_here(_archives.ARCHIVES["aeon"]), reason="the archive aeon is not in the cache")
 def test_the_data_is_what_its_authors_say():
-    train, test = data.training(), data.held_out()
+    train, test = data.parts()
     assert train.series.shape == (270, 26, data.COEFFICIENTS)
     assert test.series.shape == (370, 29, data.COEFFICIENTS)
     assert np.bincount(train.speaker).tolist() == [30] * data.SPEAKERS
@@ -62,7 +56,7 @@ def test_the_data_is_what_its_authors_say():
 
 
 def test_steps_are_standardised_and_padding_is_zero(made_up):
-    train, test = data.training(), data.held_out()
+    train, test = made_up
     steps = train.series[data.inside(train)]
     np.testing.assert_allclose(steps.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(steps.std(axis=0), 1, atol=1e-5)
@@ -71,16 +65,16 @@ def test_steps_are_standardised_and_padding_is_zero(made_up):
 
 
 def test_batches_are_a_pure_function_of_seed_and_step(made_up):
-    first = data.training_batch(3, 7, 8, 0.3)
-    chex.assert_trees_all_equal(first, data.training_batch(3, 7, 8, 0.3))
-    assert not np.array_equal(first.series, data.training_batch(3, 8, 8, 0.3).series)
-    assert not np.array_equal(first.series, data.training_batch(4, 7, 8, 0.3).series)
-    assert not np.array_equal(first.series, data.training_batch(3, 7, 8, 0.0).series)
+    drawn = lambda *arguments: data.training_batch(made_up.training, *arguments)
+    first = drawn(3, 7, 8, 0.3)
+    chex.assert_trees_all_equal(first, drawn(3, 7, 8, 0.3))
+    for other in ((3, 8, 8, 0.3), (4, 7, 8, 0.3), (3, 7, 8, 0.0)):
+        assert not np.array_equal(first.series, drawn(*other).series)
 
 
 @pytest.mark.parametrize("summary", SUMMARIES)
 def test_every_summary_learns(made_up, summary):
-    task: Any = vowels(summary, 0, None, batch=32, sizes=Sizes(hidden=16))
+    task: Any = vowels(summary, 0, None, batch=32, sizes=Sizes(hidden=16), parts=made_up)
     assert task.baseline == ("largest class", 3 / 20)
     optimizer = nnx.Optimizer(task.model, task.optimizer, wrt=nnx.Param)
     step = nnx.jit(lambda model, optimizer, batch: optimizer.update(model, nnx.grad(task.loss)(model, batch)))
@@ -90,8 +84,8 @@ def test_every_summary_learns(made_up, summary):
 
 
 def test_padding_changes_nothing(made_up):
-    model: Any = vowels("attention", 0, None, sizes=Sizes(hidden=8)).model
-    batch = data.held_out()
+    model: Any = vowels("attention", 0, None, sizes=Sizes(hidden=8), parts=made_up).model
+    batch = made_up.held_out
     longer = np.pad(batch.series, ((0, 0), (0, 4), (0, 0)), constant_values=5.0)
     np.testing.assert_allclose(model(longer, batch.length), model(batch.series, batch.length), atol=1e-5)
     weights = model.weights(longer, batch.length)
@@ -100,7 +94,7 @@ def test_padding_changes_nothing(made_up):
 
 
 def test_the_picture_names_who_was_heard(made_up):
-    task: Any = vowels("attention", 0, None, sizes=Sizes(hidden=8))
+    task: Any = vowels("attention", 0, None, sizes=Sizes(hidden=8), parts=made_up)
     figure = task.pictures(task.model)["weights.png"]
     titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
     assert [title.split(",")[0] for title in titles] == [f"said by speaker {n}" for n in (1, 4, 7, 9)]

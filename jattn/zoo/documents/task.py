@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import jax
@@ -29,11 +30,19 @@ def documents(
     batch: int = 32,
     sizes: Sizes | None = None,
     examined: str = "held out",
+    parts: Mapping[str, data.Part] | None = None,
 ) -> Task:
-    """The task for one of the poolings.  examined: "validation" to choose sizes and the like with."""
-    sizes = sizes or Sizes()
-    words = len(data.vocabulary()) + data.UNKNOWN + 1
-    praised = data.examination(examined).praised.mean()
+    """The task for one of the poolings.
+
+    Args:
+        examined: "validation" to choose sizes and the like with.
+        parts: in the place of the archive's sentences.
+    """
+    sizes, parts = sizes or Sizes(), parts or data.parts()
+    words = data.vocabulary(parts["training"])
+    training = data.encoded(parts["training"], words)
+    pages = data.examination(data.encoded(parts[examined], words))
+    praised = pages.praised.mean()
     return Task(
         settings={
             "task": "documents",
@@ -42,15 +51,15 @@ def documents(
             "seed": seed,
             "batch": batch,
             **dataclasses.asdict(sizes),
-            "data": data.fingerprint(),
+            "data": data.fingerprint(parts),
         },
-        model=Reader(words, pooling, sentence_gru, sizes, implementation, nnx.Rngs(seed)),
+        model=Reader(len(words) + data.UNKNOWN + 1, pooling, sentence_gru, sizes, implementation, nnx.Rngs(seed)),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
-        batch=lambda step: data.training_batch(seed, step, batch, DROPPED),
+        batch=lambda step: data.training_batch(training, seed, step, batch, DROPPED),
         loss=_loss,
-        evaluate=lambda model: accuracy(model, data.examination(examined)),
+        evaluate=lambda model: accuracy(model, pages),
         metric=f"{examined.replace(' ', '-')} accuracy",
-        pictures=lambda model: {"page.png": draw(model, data.examination(examined))},
+        pictures=lambda model: {"page.png": draw(model, pages, words)},
         baseline=("majority class", float(max(praised, 1 - praised))),
     )
 
@@ -69,17 +78,17 @@ def _weigh(model: Reader, words: data.Array) -> tuple[jax.Array, jax.Array]:
     return model.weights(words)
 
 
-def accuracy(model: Reader, batch: data.Batch) -> float:
-    starts = range(0, len(batch.words), CHUNK)
-    found = np.concatenate([_examine(model, batch.words[start : start + CHUNK]) for start in starts])
-    return float(np.mean(found == batch.praised))
+def accuracy(model: Reader, batch: data.Batch, chunk: int = CHUNK) -> float:
+    starts = range(0, len(batch.words), chunk)
+    guesses = np.concatenate([_examine(model, batch.words[start : start + chunk]) for start in starts])
+    return float(np.mean(guesses == batch.praised))
 
 
-def draw(model: Reader, batch: data.Batch, page: int = 0) -> Figure:
+def draw(model: Reader, batch: data.Batch, vocabulary: Iterable[str], page: int = 0) -> Figure:
     """A page, a line a sentence: how much the sentence counted, and each word for its sentence."""
     words, place = batch.words[page], int(batch.place[page])
     by_word, by_sentence = (np.asarray(x)[0] for x in _weigh(model, words[None]))
-    tokens = ["", UNKNOWN, *data.vocabulary()]
+    tokens = ["", UNKNOWN, *vocabulary]
     figure = Figure(figsize=(17, 6.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, data.LONGEST))
     _cells(left, by_sentence[:, None], [[f"{weight:.2f}"] for weight in by_sentence])

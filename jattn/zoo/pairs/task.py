@@ -23,10 +23,17 @@ DRAWN = 14  # words: the most that a verse of the pictures has
 
 
 def pairs(
-    attention: str, pooling: str, seed: int, implementation: str | None, batch: int = 64, sizes: Sizes | None = None
+    attention: str,
+    pooling: str,
+    seed: int,
+    implementation: str | None,
+    batch: int = 64,
+    sizes: Sizes | None = None,
+    parts: data.Parts | None = None,
 ) -> Task:
-    """The task for one kind of attention and one of pooling."""
-    sizes = sizes or Sizes()
+    """The task for one kind of attention and one of pooling; `parts` in the place of the archive's Bibles."""
+    sizes, parts = sizes or Sizes(), parts or data.parts()
+    learnt, held_out = data.encoded(parts)
     return Task(
         settings={
             "task": "pairs",
@@ -36,14 +43,14 @@ def pairs(
             "batch": batch,
             **dataclasses.asdict(sizes),
         },
-        model=Averaged(Reader(data.parts().size, attention, pooling, sizes, implementation, nnx.Rngs(seed))),
+        model=Averaged(Reader(parts.size, attention, pooling, sizes, implementation, nnx.Rngs(seed))),
         optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
-        batch=lambda step: data.training_batch(seed, step, batch),
+        batch=lambda step: data.training_batch(learnt, seed, step, batch),
         loss=_loss,
-        evaluate=lambda model: _accuracy(model.mean),
+        evaluate=lambda model: _accuracy(model.mean, held_out),
         metric="held-out accuracy",
-        pictures=lambda model: {"matches.png": _matches(model.mean)},
-        baseline=("counting shared words", data.counting()),
+        pictures=lambda model: {"matches.png": _matches(model.mean, parts)},
+        baseline=("counting shared words", data.counting(parts)),
     )
 
 
@@ -62,8 +69,7 @@ def _logits(model: Reader, left: data.Array, right: data.Array) -> jax.Array:
     return model(left, right)
 
 
-def _accuracy(model: Reader, size: int = 256) -> float:
-    _, held_out = data.encoded()
+def _accuracy(model: Reader, held_out: data.Batch, size: int = 256) -> float:
     logits = [
         _logits(model, held_out.left[n : n + size], held_out.right[n : n + size])
         for n in range(0, len(held_out.same), size)
@@ -71,9 +77,9 @@ def _accuracy(model: Reader, size: int = 256) -> float:
     return float(np.mean((np.concatenate(logits) > 0) == held_out.same))
 
 
-def _matches(model: Reader) -> Figure:
+def _matches(model: Reader, parts: data.Parts) -> Figure:
     """A verse held out, short enough to be read, beside itself and beside its neighbour in the other translation."""
-    _, held_out, vocabulary = data.parts()
+    _, held_out, vocabulary = parts
     both = next(both for both in zip(held_out[::2], held_out[1::2], strict=True) if _readable(*both))
     batch = data.encode(list(both), vocabulary)
     chances = jax.nn.sigmoid(_logits(model, batch.left, batch.right))

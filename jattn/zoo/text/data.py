@@ -51,9 +51,9 @@ def corpus() -> Corpus:
     return divide([path.read_bytes() for path in library()])
 
 
-def fingerprint() -> str:
+def fingerprint(corpus: Corpus) -> str:
     """Changes where another Python brings other source."""
-    return hashlib.sha256(b"".join(part.tobytes() for part in corpus())).hexdigest()[:8]
+    return hashlib.sha256(b"".join(part.tobytes() for part in corpus)).hexdigest()[:8]
 
 
 def training_batch(source: np.ndarray, seed: int, step: int, size: int, length: int) -> np.ndarray:

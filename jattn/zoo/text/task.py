@@ -36,7 +36,8 @@ def text(
     corpus: data.Corpus | None = None,
 ) -> Task:
     """The task for a context of so many bytes; `corpus` in the place of the standard library."""
-    training, held_out = corpus or data.corpus()
+    corpus = corpus or data.corpus()
+    training, held_out = corpus
     if length >= len(held_out):
         raise UsageError(f"--length must be less than the {len(held_out)} bytes held out, got {length}")
     examined = data.held_out_batch(held_out, EXAMINED, length)
@@ -50,7 +51,7 @@ def text(
             "seed": seed,
             "batch": size,
             **dataclasses.asdict(sizes),
-            "data": data.fingerprint(),
+            "data": data.fingerprint(corpus),
         },
         model=LanguageModel(sizes, window, positions, implementation, nnx.Rngs(seed), remat=length > LONG),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),

@@ -25,9 +25,9 @@ INSTALLED = Path("/usr/share/trans/de-en")  # where `apt-get install trans-de-en
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    found = INSTALLED if INSTALLED.is_file() else None
+    dictionary = INSTALLED if INSTALLED.is_file() else None
     parser.add_argument(
-        "--dictionary", type=_file, default=found, help="file de-en of trans-de-en; none: the messages of Django"
+        "--dictionary", type=_file, default=dictionary, help="file de-en of trans-de-en; none: the messages of Django"
     )
     parser.add_argument(
         "--kv-heads", type=int, choices=(1, 2, 4), default=4, help="key and value heads for the four query heads"

@@ -17,7 +17,7 @@ import numpy as np
 from babel.messages.pofile import read_po
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
-from jattn.zoo import _archives
+from jattn.zoo._archives import ARCHIVES, read
 from jattn.zoo._errors import UsageError
 from jattn.zoo._text import unescaped
 
@@ -61,7 +61,7 @@ def messages() -> list[Pair]:
     Raises:
         UsageError: the archive cannot be had.
     """
-    return fitting(pair for name in CATALOGUES for pair in parse_catalogue(_archives.read("django", name)))
+    return fitting(pair for name in CATALOGUES for pair in parse_catalogue(read(ARCHIVES["django"], name)))
 
 
 def dictionary(path: Path) -> list[Pair]:
@@ -96,9 +96,9 @@ def parse_dictionary(text: str) -> list[Pair]:
     brackets is about the sentence and no part of it; parts with a semicolon are several translations."""
     pairs = []
     for line in text.splitlines():
-        german, found, english = line.partition(" :: ")
+        german, colons, english = line.partition(" :: ")
         sides = [[_BRACKETS.sub("", part).strip() for part in side.split("|")] for side in (english, german)]
-        if found and not line.startswith("#") and len(sides[0]) == len(sides[1]):
+        if colons and not line.startswith("#") and len(sides[0]) == len(sides[1]):
             pairs += [Pair(*pair) for pair in zip(*sides, strict=True) if all(map(_SENTENCE.fullmatch, pair))]
     return pairs
 
@@ -110,12 +110,12 @@ _SENTENCE = re.compile(r"[^ ;/]+ [^ ;/]+ [^;/]*[.!?]")
 def fitting(pairs: Iterable[Pair]) -> list[Pair]:
     """Without those that are too long or empty, the first for each English sentence, white space as single spaces and
     what was written for web pages as it is read there."""
-    found: dict[str, str] = {}
+    german_of: dict[str, str] = {}
     for pair in pairs:
         english, german = (" ".join(unescaped(side).split()) for side in pair)
         if 1 <= len(english) <= LONGEST and 1 <= len(german) < LONGEST:
-            found.setdefault(english, german)
-    return [Pair(*item) for item in found.items()]
+            german_of.setdefault(english, german)
+    return [Pair(*item) for item in german_of.items()]
 
 
 def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:

@@ -123,8 +123,8 @@ def _alignments(model: Translator, held_out: list[data.Pair], vocabulary: Senten
 
 def _labels(tokens: list[int], vocabulary: SentencePieceProcessor) -> list[str]:
     """Words and their beginnings as they are, what continues a word after a dot."""
-    found = (vocabulary.id_to_piece(token) for token in tokens)
-    return [piece[1:] or "_" if piece[0] == _SPACE else f"\N{MIDDLE DOT}{piece}" for piece in found]
+    pieces = (vocabulary.id_to_piece(token) for token in tokens)
+    return [piece[1:] or "_" if piece[0] == _SPACE else f"\N{MIDDLE DOT}{piece}" for piece in pieces]
 
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # with which a piece begins that begins a word

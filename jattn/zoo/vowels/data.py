@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import jax
 import numpy as np
 
-from jattn.zoo import _archives
+from jattn.zoo._archives import ARCHIVES, read
 
 SPEAKERS: Final = 9
 COEFFICIENTS: Final = 12
@@ -37,35 +37,32 @@ def parse(text: str) -> Utterances:
     return Utterances(series, lengths, np.array([int(speaker) - 1 for *_, speaker in parts], np.int32))
 
 
-@functools.cache
-def training() -> Utterances:
-    return _standardised(_read("TRAIN"))
+class Parts(NamedTuple):
+    """What is learnt from, and what is examined on."""
+
+    training: Utterances
+    held_out: Utterances
 
 
 @functools.cache
-def held_out() -> Utterances:
-    return _standardised(_read("TEST"))
+def parts() -> Parts:
+    train, test = (parse(read(ARCHIVES["aeon"], _MEMBER.format(part)).decode()) for part in ("TRAIN", "TEST"))
+    return standardised(train, test)
 
 
-def training_batch(seed: int, step: int, size: int, noise: float) -> Utterances:
+def training_batch(training: Utterances, seed: int, step: int, size: int, noise: float) -> Utterances:
     """A pure function of its arguments: `size` utterances drawn at random, with noise of that standard deviation."""
     random = np.random.default_rng([seed, step])
-    chosen = random.integers(len(training().length), size=size)
-    series, length, speaker = (x[chosen] for x in training())
+    chosen = random.integers(len(training.length), size=size)
+    series, length, speaker = (x[chosen] for x in training)
     return Utterances(series + noise * random.standard_normal(series.shape, np.float32), length, speaker)
 
 
-@functools.cache
-def _read(part: str) -> Utterances:
-    return parse(_archives.read("aeon", _MEMBER.format(part)).decode())
-
-
-def _standardised(data: Utterances) -> Utterances:
+def standardised(train: Utterances, test: Utterances) -> Parts:
     """Each coefficient with mean 0 and variance 1 over the steps of the training utterances."""
-    train = _read("TRAIN")
     steps = train.series[inside(train)]
-    series = np.where(inside(data)[..., None], (data.series - steps.mean(axis=0)) / steps.std(axis=0), 0)
-    return data._replace(series=series)
+    scaled = lambda x: np.where(inside(x)[..., None], (x.series - steps.mean(axis=0)) / steps.std(axis=0), 0)
+    return Parts(*(x._replace(series=scaled(x)) for x in (train, test)))
 
 
 def inside(data: Utterances) -> Array:

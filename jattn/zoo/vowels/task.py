@@ -26,19 +26,20 @@ def vowels(
     implementation: str | None,
     batch: int = 32,
     sizes: Sizes | None = None,
+    parts: data.Parts | None = None,
 ) -> Task:
-    """The task for one of the summaries."""
-    sizes = sizes or Sizes()
+    """The task for one of the summaries; `parts` in the place of the archive's utterances."""
+    sizes, (training, held_out) = sizes or Sizes(), parts or data.parts()
     return Task(
         settings={"task": "vowels", "summary": summary, "seed": seed, "batch": batch, **dataclasses.asdict(sizes)},
         model=Classifier(summary, sizes, implementation, nnx.Rngs(seed)),
         optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
-        batch=lambda step: data.training_batch(seed, step, batch, NOISE),
+        batch=lambda step: data.training_batch(training, seed, step, batch, NOISE),
         loss=_loss,
-        evaluate=_accuracy,
+        evaluate=lambda model: _accuracy(model, held_out),
         metric="held-out accuracy",
-        pictures=lambda model: {"weights.png": _picture(model)},
-        baseline=("largest class", float(np.bincount(data.held_out().speaker).max() / len(data.held_out().speaker))),
+        pictures=lambda model: {"weights.png": _picture(model, held_out)},
+        baseline=("largest class", float(np.bincount(held_out.speaker).max() / len(held_out.speaker))),
     )
 
 
@@ -53,15 +54,15 @@ def _examine(model: Classifier, series: data.Array, length: data.Array) -> tuple
     return model(series, length).argmax(axis=-1), model.weights(series, length)
 
 
-def _accuracy(model: Classifier) -> float:
-    series, length, speaker = data.held_out()
+def _accuracy(model: Classifier, examined: data.Utterances) -> float:
+    series, length, speaker = examined
     return float(np.mean(np.asarray(_examine(model, series, length)[0]) == speaker))
 
 
-def _picture(model: Classifier) -> Figure:
+def _picture(model: Classifier, examined: data.Utterances) -> Figure:
     """A test utterance of each of some speakers: its coefficients, and how much each step counted."""
-    rows = [int(np.argmax(data.held_out().speaker == speaker)) for speaker in DRAWN]
-    series, length, speaker = (x[rows] for x in data.held_out())
+    rows = [int(np.argmax(examined.speaker == speaker)) for speaker in DRAWN]
+    series, length, speaker = (x[rows] for x in examined)
     heard, weights = (np.asarray(x) for x in _examine(model, series, length))
     names = [f"said by speaker {a + 1}, heard as {b + 1}" for a, b in zip(speaker, heard, strict=True)]
     figure = Figure(figsize=(10, 2.7 * len(rows) + 1), layout="constrained")

@@ -54,12 +54,12 @@ class _Backward(GridStep):
         self.share = rest.pop(0) if static["functions"].weights is not None else self.lse  # not read without gates
         operands, rest = rest[: len(layouts)], rest[len(layouts) :]
         self.gradients, self.factors = gradients, factors
-        learned = [x for x in gradients if x is not None]
-        rest = rest[sum(x.tiled for x in learned) :]  # the zeros that tiled gradients start from
+        active_gradients = [x for x in gradients if x is not None]
+        rest = rest[sum(x.tiled for x in active_gradients) :]  # the zeros that tiled gradients start from
         self.dq, self.dk, self.dv, *rest = rest
-        outputs = iter(rest[: len(learned)])
+        outputs = iter(rest[: len(active_gradients)])
         self.doperands = [None if x is None else next(outputs) for x in gradients]
-        self.dq_sum, self.dk_sum, self.dv_sum, *rest = rest[len(learned) :]
+        self.dq_sum, self.dk_sum, self.dv_sum, *rest = rest[len(active_gradients) :]
         self.turned = (rest.pop(0), rest.pop(0)) if frame.sizes.turned_dkv else None
         self.scratch = rest
         self.step, self.steps = pl.program_id(2), pl.num_programs(2)
@@ -117,14 +117,14 @@ class _Backward(GridStep):
         place = self.place(strip, stretch, tile)
         i, j = place.positions()
         parts, live = self.parts_of_rows_that_see(place, stretch), self.live(place, stretch)
-        learned = [n for n, x in enumerate(self.gradients) if x is not None]
+        active = [n for n, x in enumerate(self.gradients) if x is not None]
 
-        def of_learned(fn):
-            """As a function of the tile and of the parts that active."""
-            return lambda x, some: fn(x, [some[learned.index(n)] if n in learned else y for n, y in enumerate(parts)])
+        def with_active(fn):
+            """`fn` as a function of the tile and of the parts of the active operands."""
+            return lambda x, some: fn(x, [some[active.index(n)] if n in active else y for n, y in enumerate(parts)])
 
-        some, gradients = [parts[n] for n in learned], []
-        scores = of_learned(lambda x, parts: self.functions.scores(x, i, j, stretch.masked, live, parts))
+        some, gradients = [parts[n] for n in active], []
+        scores = with_active(lambda x, parts: self.functions.scores(x, i, j, stretch.masked, live, parts))
         if self.functions.natural:
             score, pull = jax.vjp(scores, score, some)
             p = jnp.exp2((score - self.lse[:, rows]) * LOG2E)
@@ -135,14 +135,14 @@ class _Backward(GridStep):
         if self.functions.weights is not None:
             p = p * self.share[:, rows]
             gates = self.functions.weights
-            weight, pull_gates = jax.vjp(of_learned(lambda p, parts: gates(p, i, j, parts)), p, some)
+            weight, pull_gates = jax.vjp(with_active(lambda p, parts: gates(p, i, j, parts)), p, some)
             dp, dsome = pull_gates(dp)
             gradients.append(dsome)
         ds = p * (dp - self.delta[:, rows])
         if pull is not None:
             ds, dsome = pull(ds)
             gradients.append(dsome)
-        for n, *parts in zip(learned, *gradients, strict=True) if gradients else ():
+        for n, *parts in zip(active, *gradients, strict=True) if gradients else ():
             self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, parts), place, self.scratch)
         return weight, ds
 
@@ -154,8 +154,8 @@ class _Backward(GridStep):
         rows, place, masked = self._span(strip, tile)
         keys = lane_slice(place.column, place.columns)
         offset = strip.stretches[0].at
-        cut = lambda x, stretch: x[:, stretch.at - offset : stretch.at - offset + stretch.size]
-        done = [self.stretch(strip, x, tile, *(cut(y, x) for y in products)) for x in strip.stretches]
+        of_stretch = lambda x, stretch: x[:, stretch.at - offset : stretch.at - offset + stretch.size]
+        done = [self.stretch(strip, x, tile, *(of_stretch(y, x) for y in products)) for x in strip.stretches]
         join = lambda parts: jnp.concatenate(parts, 1) if len(parts) > 1 else parts[0]
         weight, ds = join([x for x, _ in done]), join([x for _, x in done])
         key = self.keys(self.k, place, masked, seen)
@@ -239,7 +239,7 @@ def backward(
     memory: int | None = None,
     interpret: Any = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
-    """Gradients of q, in `dq_dtype`, of k and v, and of the operands that `active`, in their layout.
+    """Gradients of q, in `dq_dtype`, of k and v, and of the operands that are `active`, in their layout.
 
     `factor` is the scale of the product of query and key: in `functions.scale` or, with the units of the scores, in q
     `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
@@ -256,8 +256,8 @@ def backward(
     of_rows = [lse]
     of_rows += [jnp.pad(x, ((0, 0), (0, 0), (0, rest)))[:, :, None] for x in (delta, share) if x is not None]
     gradients = tuple(Gradient(x, frame) if y else None for x, y in zip(layouts, active, strict=True))
-    learned = [x for x in gradients if x is not None]
-    tiled = [n for n, x in enumerate(learned) if x.tiled]
+    active_gradients = [x for x in gradients if x is not None]
+    tiled = [n for n, x in enumerate(active_gradients) if x.tiled]
 
     def at(b: Index, g: Index, x: Index, *scalars: jax.Array | jax.Ref) -> tuple[Any, ...]:
         *_, chunk = scalars
@@ -290,7 +290,7 @@ def backward(
     held = sizes.chunk if frame.chunks > 1 else s
     out_shape = [array((b, h, t, d), dq_dtype)]
     out_shape += [array((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
-    out_shape += [x.shape(b, h) for x in learned]
+    out_shape += [x.shape(b, h) for x in active_gradients]
     scalars = len(work.scalars)
     inputs = scalars + 1 + 4 + len(of_rows) + len(layouts)
     units = 1.0 if functions.natural else math.log(2)
@@ -309,9 +309,9 @@ def backward(
             grid=(b, g, group * frame.query_tiles),
             in_specs=[
                 rows(q.shape[0], d), keys(k), keys(v), rows(b, e), *[flat] * len(of_rows),
-                *(x.spec(frame, at) for x in layouts), *(learned[n].spec(at) for n in tiled),
+                *(x.spec(frame, at) for x in layouts), *(active_gradients[n].spec(at) for n in tiled),
             ],
-            out_specs=[rows(b, d), own(k), own(v), *(x.spec(at) for x in learned)],
+            out_specs=[rows(b, d), own(k), own(v), *(x.spec(at) for x in active_gradients)],
             scratch_shapes=scratch,
         ),
         input_output_aliases={inputs + m: 3 + n for m, n in enumerate(tiled)},
@@ -326,25 +326,25 @@ def backward(
     def of_chunk(chunk: jax.Array, scalars: Sequence[Array], zeros: list[jax.Array]) -> list[jax.Array]:
         return call(*scalars, chunk, q, k, v, do, *of_rows, *operands, *zeros)
 
-    zeros = [jnp.zeros(learned[n].shape(b, h).shape, jnp.float32) for n in tiled]
+    zeros = [jnp.zeros(active_gradients[n].shape(b, h).shape, jnp.float32) for n in tiled]
     if frame.chunks == 1:
         dq, dk, dv, *totals = of_chunk(jnp.zeros(1, jnp.int32), work.scalars, zeros)
     else:
-        dq, dk, dv, totals = _chunk_by_chunk(of_chunk, work, learned, frame.chunks, s, out_shape, zeros)
-    return dq, dk, dv, [x.total(y) for x, y in zip(learned, totals, strict=True)]
+        dq, dk, dv, totals = _chunk_by_chunk(of_chunk, work, active_gradients, frame.chunks, s, out_shape, zeros)
+    return dq, dk, dv, [x.total(y) for x, y in zip(active_gradients, totals, strict=True)]
 
 
 def _chunk_by_chunk(
     of_chunk: Callable,
     work: Work,
-    learned: list[Gradient],
+    active_gradients: list[Gradient],
     chunks: int,
     s: int,
     shapes: Sequence[jax.ShapeDtypeStruct],
     zeros: list[jax.Array],
 ) -> Any:
     """Keys that do not stand in fast memory at once: the gradients of queries add up over chunks."""
-    joined = [x.layout.along == "s" for x in learned]
+    joined = [x.layout.along == "s" for x in active_gradients]
     summed = [shapes[0], *(x for x, y in zip(shapes[3:], joined, strict=True) if not y)]
     start = [jnp.zeros(x.shape, jnp.float32) for x in summed]
 
@@ -354,7 +354,7 @@ def _chunk_by_chunk(
         apart = [x for x, y in zip(totals, joined, strict=True) if y]
         summed, tiles = [], []
         rest = iter(sums)
-        for x, gradient, y in zip(totals, learned, joined, strict=True):
+        for x, gradient, y in zip(totals, active_gradients, joined, strict=True):
             if not y:
                 before = next(rest)
                 summed.append(x if gradient.tiled else before + x)

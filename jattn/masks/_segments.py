@@ -1,0 +1,60 @@
+"""Segments: sequences packed into one, that attend only to themselves."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from numpy.typing import ArrayLike
+
+from jattn._terms import FieldValue, Operand, as_array, term
+from jattn._terms.block_tables import Answer, Range
+from jattn.masks._mask import Mask
+
+
+@term
+class Segments(Mask):
+    """A query and a key of the same id."""
+
+    query: FieldValue
+    key: FieldValue
+
+    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        del i, j
+        return self.query == self.key
+
+    def blocks(self, i: Range, j: Range) -> Answer:
+        del i, j
+        q, k = self.query, self.key
+        return Answer((q.lo <= k.hi) & (k.lo <= q.hi), (q.lo == k.hi) & (k.lo == q.hi))
+
+
+def segments(q_ids: ArrayLike, kv_ids: ArrayLike | None = None) -> Mask:
+    """q_ids[b, i] == kv_ids[b, j]: packed sequences attend only to themselves.
+
+    Ids that come in runs (packed documents) let whole blocks be skipped, at run time.
+
+    Args:
+      q_ids: integers `[b, t]`, or `[t]` for all batch elements.
+      kv_ids: integers `[b, s]` or `[s]`; None takes `q_ids`.
+
+    Raises:
+      ValueError: ids are no integers, have other axes, or need 64 bits while x64 is off.
+
+    >>> import numpy as np, jattn
+    >>> q = np.ones((1, 4, 1, 4), "float32")
+    >>> jattn.weights(q, q, q, mask=jattn.masks.segments([[7, 7, 8, 8]]))[0, 0].tolist()[0]
+    [0.5, 0.5, 0.0, 0.0]
+
+    Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination".
+    """
+    kv_ids = q_ids if kv_ids is None else kv_ids
+    return Segments(_ids(q_ids, "q_ids", "t"), _ids(kv_ids, "kv_ids", "s"))
+
+
+def _ids(ids: ArrayLike, name: str, axis: str) -> Operand:
+    array = as_array(ids, name)
+    if array.ndim not in (1, 2) or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} must be integers of shape [b, {axis}] or [{axis}], got {array.dtype}{list(array.shape)}"
+        )
+    return Operand(array, axis if array.ndim == 1 else "b" + axis)
