@@ -1,11 +1,15 @@
 """What every test and every doctest runs under; set before jax is imported."""
 
 import os
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # shared by the workers of one run, and kept between runs of CI
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+if sys.version_info >= (3, 12):  # where there may be a simulator of GPUs, whose threads wait for one another
+    os.environ.setdefault("NPROC", "16")
 
 from tests import signatures
 

@@ -37,9 +37,10 @@ Key = tuple[str, int, int, str, str]
 
 def backend_with(settings: Mapping[str, Sizes]) -> Any:
     """The backend with sizes in the place of the tuned ones: the one place that knows how the library takes them."""
+    from jattn_kernels.gpu.sizes import Sizes as Tiles  # pyright: ignore[reportMissingImports]
+
     from jattn.backends.pallas_gpu import PALLAS_GPU  # pyright: ignore[reportMissingImports]
     from jattn.backends.pallas_gpu.settings import Settings as Given  # pyright: ignore[reportMissingImports]
-    from jattn_kernels.gpu.sizes import Sizes as Tiles  # pyright: ignore[reportMissingImports]
 
     return dataclasses.replace(PALLAS_GPU, settings=Given(**{name: Tiles(**one) for name, one in settings.items()}))
 

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 import jax
 from jattn_kernels import chips
 
+if os.environ.get("JATTN_INTERPRET", "0") not in ("", "0"):
+    # The simulator of GPUs has a thread for each warpgroup, which wait for one another: on fewer threads than XLA takes
+    # on a machine of two cores they wait for ever.  XLA reads this when it first computes.
+    os.environ.setdefault("NPROC", "16")
+
 ANY = "any"  # the platform of a call whose backend was asked for: it runs wherever it is compiled for
 
 

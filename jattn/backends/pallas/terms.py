@@ -137,7 +137,7 @@ class TileTerms:
     span: Span
     natural: bool
     exact: bool
-    along_diagonal: type[Mod] = Diagonals
+    along_diagonal: Any = Diagonals
     """What `Relative` becomes in this family's kernels."""
     packed: type[Packed] = Packed
     """What `masks.blocks` becomes."""

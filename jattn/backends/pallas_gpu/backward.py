@@ -72,10 +72,10 @@ def _backward(
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
     fused = [y and not _of_pairs(x, axes) for x, axes, y in zip(operands, spec.signature.axes, active, strict=True)]
 
-    def run(kernel: Callable, call: Call, along: tuple[str, ...]) -> tuple[Any, ...]:
+    def run(kernel: Callable, call: Call, along: tuple[str, ...]) -> Any:
         """What the kernel gives for its rows, and the gradients of the operands that have such rows."""
         layouts = call.operands(operands)[1]
-        laid_out, pull = jax.vjp(lambda x: call.operands(x)[0], list(operands))
+        laid_out, pull = jax.vjp(lambda x: call.operands(x)[0], operands)
         slots = tuple(n for n, y in enumerate(call.terms.active(fused)) if y and layouts[n].along in along)
         *rest, sums = kernel(
             *arrays, of_rows, laid_out, layouts, slots, call.functions, call.lists, call.listed, call.sizes,
@@ -83,15 +83,17 @@ def _backward(
         )  # fmt: skip
         of_slots = dict(zip(slots, sums, strict=True))
         places = enumerate(zip(laid_out, layouts, strict=True))
-        return *rest, pull([_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places])[0]
+        cotangents: Any = [_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places]
+        return *rest, pull(cotangents)[0]
 
     dq, of_t = run(backward_queries, along_t, ("t", ""))
     dk, dv, of_s = run(backward_keys, along_s, ("s",))
     doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
     of_pairs = [x and not y for x, y in zip(active, fused, strict=True)]
     if any(of_pairs):
-        twin = BLOCKWISE.backward(spec, q, k, v, list(operands), result, dout, dlse, of_pairs).operands
-        doperands = [x if y else z for x, y, z in zip(twin, of_pairs, doperands, strict=True)]
+        every = [jnp.asarray(x) for x in operands]
+        twin = BLOCKWISE.backward(spec, q, k, v, every, result, dout, dlse, of_pairs)
+        doperands = [x if y else z for x, y, z in zip(twin.operands, of_pairs, doperands, strict=True)]
     fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
     cut = ((x[..., : y.shape[-1]], y) for x, y in ((dq, q), (dk, k), (dv, v)))
     return Gradients(*(fold(x, y).astype(y.dtype) for x, y in cut), doperands)

@@ -57,7 +57,8 @@ def _simulator(interpret: Any) -> Any:
     """How the simulator is to run: as the target says, or by default."""
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    return plgpu.InterpretGPUParams() if interpret is True else interpret
+    params: Any = plgpu.InterpretGPUParams  # type: ignore[attr-defined]  # of jax 0.11 and later
+    return params() if interpret is True else interpret
 
 
 def in_tiles(spec: Spec, x: jax.Array) -> jax.Array:

@@ -45,7 +45,8 @@ def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, rows: str) -> tuple[
     kinds = (bool(every.any()), bool((some & ~every).any())) if xp is np else (True, True)
     if batch * heads * lines * tiles <= _MOST:
         return Lists("list", batch, heads, tiles, kinds), _listed(some, every)
-    ends = work.runs(work.Answers(*(x.reshape(-1, lines, tiles) for x in (some, every)), np.zeros(()), batch, heads))
+    some, every = (x.reshape(-1, lines, tiles) for x in (some, every))
+    ends = work.runs(work.Answers(some, every, np.zeros(()), batch, heads))
     first, full, rest, end = (ends[..., n].reshape(batch, heads, lines) for n in range(4))
     return Lists("runs", batch, heads, tiles, kinds), [first, full, rest - full, full - first + end - rest]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jattn.backends.pallas.terms import packed, parts_of
 from jattn.mods import Relative
 from jattn.scores import Additive
 
+_THREADS = 8  # that the simulator was seen to need: warpgroups of a block, those that copy, and who waits for them
 WIDEST = 256  # numbers of a row of the accumulator, which stays in registers
 DTYPES = {"float16", "bfloat16"}
 
@@ -31,7 +33,14 @@ def _unfit_target(target: Target) -> str | None:
         return f"runs on GPU, not {target.platform}; JATTN_INTERPRET=1 simulates it, slowly"
     if jax.__version_info__ < (0, 11):
         return f"needs jax 0.11 or newer, Python 3.12 (this is jax {jax.__version__})"
-    return None if target.interpret else unfit_capability(target.capability)
+    if not target.interpret:
+        return unfit_capability(target.capability)
+    if int(os.environ.get("NPROC") or os.cpu_count() or 1) < _THREADS:
+        return (
+            "is simulated by threads that wait for one another, more than XLA has here: set NPROC=16 in the environment"
+            " before jax computes anything"
+        )
+    return None
 
 
 def unfit_capability(capability: tuple[int, int] | None) -> str | None:

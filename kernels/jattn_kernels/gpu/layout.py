@@ -5,6 +5,9 @@ gradients of keys are computed.  What an operand has along rows is copied once f
 with every tile that goes by, and numbers without position are read from global memory, as are tables.
 """
 
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,9 +28,12 @@ from jattn_kernels.tiles.place import Index
 _ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
 
 
-def swizzle(width: int, itemsize: int) -> tuple[Any, Any]:
-    """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts."""
-    size = next(n for n in (128, 64, 32) if width * itemsize % n == 0)
+def swizzle(width: int, itemsize: int, columns: int = 128) -> tuple[Any, Any]:
+    """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts.
+
+    A product over the `columns` of a tile takes no longer stretches than they are.
+    """
+    size = next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize)
     return plgpu.TilingTransform((8, size // itemsize)), plgpu.SwizzleTransform(size)
 
 
@@ -233,14 +239,24 @@ class Staging:
             elif layout.along == "r":
                 part = Diagonals(Table(to.at[slot], (self._diagonals,), jnp.float32), self._first_diagonal(first))
             elif layout.along == "ts":
-                rows = pl.ds(place * self.sizes.height, self.sizes.height)
-                part = machine.tile(to.at[slot, rows, across][...])
+                part = self._of_pairs(machine, layout, to.at[slot], place, columns)
                 part = part.astype(jnp.float32) if jnp.issubdtype(layout.dtype, jnp.floating) else part
                 part = self._of_its_kind(layout, part)
             else:
                 part = Column(self._of_its_kind(layout, machine.column(to.at[slot, across][...])))
             parts.append(part)
         return parts
+
+    def _of_pairs(
+        self, machine: Warpgroup, layout: OperandLayout, staged: jax.Ref, place: Index, columns: slice
+    ) -> jax.Array:
+        """Some columns of an array with both axes: read with those that lie in the same swizzled stretch."""
+        stretch = min(128 // layout.dtype.itemsize, self.sizes.columns)
+        begin = columns.start // stretch * stretch
+        end = -(-columns.stop // stretch) * stretch
+        rows = pl.ds(place * self.sizes.height, self.sizes.height)
+        part = machine.tile(staged.at[rows, pl.ds(begin, end - begin)][...])
+        return part[:, columns.start - begin : columns.stop - begin]
 
     def _of_its_kind(self, layout: OperandLayout, x: jax.Array) -> jax.Array:
         return x != 0 if layout.boolean else x

@@ -4,9 +4,12 @@ Tiles of scores lie over the registers of a warpgroup as `wgmma` leaves them: ea
 quarter of the columns.  Vectors lie as the rows or as the columns of such a tile do.
 """
 
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,7 +49,7 @@ class Warpgroup:
         """A number everywhere."""
         return {"tile": self.tile, "row": self.row, "column": self.column}[kind](jnp.full(shape, value))
 
-    def broadcast(self, x: jax.Array, axis: int, shape: tuple[int, int]) -> jax.Array:
+    def broadcast(self, x: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:
         """A vector along rows (axis 0) or along columns (axis 1) as a tile."""
         return jax.lax.broadcast_in_dim(x, shape, [axis])
 
@@ -76,7 +79,7 @@ class Warpgroup:
         """x, not computed with before `other` is: pieces of a tile then need registers one after the other."""
         return x if other is None else jax.lax.optimization_barrier((x, other))[0]
 
-    def product(self, a: jax.Ref, b: jax.Ref, then: object = None) -> jax.Array:
+    def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         """a `[m, d]` times b `[n, d]` transposed, both in shared memory; `then()` is run while it is under way."""
         shape = a.shape[0], b.shape[0]
 
@@ -116,7 +119,7 @@ class Simulated(Warpgroup):
         del other
         return x
 
-    def product(self, a: jax.Ref, b: jax.Ref, then: object = None) -> jax.Array:
+    def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         if then is not None:
             then()
         return jax.lax.dot_general(a[...], b[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)

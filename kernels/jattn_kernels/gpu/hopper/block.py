@@ -1,5 +1,8 @@
 """What the kernels of both directions share: terms on the tile of a warpgroup, and who does what in a block."""
 
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import functools
@@ -23,9 +26,9 @@ WARPGROUPS = 3
 COPIES = 2  # the number of the one that copies; 0 and 1 compute
 
 
-def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype) -> Any:
+def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype, sizes: Sizes) -> Any:
     """Shared memory for n tiles of queries, keys or values."""
-    return plgpu.SMEM((n, rows, width), dtype, transforms=swizzle(width, dtype.itemsize))
+    return plgpu.SMEM((n, rows, width), dtype, transforms=swizzle(width, dtype.itemsize, sizes.columns))
 
 
 def entry(b: Index, batch: int) -> Index:
@@ -53,6 +56,8 @@ class Block:
     ):
         self.functions, self.staging, self.sizes = functions, staging, sizes
         self.t, self.s = lengths
+        assert functions.scale is not None  # on GPU the scale is never a factor of the query
+        self.scale = functions.scale
         self.machine = Warpgroup() if interpret is None else Simulated()
 
     # Terms
@@ -91,13 +96,13 @@ class Block:
     def scores(self, score: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any], masked: bool) -> jax.Array:
         """The scores of a tile from its products, -inf where a pair does not attend."""
         if self.functions.natural:
-            score = score * self.functions.scale
+            score = score * self.scale
         live = j < self.s if masked and self.s % self.sizes.keys(self.staging.rows) else True
         return self.functions.scores(score, i, j, masked, live, parts)
 
     def unit(self) -> float:
         """log2(e) where scores are natural, else what makes scores of products, log2(e) included."""
-        return LOG2E if self.functions.natural else self.functions.scale
+        return LOG2E if self.functions.natural else self.scale
 
     # Copies
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ class Gradients(Block):
         if pull is not None:
             ds, of_some = pull(ds)
             gradients.append(of_some)
-        return weight, ds, [sum(x) for x in zip(*gradients, strict=True)] if gradients else [0 * x for x in some]
+        sums = [functools.reduce(jnp.add, x) for x in zip(*gradients, strict=True)]
+        return weight, ds, sums if gradients else [0 * x for x in some]
 
     def of_rows_that_see(self, lse: jax.Array, parts: Sequence[Any]) -> list[Any]:
         """1, which no mod minds, for what queries have that see nothing: 0 * NaN is NaN in a gradient too."""
@@ -92,4 +94,4 @@ class Gradients(Block):
 
     def factor(self) -> float:
         """What the sums of the products' gradients lack: the scale, unless the scores were made of it."""
-        return 1.0 if self.functions.natural else self.functions.scale / LOG2E
+        return 1.0 if self.functions.natural else self.unit() / LOG2E
