@@ -48,14 +48,14 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
     if capability is None:
         return "runs on NVIDIA's GPUs alone"
     major, minor = capability
+    if capability == (9, 0):
+        return None
     if major < 8:
         return (
-            f"runs on Ampere and newer (sm_80), not sm_{major}{minor}, which has neither tensor cores for bfloat16 nor"
-            " asynchronous copies (cp.async)"
+            f"has kernels for Hopper (sm_90), not sm_{major}{minor}, which has neither tensor cores for bfloat16 nor"
+            " asynchronous copies"
         )
-    if major > 10:
-        return f"has kernels for sm_80 to sm_10x, not sm_{major}{minor}, which has other tensor cores"
-    return None
+    return f"has kernels for Hopper (sm_90) alone, not yet for sm_{major}{minor}, whose products and copies are others"
 
 
 def unfit_problem(problem: Problem) -> str | None:

@@ -30,7 +30,7 @@ if jax.__version_info__ < (0, 12):
 
 pytestmark = pytest.mark.gpu
 
-LARGE = Sizes(b=2, t=150, s=201, h=4, g=2, d=32, e=16)  # several tiles each way, none of which are whole
+LARGE = Sizes(b=1, t=150, s=201, h=2, g=1, d=32, e=16)  # several tiles each way, none of which are whole
 ROUNDED = {
     "general", "general-heads", "cosine", "cosine-learned-scale", "concat", "concat-heads", "rectangular-general",
     "everything",

@@ -43,6 +43,24 @@ def test_the_compilers_environment(monkeypatch):
 
 
 @pytest.mark.skipif(bool(_tools.obstacle()), reason=f"nothing compiles for GPUs here: {_tools.obstacle()}")
+@pytest.mark.gpu
+@pytest.mark.parametrize("ask", ["causal", "all", "relative"])
+def test_our_kernels_are_compiled_and_counted(ask):
+    """Instructions of a 64 x 128 tile forward and of a 64 x 64 one backward; none of them spills in a hot loop."""
+    rows = {str(row.role): row for row in _static.rows_of(_case(ask), "jattn")}
+    assert set(rows) == {"forward", "dq", "dkv"}
+    for row in rows.values():
+        assert row.error is None
+        assert row.kernel is not None
+        assert row.kernel.registers == 168
+    if ask == "causal":
+        most = {"forward": (471, 637), "dq": (405, 500), "dkv": (405, 500)}
+        for role, (full, partial) in most.items():
+            assert rows[role].estimate.full.instructions <= full
+            assert rows[role].estimate.partial.instructions <= partial
+
+
+@pytest.mark.skipif(bool(_tools.obstacle()), reason=f"nothing compiles for GPUs here: {_tools.obstacle()}")
 @pytest.mark.parametrize("ask", ["plain", "causal"])
 def test_jaxs_own_kernel_is_compiled_and_counted(ask):
     rows = _static.rows_of(_case(ask, d=64), "mgpu")

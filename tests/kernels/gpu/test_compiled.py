@@ -7,6 +7,8 @@ import importlib.util
 import jax
 import pytest
 
+pytestmark = pytest.mark.gpu
+
 _PLUGIN = importlib.util.find_spec("jax_cuda13_plugin") is not None
 _NEW = tuple(map(int, jax.__version__.split(".")[:2])) >= (0, 11)
 
