@@ -95,8 +95,8 @@ def _backward(
         twin = BLOCKWISE.backward(spec, q, k, v, every, result, dout, dlse, of_pairs)
         doperands = [x if y else z for x, y, z in zip(twin.operands, of_pairs, doperands, strict=True)]
     fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
-    cut = ((x[..., : y.shape[-1]], y) for x, y in ((dq, q), (dk, k), (dv, v)))
-    return Gradients(*(fold(x, y).astype(y.dtype) for x, y in cut), doperands)
+    own = lambda x, like: fold(x[..., : like.shape[-1]], like).astype(like.dtype)
+    return Gradients(own(dq, q), own(dk, k), own(dv, v), doperands)
 
 
 def _of_pairs(x: AnyArray, axes: str) -> bool:
