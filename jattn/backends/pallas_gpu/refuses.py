@@ -19,6 +19,7 @@ from jattn.mods import Relative
 from jattn.scores import Additive
 
 _THREADS = 8  # that the simulator was seen to need: warpgroups of a block, those that copy, and who waits for them
+LONGEST = 2**24  # queries or keys
 WIDEST = 256  # numbers of a row of the accumulator, which stays in registers
 DTYPES = {"float16", "bfloat16"}
 
@@ -64,6 +65,9 @@ def unfit_problem(problem: Problem) -> str | None:
         return f"has no kernel for normalizer {type(problem.normalizer).__name__.lower()}"
     if isinstance(problem.score, Additive):
         return "has no kernel for score additive, which is not a product"
+    longest = max((n for n in (problem.sizes["t"], problem.sizes["s"]) if isinstance(n, int)), default=0)
+    if longest > LONGEST:
+        return f"takes up to {LONGEST} queries and keys, not {longest}: positions are float32 there, exact up to that"
     dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
     if "float32" in dtypes:
         return (

@@ -126,6 +126,10 @@ class Staging:
     def _passing(self, layout: OperandLayout) -> bool:
         return bool(layout.along) and not self._resident(layout)
 
+    def __post_init__(self) -> None:
+        if self.rows == "t" and self.sizes.rows != 2 * self.sizes.height:
+            raise ValueError(f"a tile of queries has 128 rows, 64 for each warpgroup, not {self.sizes.rows}")
+
     @property
     def resident(self) -> int:
         """How many copies a warpgroup waits for before its first tile."""

@@ -122,6 +122,8 @@ class _Lazy(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     at: Callable[[tuple[Any, ...]], _Value]
+    floats: Callable[[], _Value] | None = None
+    """Of positions and their differences, the same numbers in float32, made without converting a whole tile."""
 
 
 _Held = _Value | _Lazy
@@ -154,6 +156,9 @@ _FOLDED: dict[str, Callable[..., Any]] = {
     "clamp": lambda low, x, high: np.minimum(np.maximum(x, low), high),
 }  # fmt: skip
 """What is computed while tracing if all operands are known then: counters of loops and indices."""
+
+_OF_POSITIONS = ("sub", "neg", "abs")
+"""Exact in float32 too, of positions below 2^24: converted once for each row and column, and not for each pair."""
 
 _MOST_STEPS = 64  # of a loop that is unrolled
 _MOST_SUMMED = 64  # numbers of a table's axis that are summed one after the other
@@ -339,6 +344,17 @@ class _Replay:
             raise NotLowered(f"has no {name.replace('_', ' ')}")
         out = eqn.outvars[0].aval
         shapes = [v.aval.shape for v in eqn.invars]
+        floats = [x.floats for x in inputs if isinstance(x, _Lazy) and x.floats is not None]
+        if len(floats) == len(inputs) and name == "convert_element_type" and out.dtype == jnp.float32:
+            return floats[0]()
+        if len(floats) == len(inputs) and name in _OF_POSITIONS:
+            wide = functools.cache(
+                lambda: self.apply(functools.partial(_elementwise, name, params), *(x() for x in floats))
+            )
+            here = lambda _: self.apply(
+                functools.partial(_elementwise, name, params), *(self.at(x, (None, None)) for x in inputs)
+            )
+            return _Lazy(out.shape, out.dtype, here, wide)
 
         def at(index: _Index) -> _Value:
             values = [self.at(x, _narrowed(index, s)) for x, s in zip(inputs, shapes, strict=True)]
@@ -357,6 +373,8 @@ class _Replay:
 
     def rule_broadcast_in_dim(self, eqn: Any, x: _Held, *_: Any) -> _Held:
         out, dims, shape = eqn.outvars[0].aval, eqn.params["broadcast_dimensions"], eqn.invars[0].aval.shape
+        if isinstance(x, _Lazy) and x.floats is not None and out.shape == self.sizes:
+            return x._replace(shape=out.shape)
         return self.make(out.shape, out.dtype, lambda i: self.at(x, _narrowed([i[d] for d in dims], shape)))
 
     def rule_squeeze(self, eqn: Any, x: _Held) -> _Held:
@@ -831,7 +849,9 @@ def _input(replay: _Replay, x: Any) -> tuple[jax.ShapeDtypeStruct, _Held]:
     array = x.x if isinstance(x, (Row, Column)) else x
     if callable(array):
         shape = (rows, 1) if kind == "row" else (1, columns)
-        return jax.ShapeDtypeStruct(shape, jnp.int32), _Lazy(shape, np.dtype(np.int32), lambda _: _Value(array(), kind))
+        position = functools.cache(lambda: _Value(array(), kind))
+        floats = functools.cache(lambda: replay.convert(position(), jnp.float32))
+        return jax.ShapeDtypeStruct(shape, jnp.int32), _Lazy(shape, np.dtype(np.int32), lambda _: position(), floats)
     if array.shape != replay.lengths(kind):
         raise ValueError(f"a {kind} of a tile {replay.shape} has shape {replay.lengths(kind)}, not {array.shape}")
     shape = {"scalar": (), "row": (rows, 1), "column": (1, columns), "tile": (rows, columns)}[kind]
@@ -840,7 +860,9 @@ def _input(replay: _Replay, x: Any) -> tuple[jax.ShapeDtypeStruct, _Held]:
 
 def _output(replay: _Replay, x: _Held, shape: tuple[int, ...]) -> Any:
     if isinstance(x, _Lazy):
-        raise NotLowered("gives arrays of a tile's shape")
+        if x.floats is None:
+            raise NotLowered("gives arrays of a tile's shape")
+        x = x.at(())
     kind = replay.kind_of(shape)
     if _join([x.kind, kind]) != kind:
         raise NotLowered("has no bits of scalars")

@@ -60,8 +60,8 @@ def test_jax_nn_computes_what_was_asked(ask, monkeypatch):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_flex_attention_computes_what_was_asked(ask):
-    import torch
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # pyright: ignore[reportMissingImports]
 
     arrays, inputs = _drawn(ask)
     tensors = {name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}
