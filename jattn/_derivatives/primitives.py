@@ -180,8 +180,9 @@ def _lowering(compute: Callable) -> Callable:
 
 
 def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
-    """Of a simulator, which calls back to Python: known by tracing it.  Kernels have none."""
-    if not params["spec"].target.interpret:
+    """Of a simulator that calls back to Python: known by tracing it.  Kernels have none."""
+    spec = params["spec"]
+    if not (spec.target.interpret and spec.backend.calls_back):
         return set()
     return set(jax.make_jaxpr(functools.partial(compute, **params))(*_plain(args)).effects)
 

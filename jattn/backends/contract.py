@@ -140,6 +140,8 @@ class Fused(Backend):
     `known`.  None: `explain` says nothing of tiles."""
     settings: Any = None  # each backend has a type of its own
     """What its functions read of `spec.backend`: frozen and hashable, so that other settings are another record."""
+    calls_back: bool = dataclasses.field(default=False, kw_only=True)
+    """Whether what interprets its kernels calls back to Python, which is an effect of the program."""
 
 
 @dataclasses.dataclass(frozen=True)

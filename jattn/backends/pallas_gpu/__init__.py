@@ -54,4 +54,6 @@ def _cut(
     return cut(spec, q, k, v, operands, mask, known)
 
 
-PALLAS_GPU = Fused("pallas_gpu", unfit, _forward, BLOCKWISE.tangent, _backward, _cut, Settings(), untried=UNTRIED)
+PALLAS_GPU = Fused(
+    "pallas_gpu", unfit, _forward, BLOCKWISE.tangent, _backward, _cut, Settings(), untried=UNTRIED, calls_back=True
+)
