@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,8 +42,10 @@ class LookedUp(Packed):
 class GpuTerms(TileTerms):
     """The terms of a call for kernels whose rows are queries, `t`, or keys, `s`."""
 
-    along_diagonal = Strip
-    packed = LookedUp
+    along_diagonal: Any = Strip
+    packed: type[Packed] = LookedUp
+    natural: bool
+    exact: bool
 
     def __init__(self, spec: Spec, lengths: Lengths, rows: str):
         super().__init__(spec, lengths)
