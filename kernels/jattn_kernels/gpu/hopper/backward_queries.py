@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.hopper.block import COPIES, WARPGROUPS, entry, tiles_in
+from jattn_kernels.gpu.hopper.block import entry, launch, tiles_in
 from jattn_kernels.gpu.hopper.gradients import Gradients, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
@@ -137,12 +137,6 @@ class _Queries(Gradients):
         plgpu.wait_smem_to_gmem(0)
 
 
-def jattn_backward_queries(*refs: Any, **static: Any) -> None:
-    block, wg = _Queries(refs, **static), lax.axis_index("wg")
-    pl.when(wg == COPIES)(block.copy)
-    pl.when(wg != COPIES)(lambda: block.compute(wg))
-
-
 def backward_queries(
     q: jax.Array,
     k: jax.Array,
@@ -168,25 +162,12 @@ def backward_queries(
     batches = tuple(x.shape[0] for x in (q, k, v))
     tiles = pl.cdiv(t, sizes.rows)
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
-    kernel = functools.partial(
-        jattn_backward_queries,
-        group=h // g,
-        tiles=tiles,
-        batches=batches,
-        lists=lists,
-        rows=len(of_rows),
-        active=active,
-        functions=functions,
-        staging=staging,
-        sizes=sizes,
-        lengths=(t, s),
-        interpret=interpret,
-    )
-    kernel = functools.update_wrapper(kernel, jattn_backward_queries)  # whose name profiles and dumps show
     barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
     sums = jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)
-    dq, *sums = plgpu.kernel(
-        kernel,
+    dq, *sums = launch(
+        _Queries,
+        "jattn_backward_queries",
+        {"h": h, "q": tiles, "b": b},
         out_type=[jax.ShapeDtypeStruct((b, t, h, d), q.dtype), *[sums] * len(active)],
         scratch_types=[
             tiles_in(2, sizes.height, d, q.dtype, sizes),
@@ -200,11 +181,16 @@ def backward_queries(
             barriers(num_arrivals=2),
             *staging.scratch(),
         ],
-        grid=(h, tiles, b),
-        grid_names=("h", "q", "b"),
-        num_threads=WARPGROUPS,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        group=h // g,
+        tiles=tiles,
+        batches=batches,
+        lists=lists,
+        rows=len(of_rows),
+        active=active,
+        functions=functions,
+        staging=staging,
+        sizes=sizes,
+        lengths=(t, s),
         interpret=interpret,
     )(q, k, v, dout, *of_rows, *listed, *operands)
     return dq, [x[:, :, :t] for x in sums]

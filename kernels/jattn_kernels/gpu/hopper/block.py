@@ -36,6 +36,32 @@ def entry(b: Index, batch: int) -> Index:
     return b % batch if batch > 1 else 0
 
 
+def launch(kind: type[Block], name: str, grid: dict[str, int], *, interpret: Any, **options: Any) -> Callable:
+    """A kernel with a block of that kind at every place of the grid.
+
+    `name` is what profiles and dumps show; `options` are `plgpu.kernel`'s `out_type` and `scratch_types`, and beyond
+    those what the block takes.
+    """
+    of_kernel = {x: options.pop(x) for x in ("out_type", "scratch_types")}
+
+    def body(*refs: Any) -> None:
+        block, wg = kind(refs, interpret=interpret, **options), lax.axis_index("wg")
+        pl.when(wg == COPIES)(block.copy)
+        pl.when(wg != COPIES)(lambda: block.compute(wg))
+
+    body.__name__ = name
+    return plgpu.kernel(
+        body,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=WARPGROUPS,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        interpret=interpret,
+        **of_kernel,
+    )
+
+
 class Block:
     """A block of threads: its tile of rows, and the columns that go by.
 
@@ -59,6 +85,14 @@ class Block:
         assert functions.scale is not None  # on GPU the scale is never a factor of the query
         self.scale = functions.scale
         self.machine = Warpgroup() if interpret is None else Simulated()
+
+    def copy(self) -> None:
+        """What the warpgroup that copies does."""
+        raise NotImplementedError
+
+    def compute(self, wg: jax.Array) -> None:
+        """What a warpgroup that computes does."""
+        raise NotImplementedError
 
     # Terms
 

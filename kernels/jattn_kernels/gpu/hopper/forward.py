@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.hopper.block import COPIES, WARPGROUPS, Block, entry, tiles_in
+from jattn_kernels.gpu.hopper.block import Block, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
@@ -148,12 +148,6 @@ class _Forward(Block):
         plgpu.wait_smem_to_gmem(0)
 
 
-def jattn_forward(*refs: Any, **static: Any) -> None:
-    block, wg = _Forward(refs, **static), lax.axis_index("wg")
-    pl.when(wg == COPIES)(block.copy)
-    pl.when(wg != COPIES)(lambda: block.compute(wg))
-
-
 def forward(
     q: jax.Array,
     k: jax.Array,
@@ -180,21 +174,10 @@ def forward(
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
     of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * (2 if functions.natural else 1)
     barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
-    kernel = functools.partial(
-        jattn_forward,
-        group=h // g,
-        tiles=tiles,
-        batches=batches,
-        lists=lists,
-        functions=functions,
-        staging=staging,
-        sizes=sizes,
-        lengths=(t, s),
-        interpret=interpret,
-    )
-    kernel = functools.update_wrapper(kernel, jattn_forward)  # whose name profiles and dumps show
-    out, *of_rows = plgpu.kernel(
-        kernel,
+    out, *of_rows = launch(
+        _Forward,
+        "jattn_forward",
+        {"h": h, "q": tiles, "b": b},
         out_type=[jax.ShapeDtypeStruct((b, t, h, e), q.dtype), *of_rows],
         scratch_types=[
             tiles_in(2, sizes.height, d, q.dtype, sizes),
@@ -210,11 +193,14 @@ def forward(
             plgpu.Barrier(num_arrivals=2),
             *staging.scratch(),
         ],
-        grid=(h, tiles, b),
-        grid_names=("h", "q", "b"),
-        num_threads=WARPGROUPS,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        group=h // g,
+        tiles=tiles,
+        batches=batches,
+        lists=lists,
+        functions=functions,
+        staging=staging,
+        sizes=sizes,
+        lengths=(t, s),
         interpret=interpret,
     )(q, k, v, *listed, *operands)
     lse, *remainder = (jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows)
