@@ -207,7 +207,7 @@ def table(
     """
     if not jax.tree.leaves(mask):
         return _static_table(mask, query, key, most)
-    return _table(answers(mask, query, key), batch, heads)
+    return tabulate(answers(mask, query, key), batch, heads)
 
 
 def ragged(mask: Mask | None) -> bool:
@@ -218,7 +218,7 @@ def ragged(mask: Mask | None) -> bool:
 @functools.lru_cache(maxsize=256)
 def _static_table(mask: Mask | None, query: Tiling, key: Tiling, most: int) -> BlockTable:
     if query.count * key.count <= most:
-        return _table(answers(mask, query, key), 1, 1)
+        return tabulate(answers(mask, query, key), 1, 1)
     rows = max(1, 4 * MOST_ENTRIES // key.count)
     parts = [_run_table(answers(mask, query, key, rows=slice(n, n + rows))) for n in range(0, query.count, rows)]
     return jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
@@ -239,7 +239,8 @@ def _run_table(answer: Answer) -> BlockTable:
     return BlockTable(*jax.tree.map(lambda x: x.astype(np.int32), (Runs(visited, full), count, end - visited - count)))
 
 
-def _table(answer: Answer, batch: int, heads: int) -> BlockTable:
+def tabulate(answer: Answer, batch: int = 1, heads: int = 1) -> BlockTable:
+    """The table of a mask's answers, a row for every `batch` batch elements and `heads` query heads."""
     some: Any = answer.some
     every: Any = answer.every
     xp = np if isinstance(some, np.ndarray) else jnp

@@ -117,6 +117,12 @@ def of_32_bits(x: AnyArray) -> AnyArray:
     return x.astype(narrow[x.dtype.name]) if x.dtype.name in narrow else x
 
 
+def of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
+    """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
+    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
+    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
+
+
 class TileTerms:
     """The terms of a call as functions of a tile, with a slot for each of their arrays.
 

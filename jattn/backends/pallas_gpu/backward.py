@@ -22,7 +22,7 @@ from jattn_kernels.tiles.functions import LOG2E
 from jattn._terms import AnyArray
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.pallas.terms import of_32_bits
+from jattn.backends.pallas.terms import of_32_bits, of_rows_that_see
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
 
 
@@ -66,7 +66,7 @@ def _backward(
     if functions.weights is None:  # all gradients are linear in these: the kernels need not multiply each weight
         of_out, delta, share = of_out * share[..., None], delta * share, None
     if along_t.terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
-        rows, of_out, delta = (_of_rows_that_see(x, lse) for x in (q, of_out, delta))
+        rows, of_out, delta = (of_rows_that_see(x, lse) for x in (q, of_out, delta))
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse * (1 if functions.natural else LOG2E))
     of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
@@ -108,12 +108,6 @@ def _stretched(x: jax.Array, rest: float) -> jax.Array:
     """`[b, t, h]` as kernels take it, `[b, h, t]` with a length that tiles divide."""
     missing = Lengths(x.shape[1], 0).padded["t"] - x.shape[1]
     return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, missing)), constant_values=rest)
-
-
-def _of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
-    """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
-    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
-    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
 
 
 def _cotangent(x: jax.Array, layout: OperandLayout, of_rows: jax.Array | None) -> Any:

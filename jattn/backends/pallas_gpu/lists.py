@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles import work
 
 from jattn._terms import AnyArray, block_tables
-from jattn._terms.block_tables import Tiling
+from jattn._terms.block_tables import Answer, Tiling
 from jattn.masks import Mask
 
 _MOST = 2**20  # tiles of a mask beyond which there are runs and no lists
@@ -44,18 +45,9 @@ def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, rows: str) -> tuple[
         return Lists("all", 1, 1, tiles), []
     kinds = (bool(every.any()), bool((some & ~every).any())) if xp is np else (True, True)
     if batch * heads * lines * tiles <= _MOST:
-        return Lists("list", batch, heads, tiles, kinds), _listed(some, every)
+        table: Any = block_tables.tabulate(Answer(some, every))  # its index is an array: it has no runs
+        return Lists("list", batch, heads, tiles, kinds), [table.index, table.full, table.partial]
     some, every = (x.reshape(-1, lines, tiles) for x in (some, every))
     ends = work.runs(work.Answers(some, every, np.zeros(()), batch, heads))
     first, full, rest, end = (ends[..., n].reshape(batch, heads, lines) for n in range(4))
     return Lists("runs", batch, heads, tiles, kinds), [first, full, rest - full, full - first + end - rest]
-
-
-def _listed(some: AnyArray, every: AnyArray) -> list[AnyArray]:
-    xp = work.numpy_of(some)
-    rank = xp.where(every, 0, xp.where(some, 1, 2))
-    tiles = xp.argsort(rank, axis=-1, stable=True).astype(np.int32)
-    full, partial = every.sum(-1).astype(np.int32), (some & ~every).sum(-1).astype(np.int32)
-    if xp is np:
-        tiles = tiles[..., : max(1, int((full + partial).max()))]
-    return [tiles, full, partial]

@@ -12,7 +12,7 @@ from jattn_kernels.tpu.backward import backward as run
 
 from jattn._terms import AnyArray
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.pallas.terms import of_32_bits
+from jattn.backends.pallas.terms import of_32_bits, of_rows_that_see
 from jattn.backends.pallas_tpu.call import Call
 from jattn.backends.pallas_tpu.terms import heads_first
 
@@ -55,7 +55,7 @@ def _backward(
         dout, delta, share = wide(dout) * share[..., None], delta * share, None
     rows = q
     if terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
-        rows, dout, delta = (_of_rows_that_see(x, lse) for x in (q, dout, delta))
+        rows, dout, delta = (of_rows_that_see(x, lse) for x in (q, dout, delta))
     flat = lambda x: jnp.swapaxes(x, 1, 2)
     arrays, pull = jax.vjp(terms.arrays, operands)
     slots = terms.active(active)
@@ -73,12 +73,6 @@ def _backward(
     fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
     dq, dk, dv = (fold(x, like).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
     return Gradients(dq, dk, dv, doperands)
-
-
-def _of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
-    """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
-    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
-    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
 
 
 def _cotangent(x: jax.Array, gradient: jax.Array | None) -> Any:
