@@ -1,5 +1,7 @@
 """What every test runs under."""
 
+import pathlib
+
 import chex
 import hypothesis
 import jax
@@ -13,6 +15,18 @@ hypothesis.settings.load_profile("jattn")
 def _no_traces_of_other_tests():
     """`chex.assert_max_traces` counts by source, so that a parametrized test would go on from its other rows."""
     chex.clear_trace_counter()
+
+
+@pytest.fixture(autouse=True)
+def _room_for_programs():
+    """Frees compiled programs before they are too many for a process.
+
+    Each holds about seven memory maps, of which Linux gives a process 65530 (vm.max_map_count) and beyond which XLA crashes.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 16_384:
+        jax.clear_caches()
 
 
 @pytest.fixture
