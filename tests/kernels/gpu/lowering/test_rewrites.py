@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jattn_kernels.gpu import rewrites
+from jattn_kernels.gpu.lowering import rewrites
 from jax import lax
 
 _SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, 3.0, 88.8, -88.8, 1e9, math.inf, -math.inf, math.nan]
