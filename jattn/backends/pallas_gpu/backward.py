@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels.gpu.hopper.backward_keys import backward_keys
 from jattn_kernels.gpu.hopper.backward_queries import backward_queries
-from jattn_kernels.gpu.hopper.gradients import UNSEEN
+from jattn_kernels.gpu.gradients import UNSEEN
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.sizes import Lengths
 from jattn_kernels.tiles.functions import LOG2E

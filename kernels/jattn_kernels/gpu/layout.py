@@ -126,10 +126,6 @@ class Staging:
     def _passing(self, layout: OperandLayout) -> bool:
         return bool(layout.along) and not self._resident(layout)
 
-    def __post_init__(self) -> None:
-        if self.rows == "t" and self.sizes.rows != 2 * self.sizes.height:
-            raise ValueError(f"a tile of queries has 128 rows, 64 for each warpgroup, not {self.sizes.rows}")
-
     @property
     def resident(self) -> int:
         """How many copies a warpgroup waits for before its first tile."""
@@ -234,7 +230,7 @@ class Staging:
         columns: slice,
         first: tuple[Index, Index],
     ) -> list[Any]:
-        """The operands' parts for some columns of a tile, `place`: of the block's first 64 rows or of its second."""
+        """The operands' parts for some columns of a tile, `place`: of the rows of its first warpgroup or its second."""
         parts = []
         across = pl.ds(columns.start, columns.stop - columns.start)
         for layout, part, to in zip(self.layouts, resident, staged, strict=True):

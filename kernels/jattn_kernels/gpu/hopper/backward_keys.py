@@ -20,8 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.hopper.block import entry, launch, tiles_in
-from jattn_kernels.gpu.hopper.gradients import Gradients, OfQueries
+from jattn_kernels.gpu.block import entry, launch, tiles_in
+from jattn_kernels.gpu.gradients import Gradients, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists, Visits
 from jattn_kernels.gpu.lowering import Column
