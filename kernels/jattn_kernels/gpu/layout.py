@@ -29,12 +29,17 @@ _ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
 
 
 def swizzle(width: int, itemsize: int, columns: int = 128) -> tuple[Any, Any]:
-    """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts.
+    """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts."""
+    size = stretch(width, itemsize, columns)
+    return plgpu.TilingTransform((8, size)), plgpu.SwizzleTransform(size * itemsize)
+
+
+def stretch(width: int, itemsize: int, columns: int = 128) -> int:
+    """How many numbers of such a row stand together.
 
     A product over the `columns` of a tile takes no longer stretches than they are.
     """
-    size = next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize)
-    return plgpu.TilingTransform((8, size // itemsize)), plgpu.SwizzleTransform(size)
+    return next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize) // itemsize
 
 
 class Diagonals(NamedTuple):
