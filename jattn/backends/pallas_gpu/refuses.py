@@ -49,7 +49,7 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
     if capability is None:
         return "runs on NVIDIA's GPUs alone"
     major, minor = capability
-    if capability == (9, 0):
+    if capability in ((9, 0), (10, 0)):
         return None
     if major < 8:
         return (

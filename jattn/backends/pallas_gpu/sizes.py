@@ -18,11 +18,12 @@ _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along one axis, what the compiler reduces in
 
-HEIGHTS = {"hopper": 64, "blackwell": 128}
+Generation = Literal["hopper", "blackwell"]
+_HEIGHTS: dict[Generation, int] = {"hopper": 64, "blackwell": 128}
 """Rows of a warpgroup's tile, which the matrix unit forces."""
 
 
-def generation(target: Target) -> Literal["hopper", "blackwell"]:
+def generation(target: Target) -> Generation:
     """Whose kernels run there; the simulator runs Hopper's, unless a chip is named."""
     return "blackwell" if (target.capability or (9, 0))[0] == 10 else "hopper"
 
@@ -37,7 +38,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     d, e = (-(-x.shape[-1] // 16) * 16 for x in (k, v))
     wide = max(d, e) > _WIDE
     terms = terms_of(spec)
-    height = HEIGHTS[generation(spec.target)]
+    height = _HEIGHTS[generation(spec.target)]
     if kernel == "forward":
         rows, columns = 128, 64 if wide else 128
     elif kernel == "queries":
@@ -46,6 +47,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
         rows, columns = 64 if wide else 128, 64
     if height == 128:  # two warpgroups, or one where tensor memory holds the sums of one alone
         rows = 128 if wide or kernel == "keys" else 256
+        columns = 32 if wide and kernel == "keys" else columns
     source = "the largest that fit"
     if spec.blocks is not None:
         if kernel == "forward":

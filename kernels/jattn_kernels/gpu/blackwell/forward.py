@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
@@ -43,8 +42,7 @@ class _Forward(Forward):
 
     def add(self, wg: jax.Array, slot: jax.Array, out: None, weights: jax.Array) -> None:
         _, tiles = self.own["tiles"]
-        there = tiles.at[wg, :, pl.ds(0, self.sizes.columns)]
-        memory.store(there, weights)
+        there = memory.store(tiles.at[wg], weights)
         plgpu.barrier_wait(self.v_there.at[slot])
         memory.multiply(self.own["sum"].at[wg], there, self.v_sm.at[slot], self.own["done"].at[wg], accumulate=True)
         plgpu.barrier_arrive(self.v_free.at[slot])
@@ -72,7 +70,7 @@ def forward(
     computing = sizes.rows // sizes.height
     own = {
         "tiles": memory.tiles_of_scores(computing, sizes.columns, q.dtype),
-        "sum": memory.sums(computing, v.shape[-1]),
+        "sum": memory.sums(v.shape[-1], computing),
         "done": memory.done(),
     }
     return run(_Forward, own, computing, q, k, v, operands, layouts, functions, lists, listed, sizes, interpret)

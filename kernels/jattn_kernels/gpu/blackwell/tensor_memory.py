@@ -11,7 +11,7 @@ tensor memory, they stand where scores did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jattn_kernels.gpu.layout import stretch
 from jattn_kernels.gpu.machine import Warpgroup
 from jattn_kernels.gpu.sizes import Sizes
 
-ROWS = 128
+ROWS, COLUMNS = 128, 512
 _PIECE = 32  # columns that are in registers at once where a sum is changed or read
 
 
@@ -35,14 +35,46 @@ def tiles_of_scores(n: int, columns: int, dtype: jnp.dtype) -> Any:
     return plgpu.RefUnion(products, plgpu.TMEM((n, ROWS, 2 * columns), dtype, packed=True))
 
 
-def sums(n: int, width: int) -> Any:
-    """Tensor memory for n sums over tiles."""
-    return plgpu.TMEM((n, ROWS, width), jnp.float32)
+def sums(width: int, *n: int) -> Any:
+    """Tensor memory for a sum over tiles, or for n of them."""
+    return plgpu.TMEM((*n, ROWS, width), jnp.float32)
 
 
 def done() -> Any:
-    """A barrier for the products of each of two warpgroups, that says they are computed."""
+    """For each of two warpgroups a barrier that says its product is computed."""
     return plgpu.Barrier(num_barriers=2, orders_tensor_core=True)
+
+
+class Backward(NamedTuple):
+    """Tiles of scores and of the weights' gradients, and when their products are done."""
+
+    scores: Any
+    weights: Any
+    scores_done: Any
+    weights_done: Any
+
+    @classmethod
+    def scratch(cls, n: int, columns: int, dtype: jnp.dtype) -> Backward:
+        """Of n warpgroups."""
+        tiles = tiles_of_scores(n, columns, dtype)
+        return cls(tiles, tiles, done(), done())
+
+    def products(
+        self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of the first pair of operands and of the second, each a `[128, d]` times b `[n, d]` transposed.
+
+        With one pair alone its product stands for both.
+        """
+        places = (self.scores, self.scores_done), (self.weights, self.weights_done)
+        places = [(tiles[0].at[wg], done.at[wg]) for tiles, done in places[: len(operands)]]
+        for (a, b), (to, done) in zip(operands, places, strict=True):
+            plgpu.tcgen05_mma(to, a, b.transpose((1, 0)), done, accumulate=False)
+        tiles = []
+        for to, done in places:
+            plgpu.barrier_wait(done)
+            tiles.append(load(machine, to))
+        return tiles[0], tiles[-1]
 
 
 def multiply(to: jax.Ref, a: jax.Ref, b: jax.Ref, barrier: jax.Ref, accumulate: bool = False) -> None:
@@ -58,10 +90,12 @@ def load(machine: Warpgroup, ref: jax.Ref) -> jax.Array:
     return x
 
 
-def store(ref: jax.Ref, x: jax.Array) -> None:
-    """A tile to where the next product finds it."""
-    plgpu.async_store_tmem(ref, x)
+def store(ref: jax.Ref, x: jax.Array) -> jax.Ref:
+    """What became of a tile's products, in 16 bits, to its place, which a product may take it from."""
+    there = ref.at[:, pl.ds(0, x.shape[1])]
+    plgpu.async_store_tmem(there, x)
     plgpu.commit_tmem()
+    return there
 
 
 def clear(machine: Warpgroup, ref: jax.Ref) -> None:
