@@ -78,8 +78,10 @@ class Keys(Gradients):
     def add(
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
     ) -> tuple[Any, Any]:
-        """Both and what gradients of scores take of the queries in a slot, and weights of the cotangents; what is not
-        wanted is None.  `step`: the tile's number, over all heads."""
+        """Both and what gradients of scores take of the queries in a slot, and weights of the cotangents.
+
+        Tiles are float32, and None where what they are for is not wanted; `step`: the tile's number, over all heads.
+        """
         raise NotImplementedError
 
     def loop(self, wg: jax.Array, before: jax.Array, begin: Any, end: Any, tile: Any, state: Any) -> Any:
@@ -194,7 +196,7 @@ class Keys(Gradients):
     ) -> Any:
         """A tile of queries adds its share."""
         (dk, dv, sums), (of_keys, of_values) = state, wanted
-        machine, dtype, step = self.machine, self.q_sm.dtype, before + n
+        machine, step = self.machine, before + n
         slot = lax.rem(step, jnp.int32(self.sizes.steps))
         column = visits.tile(n) * self.sizes.columns
 
@@ -212,8 +214,7 @@ class Keys(Gradients):
 
         plgpu.barrier_wait(self.there.at[slot])
         weight, (ds, of_some) = self.evaluate(gradients, self.products(wg, place, slot, of_keys), given)
-        narrow = lambda x: None if x is None else x.astype(dtype)
-        dk, dv = self.add(wg, slot, step, dk, dv, narrow(ds), narrow(weight))
+        dk, dv = self.add(wg, slot, step, dk, dv, ds, weight)
         sums = [x + y.x for x, y in zip(sums, of_some, strict=True)]
         plgpu.barrier_arrive(self.free.at[slot])
         return dk, dv, sums
@@ -249,8 +250,10 @@ def run(
     sizes: Sizes,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """What a machine's `backward_keys` returns, of blocks of that kind, with scratch of their own, on a grid that has
-    axes of its own beside g, k and b."""
+    """What a machine's `backward_keys` returns, of blocks of that kind.
+
+    `own`: the scratch that is this machine's alone; `grid`: its axes beside g, k and b.
+    """
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
     batches = tuple(x.shape[0] for x in (q, k, v))
     tiles, height, blocks = pl.cdiv(s, sizes.rows), sizes.height, sizes.rows // sizes.height

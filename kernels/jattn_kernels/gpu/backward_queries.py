@@ -172,8 +172,7 @@ def run(
     sizes: Sizes,
     interpret: Any,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """What a machine's `backward_queries` returns, of blocks of that kind with `computing` warpgroups, and scratch of
-    their own."""
+    """What a machine's `backward_queries` returns, of blocks of that kind; see `jattn_kernels.gpu.forward.run`."""
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
     batches = tuple(x.shape[0] for x in (q, k, v))
     tiles = pl.cdiv(t, sizes.rows)

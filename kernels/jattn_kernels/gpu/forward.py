@@ -175,7 +175,10 @@ def run(
     sizes: Sizes,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a machine's `forward` returns, of blocks of that kind with `computing` warpgroups, and scratch of their own."""
+    """What a machine's `forward` returns, of blocks of that kind.
+
+    `computing`: how many warpgroups of a block compute; `own`: the scratch that is this machine's alone.
+    """
     (_, t, h, d), (_, s, g, e) = q.shape, v.shape
     if sizes.rows != computing * sizes.height:
         what = f"a tile of queries has {computing * sizes.height} rows, {sizes.height} for each warpgroup"

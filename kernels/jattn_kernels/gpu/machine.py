@@ -1,8 +1,8 @@
 """What a kernel asks of the machine beside copies and barriers, and what the simulator does in its place.
 
-Tiles of scores lie over the registers of a warpgroup as the matrix unit's instructions leave them: by `wgmma` each thread
-holds two rows, of tensor memory four, and of each a quarter of the columns.  Vectors lie as the rows or as the columns of
-such a tile do.
+Tiles of scores lie over the registers of a warpgroup as the matrix unit leaves them: by `wgmma` each thread holds two
+rows, of tensor memory four, and of each a quarter of the columns.  Vectors lie as the rows or as the columns of such a
+tile do.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.

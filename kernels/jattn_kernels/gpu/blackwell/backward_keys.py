@@ -62,11 +62,15 @@ class _Keys(Keys):
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: None, dv: None, ds: Any, weight: Any
     ) -> tuple[None, None]:
         tiles, (of_keys, of_values), added = self.own["tiles"], self.own["sums"], self.own["added"]
-        shares = []
+        shares, dtype = [], self.q_sm.dtype
         if weight is not None:
-            shares.append((of_values, memory.store(tiles.scores[1].at[wg], weight), self.dout_sm, tiles.scores_done))
+            shares.append(
+                (of_values, memory.store(tiles.scores[1].at[wg], weight.astype(dtype)), self.dout_sm, tiles.scores_done)
+            )
         if ds is not None:
-            shares.append((of_keys, memory.store(tiles.weights[1].at[wg], ds), self.q_sm, tiles.weights_done))
+            shares.append(
+                (of_keys, memory.store(tiles.weights[1].at[wg], ds.astype(dtype)), self.q_sm, tiles.weights_done)
+            )
         pl.when(step > 0)(lambda: plgpu.barrier_wait(added.at[1 - wg]))
         for to, x, ref, done in shares:
             plgpu.tcgen05_mma(to, x, ref.at[slot], done.at[wg], accumulate=True)

@@ -1,4 +1,4 @@
-"""Backward on Blackwell, along queries: gradients stay in tensor memory, of a tile of 128 queries for each warpgroup."""
+"""Backward on Blackwell, along queries: gradients stay in tensor memory, of 128 queries for each warpgroup."""
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
 # pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false

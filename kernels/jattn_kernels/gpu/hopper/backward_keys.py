@@ -1,7 +1,7 @@
 """Backward on Hopper, along keys: each of two warpgroups has half of the rows, and their sums in its registers.
 
-Where heads are so wide that a thread's registers do not hold the sums of both gradients, the two share the rows: one has
-dv, the other dk.
+Where heads are so wide that a thread's registers do not hold the sums of both gradients, the two share the rows: one
+has dv, the other dk.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
@@ -48,10 +48,11 @@ class _Keys(Keys):
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
     ) -> tuple[Any, Any]:
         del wg, step
+        dtype = self.q_sm.dtype
         if dv is not None:
-            dv = self.machine.accumulate(dv, weight, self.dout_sm.at[slot])
+            dv = self.machine.accumulate(dv, weight.astype(dtype), self.dout_sm.at[slot])
         if dk is not None:
-            dk = self.machine.accumulate(dk, ds, self.q_sm.at[slot])
+            dk = self.machine.accumulate(dk, ds.astype(dtype), self.q_sm.at[slot])
         return dk, dv
 
     def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
