@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from jattn_kernels.chips import Gpu
 
 from bench.gpu._cases import Case
-from bench.gpu._contenders import FORWARD, PRODUCTS, Contender, Role
+from bench.gpu._contenders import FORWARD, KEYS, PRODUCTS, Contender, Role
 from bench.gpu._kernels import Kernel
 from bench.gpu._sass import Loop
 from bench.gpu._terms import tiles
 
-ROWS = 64  # of a warpgroup's tile, which is four warps, one on each quarter of a multiprocessor
+ROWS = 64  # of the tile that tables are in
 _WARPS = 4
 _WARP = 32
 _UNITS = {
@@ -47,12 +47,14 @@ class Estimate:
     """A kernel's tiles, and its milliseconds where the role is known.
 
     Attributes:
-        columns: of the tile of scores that four warps compute in one turn of the loop.
+        rows, columns: of the tile of scores that four warps, one on each quarter of a multiprocessor, compute in one
+            turn of the loop.
         full, partial: the cheapest hot loop and the dearest, which may be one.
         bound: the unit that needs most.
         milliseconds: of all visited tiles, spread evenly over the multiprocessors.
     """
 
+    rows: int
     columns: int
     full: Tile
     partial: Tile
@@ -68,11 +70,14 @@ def tile_columns(role: Role) -> int:
 def scores(loop: Loop, role: Role, d: int) -> float:
     """How many scores four warps compute in one turn of a loop, by its products or by what it reads of them.
 
-    From tensor memory a backward reads the scores and the weights' gradients.
+    From tensor memory a backward reads the scores and the weights' gradients.  A forward reads the scores, and writes
+    the weights in half as many bits; if it changes the sum there, it reads and writes that as well.
     """
     of_d, of_e = PRODUCTS[role]
-    read = loop.loaded * _WARP / (1 if role == FORWARD else 2)
-    return _WARPS * (loop.products / ((of_d + of_e) * d) if loop.products else read)
+    if loop.products:
+        return _WARPS * loop.products / ((of_d + of_e) * d)
+    read = loop.loaded / 2 if role != FORWARD else 2 * (loop.loaded - loop.stored) if loop.stored else loop.loaded
+    return _WARPS * _WARP * read
 
 
 def role_of(contender: Contender, kernel: Kernel, place: int, d: int) -> Role | None:
@@ -95,14 +100,17 @@ def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | No
         return None
     each = lambda loop: loop.instructions / scores(loop, role, case.d)
     cheapest, dearest = min(loops, key=each), max(loops, key=each)
-    columns = max(1, round(scores(cheapest, role, case.d) / ROWS))
+    rows = 128 if chip.capability[0] == 10 else 64
+    columns = max(1, round(scores(cheapest, role, case.d) / rows))
     full, partial = (_tile(loop, role, case.d, chip) for loop in (cheapest, dearest))
     computing = max(1, kernel.threads // 128 - 1)  # the warpgroups but one, which copies
-    counts = tiles(case.mask, case.t, ROWS * computing, columns)
-    share = case.b * case.h * computing * columns / tile_columns(role)
+    if rows == 128 and role == KEYS:  # the warpgroups have the same rows, and every other tile of them
+        computing = 1
+    counts = tiles(case.mask, case.t, rows * computing, columns)
+    share = case.b * case.h * computing * rows * columns / (ROWS * tile_columns(role))
     totals = {unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles}
     bound = max(totals, key=lambda unit: totals[unit])
-    return Estimate(columns, full, partial, bound, 1e3 * totals[bound] / chip.cores / chip.clock)
+    return Estimate(rows, columns, full, partial, bound, 1e3 * totals[bound] / chip.cores / chip.clock)
 
 
 def _tile(loop: Loop, role: Role, d: int, chip: Gpu) -> Tile:

@@ -57,7 +57,7 @@ class Kernel:
 
 def from_json(found: Mapping[str, Any]) -> Kernel:
     """What `Kernel.as_json` made."""
-    loops = [Loop(one["start"], one["pipes"], one["products"], one["loaded"]) for one in found["loops"]]
+    loops = [Loop(one["start"], one["pipes"], one["products"], one["loaded"], one["stored"]) for one in found["loops"]]
     fields = ("name", "threads", "registers", "spilled", "shared")
     return Kernel(**{name: found[name] for name in fields}, loops=loops)
 

@@ -100,7 +100,7 @@ def static_columns() -> list[Column[StaticRow]]:
         of_kernel("hot", 4, lambda row: str(row.local)),
         of_kernel("shared KB", 9, lambda row: number(row.kernel.shared, 1 / 1024)),
         of_kernel("CTAs", 4, lambda row: str(row.kernel.blocks_per_core(GPUS[row.case.chip]))),
-        of_estimate("tile", 8, lambda one: f"64 x {one.columns}"),
+        of_estimate("tile", 8, lambda one: f"{one.rows} x {one.columns}"),
         of_estimate("instr full", 10, lambda one: f"{one.full.instructions:.0f}"),
         of_estimate("partial", 7, lambda one: f"{one.partial.instructions:.0f}"),
         *(of_estimate(unit, 7, lambda one, unit=unit: f"{one.full.cycles[unit]:.0f}") for unit in units),

@@ -35,7 +35,8 @@ _TARGET = re.compile(r"\(?(\.L_x_?\w+)\)?")
 _PRODUCT = re.compile(r"(?:HGMMA|QGMMA)\.(?:SP\.)?(\d+)x(\d+)x(\d+)")  # of a warpgroup
 _WARP_PRODUCT = re.compile(r"HMMA\.(\d+)\.")  # of a warp
 _WARP_SHAPES = {"1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "16832": 16 * 8 * 32}
-_LOADED = re.compile(r"LDTM(?:\.(\d+)dp(\d+)bit)?\S*?\.x(\d+)")  # rows of tensor memory, bits of each, how often
+_MOVED = r"(?:\.(\d+)dp(\d+)bit)?\S*?\.x(\d+)"  # rows of tensor memory, bits of each, how often
+_LOADED, _STORED = re.compile("LDTM" + _MOVED), re.compile("STTM" + _MOVED)
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ class Loop:
         start: the place of its first instruction in the kernel.
         pipes: how many instructions each pipe gets.
         products: multiply-adds of its tensor instructions that name their shape, by one warp; 0 where none does.
-        loaded: float32 numbers that a thread reads from tensor memory.
+        loaded: numbers of 32 bits that a thread reads from tensor memory.
+        stored: those that it writes there.
     """
 
     start: int
     pipes: Mapping[str, int]
     products: int
     loaded: int
+    stored: int = 0
 
     @property
     def instructions(self) -> int:
@@ -108,7 +111,8 @@ def _loop(code: Code, start: int, places: Sequence[int]) -> Loop:
         start,
         Counter(one.pipe for one in body),
         sum(_products(one.name) for one in body),
-        sum(_loaded(one.name) for one in body),
+        sum(_moved(_LOADED, one.name) for one in body),
+        sum(_moved(_STORED, one.name) for one in body),
     )
 
 
@@ -122,9 +126,9 @@ def _products(name: str) -> int:
     return 0
 
 
-def _loaded(name: str) -> int:
-    """Numbers that each thread of a warp gets: what a read of tensor memory has in all, over the 32 threads."""
-    if not (found := _LOADED.match(name)):
+def _moved(pattern: re.Pattern[str], name: str) -> int:
+    """Numbers of each thread of a warp: what such an instruction moves in all, over the 32 threads."""
+    if not (found := pattern.match(name)):
         return 0
     rows, bits, times = (int(x or 32) for x in found.groups())
     return rows * bits * times // (32 * 32)

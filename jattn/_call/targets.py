@@ -42,11 +42,13 @@ def current() -> Target:
     """The mesh of `jax.set_mesh` decides, else the default device.
 
     A mesh of compile-only devices is a way to compile for a chip that is not there.  Elsewhere than on TPU
-    `JATTN_INTERPRET=1` in the environment asks to interpret the kernels: what they compute, slowly.
+    `JATTN_INTERPRET=1` in the environment asks to interpret the kernels: what they compute, slowly; a chip's name, such
+    as `JATTN_INTERPRET=b200`, asks for those of that chip.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    interpret = device.platform != "tpu" and os.environ.get("JATTN_INTERPRET", "0") not in ("", "0")
-    chip = chips.of_kind(device.device_kind)
+    asked = os.environ.get("JATTN_INTERPRET", "0")
+    interpret = device.platform != "tpu" and asked not in ("", "0")
+    chip = (chips.CHIPS.get(asked) if interpret else None) or chips.of_kind(device.device_kind)
     return Target(device.platform, chip and chip.name, interpret, _capability(device, chip))
 
 

@@ -12,9 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jattn_kernels.gpu.hopper.backward_keys import backward_keys
-from jattn_kernels.gpu.hopper.backward_queries import backward_queries
-from jattn_kernels.gpu.hopper.gradients import UNSEEN
+from jattn_kernels.gpu.gradients import UNSEEN
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.sizes import Lengths
 from jattn_kernels.tiles.functions import LOG2E
@@ -24,6 +22,7 @@ from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits, of_rows_that_see
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
+from jattn.backends.pallas_gpu.kernels import kernels
 
 
 def backward(
@@ -86,8 +85,8 @@ def _backward(
         cotangents: Any = [_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places]
         return *rest, pull(cotangents)[0]
 
-    dq, of_t = run(backward_queries, along_t, ("t", ""))
-    dk, dv, of_s = run(backward_keys, along_s, ("s",))
+    dq, of_t = run(kernels(spec.target).queries, along_t, ("t", ""))
+    dk, dv, of_s = run(kernels(spec.target).keys, along_s, ("s",))
     doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
     of_pairs = [x and not y for x, y in zip(active, fused, strict=True)]
     if any(of_pairs):

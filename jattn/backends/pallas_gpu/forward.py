@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import jax
-from jattn_kernels.gpu.hopper.forward import forward as run
 
 from jattn.backends.contract import Key, Query, Result, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
+from jattn.backends.pallas_gpu.kernels import kernels
 
 
 def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -> Result:
@@ -18,7 +18,7 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
         q, k, v = (in_tiles(spec, x) for x in (q, k, v))
         call = Call(spec, k, v, narrow, q.shape[1], "forward")
         arrays, layouts = call.operands(narrow)
-        out, lse, remainder = run(
+        out, lse, remainder = kernels(spec.target).forward(
             q, k, v, arrays, layouts, call.functions, call.lists, call.listed, call.sizes, interpret=call.interpret
         )
         return Result(out[..., :width], lse, remainder)

@@ -49,14 +49,12 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
     if capability is None:
         return "runs on NVIDIA's GPUs alone"
     major, minor = capability
-    if capability == (9, 0):
+    if capability in ((9, 0), (10, 0)):
         return None
+    have = "has kernels for Hopper (sm_90) and Blackwell (sm_100)"
     if major < 8:
-        return (
-            f"has kernels for Hopper (sm_90), not sm_{major}{minor}, which has neither tensor cores for bfloat16 nor"
-            " asynchronous copies"
-        )
-    return f"has kernels for Hopper (sm_90) alone, not yet for sm_{major}{minor}, whose products and copies are others"
+        return f"{have}, not sm_{major}{minor}, which has neither tensor cores for bfloat16 nor asynchronous copies"
+    return f"{have}, not yet for sm_{major}{minor}, whose products and copies are others"
 
 
 def unfit_problem(problem: Problem) -> str | None:

@@ -8,6 +8,7 @@ from typing import Literal
 from jattn_kernels import chips
 from jattn_kernels.gpu.sizes import Sizes
 
+from jattn._call.targets import Target
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import terms_of
 
@@ -16,6 +17,15 @@ Kernel = Literal["forward", "queries", "keys"]
 _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes half of a thread's registers
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along one axis, what the compiler reduces in
+
+Generation = Literal["hopper", "blackwell"]
+_HEIGHTS: dict[Generation, int] = {"hopper": 64, "blackwell": 128}
+"""Rows of a warpgroup's tile, which the matrix unit forces."""
+
+
+def generation(target: Target) -> Generation:
+    """Whose kernels run there; the simulator runs Hopper's, unless a chip is named."""
+    return "blackwell" if (target.capability or (9, 0))[0] == 10 else "hopper"
 
 
 def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], kernel: Kernel) -> tuple[Sizes, str]:
@@ -28,12 +38,16 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     d, e = (-(-x.shape[-1] // 16) * 16 for x in (k, v))
     wide = max(d, e) > _WIDE
     terms = terms_of(spec)
+    height = _HEIGHTS[generation(spec.target)]
     if kernel == "forward":
         rows, columns = 128, 64 if wide else 128
     elif kernel == "queries":
         rows, columns = 128, 32 if wide else 64
     else:
         rows, columns = 64 if wide else 128, 64
+    if height == 128:  # two warpgroups, or one where tensor memory holds the sums of one alone
+        rows = 128 if wide or kernel == "keys" else 256
+        columns = 32 if wide and kernel == "keys" else columns
     source = "the largest that fit"
     if spec.blocks is not None:
         if kernel == "forward":
@@ -44,12 +58,12 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     while columns > 32 and _bytes(kernel, rows, columns, d, e, 2, both) > room:
         columns //= 2
     piece = columns
-    if kernel != "forward" and (terms.mods or terms.gates or terms.mask is not None):
+    if (kernel != "forward" or height == 128) and (terms.mods or terms.gates or terms.mask is not None):
         piece = min(columns, _PIECE)
     steps = 2
     while steps < 4 and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room and kernel != "forward":
         steps += 1
-    return Sizes(rows, columns, steps, piece), source
+    return Sizes(rows, columns, steps, piece, height), source
 
 
 def _bytes(kernel: Kernel, rows: int, columns: int, d: int, e: int, steps: int, both: list[int]) -> int:

@@ -29,12 +29,17 @@ _ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
 
 
 def swizzle(width: int, itemsize: int, columns: int = 128) -> tuple[Any, Any]:
-    """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts.
+    """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts."""
+    size = stretch(width, itemsize, columns)
+    return plgpu.TilingTransform((8, size)), plgpu.SwizzleTransform(size * itemsize)
+
+
+def stretch(width: int, itemsize: int, columns: int = 128) -> int:
+    """How many numbers of such a row stand together.
 
     A product over the `columns` of a tile takes no longer stretches than they are.
     """
-    size = next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize)
-    return plgpu.TilingTransform((8, size // itemsize)), plgpu.SwizzleTransform(size)
+    return next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize) // itemsize
 
 
 class Diagonals(NamedTuple):
@@ -125,10 +130,6 @@ class Staging:
 
     def _passing(self, layout: OperandLayout) -> bool:
         return bool(layout.along) and not self._resident(layout)
-
-    def __post_init__(self) -> None:
-        if self.rows == "t" and self.sizes.rows != 2 * self.sizes.height:
-            raise ValueError(f"a tile of queries has 128 rows, 64 for each warpgroup, not {self.sizes.rows}")
 
     @property
     def resident(self) -> int:
@@ -234,7 +235,7 @@ class Staging:
         columns: slice,
         first: tuple[Index, Index],
     ) -> list[Any]:
-        """The operands' parts for some columns of a tile, `place`: of the block's first 64 rows or of its second."""
+        """The operands' parts for some columns of a tile, `place`: of the rows of its first warpgroup or its second."""
         parts = []
         across = pl.ds(columns.start, columns.stop - columns.start)
         for layout, part, to in zip(self.layouts, resident, staged, strict=True):

@@ -1,7 +1,8 @@
 """What a kernel asks of the machine beside copies and barriers, and what the simulator does in its place.
 
-Tiles of scores lie over the registers of a warpgroup as `wgmma` leaves them: each thread holds two rows, and of each a
-quarter of the columns.  Vectors lie as the rows or as the columns of such a tile do.
+Tiles of scores lie over the registers of a warpgroup as the matrix unit leaves them: by `wgmma` each thread holds two
+rows, of tensor memory four, and of each a quarter of the columns.  Vectors lie as the rows or as the columns of such a
+tile do.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
@@ -20,30 +21,31 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.look_up import look_up
 from jattn_kernels.gpu.lowering import Kind
 
-TILE, ROW, COLUMN = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
-
 
 class Warpgroup:
-    """A warpgroup of a Hopper multiprocessor."""
+    """A warpgroup, whose tiles have that layout."""
+
+    def __init__(self, layout: plgpu.Layout):
+        self.layouts = {"tile": layout, "row": layout.reduce(1), "column": layout.reduce(0)}
 
     def tile(self, x: jax.Array) -> jax.Array:
-        return plgpu.layout_cast(x, TILE)
+        return plgpu.layout_cast(x, self.layouts["tile"])
 
     def row(self, x: jax.Array) -> jax.Array:
         """A vector with a number for each row of a tile."""
-        return plgpu.layout_cast(x, ROW)
+        return plgpu.layout_cast(x, self.layouts["row"])
 
     def column(self, x: jax.Array) -> jax.Array:
         """A vector with a number for each column of a tile."""
-        return plgpu.layout_cast(x, COLUMN)
+        return plgpu.layout_cast(x, self.layouts["column"])
 
     def count_rows(self, n: int) -> jax.Array:
         """0 .. n - 1 along rows."""
-        return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=ROW)
+        return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=self.layouts["row"])
 
     def count_columns(self, n: int) -> jax.Array:
         """0 .. n - 1 along columns."""
-        return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=COLUMN)
+        return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=self.layouts["column"])
 
     def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         """A number everywhere."""
@@ -55,7 +57,7 @@ class Warpgroup:
 
     def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         """The numbers of a flat array in memory at indices."""
-        return look_up(ref, index, {"tile": TILE, "row": ROW, "column": COLUMN}.get(kind))
+        return look_up(ref, index, self.layouts.get(kind))
 
     def row_sum(self, x: jax.Array) -> jax.Array:
         """Sums of a tile's rows."""

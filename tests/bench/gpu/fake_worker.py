@@ -56,7 +56,7 @@ def _static(request):
         return {"error": "RuntimeError: too much shared memory"}
     if case["ask"] == "user" and case["direction"] == "fwdbwd":
         return {"error": "NotImplementedError: no backward"}
-    loop = {"start": 10, "pipes": {"tensor": 16, "float": 300, "special": 66}, "loaded": 0}
+    loop = {"start": 10, "pipes": {"tensor": 16, "float": 300, "special": 66}, "loaded": 0, "stored": 0}
     kernel = {"threads": 384, "registers": 168, "spilled": 0, "shared": 100000}
     products = 64 * 128 * 2 * case["d"] // 4
     found = [{"name": "jattn_forward", **kernel, "loops": [{**loop, "products": products}]}]

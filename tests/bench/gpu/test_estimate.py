@@ -27,6 +27,8 @@ def test_scores_follow_from_products(role, products):
 
 def test_scores_of_blackwell_are_those_read():
     assert scores(_loop(400, 0, loaded=128), FORWARD, 128) == 128 * 128
+    with_sums = dataclasses.replace(_loop(400, 0, loaded=128 + 64), stored=128 // 2 + 64)
+    assert scores(with_sums, FORWARD, 64) == 128 * 128
     assert scores(_loop(400, 0, loaded=128), KEYS, 128) == 64 * 128  # and as many gradients
 
 

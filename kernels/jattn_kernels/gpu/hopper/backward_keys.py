@@ -1,8 +1,7 @@
-"""Backward on Hopper, along keys: gradients of keys and values, and of operands along keys.
+"""Backward on Hopper, along keys: each of two warpgroups has half of the rows, and their sums in its registers.
 
-A block is a tile of one key head, keys along its rows; the query tiles that see it, of every query head of its group,
-go by.  Each of two warpgroups has half of the rows.  Where heads are so wide that a thread's registers do not hold the
-sums of both gradients, the two share the rows: one has dv, the other dk.
+Where heads are so wide that a thread's registers do not hold the sums of both gradients, the two share the rows: one
+has dv, the other dk.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
@@ -10,201 +9,54 @@ sums of both gradients, the two share the rows: one has dv, the other dk.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.hopper.block import entry, launch, tiles_in
-from jattn_kernels.gpu.hopper.gradients import Gradients, OfQueries
-from jattn_kernels.gpu.layout import OperandLayout, Staging
-from jattn_kernels.gpu.lists import Lists, Visits
-from jattn_kernels.gpu.lowering import Column
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.backward_keys import Keys, run
+from jattn_kernels.gpu.layout import OperandLayout
+from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
-_REGISTERS = 240, 24  # of a thread that computes, and of one that copies
 
-
-class _Keys(Gradients):
+class _Keys(Keys):
     """A tile of one key head."""
 
-    def __init__(
-        self,
-        refs: Sequence[Any],
-        *,
-        group: int,
-        batches: tuple[int, ...],
-        lists: Lists,
-        rows: int,
-        active: tuple[int, ...],
-        **static: Any,
-    ):
-        super().__init__(**static)
-        self.group, self.batches, self.active, self.lists = group, batches, active, lists
-        (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
-        self.of_rows, rest = rest[:rows], rest[rows:]
-        self.listed, rest = rest[: lists.arrays], rest[lists.arrays :]
-        self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
-        self.dk, self.dv, *self.sums = rest[: 2 + len(active)]
-        self.k_sm, self.v_sm, self.q_sm, self.dout_sm, self.row_sm, self.sum_sm, *rest = rest[2 + len(active) :]
-        self.k_there, self.operands_there, self.there, self.free, self.written, *self.staged = rest
-        self.b, self.g, self.line = lax.axis_index("b"), lax.axis_index("g"), lax.axis_index("k")
-        self.first = self.line * self.sizes.rows
-        self.shared = self.sizes.rows == self.sizes.height
-
-    def head(self, n: jax.Array) -> jax.Array:
-        """The n-th query head of the group."""
-        return self.g * self.group + n
-
-    def visits(self, h: jax.Array) -> Visits:
-        return self.lists.visits(self.listed, self.b, h, self.line)
-
-    def copy(self) -> None:
-        """What the warpgroup that copies does."""
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
-        steps, columns = self.sizes.steps, self.sizes.columns
-
-        def of_head(n: jax.Array, before: jax.Array) -> jax.Array:
-            h = self.head(n)
-            visits = self.visits(h)
-
-            def one(n: jax.Array, _: None) -> None:
-                step = before + n
-                slot, first = lax.rem(step, jnp.int32(steps)), visits.tile(n) * columns
-                pl.when(step >= steps)(lambda: plgpu.barrier_wait(self.free.at[slot]))
-                there, queries = self.there.at[slot], pl.ds(first, columns)
-                at = entry(self.b, self.batches[0]), queries, h
-                plgpu.copy_gmem_to_smem(self.q.at[at], self.q_sm.at[slot], there)
-                plgpu.copy_gmem_to_smem(self.dout.at[self.b, queries, h], self.dout_sm.at[slot], there)
-                for row, ref in enumerate(self.of_rows):
-                    plgpu.copy_gmem_to_smem(ref.at[self.b, h, queries], self.row_sm.at[row, slot], there)
-                self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, (self.first, first), there)
-
-            lax.fori_loop(0, visits.total, one, None)
-            return before + visits.total
-
-        lax.fori_loop(0, self.group, of_head, jnp.int32(0))
-
-    def compute(self, wg: jax.Array) -> None:
-        """What a warpgroup that computes does: the gradients of its rows."""
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+    def divide(self, wg: jax.Array) -> None:
         if self.shared:
             pl.when(wg == 0)(lambda: self.gradients(wg, of_keys=False))
             pl.when(wg == 1)(lambda: self.gradients(wg, of_values=False))
         else:
             self.gradients(wg)
 
-    def gradients(self, wg: jax.Array, of_keys: bool = True, of_values: bool = True) -> None:
-        """Those of the keys, which those of operands go with, of the values, or of both."""
-        machine, height = self.machine, self.sizes.height
-        place = 0 if self.shared else wg
-        first = self.first + place * height
-        rows = pl.ds(first, height)
-        self.bring_rows(wg, place, rows)
-        zeros = lambda wanted, width: machine.zeros(height, width) if wanted else None
-        state = zeros(of_keys, self.k_sm.shape[-1]), zeros(of_values, self.v_sm.shape[-1]), jnp.int32(0)
+    def begin(self, wg: jax.Array, of_keys: bool, of_values: bool) -> tuple[Any, Any]:
+        del wg
+        zeros = lambda wanted, ref: self.machine.zeros(self.sizes.height, ref.shape[-1]) if wanted else None
+        return zeros(of_keys, self.k_sm), zeros(of_values, self.v_sm)
 
-        def of_head(n: jax.Array, state: Any) -> Any:
-            *state, before = state
-            h = self.head(n)
-            visits = self.visits(h)
-            if self.staging.resident:
-                pl.when((n == 0) | self.staging.of_heads)(lambda: self.bring_operands(wg, h, first))
-            resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, h, wg)
-            state = *state, [machine.zeros(height) for _ in self.active] if of_keys else []
-            for masked, begin, end in visits.kinds():
-                tile = functools.partial(self.tile, place, first, visits, before, resident, masked)
-                state = lax.fori_loop(begin, end, tile, state)
-            *state, sums = state
-            self.write_sums(place, h, rows, sums)
-            return *state, before + visits.total
-
-        dk, dv, _ = lax.fori_loop(0, self.group, of_head, state)
-        self.write(wg, place, rows, dk, dv)
-
-    def bring_rows(self, wg: jax.Array, place: Any, rows: Any) -> None:
-        """Keys and values of the rows; of two warpgroups that share them the first brings them for both."""
-        there = self.k_there.at[place]
-
-        def bring() -> None:
-            for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
-                plgpu.copy_gmem_to_smem(ref.at[entry(self.b, batch), rows, self.g], to.at[place], there)
-
-        if self.shared:
-            pl.when(wg == 0)(bring)
-        else:
-            bring()
-        plgpu.barrier_wait(there)
-
-    def bring_operands(self, wg: jax.Array, h: jax.Array, first: jax.Array) -> None:
-        """What the rows have of a head's operands."""
-        there = self.operands_there.at[wg]
-        self.staging.copy_resident(self.operands, self.staged, self.b, h, wg, first, there)
-        plgpu.barrier_wait(there)
-
-    def tile(
-        self,
-        place: Any,
-        row: jax.Array,
-        visits: Visits,
-        before: jax.Array,
-        resident: Sequence[Any],
-        masked: bool,
-        n: jax.Array,
-        state: Any,
-    ) -> Any:
-        """A tile of queries adds its share."""
-        dk, dv, sums = state
-        machine, dtype = self.machine, self.q_sm.dtype
-        slot = lax.rem(before + n, jnp.int32(self.sizes.steps))
-        column = visits.tile(n) * self.sizes.columns
-
-        def given(columns: slice) -> tuple[Any, ...]:
-            width = columns.stop - columns.start
-            places = self.positions(row, column + columns.start, width)
-            read = lambda n: Column(machine.column(self.row_sm.at[n, slot, pl.ds(columns.start, width)][...]))
-            of_rows = [read(n) for n in range(len(self.of_rows))]
-            of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
-            return *places, of_queries, self.actives(self.parts(place, slot, resident, columns, (self.first, column)))
-
-        plgpu.barrier_wait(self.there.at[slot])
-        product = machine.product(self.k_sm.at[place], self.q_sm.at[slot])
+    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+        del wg
+        product = self.machine.product(self.k_sm.at[place], self.q_sm.at[slot])
         # Without dk the gradient of the weights is not needed, and any tile does for it.
-        dp = product if dk is None else machine.product(self.v_sm.at[place], self.dout_sm.at[slot])
+        return product, self.machine.product(self.v_sm.at[place], self.dout_sm.at[slot]) if of_keys else product
 
-        def gradients(*x: Any) -> Any:
-            weight, ds, of_some = self.of_tile(*x, masked=masked)
-            return weight if dv is not None else None, (ds, of_some) if dk is not None else None
-
-        weight, of_keys = self.evaluate(gradients, [product, dp], given)
+    def add(
+        self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
+    ) -> tuple[Any, Any]:
+        del wg, step
+        dtype = self.q_sm.dtype
         if dv is not None:
-            dv = machine.accumulate(dv, weight.astype(dtype), self.dout_sm.at[slot])
+            dv = self.machine.accumulate(dv, weight.astype(dtype), self.dout_sm.at[slot])
         if dk is not None:
-            ds, of_some = of_keys
-            dk = machine.accumulate(dk, ds.astype(dtype), self.q_sm.at[slot])
-            sums = [x + y.x for x, y in zip(sums, of_some, strict=True)]
-        plgpu.barrier_arrive(self.free.at[slot])
-        return dk, dv, sums
+            dk = self.machine.accumulate(dk, ds.astype(dtype), self.q_sm.at[slot])
+        return dk, dv
 
-    def write_sums(self, place: Any, h: jax.Array, rows: Any, sums: Sequence[jax.Array]) -> None:
-        """What one head has added to the operands' gradients."""
-        if not sums:
-            return
-        for n, x in enumerate(sums):
-            self.sum_sm.at[n, place][...] = x
-        plgpu.commit_smem()
-        for n, ref in enumerate(self.sums):
-            plgpu.copy_smem_to_gmem(self.sum_sm.at[n, place], ref.at[self.b, h, rows])
-        plgpu.wait_smem_to_gmem(0)
-
-    def write(self, wg: jax.Array, place: Any, rows: Any, dk: jax.Array | None, dv: jax.Array | None) -> None:
-        """Writes what rows have come to, over the keys and values, once nobody reads those any more."""
+    def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
+        del wanted
         if self.shared:
             plgpu.barrier_arrive(self.written)
             plgpu.barrier_wait(self.written)
@@ -240,44 +92,6 @@ def backward_keys(
     The lines of `lists` are key tiles, its tiles those of queries; arrays `[.., t, s]` are given as `[.., s, t]`.  The
     rest is as in `backward_queries`.
     """
-    (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
-    batches = tuple(x.shape[0] for x in (q, k, v))
-    tiles, height, blocks = pl.cdiv(s, sizes.rows), sizes.height, sizes.rows // sizes.height
-    staging = Staging(layouts, "s", sizes, Lengths(t, s).padded["t"])
-    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
-    sums = jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)
-    dk, dv, *sums = launch(
-        _Keys,
-        "jattn_backward_keys",
-        {"g": g, "k": tiles, "b": b},
-        out_type=[
-            jax.ShapeDtypeStruct((b, s, g, d), k.dtype),
-            jax.ShapeDtypeStruct((b, s, g, e), v.dtype),
-            *[sums] * len(active),
-        ],
-        scratch_types=[
-            tiles_in(blocks, height, d, q.dtype, sizes),
-            tiles_in(blocks, height, e, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
-            plgpu.SMEM((len(of_rows), sizes.steps, sizes.columns), jnp.float32),
-            plgpu.SMEM((len(active), blocks, height), jnp.float32) if active else None,
-            plgpu.Barrier(num_arrivals=2, num_barriers=blocks),
-            plgpu.Barrier(num_arrivals=staging.resident, num_barriers=2) if staging.resident else None,
-            barriers(num_arrivals=2 + len(of_rows) + staging.passing),
-            barriers(num_arrivals=2),
-            plgpu.Barrier(num_arrivals=2),
-            *staging.scratch(),
-        ],
-        group=h // g,
-        batches=batches,
-        lists=lists,
-        rows=len(of_rows),
-        active=active,
-        functions=functions,
-        staging=staging,
-        sizes=sizes,
-        lengths=(t, s),
-        interpret=interpret,
-    )(q, k, v, dout, *of_rows, *listed, *operands)
-    return dk, dv, [x[:, :, :s] for x in sums]
+    return run(
+        _Keys, None, {}, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
+    )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jattn_kernels.gpu.hopper.block import Block
+from jattn_kernels.gpu.block import Block
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.tiles.functions import LOG2E
 

@@ -22,9 +22,6 @@ from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 
-WARPGROUPS = 3
-COPIES = 2  # the number of the one that copies; 0 and 1 compute
-
 
 def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype, sizes: Sizes) -> Any:
     """Shared memory for n tiles of queries, keys or values."""
@@ -36,25 +33,27 @@ def entry(b: Index, batch: int) -> Index:
     return b % batch if batch > 1 else 0
 
 
-def launch(kind: type[Block], name: str, grid: dict[str, int], *, interpret: Any, **options: Any) -> Callable:
+def launch(
+    kind: type[Block], name: str, grid: dict[str, int], *, interpret: Any, computing: int = 2, **options: Any
+) -> Callable:
     """A kernel with a block of that kind at every place of the grid.
 
-    `name` is what profiles and dumps show; `options` are `plgpu.kernel`'s `out_type` and `scratch_types`, and beyond
-    those what the block takes.
+    `name` is what profiles and dumps show; of each block `computing` warpgroups compute, and one more copies; `options`
+    are `plgpu.kernel`'s `out_type` and `scratch_types`, and beyond those what the block takes.
     """
     of_kernel = {x: options.pop(x) for x in ("out_type", "scratch_types")}
 
     def body(*refs: Any) -> None:
         block, wg = kind(refs, interpret=interpret, **options), lax.axis_index("wg")
-        pl.when(wg == COPIES)(block.copy)
-        pl.when(wg != COPIES)(lambda: block.compute(wg))
+        pl.when(wg == computing)(block.copy)
+        pl.when(wg != computing)(lambda: block.compute(wg))
 
     body.__name__ = name
     return plgpu.kernel(
         body,
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
-        num_threads=WARPGROUPS,
+        num_threads=computing + 1,
         thread_name="wg",
         compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
         interpret=interpret,
@@ -68,6 +67,7 @@ class Block:
     `lengths`: t and s.
     """
 
+    layout = plgpu.Layout.WGMMA  # of a tile of scores over the registers of a warpgroup
     operands: Sequence[jax.Ref]
     staged: Sequence[Any]
     b: jax.Array
@@ -84,7 +84,7 @@ class Block:
         self.t, self.s = lengths
         assert functions.scale is not None  # on GPU the scale is never a factor of the query
         self.scale = functions.scale
-        self.machine = Warpgroup() if interpret is None else Simulated()
+        self.machine = (Warpgroup if interpret is None else Simulated)(self.layout)
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
@@ -105,7 +105,7 @@ class Block:
     def parts(
         self, place: Index, slot: Index, resident: Sequence[Any], columns: slice, first: tuple[Index, Index]
     ) -> list[Any]:
-        """The operands' parts of some columns of a tile of the block's first 64 rows or of its second.
+        """The operands' parts of some columns of a tile, of the rows of the block's first warpgroup or of its second.
 
         `first`: the first row of the block and the first column of its tile.
         """

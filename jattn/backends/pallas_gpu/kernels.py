@@ -1,0 +1,35 @@
+"""The kernels of each generation: what they take and return is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jattn_kernels.gpu.blackwell import backward_keys as blackwell_keys
+from jattn_kernels.gpu.blackwell import backward_queries as blackwell_queries
+from jattn_kernels.gpu.blackwell import forward as blackwell_forward
+from jattn_kernels.gpu.hopper import backward_keys as hopper_keys
+from jattn_kernels.gpu.hopper import backward_queries as hopper_queries
+from jattn_kernels.gpu.hopper import forward as hopper_forward
+
+from jattn._call.targets import Target
+from jattn.backends.pallas_gpu.sizes import Generation, generation
+
+
+class Kernels(NamedTuple):
+    """Those of one generation; `jattn_kernels.gpu.hopper` says what they compute."""
+
+    forward: Callable
+    queries: Callable
+    keys: Callable
+
+
+_KERNELS: dict[Generation, Kernels] = {
+    "hopper": Kernels(hopper_forward.forward, hopper_queries.backward_queries, hopper_keys.backward_keys),
+    "blackwell": Kernels(blackwell_forward.forward, blackwell_queries.backward_queries, blackwell_keys.backward_keys),
+}
+
+
+def kernels(target: Target) -> Kernels:
+    """Those that run there."""
+    return _KERNELS[generation(target)]

@@ -1,0 +1,299 @@
+"""Backward along keys, on every machine: gradients of keys and values, and of operands along keys.
+
+A block is a tile of one key head, keys along its rows; the query tiles that see it, of every query head of its group,
+go by.  Two warpgroups have half of the rows each, or share them.
+"""
+
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.block import entry, launch, tiles_in
+from jattn_kernels.gpu.gradients import Gradients, OfQueries
+from jattn_kernels.gpu.layout import OperandLayout, Staging
+from jattn_kernels.gpu.lists import Lists, Visits
+from jattn_kernels.gpu.lowering import Column
+from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.tiles.functions import TileFunctions
+
+_REGISTERS = 240, 24  # of a thread that computes, and of one that copies
+
+
+class Keys(Gradients):
+    """A tile of one key head; the products are the machine's, and how warpgroups share the work."""
+
+    sharers = 1
+    """How many warpgroups each have a share of the operands' gradients of a row."""
+
+    def __init__(
+        self,
+        refs: Sequence[Any],
+        *,
+        group: int,
+        batch: int,
+        batches: tuple[int, ...],
+        lists: Lists,
+        rows: int,
+        active: tuple[int, ...],
+        **static: Any,
+    ):
+        super().__init__(**static)
+        self.group, self.batch, self.batches, self.active, self.lists = group, batch, batches, active, lists
+        (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
+        self.of_rows, rest = rest[:rows], rest[rows:]
+        self.listed, rest = rest[: lists.arrays], rest[lists.arrays :]
+        self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
+        self.dk, self.dv, *self.sums = rest[: 2 + len(active)]
+        self.k_sm, self.v_sm, self.q_sm, self.dout_sm, self.row_sm, self.sum_sm, *rest = rest[2 + len(active) :]
+        self.k_there, self.operands_there, self.there, self.free, self.written, self.own, *self.staged = rest
+        self.b, self.g, self.line = lax.axis_index("b"), lax.axis_index("g"), lax.axis_index("k")
+        self.first = self.line * self.sizes.rows
+        self.shared = self.sizes.rows == self.sizes.height
+
+    # What the machine does its own way
+
+    def divide(self, wg: jax.Array) -> None:
+        """Calls `gradients` with what is the warpgroup's."""
+        raise NotImplementedError
+
+    def begin(self, wg: jax.Array, of_keys: bool, of_values: bool) -> tuple[Any, Any]:
+        """dk and dv that nothing was added to yet, those that are wanted: what `add` takes and `write` writes."""
+        raise NotImplementedError
+
+    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+        """Of the keys and the queries in a slot, and of the values and their cotangents, which dk alone needs."""
+        raise NotImplementedError
+
+    def add(
+        self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
+    ) -> tuple[Any, Any]:
+        """Both and what gradients of scores take of the queries in a slot, and weights of the cotangents.
+
+        Tiles are float32, and None where what they are for is not wanted; `step`: the tile's number, over all heads.
+        """
+        raise NotImplementedError
+
+    def loop(self, wg: jax.Array, before: jax.Array, begin: Any, end: Any, tile: Any, state: Any) -> Any:
+        """The warpgroup's tiles of begin .. end - 1, of a head with `before` tiles before it."""
+        del wg, before
+        return lax.fori_loop(begin, end, tile, state)
+
+    def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
+        """Writes what rows have come to, over the keys and values, once nobody reads those any more."""
+        raise NotImplementedError
+
+    # What all do alike
+
+    def head(self, n: jax.Array) -> jax.Array:
+        """The n-th query head of the group."""
+        return self.g * self.group + n
+
+    def visits(self, h: jax.Array) -> Visits:
+        return self.lists.visits(self.listed, self.b, h, self.line)
+
+    def copy(self) -> None:
+        """What the warpgroup that copies does."""
+        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        steps, columns = self.sizes.steps, self.sizes.columns
+
+        def of_head(n: jax.Array, before: jax.Array) -> jax.Array:
+            h = self.head(n)
+            visits = self.visits(h)
+
+            def one(n: jax.Array, _: None) -> None:
+                step = before + n
+                slot, first = lax.rem(step, jnp.int32(steps)), visits.tile(n) * columns
+                pl.when(step >= steps)(lambda: plgpu.barrier_wait(self.free.at[slot]))
+                there, queries = self.there.at[slot], pl.ds(first, columns)
+                at = entry(self.b, self.batches[0]), queries, h
+                plgpu.copy_gmem_to_smem(self.q.at[at], self.q_sm.at[slot], there)
+                plgpu.copy_gmem_to_smem(self.dout.at[self.b, queries, h], self.dout_sm.at[slot], there)
+                for row, ref in enumerate(self.of_rows):
+                    plgpu.copy_gmem_to_smem(ref.at[self.b, h, queries], self.row_sm.at[row, slot], there)
+                self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, (self.first, first), there)
+
+            lax.fori_loop(0, visits.total, one, None)
+            return before + visits.total
+
+        lax.fori_loop(0, self.group, of_head, jnp.int32(0))
+
+    def compute(self, wg: jax.Array) -> None:
+        """What a warpgroup that computes does: the gradients of its rows."""
+        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        self.divide(wg)
+
+    def gradients(self, wg: jax.Array, of_keys: bool = True, of_values: bool = True) -> None:
+        """Those of the keys, which those of operands go with, of the values, or of both."""
+        machine, height = self.machine, self.sizes.height
+        place = 0 if self.shared else wg
+        first = self.first + place * height
+        rows = pl.ds(first, height)
+        self.bring_rows(wg, place, rows)
+        state = *self.begin(wg, of_keys, of_values), jnp.int32(0)
+
+        def of_head(n: jax.Array, state: Any) -> Any:
+            *state, before = state
+            h = self.head(n)
+            visits = self.visits(h)
+            if self.staging.resident:
+                pl.when((n == 0) | self.staging.of_heads)(lambda: self.bring_operands(wg, h, first))
+            resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, h, wg)
+            state = *state, [machine.zeros(height) for _ in self.active] if of_keys else []
+            for masked, begin, end in visits.kinds():
+                wanted = of_keys, of_values
+                tile = functools.partial(self.tile, wg, place, first, visits, before, resident, masked, wanted)
+                state = self.loop(wg, before, begin, end, tile, state)
+            *state, sums = state
+            self.write_sums(wg, place, h, rows, sums)
+            return *state, before + visits.total
+
+        dk, dv, _ = lax.fori_loop(0, self.group, of_head, state)
+        self.write(wg, place, rows, (of_keys, of_values), dk, dv)
+
+    def bring_rows(self, wg: jax.Array, place: Any, rows: Any) -> None:
+        """Keys and values of the rows; of two warpgroups that share them the first brings them for both."""
+        there = self.k_there.at[place]
+
+        def bring() -> None:
+            for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
+                plgpu.copy_gmem_to_smem(ref.at[entry(self.b, batch), rows, self.g], to.at[place], there)
+
+        if self.shared:
+            pl.when(wg == 0)(bring)
+        else:
+            bring()
+        plgpu.barrier_wait(there)
+
+    def bring_operands(self, wg: jax.Array, h: jax.Array, first: jax.Array) -> None:
+        """What the rows have of a head's operands."""
+        there = self.operands_there.at[wg]
+        self.staging.copy_resident(self.operands, self.staged, self.b, h, wg, first, there)
+        plgpu.barrier_wait(there)
+
+    def tile(
+        self,
+        wg: jax.Array,
+        place: Any,
+        row: jax.Array,
+        visits: Visits,
+        before: jax.Array,
+        resident: Sequence[Any],
+        masked: bool,
+        wanted: tuple[bool, bool],
+        n: jax.Array,
+        state: Any,
+    ) -> Any:
+        """A tile of queries adds its share."""
+        (dk, dv, sums), (of_keys, of_values) = state, wanted
+        machine, step = self.machine, before + n
+        slot = lax.rem(step, jnp.int32(self.sizes.steps))
+        column = visits.tile(n) * self.sizes.columns
+
+        def given(columns: slice) -> tuple[Any, ...]:
+            width = columns.stop - columns.start
+            places = self.positions(row, column + columns.start, width)
+            read = lambda n: Column(machine.column(self.row_sm.at[n, slot, pl.ds(columns.start, width)][...]))
+            of_rows = [read(n) for n in range(len(self.of_rows))]
+            of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
+            return *places, of_queries, self.actives(self.parts(place, slot, resident, columns, (self.first, column)))
+
+        def gradients(*x: Any) -> Any:
+            weight, ds, of_some = self.of_tile(*x, masked=masked)
+            return weight if of_values else None, (ds, of_some) if of_keys else (None, [])
+
+        plgpu.barrier_wait(self.there.at[slot])
+        weight, (ds, of_some) = self.evaluate(gradients, self.products(wg, place, slot, of_keys), given)
+        dk, dv = self.add(wg, slot, step, dk, dv, ds, weight)
+        sums = [x + y.x for x, y in zip(sums, of_some, strict=True)]
+        plgpu.barrier_arrive(self.free.at[slot])
+        return dk, dv, sums
+
+    def write_sums(self, wg: jax.Array, place: Any, h: jax.Array, rows: Any, sums: Sequence[jax.Array]) -> None:
+        """What one head has added to the operands' gradients, or a warpgroup's share of it."""
+        if not sums:
+            return
+        place, b = (place, self.b) if self.sharers == 1 else (wg, wg * self.batch + self.b)
+        for n, x in enumerate(sums):
+            self.sum_sm.at[n, place][...] = x
+        plgpu.commit_smem()
+        for n, ref in enumerate(self.sums):
+            plgpu.copy_smem_to_gmem(self.sum_sm.at[n, place], ref.at[b, h, rows])
+        plgpu.wait_smem_to_gmem(0)
+
+
+def run(
+    kind: type[Keys],
+    own: Any,
+    grid: dict[str, int],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    dout: jax.Array,
+    of_rows: Sequence[jax.Array],
+    operands: Sequence[jax.Array],
+    layouts: tuple[OperandLayout, ...],
+    active: tuple[int, ...],
+    functions: TileFunctions,
+    lists: Lists,
+    listed: Sequence[jax.Array],
+    sizes: Sizes,
+    interpret: Any,
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """What a machine's `backward_keys` returns, of blocks of that kind.
+
+    `own`: the scratch that is this machine's alone; `grid`: its axes beside g, k and b.
+    """
+    (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
+    batches = tuple(x.shape[0] for x in (q, k, v))
+    tiles, height, blocks = pl.cdiv(s, sizes.rows), sizes.height, sizes.rows // sizes.height
+    staging = Staging(layouts, "s", sizes, Lengths(t, s).padded["t"])
+    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
+    sums = jax.ShapeDtypeStruct((kind.sharers * b, h, tiles * sizes.rows), jnp.float32)
+    dk, dv, *sums = launch(
+        kind,
+        "jattn_backward_keys",
+        {"g": g, **grid, "k": tiles, "b": b},
+        out_type=[
+            jax.ShapeDtypeStruct((b, s, g, d), k.dtype),
+            jax.ShapeDtypeStruct((b, s, g, e), v.dtype),
+            *[sums] * len(active),
+        ],
+        scratch_types=[
+            tiles_in(blocks, height, d, q.dtype, sizes),
+            tiles_in(blocks, height, e, q.dtype, sizes),
+            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
+            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
+            plgpu.SMEM((len(of_rows), sizes.steps, sizes.columns), jnp.float32),
+            plgpu.SMEM((len(active), blocks * kind.sharers, height), jnp.float32) if active else None,
+            plgpu.Barrier(num_arrivals=2, num_barriers=blocks),
+            plgpu.Barrier(num_arrivals=staging.resident, num_barriers=2) if staging.resident else None,
+            barriers(num_arrivals=2 + len(of_rows) + staging.passing),
+            barriers(num_arrivals=2 // kind.sharers),
+            plgpu.Barrier(num_arrivals=2, orders_tensor_core=kind.sharers > 1),
+            own,
+            *staging.scratch(),
+        ],
+        group=h // g,
+        batch=b,
+        batches=batches,
+        lists=lists,
+        rows=len(of_rows),
+        active=active,
+        functions=functions,
+        staging=staging,
+        sizes=sizes,
+        lengths=(t, s),
+        interpret=interpret,
+    )(q, k, v, dout, *of_rows, *listed, *operands)
+    return dk, dv, [x.reshape(-1, b, *x.shape[1:])[..., :s].sum(0) for x in sums]

@@ -1,0 +1,213 @@
+"""Backward along queries, on every machine: gradients of the queries, and of operands along them or without position.
+
+A block is a query tile of one head, as in the forward pass; keys and values go by.
+"""
+
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.block import entry, launch, tiles_in
+from jattn_kernels.gpu.gradients import Gradients, OfQueries
+from jattn_kernels.gpu.layout import OperandLayout, Staging
+from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lowering import Row
+from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.tiles.functions import TileFunctions
+
+_REGISTERS = 240, 24  # of a thread that computes, and of one that copies
+
+
+class Queries(Gradients):
+    """A query tile of one head; the products are the machine's."""
+
+    def __init__(
+        self,
+        refs: Sequence[Any],
+        *,
+        group: int,
+        tiles: int,
+        batches: tuple[int, ...],
+        lists: Lists,
+        rows: int,
+        active: tuple[int, ...],
+        **static: Any,
+    ):
+        super().__init__(**static)
+        self.group, self.batches, self.active = group, batches, active
+        (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
+        self.of_rows, rest = rest[:rows], rest[rows:]
+        listed, rest = rest[: lists.arrays], rest[lists.arrays :]
+        self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
+        self.dq, *self.sums = rest[: 1 + len(active)]
+        self.q_sm, self.dout_sm, self.k_sm, self.v_sm, self.row_sm, self.sum_sm, *rest = rest[1 + len(active) :]
+        self.q_there, self.there, self.free, self.own, *self.staged = rest
+        self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
+        line = tiles - 1 - lax.axis_index("q")  # the longest first, as in the forward pass
+        self.first = line * self.sizes.rows
+        self.visits = lists.visits(listed, self.b, self.h, line)
+
+    # What the machine does its own way
+
+    def begin(self, wg: jax.Array) -> Any:
+        """The gradient that nothing was added to yet: what `add` takes and `write` writes."""
+        raise NotImplementedError
+
+    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the warpgroup's queries and the keys in a slot, and of their cotangents and the values."""
+        raise NotImplementedError
+
+    def add(self, wg: jax.Array, slot: jax.Array, dq: Any, ds: jax.Array) -> Any:
+        """The gradient and what the scores' gradients take of the keys in a slot."""
+        raise NotImplementedError
+
+    def write(self, wg: jax.Array, dq: Any) -> None:
+        """The gradient times `factor()` to shared memory, over the queries."""
+        raise NotImplementedError
+
+    # What all do alike
+
+    def copy(self) -> None:
+        """What the warpgroup that copies does."""
+        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        g = lax.div(self.h, jnp.int32(self.group))
+
+        def bring(n: jax.Array, slot: jax.Array) -> None:
+            first, there = self.visits.tile(n) * self.sizes.columns, self.there.at[slot]
+            for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
+                at = entry(self.b, batch), pl.ds(first, self.sizes.columns), g
+                plgpu.copy_gmem_to_smem(ref.at[at], to.at[slot], there)
+            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, (self.first, first), there)
+
+        self.stream(self.visits.total, (self.free,), (bring,))
+
+    def compute(self, wg: jax.Array) -> None:
+        """What a warpgroup that computes does: the gradients of its rows."""
+        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        machine, height = self.machine, self.sizes.height
+        first, arrived = self.first + wg * height, self.q_there.at[wg]
+        rows = pl.ds(first, height)
+        plgpu.copy_gmem_to_smem(self.q.at[entry(self.b, self.batches[0]), rows, self.h], self.q_sm.at[wg], arrived)
+        plgpu.copy_gmem_to_smem(self.dout.at[self.b, rows, self.h], self.dout_sm.at[wg], arrived)
+        for n, ref in enumerate(self.of_rows):
+            plgpu.copy_gmem_to_smem(ref.at[self.b, self.h, rows], self.row_sm.at[n, wg], arrived)
+        self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, arrived)
+        plgpu.barrier_wait(arrived)
+        of_rows = [Row(machine.row(self.row_sm.at[n, wg][...])) for n in range(len(self.of_rows))]
+        of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
+        resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg)
+        state = self.begin(wg), [machine.zeros(height) for _ in self.active]
+        for masked, begin, end in self.visits.kinds():
+            tile = functools.partial(self.tile, wg, first, of_queries, resident, masked)
+            state = lax.fori_loop(begin, end, tile, state)
+        self.finish(wg, rows, *state)
+
+    def tile(
+        self,
+        wg: jax.Array,
+        row: jax.Array,
+        of_queries: OfQueries,
+        resident: Sequence[Any],
+        masked: bool,
+        n: jax.Array,
+        state: Any,
+    ) -> Any:
+        """A tile of keys adds its share."""
+        dq, sums = state
+        slot, column = lax.rem(n, jnp.int32(self.sizes.steps)), self.visits.tile(n) * self.sizes.columns
+
+        def given(columns: slice) -> tuple[Any, ...]:
+            places = self.positions(row, column + columns.start, columns.stop - columns.start)
+            return *places, of_queries, self.actives(self.parts(wg, slot, resident, columns, (self.first, column)))
+
+        plgpu.barrier_wait(self.there.at[slot])
+
+        def gradients(*x: Any) -> Any:
+            _, ds, of_some = self.of_tile(*x, masked=masked)
+            return ds, of_some
+
+        ds, of_some = self.evaluate(gradients, self.products(wg, slot), given)
+        dq = self.add(wg, slot, dq, ds.astype(self.k_sm.dtype))
+        plgpu.barrier_arrive(self.free.at[slot])
+        return dq, [x + y.x for x, y in zip(sums, of_some, strict=True)]
+
+    def finish(self, wg: jax.Array, rows: Any, dq: Any, sums: Sequence[jax.Array]) -> None:
+        """Writes what rows have come to."""
+        self.write(wg, dq)
+        for n, x in enumerate(sums):
+            self.sum_sm.at[n, wg][...] = x
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(self.q_sm.at[wg], self.dq.at[self.b, rows, self.h])
+        for n, ref in enumerate(self.sums):
+            plgpu.copy_smem_to_gmem(self.sum_sm.at[n, wg], ref.at[self.b, self.h, rows])
+        plgpu.wait_smem_to_gmem(0)
+
+
+def run(
+    kind: type[Queries],
+    own: Any,
+    computing: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    dout: jax.Array,
+    of_rows: Sequence[jax.Array],
+    operands: Sequence[jax.Array],
+    layouts: tuple[OperandLayout, ...],
+    active: tuple[int, ...],
+    functions: TileFunctions,
+    lists: Lists,
+    listed: Sequence[jax.Array],
+    sizes: Sizes,
+    interpret: Any,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """What a machine's `backward_queries` returns, of blocks of that kind; see `jattn_kernels.gpu.forward.run`."""
+    (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
+    batches = tuple(x.shape[0] for x in (q, k, v))
+    tiles = pl.cdiv(t, sizes.rows)
+    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
+    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
+    sums = jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)
+    dq, *sums = launch(
+        kind,
+        "jattn_backward_queries",
+        {"h": h, "q": tiles, "b": b},
+        computing=computing,
+        out_type=[jax.ShapeDtypeStruct((b, t, h, d), q.dtype), *[sums] * len(active)],
+        scratch_types=[
+            tiles_in(computing, sizes.height, d, q.dtype, sizes),
+            tiles_in(computing, sizes.height, e, q.dtype, sizes),
+            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
+            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
+            plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32),
+            plgpu.SMEM((len(active), computing, sizes.height), jnp.float32) if active else None,
+            plgpu.Barrier(num_arrivals=2 + len(of_rows) + staging.resident, num_barriers=computing),
+            barriers(num_arrivals=2 + staging.passing),
+            barriers(num_arrivals=computing),
+            own,
+            *staging.scratch(),
+        ],
+        group=h // g,
+        tiles=tiles,
+        batches=batches,
+        lists=lists,
+        rows=len(of_rows),
+        active=active,
+        functions=functions,
+        staging=staging,
+        sizes=sizes,
+        lengths=(t, s),
+        interpret=interpret,
+    )(q, k, v, dout, *of_rows, *listed, *operands)
+    return dq, [x[:, :, :t] for x in sums]

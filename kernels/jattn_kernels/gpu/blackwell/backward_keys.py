@@ -1,0 +1,132 @@
+"""Backward on Blackwell, along keys: sums stay in tensor memory, and two warpgroups take the query tiles in turns.
+
+Both add to the same sums, one after the other in the order of the tiles, so that every run adds up alike.  Where heads
+are so wide that tensor memory does not hold the sums of both gradients, one block has dv and another dk.
+"""
+
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.backward_keys import Keys, run
+from jattn_kernels.gpu.blackwell import tensor_memory as memory
+from jattn_kernels.gpu.layout import OperandLayout
+from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.tiles.functions import TileFunctions
+
+
+class _Keys(Keys):
+    """A tile of one key head; `own`: the tiles of its products, both sums, and whose tile was added to them."""
+
+    layout = plgpu.Layout.TCGEN05
+    sharers = 2
+
+    def divide(self, wg: jax.Array) -> None:
+        if splits(self.k_sm.shape[-1], self.v_sm.shape[-1], self.sizes):
+            pl.when(lax.axis_index("of") == 0)(lambda: self.gradients(wg, of_values=False))
+            pl.when(lax.axis_index("of") == 1)(lambda: self.gradients(wg, of_keys=False))
+        else:
+            self.gradients(wg)
+
+    def begin(self, wg: jax.Array, of_keys: bool, of_values: bool) -> tuple[None, None]:
+        def clear() -> None:  # the other waits for this one's first tile, or for its last
+            for x, wanted in zip(self.own["sums"], (of_keys, of_values), strict=True):
+                if wanted:
+                    memory.clear(self.machine, x)
+
+        pl.when(wg == 0)(clear)
+        return None, None
+
+    def loop(self, wg: jax.Array, before: jax.Array, begin: Any, end: Any, tile: Any, state: Any) -> Any:
+        first = begin + lax.rem(begin + before + wg, jnp.int32(2))
+        count = lax.div(end - first + 1, jnp.int32(2))
+        return lax.fori_loop(0, count, lambda n, state: tile(first + 2 * n, state), state)
+
+    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+        operands = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
+        return self.own["tiles"].products(self.machine, wg, *operands[: 1 + of_keys])
+
+    def add(
+        self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: None, dv: None, ds: Any, weight: Any
+    ) -> tuple[None, None]:
+        tiles, (of_keys, of_values), added = self.own["tiles"], self.own["sums"], self.own["added"]
+        shares, dtype = [], self.q_sm.dtype
+        if weight is not None:
+            shares.append(
+                (of_values, memory.store(tiles.scores[1].at[wg], weight.astype(dtype)), self.dout_sm, tiles.scores_done)
+            )
+        if ds is not None:
+            shares.append(
+                (of_keys, memory.store(tiles.weights[1].at[wg], ds.astype(dtype)), self.q_sm, tiles.weights_done)
+            )
+        pl.when(step > 0)(lambda: plgpu.barrier_wait(added.at[1 - wg]))
+        for to, x, ref, done in shares:
+            plgpu.tcgen05_mma(to, x, ref.at[slot], done.at[wg], accumulate=True)
+        for *_, done in shares:
+            plgpu.barrier_wait(done.at[wg])
+        plgpu.barrier_arrive(added.at[wg])
+        return None, None
+
+    def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: None, dv: None) -> None:
+        plgpu.barrier_arrive(self.written)
+        plgpu.barrier_wait(self.written)
+
+        def one(x: jax.Ref, factor: float, to: jax.Ref, ref: jax.Ref) -> None:
+            memory.write(self.machine, x, to.at[place], self.sizes, lambda x: x if factor == 1.0 else x * factor)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(to.at[place], ref.at[self.b, rows, self.g])
+            plgpu.wait_smem_to_gmem(0)
+
+        of_keys, of_values = self.own["sums"]
+        both = (of_keys, self.factor(), self.k_sm, self.dk), (of_values, 1.0, self.v_sm, self.dv)
+        for who, (each, is_wanted) in enumerate(zip(both, wanted, strict=True)):
+            if is_wanted:
+                pl.when(wg == who)(functools.partial(one, *each))
+
+
+def splits(d: int, e: int, sizes: Sizes) -> bool:
+    """Whether tensor memory lacks the columns for both sums, beside two tiles of each of two warpgroups."""
+    return d + e + 4 * sizes.columns > memory.COLUMNS
+
+
+def backward_keys(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    dout: jax.Array,
+    of_rows: Sequence[jax.Array],
+    operands: Sequence[jax.Array],
+    layouts: tuple[OperandLayout, ...],
+    active: tuple[int, ...],
+    functions: TileFunctions,
+    lists: Lists,
+    listed: Sequence[jax.Array],
+    sizes: Sizes,
+    *,
+    interpret: Any = None,
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """What `jattn_kernels.gpu.hopper.backward_keys.backward_keys` returns, of the same arguments."""
+    d, e = k.shape[-1], v.shape[-1]
+    split = splits(d, e, sizes)
+    both = memory.sums(d), memory.sums(e)
+    own = {
+        "tiles": memory.Backward.scratch(2, sizes.columns, q.dtype),
+        "sums": plgpu.RefUnion(*both) if split else list(both),
+        "added": memory.done(),
+    }
+    grid = {"of": 2} if split else {}
+    return run(
+        _Keys, own, grid, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
+    )

@@ -1,0 +1,128 @@
+"""Products on Blackwell: what they add up to stands in tensor memory, 128 rows of 512 columns of 32 bits.
+
+Each warpgroup computes a tile of all 128 rows, and issues its own products: the matrix unit takes one after the other,
+so that those of one warpgroup are computed while another is at its exponentials.  Where a product takes weights from
+tensor memory, they stand where scores did.
+"""
+
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.layout import stretch
+from jattn_kernels.gpu.machine import Warpgroup
+from jattn_kernels.gpu.sizes import Sizes
+
+ROWS, COLUMNS = 128, 512
+_PIECE = 32  # columns that are in registers at once where a sum is changed or read
+
+
+def tiles_of_scores(n: int, columns: int, dtype: jnp.dtype) -> Any:
+    """Tensor memory for n tiles of products, and, at the same place, of what becomes of them, in 16 bits.
+
+    Those are half as wide, and begin where the products do: they are the first half of tiles of twice the columns.
+    """
+    products = plgpu.TMEM((n, ROWS, columns), jnp.float32)
+    return plgpu.RefUnion(products, plgpu.TMEM((n, ROWS, 2 * columns), dtype, packed=True))
+
+
+def sums(width: int, *n: int) -> Any:
+    """Tensor memory for a sum over tiles, or for n of them."""
+    return plgpu.TMEM((*n, ROWS, width), jnp.float32)
+
+
+def done() -> Any:
+    """For each of two warpgroups a barrier that says its product is computed."""
+    return plgpu.Barrier(num_barriers=2, orders_tensor_core=True)
+
+
+class Backward(NamedTuple):
+    """Tiles of scores and of the weights' gradients, and when their products are done."""
+
+    scores: Any
+    weights: Any
+    scores_done: Any
+    weights_done: Any
+
+    @classmethod
+    def scratch(cls, n: int, columns: int, dtype: jnp.dtype) -> Backward:
+        """Of n warpgroups."""
+        tiles = tiles_of_scores(n, columns, dtype)
+        return cls(tiles, tiles, done(), done())
+
+    def products(
+        self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of the first pair of operands and of the second, each a `[128, d]` times b `[n, d]` transposed.
+
+        With one pair alone its product stands for both.
+        """
+        places = (self.scores, self.scores_done), (self.weights, self.weights_done)
+        places = [(tiles[0].at[wg], done.at[wg]) for tiles, done in places[: len(operands)]]
+        for (a, b), (to, done) in zip(operands, places, strict=True):
+            plgpu.tcgen05_mma(to, a, b.transpose((1, 0)), done, accumulate=False)
+        tiles = []
+        for to, done in places:
+            plgpu.barrier_wait(done)
+            tiles.append(load(machine, to))
+        return tiles[0], tiles[-1]
+
+
+def multiply(to: jax.Ref, a: jax.Ref, b: jax.Ref, barrier: jax.Ref, accumulate: bool = False) -> None:
+    """a `[128, m]` times b `[m, n]` in shared memory, or that and what stands there; waits until it is computed."""
+    plgpu.tcgen05_mma(to, a, b, barrier, accumulate=accumulate)
+    plgpu.barrier_wait(barrier)
+
+
+def load(machine: Warpgroup, ref: jax.Ref) -> jax.Array:
+    """A tile in registers; its place may be written to afterwards."""
+    x = machine.tile(plgpu.async_load_tmem(ref))
+    plgpu.wait_load_tmem()
+    return x
+
+
+def store(ref: jax.Ref, x: jax.Array) -> jax.Ref:
+    """What became of a tile's products, in 16 bits, to its place, which a product may take it from."""
+    there = ref.at[:, pl.ds(0, x.shape[1])]
+    plgpu.async_store_tmem(there, x)
+    plgpu.commit_tmem()
+    return there
+
+
+def clear(machine: Warpgroup, ref: jax.Ref) -> None:
+    """Zeros."""
+    for columns in pieces(ref.shape[-1]):
+        plgpu.async_store_tmem(ref.at[:, columns], machine.zeros(ROWS, columns.size))
+    plgpu.commit_tmem()
+
+
+def scale(machine: Warpgroup, ref: jax.Ref, factor: jax.Array) -> None:
+    """A sum times a factor for each row."""
+    for columns in pieces(ref.shape[-1]):
+        x = load(machine, ref.at[:, columns])
+        plgpu.async_store_tmem(ref.at[:, columns], x * machine.broadcast(factor, 0, x.shape))
+    plgpu.commit_tmem()
+
+
+def write(
+    machine: Warpgroup, ref: jax.Ref, to: jax.Ref, sizes: Sizes, finish: Callable[[jax.Array], jax.Array]
+) -> None:
+    """A sum to a tile in shared memory, as `block.tiles_in` makes them, after `finish`."""
+    width = ref.shape[-1]
+    for columns in pieces(width, stretch(width, to.dtype.itemsize, sizes.columns)):
+        to.at[:, columns][...] = finish(load(machine, ref.at[:, columns])).astype(to.dtype)
+
+
+def pieces(width: int, size: int = _PIECE) -> Iterator[Any]:
+    """All of so many columns."""
+    for at in range(0, width, size):
+        yield pl.ds(at, min(size, width - at))

@@ -1,0 +1,224 @@
+"""Forward, on every machine: out and lse of softmax attention, with every mask, mod and gate as tile functions.
+
+A block is a query tile of one head: one warpgroup copies the key and value tiles that the lists name, the others, each
+with its own rows, compute.
+"""
+
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from jattn_kernels.gpu.block import Block, entry, launch, tiles_in
+from jattn_kernels.gpu.layout import OperandLayout, Staging
+from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+
+LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
+_REGISTERS = 232, 40  # of a thread that computes, and of one that copies
+
+
+class Forward(Block):
+    """A query tile of one head; the products are the machine's."""
+
+    def __init__(
+        self, refs: Sequence[Any], *, group: int, tiles: int, batches: tuple[int, ...], lists: Lists, **static: Any
+    ):
+        super().__init__(**static)
+        self.group, self.batches = group, batches
+        (self.q, self.k, self.v), rest = refs[:3], refs[3:]
+        listed, rest = rest[: lists.arrays], rest[lists.arrays :]
+        self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
+        self.out, *self.of_rows = rest[: 3 if self.functions.natural else 2]
+        (self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, *rest) = rest[1 + len(self.of_rows) :]
+        self.q_there, self.k_there, self.v_there, self.k_free, self.v_free, self.own, *self.staged = rest
+        self.out_sm = self.q_sm if out_sm is None else out_sm  # the queries are read whole before it is written
+        self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
+        # The last rows first: of a causal mask they take longest, and what begins last should be short.
+        line = tiles - 1 - lax.axis_index("q")
+        self.first = line * self.sizes.rows
+        self.visits = lists.visits(listed, self.b, self.h, line)
+
+    # What the machine does its own way
+
+    def begin(self, wg: jax.Array) -> Any:
+        """The sum over values that nothing was added to yet: what `add` takes and `write` writes."""
+        raise NotImplementedError
+
+    def product(self, wg: jax.Array, slot: jax.Array) -> jax.Array:
+        """Of the warpgroup's queries and the keys in a slot, which are there."""
+        raise NotImplementedError
+
+    def shrink(self, wg: jax.Array, out: Any, factor: jax.Array) -> Any:
+        """The sum times a factor for each row."""
+        raise NotImplementedError
+
+    def add(self, wg: jax.Array, slot: jax.Array, out: Any, weights: jax.Array) -> Any:
+        """The sum and what the weights take of the values in a slot, once they are there; it frees them."""
+        raise NotImplementedError
+
+    def write(self, wg: jax.Array, out: Any, share: jax.Array, unseen: jax.Array) -> None:
+        """The sum times a share for each row, 0 where a row is `unseen`, to shared memory."""
+        raise NotImplementedError
+
+    # What all do alike
+
+    def copy(self) -> None:
+        """What the warpgroup that copies does."""
+        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        g = lax.div(self.h, jnp.int32(self.group))
+
+        def key(n: jax.Array, slot: jax.Array) -> None:
+            first, there = self.visits.tile(n) * self.sizes.columns, self.k_there.at[slot]
+            at = entry(self.b, self.batches[1]), pl.ds(first, self.sizes.columns), g
+            plgpu.copy_gmem_to_smem(self.k.at[at], self.k_sm.at[slot], there)
+            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, (self.first, first), there)
+
+        def value(n: jax.Array, slot: jax.Array) -> None:
+            at = entry(self.b, self.batches[2]), pl.ds(self.visits.tile(n) * self.sizes.columns, self.sizes.columns), g
+            plgpu.copy_gmem_to_smem(self.v.at[at], self.v_sm.at[slot], self.v_there.at[slot])
+
+        self.stream(self.visits.total, (self.k_free, self.v_free), (key, value))
+
+    def compute(self, wg: jax.Array) -> None:
+        """What a warpgroup that computes does: out and lse of its rows."""
+        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        machine, height = self.machine, self.sizes.height
+        first, arrived = self.first + wg * height, self.q_there.at[wg]
+        rows = pl.ds(first, height)
+        plgpu.copy_gmem_to_smem(self.q.at[entry(self.b, self.batches[0]), rows, self.h], self.q_sm.at[wg], arrived)
+        self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, arrived)
+        plgpu.barrier_wait(arrived)
+        resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg)
+        top = machine.row(jnp.full((height,), LOWEST, jnp.float32))
+        self.finish(wg, rows, *self.loop(wg, first, resident, (self.begin(wg), top, machine.zeros(height))))
+
+    def loop(self, wg: jax.Array, first: jax.Array, resident: Sequence[Any], state: Any) -> Any:
+        """Every tile that the lists name."""
+        for masked, begin, end in self.visits.kinds():
+            state = lax.fori_loop(begin, end, functools.partial(self.tile, wg, first, resident, masked), state)
+        return state
+
+    def tile(
+        self, wg: jax.Array, row: jax.Array, resident: Sequence[Any], masked: bool, n: jax.Array, state: Any
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """The softmax of the rows takes in a tile of keys."""
+        out, top, total = state
+        machine, unit = self.machine, self.unit()
+        slot, column = lax.rem(n, jnp.int32(self.sizes.steps)), self.visits.tile(n) * self.sizes.columns
+
+        def given(columns: slice) -> tuple[Any, ...]:
+            places = self.positions(row, column + columns.start, columns.stop - columns.start)
+            return *places, self.parts(wg, slot, resident, columns, (self.first, column))
+
+        plgpu.barrier_wait(self.k_there.at[slot])
+        product = self.product(wg, slot)
+        score = self.evaluate(functools.partial(self.scores, masked=masked), [product], given)
+        if self.functions.weights is None:
+            plgpu.barrier_arrive(self.k_free.at[slot])
+        along = lambda x: machine.broadcast(x, 0, score.shape)
+        if self.functions.natural:  # the difference first: scores may be so large that a multiple of them is not finite
+            new = jnp.maximum(top, machine.row_max(score))
+            shrink, p = jnp.exp2((top - new) * unit), jnp.exp2((score - along(new)) * unit)
+        else:  # together with the difference the scale costs nothing
+            new = jnp.maximum(top, machine.row_max(score) * unit)
+            shrink, p = jnp.exp2(top - new), jnp.exp2(score * unit - along(new))
+        total = total * shrink + machine.row_sum(p)
+        out = self.shrink(wg, out, shrink)
+        if self.functions.weights is not None:
+            p = self.evaluate(self.functions.weights, [p], given)
+            plgpu.barrier_arrive(self.k_free.at[slot])
+        p = p.astype(self.v_sm.dtype)
+        # What follows is products alone: where warpgroups take turns at the matrix unit, all of the above comes before.
+        out, total, new, p = lax.optimization_barrier((out, total, new, p))
+        return self.add(wg, slot, out, p), new, total
+
+    def finish(self, wg: jax.Array, rows: Any, out: Any, top: jax.Array, total: jax.Array) -> None:
+        """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
+        unseen = total == 0
+        self.write(wg, out, jnp.where(unseen, 0.0, 1 / total), unseen)
+        log = jnp.log(total)
+        lse = top + log if self.functions.natural else top * (1 / LOG2E) + log
+        self.row_sm.at[0, wg][...] = jnp.where(unseen, -jnp.inf, lse)
+        if self.functions.natural:
+            self.row_sm.at[1, wg][...] = jnp.where(unseen, 0.0, (top - lse) + log)
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(self.out_sm.at[wg], self.out.at[self.b, rows, self.h])
+        for n, ref in enumerate(self.of_rows):
+            plgpu.copy_smem_to_gmem(self.row_sm.at[n, wg], ref.at[self.b, self.h, rows])
+        plgpu.wait_smem_to_gmem(0)
+
+
+def run(
+    kind: type[Forward],
+    own: Any,
+    computing: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[jax.Array],
+    layouts: tuple[OperandLayout, ...],
+    functions: TileFunctions,
+    lists: Lists,
+    listed: Sequence[jax.Array],
+    sizes: Sizes,
+    interpret: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a machine's `forward` returns, of blocks of that kind.
+
+    `computing`: how many warpgroups of a block compute; `own`: the scratch that is this machine's alone.
+    """
+    (_, t, h, d), (_, s, g, e) = q.shape, v.shape
+    if sizes.rows != computing * sizes.height:
+        what = f"a tile of queries has {computing * sizes.height} rows, {sizes.height} for each warpgroup"
+        raise ValueError(f"{what}, not {sizes.rows}")
+    batches = tuple(x.shape[0] for x in (q, k, v))
+    b = max(*batches, lists.batch, *(x.batch for x in layouts))
+    tiles = pl.cdiv(t, sizes.rows)
+    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
+    of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * (2 if functions.natural else 1)
+    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
+    out, *of_rows = launch(
+        kind,
+        "jattn_forward",
+        {"h": h, "q": tiles, "b": b},
+        computing=computing,
+        out_type=[jax.ShapeDtypeStruct((b, t, h, e), q.dtype), *of_rows],
+        scratch_types=[
+            tiles_in(computing, sizes.height, d, q.dtype, sizes),
+            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
+            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
+            None if d == e else tiles_in(computing, sizes.height, e, q.dtype, sizes),
+            plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32),
+            plgpu.Barrier(num_arrivals=1 + staging.resident, num_barriers=computing),
+            barriers(num_arrivals=1 + staging.passing),
+            barriers(),
+            barriers(num_arrivals=computing),
+            barriers(num_arrivals=computing),
+            own,
+            *staging.scratch(),
+        ],
+        group=h // g,
+        tiles=tiles,
+        batches=batches,
+        lists=lists,
+        functions=functions,
+        staging=staging,
+        sizes=sizes,
+        lengths=(t, s),
+        interpret=interpret,
+    )(q, k, v, *listed, *operands)
+    lse, *remainder = (jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows)
+    # Scores that are as exact as products of 16 bits are not so large that the remainder counts.
+    return out, lse, remainder[0] if remainder else jnp.zeros_like(lse)
