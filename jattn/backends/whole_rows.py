@@ -24,6 +24,7 @@ from jattn._call.problem import Problem, reduce, tile_width
 from jattn._terms import AnyArray, Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling
 from jattn._terms.rows import THRESHOLD
+from jattn.backends.batches import spread
 from jattn.backends.contract import Precision
 from jattn.backends.steps import Step
 from jattn.masks import Mask
@@ -79,8 +80,8 @@ def _rows(
         shapes = jax.eval_shape(functools.partial(_rows, signature, extra_signature, finish, most), *sizable)
         return jax.tree.map(lambda x: jnp.zeros((b, t, *x.shape[2:]), x.dtype), shapes)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    spread = lambda x: x if x.shape[0] == b else jnp.tile(x, (b // x.shape[0], *[1] * (x.ndim - 1)))
-    per_element = [spread(x) for x in (q, k, v)], [spread(x) for x, a in zip(operands, axes, strict=True) if "b" in a]
+    every = lambda arrays: [spread(jnp.asarray(x), b) for x in arrays]
+    per_element = every((q, k, v)), every(x for x, a in zip(operands, axes, strict=True) if "b" in a)
     terms = signature.fill(operands[:own])
     masked, width = terms.mask is not None, tile_width(terms, q)
     per_row = max(1, h * s * width)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jattn.backends.batches import folded, spread
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.cudnn import binding
@@ -42,7 +43,7 @@ class _Call:
         return self._shown(x[:, : self.seen.end], self.seen.keys, 0)
 
     def _shown(self, x: jax.Array, live: jax.Array | None, hidden: float) -> jax.Array:
-        x = jnp.tile(x, (self.b // x.shape[0], *(1,) * (x.ndim - 1)))
+        x = spread(x, self.b)
         if live is None:
             return x
         return jnp.where(live.reshape(*live.shape, *(1,) * (x.ndim - 2)), x, jnp.asarray(hidden, x.dtype))
@@ -95,11 +96,4 @@ def _backward(
     )  # fmt: skip
     past = ((0, 0), (0, k.shape[1] - call.seen.end), (0, 0), (0, 0))
     dk, dv = (jnp.pad(call.keys(x), past) for x in (dk, dv))
-    return _folded(call.rows(dq), q), _folded(dk, k), _folded(dv, v)
-
-
-def _folded(x: jax.Array, like: jax.Array) -> jax.Array:
-    """A gradient summed over the batch elements that use the same entry of its array."""
-    if x.shape == like.shape:
-        return x
-    return x.astype(jnp.float32).reshape(-1, *like.shape).sum(0).astype(like.dtype)
+    return folded(call.rows(dq), q), folded(dk, k), folded(dv, v)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jattn import masks
 from jattn._terms import FieldValue, Operand
 from jattn._terms.reach import span
+from jattn.backends.batches import spread
 from jattn.backends.cudnn.binding import Lengths
 
 
@@ -84,5 +85,5 @@ def seen(mask: masks.Mask | None, b: int, t: int, s: int) -> Seen:
 def _least(limits: tuple[FieldValue, ...], b: int, n: int) -> jax.Array:
     """`[b]`: the least of some limits, within 0 and n."""
     arrays = [jnp.asarray(x.array if isinstance(x, Operand) else x, jnp.int32).reshape(-1) for x in limits]
-    spread = [jnp.tile(x, b // x.shape[0]) for x in arrays]
-    return jnp.clip(functools.reduce(jnp.minimum, spread, jnp.full(b, n, jnp.int32)), 0, n)
+    every = [spread(x, b) for x in arrays]
+    return jnp.clip(functools.reduce(jnp.minimum, every, jnp.full(b, n, jnp.int32)), 0, n)

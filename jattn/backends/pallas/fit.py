@@ -1,8 +1,11 @@
-"""Which terms a kernel can evaluate inside a tile."""
+"""What no family of Pallas kernels runs, and how the terms of a problem are asked one after the other.
+
+Each family adds what its own machine forces: a `refuses.py` beside its record.
+"""
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,53 +13,51 @@ import jax.numpy as jnp
 from jattn import gates, masks, mods
 from jattn._call.problem import Problem
 from jattn._terms import Operand
-from jattn._terms.closures import Closure
-from jattn._terms.functions import primitives
-from jattn.backends.pallas.terms import packed, parts_of, words_of
+from jattn.backends.pallas.terms import packed, parts_of
 from jattn.mods import Relative
+from jattn.scores import Additive
 
-_MOST_WORDS = 2**16  # of a packed layout: a quarter of a TPU's scalar memory
+Function = masks.Function | mods.Function | gates.Function
 
 
-def unfit_terms(problem: Problem) -> str | None:
-    """Why a kernel cannot evaluate the terms of a problem, None if it can; a clause whose subject is the kernel."""
+def unfit_kind(problem: Problem) -> str | None:
+    """Why no kernel computes such weights, None if one may; a clause whose subject is the backend."""
+    if not problem.normalizer.is_softmax:
+        return f"has no kernel for normalizer {type(problem.normalizer).__name__.lower()}"
+    if isinstance(problem.score, Additive):
+        return "has no kernel for score additive, which is not a product"
+    return None
+
+
+def unfit_dtypes(problem: Problem, taken: tuple[str, ...]) -> str | None:
+    """Whether queries, keys and values have other dtypes than those that the kernels take; likewise a clause."""
+    others = {x.dtype.name for x in (problem.query, problem.key, problem.value)} - {*taken}
+    return f"takes {' and '.join(taken)}, not {' and '.join(sorted(others))}" if others else None
+
+
+def unfit_terms(
+    problem: Problem, operand: Callable[[Operand], str | None], function: Callable[[Function, int], str | None]
+) -> str | None:
+    """Why a kernel cannot evaluate the terms of a problem, None if it can; a clause whose subject is the kernel.
+
+    Args:
+      problem: of which masks, mods and gates are looked at.
+      operand: why the kernels do not take an operand, other than a table of relative positions.
+      function: why they do not evaluate a user's function, which comes with how many tiles are its first arguments.
+    """
     terms = problem.mods, problem.mask, problem.gates
-    for x in parts_of(terms, masks.Blocks):
-        if words_of(x.layout.array) > _MOST_WORDS:
-            return f"takes block layouts of up to {32 * _MOST_WORDS} entries, not {x.layout.array.size}"
     if parts_of(packed(problem.mask), masks.Blocks):
         return "takes masks.blocks combined with & | ~ alone, not inside another mask"
     tables = [m.table for m in problem.mods if isinstance(m, Relative)]
     for x in parts_of(terms, Operand):
-        if x.array.ndim > len(x.axes) and not any(x is y for y in tables):
-            return f"takes operands with axes b h t s alone, not {list(x.array.shape)} with axes {x.axes!r}"
+        reason = None if any(x is y for y in tables) else operand(x)
+        if reason is not None:
+            return reason
         if jax.dtypes.canonicalize_dtype(x.array.dtype) in (jnp.int64, jnp.uint64):  # x64: two ids could become one
             return f"takes integers of 32 bits, not {x.array.dtype}"
-    for kind, first in ((mods.Function, (_TILE,)), (masks.Function, ()), (gates.Function, (_TILE,))):
+    for kind, tiles in ((mods.Function, 1), (masks.Function, 0), (gates.Function, 1)):
         for x in parts_of(terms, kind):
-            operands = tuple((o.array.dtype, o.axes) for o in (*x.held, *x.operands))
-            reason = _unfit_function(x.closure, len(x.held), first, operands)
+            reason = function(x, tiles)
             if reason is not None:
                 return reason
     return None
-
-
-_TILE = (128, 128)
-_LOOK_UPS = {"gather", "scatter", "scatter-add", "sort", "dynamic_slice", "dot_general", "while", "scan", "cumsum"}
-
-
-@functools.lru_cache(maxsize=256)
-def _unfit_function(
-    closure: Closure, held: int, first: tuple[tuple[int, int], ...], operands: tuple[tuple[jnp.dtype, str], ...]
-) -> str | None:
-    wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
-    along = lambda axes: tuple(n if a in axes else 1 for a, n in zip("ts", _TILE, strict=True))
-    shape = lambda axes: along(axes) if set("ts") & set(axes) else ()
-    arguments = [jax.ShapeDtypeStruct(x, jnp.float32) for x in first]
-    arguments += [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_TILE[0], 1), (1, _TILE[1]))]
-    tiles = [jax.ShapeDtypeStruct(shape(axes), wide(dtype)) for dtype, axes in operands]
-    traced = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(tiles[:held], *arguments, *tiles[held:])
-    if any(jnp.ndim(x) for x in traced.consts):
-        return "takes functions without arrays of their own: give the array as a jattn.operand"
-    look_ups = primitives(traced.jaxpr) & _LOOK_UPS
-    return f"takes elementwise functions, not {' or '.join(sorted(look_ups))}" if look_ups else None

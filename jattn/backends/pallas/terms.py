@@ -17,6 +17,7 @@ from jattn import _terms, masks
 from jattn._call.shifts import ShiftedMask
 from jattn._terms import AnyArray, FieldValue, Operand, term
 from jattn._terms.reach import Span, span
+from jattn.backends.batches import spread
 from jattn.backends.contract import Spec
 from jattn.mods import Mod, Relative
 
@@ -119,8 +120,8 @@ def of_32_bits(x: AnyArray) -> AnyArray:
 
 def of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
     """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
-    x = jnp.tile(x, (lse.shape[0] // x.shape[0], *(1,) * (x.ndim - 1)))
-    return jnp.where(jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3)), jnp.zeros_like(x), x)
+    blind = jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3))
+    return jnp.where(blind, jnp.zeros_like(x), spread(x, lse.shape[0]))
 
 
 class TileTerms:

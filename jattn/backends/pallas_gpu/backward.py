@@ -18,43 +18,28 @@ from jattn_kernels.gpu.sizes import Lengths
 from jattn_kernels.tiles.functions import LOG2E
 
 from jattn._terms import AnyArray
+from jattn.backends.batches import folded
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.pallas.terms import of_32_bits, of_rows_that_see
+from jattn.backends.pallas.backward import in_32_bits
+from jattn.backends.pallas.terms import of_rows_that_see
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
 from jattn.backends.pallas_gpu.kernels import kernels
 
 
+@in_32_bits
 def backward(
     spec: Spec,
     q: Query,
     k: Key,
     v: Value,
-    operands: list[jax.Array],
+    operands: Sequence[AnyArray],
     result: Result,
     dout: Out,
     dlse: Lse,
     active: Sequence[bool],
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`."""
-    narrow = [of_32_bits(x) for x in operands]
-    with jax.enable_x64(False):
-        gradients = _backward(spec, q, k, v, narrow, result, dout, dlse, active)
-    own = [None if x is None else x.astype(y.dtype) for x, y in zip(gradients.operands, operands, strict=True)]
-    return gradients._replace(operands=own)
-
-
-def _backward(
-    spec: Spec,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: Sequence[AnyArray],
-    result: Result,
-    dout: jax.Array,
-    dlse: jax.Array,
-    active: Sequence[bool],
-) -> Gradients:
     wide = lambda x: x.astype(jnp.float32)
     out, lse, remainder = result
     keys = without_unseen(spec, operands, q, k, v)
@@ -93,8 +78,7 @@ def _backward(
         every = [jnp.asarray(x) for x in operands]
         twin = BLOCKWISE.backward(spec, q, k, v, every, result, dout, dlse, of_pairs)
         doperands = [x if y else z for x, y, z in zip(twin.operands, of_pairs, doperands, strict=True)]
-    fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
-    own = lambda x, like: fold(x[..., : like.shape[-1]], like).astype(like.dtype)
+    own = lambda x, like: folded(x[..., : like.shape[-1]], like)
     return Gradients(own(dq, q), own(dk, k), own(dv, v), doperands)
 
 

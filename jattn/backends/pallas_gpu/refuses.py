@@ -9,19 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jattn import gates, masks, mods
 from jattn._call.problem import Problem
 from jattn._call.targets import Target
 from jattn._terms import Operand
 from jattn._terms.closures import Closure
-from jattn.backends.pallas.terms import packed, parts_of
-from jattn.mods import Relative
-from jattn.scores import Additive
+from jattn.backends.pallas import fit
+from jattn.backends.pallas.fit import Function
 
 _THREADS = 8  # that the simulator was seen to need: warpgroups of a block, those that copy, and who waits for them
 LONGEST = 2**24  # queries or keys
 WIDEST = 256  # numbers of a row of the accumulator, which stays in registers
-DTYPES = {"float16", "bfloat16"}
+DTYPES = ("bfloat16", "float16")
 
 
 def unfit(problem: Problem, target: Target) -> str | None:
@@ -59,23 +57,29 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
 
 def unfit_problem(problem: Problem) -> str | None:
     """Why there is no kernel for such a problem, None if there is."""
-    if not problem.normalizer.is_softmax:
-        return f"has no kernel for normalizer {type(problem.normalizer).__name__.lower()}"
-    if isinstance(problem.score, Additive):
-        return "has no kernel for score additive, which is not a product"
+    return fit.unfit_kind(problem) or _too_long(problem) or _unfit_dtypes(problem) or _too_wide(problem)
+
+
+def _too_long(problem: Problem) -> str | None:
     longest = max((n for n in (problem.sizes["t"], problem.sizes["s"]) if isinstance(n, int)), default=0)
     if longest > LONGEST:
         return f"takes up to {LONGEST} queries and keys, not {longest}: positions are float32 there, exact up to that"
+    return None
+
+
+def _unfit_dtypes(problem: Problem) -> str | None:
     dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
     if "float32" in dtypes:
         return (
             "takes bfloat16 and float16, not float32: TF32, the tensor cores' own, rounds it to 10 bits of mantissa;"
             " blockwise computes it whole"
         )
-    if not dtypes <= DTYPES:
-        return f"takes bfloat16 and float16, not {' and '.join(sorted(dtypes - DTYPES))}"
-    if len(dtypes) > 1:
+    if len(dtypes) > 1 and dtypes <= {*DTYPES}:
         return f"takes queries, keys and values of one dtype, not {' and '.join(sorted(dtypes))}"
+    return fit.unfit_dtypes(problem, DTYPES)
+
+
+def _too_wide(problem: Problem) -> str | None:
     sizes = {"d": problem.key.shape[-1], "e": problem.sizes["e"]}  # of the key: a matrix score may widen the query
     wide = [f"{a} {n}" for a, n in sizes.items() if isinstance(n, int) and n > WIDEST]
     if wide:
@@ -88,26 +92,22 @@ def unfit_problem(problem: Problem) -> str | None:
 
 def unfit_terms(problem: Problem) -> str | None:
     """Why a kernel cannot evaluate the terms of a problem, None if it can."""
-    terms = problem.mods, problem.mask, problem.gates
-    if parts_of(packed(problem.mask), masks.Blocks):
-        return "takes masks.blocks combined with & | ~ alone, not inside another mask"
-    tables = [m.table for m in problem.mods if isinstance(m, Relative)]
-    for x in parts_of(terms, Operand):
-        if x.array.ndim > len(x.axes) and {*"ts"} & {*x.axes} and not any(x is y for y in tables):
-            return f"looks up operands without axes t and s, not {list(x.array.shape)} with axes {x.axes!r}"
-        if jax.dtypes.canonicalize_dtype(x.array.dtype) in (jnp.int64, jnp.uint64):  # x64: two ids could become one
-            return f"takes integers of 32 bits, not {x.array.dtype}"
-    for kind, first in ((mods.Function, 1), (masks.Function, 0), (gates.Function, 1)):
-        for x in parts_of(terms, kind):
-            arrays = tuple((o.array.shape[len(o.axes) :], o.array.dtype, o.axes) for o in (*x.held, *x.operands))
-            reason = _unfit_function(x.closure, len(x.held), first, arrays)
-            if reason is not None:
-                return reason
+    return fit.unfit_terms(problem, _unfit_operand, _unfit_function)
+
+
+def _unfit_operand(x: Operand) -> str | None:
+    if x.array.ndim > len(x.axes) and {*"ts"} & {*x.axes}:
+        return f"looks up operands without axes t and s, not {list(x.array.shape)} with axes {x.axes!r}"
     return None
 
 
+def _unfit_function(x: Function, tiles: int) -> str | None:
+    arrays = tuple((o.array.shape[len(o.axes) :], o.array.dtype, o.axes) for o in (*x.held, *x.operands))
+    return _not_lowered(x.closure, len(x.held), tiles, arrays)
+
+
 @functools.lru_cache(maxsize=256)
-def _unfit_function(
+def _not_lowered(
     closure: Closure, held: int, tiles: int, arrays: tuple[tuple[tuple[int, ...], jnp.dtype, str], ...]
 ) -> str | None:
     from jattn_kernels.gpu.lowering import Column, Row, Table, why_not

@@ -11,42 +11,27 @@ import numpy as np
 from jattn_kernels.tpu.backward import backward as run
 
 from jattn._terms import AnyArray
+from jattn.backends.batches import folded
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.pallas.terms import of_32_bits, of_rows_that_see
+from jattn.backends.pallas.backward import in_32_bits
+from jattn.backends.pallas.terms import of_rows_that_see
 from jattn.backends.pallas_tpu.call import Call
 from jattn.backends.pallas_tpu.terms import heads_first
 
 
+@in_32_bits
 def backward(
     spec: Spec,
     q: Query,
     k: Key,
     v: Value,
-    operands: list[jax.Array],
+    operands: Sequence[AnyArray],
     result: Result,
     dout: Out,
     dlse: Lse,
     active: Sequence[bool],
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`."""
-    narrow = [of_32_bits(x) for x in operands]
-    with jax.enable_x64(False):
-        gradients = _backward(spec, q, k, v, narrow, result, dout, dlse, active)
-    own = [None if x is None else x.astype(y.dtype) for x, y in zip(gradients.operands, operands, strict=True)]
-    return gradients._replace(operands=own)
-
-
-def _backward(
-    spec: Spec,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: Sequence[AnyArray],
-    result: Result,
-    dout: jax.Array,
-    dlse: jax.Array,
-    active: Sequence[bool],
-) -> Gradients:
     call = Call(spec, q, k, v, operands, "backward")
     terms, (out, lse, remainder) = call.terms, result
     wide = lambda x: x.astype(jnp.float32)
@@ -70,9 +55,7 @@ def _backward(
     cotangents = [_cotangent(x, next(rest) if y else None) for x, y in zip(arrays, slots, strict=True)]
     (doperands,) = pull(cotangents)
     doperands = [x if y else None for x, y in zip(doperands, active, strict=True)]
-    fold = lambda x, like: x if x.shape[0] == like.shape[0] else wide(x).reshape(-1, *like.shape).sum(0)
-    dq, dk, dv = (fold(x, like).astype(like.dtype) for x, like in ((dq, q), (dk, k), (dv, v)))
-    return Gradients(dq, dk, dv, doperands)
+    return Gradients(folded(dq, q), folded(dk, k), folded(dv, v), doperands)
 
 
 def _cotangent(x: jax.Array, gradient: jax.Array | None) -> Any:

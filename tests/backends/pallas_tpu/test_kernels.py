@@ -12,7 +12,6 @@ import pytest
 from jattn_kernels.tpu.sizes import Sizes as TileSizes
 
 import jattn
-from jattn import masks, mods
 from jattn._call import targets
 from jattn._call.problem import reduce
 from jattn.backends.contract import Spec
@@ -133,35 +132,3 @@ def test_where_64_bits_are_on(name):
         got = evaluate((arrays, options), "pallas_tpu", forward_mode=False)
     for x, y in zip((got.out, *got.gradients), (narrow.out, *narrow.gradients), strict=True):
         assert_close(x, y, 1e-5)
-
-
-EYE = np.eye(8, dtype=bool)
-
-
-def test_elsewhere_it_refuses(monkeypatch):
-    monkeypatch.delenv("JATTN_INTERPRET", raising=False)
-    x = jnp.ones((1, 8, 2, 4))
-    with pytest.raises(jattn.UnsupportedError, match="JATTN_INTERPRET=1"):
-        jattn.attention(x, x, x, implementation="pallas_tpu")
-    assert jattn.explain(x, x, x).backend == "blockwise"
-
-
-@pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"mask": masks.function(lambda i, j: jnp.asarray(EYE)[i, j])}, "jattn.operand"),
-        ({"mods": mods.function(lambda s, i, j, x: s + x[..., 0], jattn.operand(jnp.ones((2, 3)), "h"))}, r"\[2, 3\]"),
-        ({"mods": mods.function(lambda s, i, j: jax.lax.fori_loop(0, 3, lambda _, x: x / 2, s))}, "elementwise"),
-    ],
-)
-def test_what_a_kernel_cannot_evaluate(options, reason):
-    x = jnp.ones((1, 8, 2, 4))
-    with pytest.raises(jattn.UnsupportedError, match=reason):
-        jattn.attention(x, x, x, implementation="pallas_tpu", **options)
-
-
-def test_float16_is_refused(interpreted):
-    x = jnp.ones((1, 8, 2, 4), jnp.float16)
-    with pytest.raises(jattn.UnsupportedError, match="float16"):
-        jattn.attention(x, x, x, implementation="pallas_tpu")
