@@ -71,7 +71,7 @@ class Keys(Gradients):
         """dk and dv that nothing was added to yet, those that are wanted: what `add` takes and `write` writes."""
         raise NotImplementedError
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[Any, Any]:
         """Of the keys and the queries in a slot, and of the values and their cotangents, which dk alone needs."""
         raise NotImplementedError
 
@@ -80,7 +80,8 @@ class Keys(Gradients):
     ) -> tuple[Any, Any]:
         """Both and what gradients of scores take of the queries in a slot, and weights of the cotangents.
 
-        Tiles are float32, and None where what they are for is not wanted; `step`: the tile's number, over all heads.
+        Tiles are as `narrow` leaves them, None where what they are for is not wanted; `step`: the tile's number, over
+        all heads.
         """
         raise NotImplementedError
 
@@ -210,7 +211,8 @@ class Keys(Gradients):
 
         def gradients(*x: Any) -> Any:
             weight, ds, of_some = self.of_tile(*x, masked=masked)
-            return weight if of_values else None, (ds, of_some) if of_keys else (None, [])
+            narrow = self.narrow
+            return narrow(weight) if of_values else None, (narrow(ds), of_some) if of_keys else (None, [])
 
         plgpu.barrier_wait(self.there.at[slot])
         weight, (ds, of_some) = self.evaluate(gradients, self.products(wg, place, slot, of_keys), given)

@@ -64,7 +64,7 @@ class Queries(Gradients):
         """The gradient that nothing was added to yet: what `add` takes and `write` writes."""
         raise NotImplementedError
 
-    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[Any, Any]:
         """Of the warpgroup's queries and the keys in a slot, and of their cotangents and the values."""
         raise NotImplementedError
 
@@ -135,7 +135,7 @@ class Queries(Gradients):
 
         def gradients(*x: Any) -> Any:
             _, ds, of_some = self.of_tile(*x, masked=masked)
-            return ds, of_some
+            return self.narrow(ds), of_some
 
         ds, of_some = self.evaluate(gradients, self.products(wg, slot), given)
         dq = self.add(wg, slot, dq, ds.astype(self.k_sm.dtype))

@@ -111,8 +111,11 @@ class Block:
         """
         return self.staging.read(self.machine, resident, self.staged, slot, place, columns, first)
 
-    def evaluate(self, fn: Callable, tiles: Sequence[jax.Array], given: Callable[[slice], Any]) -> Any:
-        """fn(*tiles, *given), a piece of the columns at a time: tiles of results stand side by side, rows add up."""
+    def evaluate(self, fn: Callable, tiles: Sequence[Any], given: Callable[[slice], Any]) -> Any:
+        """fn(*tiles, *given), a piece of the columns at a time: tiles of results stand side by side, rows add up.
+
+        Tiles are arrays, or give one for `tile[:, columns]`.
+        """
         machine, piece = self.machine, self.sizes.piece
         results: list[Any] = []
         for at in range(0, self.sizes.columns, piece):

@@ -56,7 +56,7 @@ class Forward(Block):
         """The sum over values that nothing was added to yet: what `add` takes and `write` writes."""
         raise NotImplementedError
 
-    def product(self, wg: jax.Array, slot: jax.Array) -> jax.Array:
+    def product(self, wg: jax.Array, slot: jax.Array) -> Any:
         """Of the warpgroup's queries and the keys in a slot, which are there."""
         raise NotImplementedError
 

@@ -29,6 +29,10 @@ class Gradients(Block):
 
     active: Sequence[int]
 
+    def narrow(self, x: jax.Array) -> jax.Array:
+        """What is kept of a piece of weights or of the scores' gradients, which a product takes in 16 bits."""
+        return x
+
     def actives(self, parts: Sequence[Any]) -> list[Any]:
         """The parts with numbers without position along rows, where they get a gradient: each row's share of it."""
         rows = (self.sizes.height,)

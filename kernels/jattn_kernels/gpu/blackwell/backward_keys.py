@@ -54,23 +54,22 @@ class _Keys(Keys):
         count = lax.div(end - first + 1, jnp.int32(2))
         return lax.fori_loop(0, count, lambda n, state: tile(first + 2 * n, state), state)
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[memory.Tile, memory.Tile]:
         operands = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
         return self.own["tiles"].products(self.machine, wg, *operands[: 1 + of_keys])
+
+    def narrow(self, x: jax.Array) -> jax.Array:
+        return x.astype(self.q_sm.dtype)
 
     def add(
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: None, dv: None, ds: Any, weight: Any
     ) -> tuple[None, None]:
         tiles, (of_keys, of_values), added = self.own["tiles"], self.own["sums"], self.own["added"]
-        shares, dtype = [], self.q_sm.dtype
+        shares = []
         if weight is not None:
-            shares.append(
-                (of_values, memory.store(tiles.scores[1].at[wg], weight.astype(dtype)), self.dout_sm, tiles.scores_done)
-            )
+            shares.append((of_values, memory.store(tiles.scores[1].at[wg], weight), self.dout_sm, tiles.scores_done))
         if ds is not None:
-            shares.append(
-                (of_keys, memory.store(tiles.weights[1].at[wg], ds.astype(dtype)), self.q_sm, tiles.weights_done)
-            )
+            shares.append((of_keys, memory.store(tiles.weights[1].at[wg], ds), self.q_sm, tiles.weights_done))
         pl.when(step > 0)(lambda: plgpu.barrier_wait(added.at[1 - wg]))
         for to, x, ref, done in shares:
             plgpu.tcgen05_mma(to, x, ref.at[slot], done.at[wg], accumulate=True)

@@ -27,9 +27,12 @@ class _Queries(Queries):
     def begin(self, wg: jax.Array) -> None:
         memory.clear(self.machine, self.own["sum"].at[wg])
 
-    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[memory.Tile, memory.Tile]:
         operands = (self.q_sm.at[wg], self.k_sm.at[slot]), (self.dout_sm.at[wg], self.v_sm.at[slot])
         return self.own["tiles"].products(self.machine, wg, *operands)
+
+    def narrow(self, x: jax.Array) -> jax.Array:
+        return x.astype(self.k_sm.dtype)
 
     def add(self, wg: jax.Array, slot: jax.Array, dq: None, ds: jax.Array) -> None:
         tiles = self.own["tiles"]

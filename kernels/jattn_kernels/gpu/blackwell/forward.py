@@ -30,11 +30,11 @@ class _Forward(Forward):
     def begin(self, wg: jax.Array) -> None:
         memory.clear(self.machine, self.own["sum"].at[wg])
 
-    def product(self, wg: jax.Array, slot: jax.Array) -> jax.Array:
+    def product(self, wg: jax.Array, slot: jax.Array) -> memory.Tile:
         products, _ = self.own["tiles"]
         keys = self.k_sm.at[slot].transpose((1, 0))
         memory.multiply(products.at[wg], self.q_sm.at[wg], keys, self.own["done"].at[wg])
-        return memory.load(self.machine, products.at[wg])
+        return memory.Tile(self.machine, products.at[wg])
 
     def shrink(self, wg: jax.Array, out: None, factor: jax.Array) -> None:
         memory.scale(self.machine, self.own["sum"].at[wg], factor)

@@ -45,6 +45,17 @@ def done() -> Any:
     return plgpu.Barrier(num_barriers=2, orders_tensor_core=True)
 
 
+class Tile(NamedTuple):
+    """A tile in tensor memory, of which as many columns come to registers as are asked for, `tile[:, columns]`."""
+
+    machine: Warpgroup
+    ref: jax.Ref
+
+    def __getitem__(self, at: tuple[slice, slice]) -> jax.Array:
+        _, columns = at
+        return load(self.machine, self.ref.at[:, pl.ds(columns.start, columns.stop - columns.start)])
+
+
 class Backward(NamedTuple):
     """Tiles of scores and of the weights' gradients, and when their products are done."""
 
@@ -59,9 +70,7 @@ class Backward(NamedTuple):
         tiles = tiles_of_scores(n, columns, dtype)
         return cls(tiles, tiles, done(), done())
 
-    def products(
-        self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]
-    ) -> tuple[jax.Array, jax.Array]:
+    def products(self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]) -> tuple[Tile, Tile]:
         """Of the first pair of operands and of the second, each a `[128, d]` times b `[n, d]` transposed.
 
         With one pair alone its product stands for both.
@@ -70,11 +79,9 @@ class Backward(NamedTuple):
         places = [(tiles[0].at[wg], done.at[wg]) for tiles, done in places[: len(operands)]]
         for (a, b), (to, done) in zip(operands, places, strict=True):
             plgpu.tcgen05_mma(to, a, b.transpose((1, 0)), done, accumulate=False)
-        tiles = []
-        for to, done in places:
+        for _, done in places:
             plgpu.barrier_wait(done)
-            tiles.append(load(machine, to))
-        return tiles[0], tiles[-1]
+        return Tile(machine, places[0][0]), Tile(machine, places[-1][0])
 
 
 def multiply(to: jax.Ref, a: jax.Ref, b: jax.Ref, barrier: jax.Ref, accumulate: bool = False) -> None:
