@@ -40,6 +40,11 @@ def test_a_device(monkeypatch, device, wanted):
     assert targets.current() == wanted
 
 
+def test_the_simulator_takes_the_chip_that_is_named(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "b200")
+    assert targets.current() == Target("cpu", "b200", True, (10, 0))
+
+
 def test_kernels_of_both_families_are_interpreted_where_asked_and_tpus_chosen(monkeypatch):
     x = jnp.ones((1, 16, 2, 16), jnp.bfloat16)
     monkeypatch.setenv("JATTN_INTERPRET", "1")

@@ -95,6 +95,20 @@ def test_widths(sizes):
     _check("softcap", "bfloat16", sizes)
 
 
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("everything", dataclasses.replace(LARGE, t=300)),  # several tiles of 256 queries and of 128 keys
+        ("softcap", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
+        ("segments", Sizes(b=1, t=150, s=300, h=2, g=1, d=192, e=128)),
+    ],
+    ids=["everything", "256", "192"],
+)
+def test_blackwell(monkeypatch, name, sizes):
+    monkeypatch.setenv("JATTN_INTERPRET", "b200")
+    _check(name, "bfloat16", sizes)
+
+
 def test_float16():
     _check("alibi", "float16", LARGE)
 
