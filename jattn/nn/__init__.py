@@ -2,7 +2,8 @@
 
 from jattn.nn._cache import Cache
 from jattn.nn._frozen import frozen
-from jattn.nn._rotary import rotary
+from jattn.nn._rotary import Rotary, rotary, segment_positions
+from jattn.nn._scaling import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from jattn.nn.abcnn import ABCNN
 from jattn.nn.flax_adapter import attention_fn
 from jattn.nn.hierarchical import HierarchicalAttention
@@ -18,13 +19,19 @@ __all__ = [
     "AttentionPooling",
     "BlockCache",
     "Cache",
+    "DynamicScaling",
     "HierarchicalAttention",
+    "LinearScaling",
+    "Llama3Scaling",
     "LocalAttention",
     "MultiHeadAttention",
     "RecurrentAttention",
+    "Rotary",
     "Seq2SeqAttention",
     "TransformerBlock",
+    "YarnScaling",
     "attention_fn",
     "frozen",
     "rotary",
+    "segment_positions",
 ]

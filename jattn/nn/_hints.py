@@ -13,6 +13,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 _FEATURES = "features, the width of x and of the output, and head_dim for another width inside"
 _CONTEXT = "context_features, the width of what keys and values are made of"
+_ROTARY = "rotary=jattn.nn.Rotary(base, fraction=, interleaved=, scaling=)"
 _DECODE = "a method: out, cache = layer.decode(x, cache), from cache = layer.cache(n, batch)"
 _WINDOW = "mask=jattn.masks.window(left, right), with & jattn.masks.causal()"
 _PADDING = (
@@ -33,6 +34,9 @@ OF_LAYERS = {
     "decode": _DECODE,
     **dict.fromkeys(("normalize_qk", "use_qk_norm"), "qk_norm=True"),
     **dict.fromkeys(("rope_theta", "rope_base", "use_rope"), "rotary_base=10_000.0"),
+    **dict.fromkeys(
+        ("rope_scaling", "rope_parameters", "partial_rotary_factor", "rotary_dim", "rope_interleaved"), _ROTARY
+    ),
     "bias": "use_bias for the projections; for the scores it is mods=jattn.mods.bias(array, axes), or bias= in a call",
     **dict.fromkeys(("mlp_dim", "ffn_dim", "dim_feedforward", "intermediate_size"), "hidden, the width inside the MLP"),
     "attention_fn": "implementation, one of jattn.attention's",

@@ -16,6 +16,7 @@ from jattn.backends.contract import Backend
 from jattn.nn import _checks
 from jattn.nn._batching import merge_lead
 from jattn.nn._frozen import Frozen, thawed
+from jattn.nn._rotary import Turn
 
 AnyMask: TypeAlias = masks.Mask | ArrayLike | None
 Mods: TypeAlias = mods.Mod | Frozen | Sequence[mods.Mod | Frozen]
@@ -57,6 +58,7 @@ class BlockOptions(AttentionOptions, total=False):
     kv_heads: int | None
     head_dim: int | None
     rotary_base: float | None
+    rotary: Turn | None
     qk_norm: bool
     sinks: bool | ArrayLike
     out_kernel_init: nnx.Initializer | None

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jattn.nn import _cache, _checks
 from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
-from jattn.nn._rotary import rotary
+from jattn.nn._rotary import Turn
 
 
 class Projections(NamedTuple):
@@ -24,7 +24,7 @@ class Projections(NamedTuple):
       value: context `[.., s, context_features]` to `[.., s, g, d]`.
       query_norm: of `[.., t, h, d]`, or None.
       key_norm: of `[.., s, g, d]`, or None.
-      rotary_base: of the rotary embedding, or None for none.
+      rotary: turns queries and keys by their positions, or None for none.
     """
 
     query: nnx.LinearGeneral
@@ -32,7 +32,7 @@ class Projections(NamedTuple):
     value: nnx.LinearGeneral
     query_norm: nnx.RMSNorm | None
     key_norm: nnx.RMSNorm | None
-    rotary_base: float | None
+    rotary: Turn | None
 
     def queries(self, x: Float[AnyArray, "*b t f"], positions: ArrayLike | None) -> Float[Array, "*b t h d"]:
         """Queries, normalised and rotated."""
@@ -50,7 +50,7 @@ class Projections(NamedTuple):
     ) -> Float[Array, "*b n h d"]:
         if norm is not None:
             heads = norm(heads)
-        return heads if self.rotary_base is None else rotary(heads, positions, self.rotary_base)
+        return heads if self.rotary is None else self.rotary(heads, positions)
 
     def check_x(self, x: AnyArray, positions: ArrayLike | None) -> None:
         """Raises unless x fits the layer, and positions are given to a rotary embedding alone."""
@@ -89,5 +89,5 @@ class Projections(NamedTuple):
             raise ValueError(f"context_positions was given {where}")
 
     def _check_positions(self, *positions: ArrayLike | None) -> None:
-        if self.rotary_base is None and any(x is not None for x in positions):
+        if self.rotary is None and any(x is not None for x in positions):
             raise ValueError("positions are those of the rotary embedding: make the layer with rotary_base=10_000.0")

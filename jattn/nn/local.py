@@ -158,7 +158,7 @@ class LocalAttention(nnx.Module):
         if mask is not None:
             _checks.check_padding(mask, x.shape[-2], s, lead)
             near &= as_mask(mask, lead)
-        turns = self.center == "predicted" or self.attention.rotary_base is not None
+        turns = self.center == "predicted" or self.attention.rotary is not None
         return self.attention(
             x, context, mask=near, mods=mods, gates=(*gate, *several(gates)), bias=bias,
             positions=positions if turns else None, context_positions=context_positions,

@@ -21,6 +21,7 @@ from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
 from jattn.nn._projections import Projections
+from jattn.nn._rotary import Turn, embedding
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
 
@@ -40,6 +41,8 @@ class MultiHeadAttention(nnx.Module):
       context_features: width of the context, `features` by default.
       rotary_base: rotary position embedding with this base, as in `jattn.nn.rotary` (RoFormer, Su et al. 2021, who take
         10_000.0); None for none.
+      rotary: in its place, a `jattn.nn.Rotary`, or any function of queries or keys `[.., n, h, d]` and positions, or
+        None, that gives as many; a module of Flax is one, and learns.
       qk_norm: divides each query and each key by its root mean square and multiplies by a learned scale `[d]`, before
         the rotary embedding (Henry et al. 2020; Dehghani et al. 2023; Zhang & Sennrich 2019).
       sinks: gives every head a learned logit in the softmax's denominator (Xiao et al. 2024; gpt-oss), at first 0, or
@@ -88,7 +91,7 @@ class MultiHeadAttention(nnx.Module):
     kv_heads: int
     head_dim: int
     context_features: int
-    rotary_base: float | None
+    rotary: Turn | None
     dropout: float
     deterministic: bool
     precision: PrecisionLike
@@ -114,6 +117,7 @@ class MultiHeadAttention(nnx.Module):
         head_dim: int | None = None,
         context_features: int | None = None,
         rotary_base: float | None = None,
+        rotary: Turn | None = None,
         qk_norm: bool = False,
         sinks: bool | ArrayLike = False,
         dropout: float = 0.0,
@@ -141,11 +145,8 @@ class MultiHeadAttention(nnx.Module):
             _checks.check_divides(features, heads)
         self.head_dim = features // heads if head_dim is None else head_dim
         _checks.check_sizes(head_dim=self.head_dim)
-        if rotary_base is not None:
-            _checks.check_base(rotary_base, "rotary_base")
-            if self.head_dim % 2:
-                raise ValueError(f"rotary_base needs an even head_dim, got {self.head_dim}")
-        self.rotary_base, self.dropout, self.deterministic = rotary_base, dropout, deterministic
+        self.rotary = embedding(rotary, rotary_base, self.head_dim)
+        self.dropout, self.deterministic = dropout, deterministic
         self.precision = precision
         self.cache_dtype = param_dtype if dtype is None else dtype
 
@@ -354,6 +355,11 @@ class MultiHeadAttention(nnx.Module):
         key, value = projections.keys_values(context, positions)
         return Cache(key, value, jnp.full(context.shape[:-2], context.shape[-2], jnp.int32))
 
+    @property
+    def rotary_base(self) -> float | None:
+        """The base of the rotary embedding, where it has one."""
+        return getattr(self.rotary, "base", None)
+
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` calls.
 
@@ -364,7 +370,7 @@ class MultiHeadAttention(nnx.Module):
             self.deterministic = deterministic
 
     def _projections(self) -> Projections:
-        return Projections(self.query, self.key, self.value, self.query_norm, self.key_norm, self.rotary_base)
+        return Projections(self.query, self.key, self.value, self.query_norm, self.key_norm, self.rotary)
 
     def _own_options(self) -> Options:
         """Options of `jattn.attention` that hold in every call."""
