@@ -2,6 +2,8 @@
 
 from jattn.nn._cache import Cache
 from jattn.nn._frozen import frozen
+from jattn.nn._latent import Latent
+from jattn.nn._projections import L2Norm
 from jattn.nn._rotary import Rotary, rotary, segment_positions
 from jattn.nn._scaling import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from jattn.nn.abcnn import ABCNN
@@ -21,6 +23,8 @@ __all__ = [
     "Cache",
     "DynamicScaling",
     "HierarchicalAttention",
+    "L2Norm",
+    "Latent",
     "LinearScaling",
     "Llama3Scaling",
     "LocalAttention",

@@ -194,7 +194,7 @@ def embedding(rotary: Turn | None, base: float | None, d: int) -> Turn | None:
         if rotary is not None:
             raise ValueError("rotary_base is short for rotary=jattn.nn.Rotary(base): give one of them")
         _checks.check_base(base, "rotary_base")
-        if d % 2:
+        if d % 2 or not d:
             raise ValueError(f"rotary_base needs an even head_dim, got {d}")
         return Rotary(float(base))
     if isinstance(rotary, Rotary):
