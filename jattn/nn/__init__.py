@@ -2,7 +2,10 @@
 
 from jattn.nn._cache import Cache
 from jattn.nn._frozen import frozen
-from jattn.nn._rotary import rotary
+from jattn.nn._latent import Latent
+from jattn.nn._projections import L2Norm
+from jattn.nn._rotary import Rotary, rotary, segment_positions
+from jattn.nn._scaling import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from jattn.nn.abcnn import ABCNN
 from jattn.nn.flax_adapter import attention_fn
 from jattn.nn.hierarchical import HierarchicalAttention
@@ -18,13 +21,21 @@ __all__ = [
     "AttentionPooling",
     "BlockCache",
     "Cache",
+    "DynamicScaling",
     "HierarchicalAttention",
+    "L2Norm",
+    "Latent",
+    "LinearScaling",
+    "Llama3Scaling",
     "LocalAttention",
     "MultiHeadAttention",
     "RecurrentAttention",
+    "Rotary",
     "Seq2SeqAttention",
     "TransformerBlock",
+    "YarnScaling",
     "attention_fn",
     "frozen",
     "rotary",
+    "segment_positions",
 ]

@@ -22,7 +22,7 @@ class Cache(NamedTuple):
 
     Args:
       key: `[.., n, g, d]`, with g key and value heads and any number of batch axes, floating-point.
-      value: `[.., n, g, d]`, of the same dtype.
+      value: `[.., n, g, e]`, of the same dtype.
       length: `[..]` int32, of how many positions each example of the batch holds keys; what comes after them is not
         looked at.
 
@@ -38,7 +38,7 @@ class Cache(NamedTuple):
     """
 
     key: Float[Array, "*b n g d"]
-    value: Float[Array, "*b n g d"]
+    value: Float[Array, "*b n g e"]
     length: Int[Array, "*b"]
 
     @property
@@ -55,13 +55,13 @@ class Cache(NamedTuple):
         return self.length[..., None] + jnp.arange(t, dtype=self.length.dtype)
 
 
-def empty(lead: tuple[int, ...], n: int, heads: int, width: int, dtype: DTypeLike) -> Cache:
+def empty(lead: tuple[int, ...], n: int, heads: int, d: int, e: int, dtype: DTypeLike) -> Cache:
     """A cache of length 0.  Its arrays are buffers apart, so that it can be donated."""
-    key, value = (jnp.zeros((*lead, n, heads, width), dtype) for _ in range(2))
+    key, value = (jnp.zeros((*lead, n, heads, width), dtype) for width in (d, e))
     return Cache(key, value, jnp.zeros(lead, jnp.int32))
 
 
-def append(cache: Cache, key: Float[Array, "*b t g d"], value: Float[Array, "*b t g d"]) -> Cache:
+def append(cache: Cache, key: Float[Array, "*b t g d"], value: Float[Array, "*b t g e"]) -> Cache:
     """The cache with the keys and values of the next t positions; those past its end are dropped."""
     t = key.shape[-3]
 
@@ -75,14 +75,17 @@ def append(cache: Cache, key: Float[Array, "*b t g d"], value: Float[Array, "*b 
     return Cache(keys, values, cache.length + t)
 
 
-def check(cache: object, lead: tuple[int, ...], heads: int, width: int) -> None:
+def check(cache: object, lead: tuple[int, ...], heads: int, d: int, e: int) -> None:
     """Raises unless the cache is one of this layer and batch."""
     if not isinstance(cache, Cache):
         raise TypeError(f"cache must be made by the layer's cache() or read(), got {type(cache).__name__}")
-    expected = (*lead, cache.room, heads, width) if cache.key.ndim >= 3 else None
-    if not cache.key.shape == cache.value.shape == expected or cache.length.shape != lead:
+    n = cache.room if cache.key.ndim >= 3 else None
+    expected = (*lead, n, heads, d), (*lead, n, heads, e)
+    if (cache.key.shape, cache.value.shape) != expected or cache.length.shape != lead:
+        keys = "" if d == e else f" [.., n, {heads}, {d}]"
+        wanted = f"key{keys} and value [.., n, {heads}, {e}]"
         raise ValueError(
-            f"cache must have key and value [.., n, {heads}, {width}] and length [..] with the batch axes {list(lead)}"
+            f"cache must have {wanted} and length [..] with the batch axes {list(lead)}"
             f" of x, got key {list(cache.key.shape)}, value {list(cache.value.shape)}, length"
             f" {list(cache.length.shape)}"
         )

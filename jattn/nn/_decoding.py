@@ -40,6 +40,7 @@ def step(
     own: Options,
     asked: Asked,
     positions: ArrayLike | None,
+    values: AnyArray | None = None,
 ) -> Step:
     """The step of `MultiHeadAttention.decode`.
 
@@ -50,11 +51,13 @@ def step(
       own: the layer's options, their arrays made for all the n positions of the cache.
       asked: those of the call, their arrays made for the t rows of x.
       positions: for the rotary embedding, in the place of those in the cache.
+      values: `[.., t, value_features]`, what values are made of in the place of x.
 
     Raises:
       TypeError, ValueError: x, the cache, the positions or a mask do not fit, or the cache is full.
     """
     projections.check_x(x, positions)
+    projections.check_values(values, x, "x", "t")
     projections.check_cache(cache, x)
     lead, t, n = x.shape[:-2], x.shape[-2], cache.room
     _cache.check_room(cache, t)
@@ -62,7 +65,7 @@ def step(
     places, start = cache.positions(t), cache.length.reshape(-1)
     angles = places if positions is None else positions
     query = projections.queries(x, angles)
-    cache = _cache.append(cache, *projections.keys_values(x, angles))
+    cache = _cache.append(cache, *projections.kept(x, values, angles))
     own = shifts.take_rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
     options = shifts.shift(asked.beside(own, lead), start)
     return Step(query, cache, join(options, masks.prefix(start + t)), places < n)

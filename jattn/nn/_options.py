@@ -16,6 +16,9 @@ from jattn.backends.contract import Backend
 from jattn.nn import _checks
 from jattn.nn._batching import merge_lead
 from jattn.nn._frozen import Frozen, thawed
+from jattn.nn._latent import Latent
+from jattn.nn._projections import Norm, UseBias
+from jattn.nn._rotary import Turn
 
 AnyMask: TypeAlias = masks.Mask | ArrayLike | None
 Mods: TypeAlias = mods.Mod | Frozen | Sequence[mods.Mod | Frozen]
@@ -56,8 +59,11 @@ class BlockOptions(AttentionOptions, total=False):
 
     kv_heads: int | None
     head_dim: int | None
+    value_dim: int | None
+    latent: Latent | None
     rotary_base: float | None
-    qk_norm: bool
+    rotary: Turn | None
+    qk_norm: bool | Norm
     sinks: bool | ArrayLike
     out_kernel_init: nnx.Initializer | None
 
@@ -66,9 +72,11 @@ class LayerOptions(BlockOptions, total=False):
     """Arguments of `MultiHeadAttention` that `LocalAttention` hands on."""
 
     context_features: int | None
+    value_features: int | None
+    out_features: int | None
     dropout: float
     deterministic: bool
-    use_bias: bool
+    use_bias: UseBias
     kernel_init: nnx.Initializer
 
 

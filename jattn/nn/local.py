@@ -114,6 +114,7 @@ class LocalAttention(nnx.Module):
         context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
         lengths: Int[ArrayLike, "*b"] | None = None,
+        values: Float[AnyArray, "*b s value_features"] | None = None,
         positions: ArrayLike | None = None,
         mask: AnyMask = None,
         mods: Mods = (),
@@ -129,6 +130,7 @@ class LocalAttention(nnx.Module):
           x: `[.., t, features]`, with any number of batch axes, or none.
           context: `[.., s, context_features]`, with the same batch axes; or what `attention.read` made of it.
           lengths: integers `[..]`, how many keys S of each example are real; no other is attended to.  None for all s.
+          values: as in `MultiHeadAttention`.
           positions: i of each query, for monotonic centres and the rotary embedding: numbers broadcastable to
             `[.., t]`, 0, 1, ... by default.  To decode, give the position of the step.
           mask: as in `MultiHeadAttention`; it holds beside the window.
@@ -145,7 +147,7 @@ class LocalAttention(nnx.Module):
         Raises:
           ValueError, TypeError: input that does not fit.
         """
-        self.attention._projections().check(x, context)
+        self.attention._projections().check(x, context, values=values)
         lead = x.shape[:-2]
         if isinstance(context, Cache):
             s, keys = context.room, context.length
@@ -158,9 +160,9 @@ class LocalAttention(nnx.Module):
         if mask is not None:
             _checks.check_padding(mask, x.shape[-2], s, lead)
             near &= as_mask(mask, lead)
-        turns = self.center == "predicted" or self.attention.rotary_base is not None
+        turns = self.center == "predicted" or self.attention.rotary is not None
         return self.attention(
-            x, context, mask=near, mods=mods, gates=(*gate, *several(gates)), bias=bias,
+            x, context, values=values, mask=near, mods=mods, gates=(*gate, *several(gates)), bias=bias,
             positions=positions if turns else None, context_positions=context_positions,
             deterministic=deterministic, rngs=rngs,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Unpack
 
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ from jattn.nn._batching import batch_axes, batched
 from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
+from jattn.nn._latent import Down, Latent, LatentProjections, check_latent, score_of
 from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
-from jattn.nn._projections import Projections
+from jattn.nn._projections import Norm, Projections, UseBias, biases, norm_of
+from jattn.nn._rotary import Turn, embedding
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
 
@@ -28,7 +30,7 @@ _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "b
 class MultiHeadAttention(nnx.Module):
     """Multi-head attention (Vaswani et al. 2017): self-attention of x, or cross-attention from x to a context c.
 
-        q = x Wq + bq,  k = c Wk + bk,  v = c Wv + bv            (c = x without a context)
+        q = x Wq + bq,  k = c Wk + bk,  v = u Wv + bv            (c = x without a context, u = c without values)
         q = rotary(norm(q)),  k = rotary(norm(k))                (where asked for)
         out = jattn.attention(q, k, v, ...) Wo + bo
 
@@ -37,16 +39,25 @@ class MultiHeadAttention(nnx.Module):
       heads: query heads h.
       kv_heads: key and value heads g, h by default; h is a multiple of g (grouped queries, Ainslie et al. 2023).
       head_dim: width d of a head, features / heads by default.
+      value_dim: width e of a head's values, `head_dim` by default.
+      out_features: width of the output, `features` by default.
       context_features: width of the context, `features` by default.
+      value_features: width of what values are made of, `context_features` by default.
+      latent: `jattn.nn.Latent`, for keys and values of all heads that are made of one short vector (MLA).
       rotary_base: rotary position embedding with this base, as in `jattn.nn.rotary` (RoFormer, Su et al. 2021, who take
         10_000.0); None for none.
-      qk_norm: divides each query and each key by its root mean square and multiplies by a learned scale `[d]`, before
-        the rotary embedding (Henry et al. 2020; Dehghani et al. 2023; Zhang & Sennrich 2019).
+      rotary: in its place, a `jattn.nn.Rotary`, or any function of queries or keys `[.., n, h, d]` and positions, or
+        None, that gives as many; a module of Flax is one, and learns.
+      qk_norm: True divides each query and each key by its root mean square and multiplies by a learned scale `[d]`,
+        before the rotary embedding (Dehghani et al. 2023; Zhang & Sennrich 2019); or another norm: `nnx.LayerNorm`,
+        `jattn.nn.L2Norm` (Henry et al. 2020), or what is made like them.
       sinks: gives every head a learned logit in the softmax's denominator (Xiao et al. 2024; gpt-oss), at first 0, or
         what an array `[h]` says.
       dropout: rate at which attention weights are dropped, in [0, 1), while not `deterministic`.
       deterministic: whether dropout is off.  `model.train()` and `model.eval()` set it.
-      use_bias: whether the projections add bq, bk, bv and bo.
+      use_bias: whether the projections add bq, bk, bv and bo; or the names of those that do: ("query", "key", "value")
+        as in Qwen 2, ("query", "value", "out") as in Whisper.  With `latent`, projections to latents have that of
+        queries and that of keys, those from latents have none.
       kernel_init: initialiser of Wq, Wk, Wv and Wo.
       out_kernel_init: initialiser of Wo in its place.
       dtype: of the computation; by default what x and the parameters promote to.
@@ -58,10 +69,13 @@ class MultiHeadAttention(nnx.Module):
         `jattn.nn.frozen` marks: `mods=jattn.nn.frozen(mods.alibi(slopes))`.
 
     Parameters (`nnx.Param`):
-      `query.kernel` `[features, h, d]`, `key.kernel` and `value.kernel` `[context_features, g, d]`, `out.kernel`
-      `[h, d, features]`; `query.bias` `[h, d]`, `key.bias` and `value.bias` `[g, d]`, `out.bias` `[features]`;
-      `query_norm.scale` and `key_norm.scale` `[d]`; `sinks` `[h]`; `arrays[n]`, those of the options that learn, with
-      n their place among all in pytree order.
+      `query.kernel` `[features, h, d]`, `key.kernel` `[context_features, g, d]`, `value.kernel`
+      `[value_features, g, e]`, `out.kernel` `[h, e, out_features]`; `query.bias` `[h, d]`, `key.bias` `[g, d]`,
+      `value.bias` `[g, e]`, `out.bias` `[out_features]`; `query_norm.scale` and `key_norm.scale` `[d]`; `sinks` `[h]`;
+      `arrays[n]`, those of the options that learn, with n their place among all in pytree order.
+      With `latent`: `query.kernel` `[features or query_rank, h, d + rotary_dim]`, `latent.down.kernel`
+      `[context_features, rank + rotary_dim]`, `latent.norm.scale` `[rank]`, `key.kernel` `[rank, h, d]`,
+      `value.kernel` `[rank, h, e]`; `query_latent.down.kernel` `[features, query_rank]`, `query_latent.norm.scale`.
       The four projections are `nnx.LinearGeneral`: initialisers made with `nnx.with_partitioning` annotate kernels.
 
     Raises:
@@ -87,8 +101,10 @@ class MultiHeadAttention(nnx.Module):
     heads: int
     kv_heads: int
     head_dim: int
+    value_dim: int
+    out_features: int
     context_features: int
-    rotary_base: float | None
+    rotary: Turn | None
     dropout: float
     deterministic: bool
     precision: PrecisionLike
@@ -97,8 +113,10 @@ class MultiHeadAttention(nnx.Module):
     key: nnx.LinearGeneral
     value: nnx.LinearGeneral
     out: nnx.LinearGeneral
-    query_norm: nnx.RMSNorm | None
-    key_norm: nnx.RMSNorm | None
+    query_norm: Callable[[Array], Array] | None
+    key_norm: Callable[[Array], Array] | None
+    latent: Down | None
+    query_latent: Down | None
     sinks: nnx.Param[Array] | None
     rngs: nnx.RngStream | None
     arrays: nnx.List[nnx.Variable[Array]]
@@ -112,13 +130,18 @@ class MultiHeadAttention(nnx.Module):
         *,
         kv_heads: int | None = None,
         head_dim: int | None = None,
+        value_dim: int | None = None,
+        out_features: int | None = None,
         context_features: int | None = None,
+        value_features: int | None = None,
+        latent: Latent | None = None,
         rotary_base: float | None = None,
-        qk_norm: bool = False,
+        rotary: Turn | None = None,
+        qk_norm: bool | Norm = False,
         sinks: bool | ArrayLike = False,
         dropout: float = 0.0,
         deterministic: bool = False,
-        use_bias: bool = True,
+        use_bias: UseBias = True,
         kernel_init: nnx.Initializer = nnx.initializers.lecun_normal(),  # noqa: B008
         out_kernel_init: nnx.Initializer | None = None,
         dtype: DTypeLike | None = None,
@@ -128,48 +151,52 @@ class MultiHeadAttention(nnx.Module):
         **options: Unpack[AttentionOptions],
     ):
         _checks.check_rngs(rngs)
-        _checks.check_flags(qk_norm=qk_norm, deterministic=deterministic, use_bias=use_bias)
+        _checks.check_flags(deterministic=deterministic)
         _checks.check_rate(dropout)
         self.features, self.heads = features, heads
         self.kv_heads = heads if kv_heads is None else kv_heads
-        self.context_features = features if context_features is None else context_features
         _checks.check_sizes(features=features, heads=heads, kv_heads=self.kv_heads)
-        _checks.check_sizes(context_features=self.context_features)
         if heads % self.kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got heads = {heads}, kv_heads = {self.kv_heads}")
         if head_dim is None:
             _checks.check_divides(features, heads)
         self.head_dim = features // heads if head_dim is None else head_dim
-        _checks.check_sizes(head_dim=self.head_dim)
-        if rotary_base is not None:
-            _checks.check_base(rotary_base, "rotary_base")
-            if self.head_dim % 2:
-                raise ValueError(f"rotary_base needs an even head_dim, got {self.head_dim}")
-        self.rotary_base, self.dropout, self.deterministic = rotary_base, dropout, deterministic
+        self.value_dim = self.head_dim if value_dim is None else value_dim
+        self.out_features = features if out_features is None else out_features
+        self.context_features = source = features if context_features is None else context_features
+        values = source if value_features is None else value_features
+        _checks.check_sizes(head_dim=self.head_dim, value_dim=self.value_dim, out_features=self.out_features)
+        _checks.check_sizes(context_features=source, value_features=values)
+        bias, norm = biases(use_bias), norm_of(qk_norm)
+        check_latent(latent, heads, self.kv_heads, norm, value_features)
+        self.rotary = embedding(rotary, rotary_base, self.head_dim if latent is None else latent.rotary_dim)
+        self.dropout, self.deterministic = dropout, deterministic
         self.precision = precision
         self.cache_dtype = param_dtype if dtype is None else dtype
+        kinds = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        product = {"kernel_init": kernel_init, "precision": precision, **kinds}
+        into_query, into_key, into_value, query_width = features, source, values, self.head_dim
+        self.latent, self.query_latent = nnx.data(None), nnx.data(None)
+        if latent is not None:
+            self.latent, self.query_latent = latent.make(features, source, bias, product)
+            into_query, into_key, into_value = latent.query_rank or features, latent.rank, latent.rank
+            query_width += latent.rotary_dim
+            bias = latent.biases(bias)
+            options["score"] = score_of(options.get("score"), query_width)
 
-        def project(
-            source: int | tuple[int, int],
-            target: int | tuple[int, int],
-            init: nnx.Initializer,
-            axis: int | tuple[int, int] = -1,
-        ) -> nnx.LinearGeneral:
-            return nnx.LinearGeneral(
-                source, target, axis=axis, use_bias=use_bias, kernel_init=init,
-                dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs,
-            )  # fmt: skip
+        def project(name: str, source: int, heads: int, width: int) -> nnx.LinearGeneral:
+            return nnx.LinearGeneral(source, (heads, width), use_bias=bias[name], **product)
 
-        def norm() -> nnx.RMSNorm | None:
-            if not qk_norm:
-                return None
-            return nnx.RMSNorm(self.head_dim, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-        self.query = project(features, (heads, self.head_dim), kernel_init)
-        self.key = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
-        self.value = project(self.context_features, (self.kv_heads, self.head_dim), kernel_init)
-        self.out = project((heads, self.head_dim), features, out_kernel_init or kernel_init, axis=(-2, -1))
-        self.query_norm, self.key_norm = nnx.data(norm()), nnx.data(norm())
+        self.query = project("query", into_query, heads, query_width)
+        self.key = project("key", into_key, self.kv_heads, self.head_dim)
+        self.value = project("value", into_value, self.kv_heads, self.value_dim)
+        product["kernel_init"] = out_kernel_init or kernel_init
+        self.out = nnx.LinearGeneral(
+            (heads, self.value_dim), self.out_features, axis=(-2, -1), use_bias=bias["out"], **product
+        )
+        self.query_norm, self.key_norm = (
+            nnx.data(None if norm is None else norm(self.head_dim, **kinds)) for _ in range(2)
+        )
         logits = _sinks(sinks, heads, param_dtype)
         self.sinks = nnx.data(None if logits is None else nnx.Param(logits))
         self.rngs = nnx.data(rngs["dropout"].fork() if dropout > 0 and _dropout.feeds(rngs) else None)
@@ -183,6 +210,7 @@ class MultiHeadAttention(nnx.Module):
         x: Float[AnyArray, "*b t features"],
         context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
+        values: Float[AnyArray, "*b s value_features"] | None = None,
         mask: AnyMask = None,
         mods: Mods = (),
         gates: Gates = (),
@@ -198,6 +226,8 @@ class MultiHeadAttention(nnx.Module):
           x: `[.., t, features]`, with any number of batch axes, or none.
           context: `[.., s, context_features]`, with the same batch axes; or what `read` made of it, or `decode` of
             what came before.
+          values: `[.., s, value_features]`, what values are made of in the place of the context, or of x without one:
+            `layer(x + p, values=x)` where p says where things are.
           mask: from `jattn.masks`, or a boolean array broadcastable to `[.., h, t, s]`; holds beside the layer's own.
             To masks, mods and gates all batch axes are one axis `b`, the last of them the fastest.
           mods: from `jattn.mods`, one or several; they come after the layer's own.
@@ -209,16 +239,18 @@ class MultiHeadAttention(nnx.Module):
           rngs: where this call's dropout comes from, in the place of the layer's own stream.
 
         Returns:
-          `[.., t, features]`, in the layer's `dtype`.  A query that may attend to nothing gives the bias of the output.
+          `[.., t, out_features]`, in the layer's `dtype`.  A query that may attend to nothing gives the bias of the
+          output.
 
         Raises:
           ValueError, TypeError: input that does not fit, or dropout without a stream of random keys.
         """
         asked = Asked(mask, mods, gates, bias)
-        query, key, value, options = self._inputs(x, context, positions, context_positions, asked)
+        query, key, value, options = self._inputs(x, context, values, positions, context_positions, asked)
         if self.dropout > 0 and not (self.deterministic if deterministic is None else deterministic):
             options["dropout"] = _dropout.drawn(self.dropout, self.rngs, rngs)
-        return self.out(batched(api.attention, query, key, value, options))
+        out = batched(api.attention, query, key, value, options)
+        return self.out(self._projections().from_cache(out) if isinstance(context, Cache) else out)
 
     @of_calls
     @modes.ordinary
@@ -227,6 +259,7 @@ class MultiHeadAttention(nnx.Module):
         x: Float[AnyArray, "*b t features"],
         context: Float[AnyArray, "*b s context_features"] | Cache | None = None,
         *,
+        values: Float[AnyArray, "*b s value_features"] | None = None,
         mask: AnyMask = None,
         mods: Mods = (),
         gates: Gates = (),
@@ -241,6 +274,7 @@ class MultiHeadAttention(nnx.Module):
         Args:
           x: as in a call of the layer.
           context: likewise.
+          values: likewise.
           mask: likewise.
           mods: likewise.
           gates: likewise.
@@ -255,7 +289,7 @@ class MultiHeadAttention(nnx.Module):
           ValueError, TypeError: input that does not fit.
         """
         asked = Asked(mask, mods, gates, bias)
-        return batched(api.weights, *self._inputs(x, context, positions, context_positions, asked))
+        return batched(api.weights, *self._inputs(x, context, values, positions, context_positions, asked))
 
     def cache(
         self,
@@ -271,14 +305,16 @@ class MultiHeadAttention(nnx.Module):
           dtype: in which keys and values are kept, by default the layer's `dtype`, or else that of its parameters.
 
         Returns:
-          Arrays `[*batch, n, kv_heads, head_dim]` and a length of 0 for each example.
+          Arrays `[*batch, n, kv_heads, head_dim]` and `[*batch, n, kv_heads, value_dim]` and a length of 0 for each
+          example.  With `latent`, `[*batch, n, 1, rank + rotary_dim]`, and values of width 0: they are the latents.
 
         Raises:
           ValueError: n or a batch axis is no such number.
         """
         if not _checks.is_whole(n) or n < 1:
             raise ValueError(f"n must be an int >= 1, got {n!r}")
-        return _cache.empty(batch_axes(batch), int(n), self.kv_heads, self.head_dim, dtype or self.cache_dtype)
+        widths = self._projections().cache_widths()
+        return _cache.empty(batch_axes(batch), int(n), *widths, dtype or self.cache_dtype)
 
     @of_calls
     @modes.ordinary
@@ -287,6 +323,7 @@ class MultiHeadAttention(nnx.Module):
         x: Float[AnyArray, "*b t features"],
         cache: Cache,
         *,
+        values: Float[AnyArray, "*b t value_features"] | None = None,
         mask: AnyMask = None,
         mods: Mods = (),
         gates: Gates = (),
@@ -305,6 +342,7 @@ class MultiHeadAttention(nnx.Module):
           x: `[.., t, features]`.
           cache: from `layer.cache(n, batch)`, or from the call before.  Of the layer's own masks, mods and gates,
             arrays with an axis `t` or `s` have n there.
+          values: as in a call of the layer, of these t positions.
           mask: as in a call of the layer; an array with an axis `t` has that of x, and n at an axis `s`.
           mods: as in a call of the layer, with the same axes.
           gates: likewise.
@@ -329,30 +367,43 @@ class MultiHeadAttention(nnx.Module):
         (True, (8,))
         """
         asked = Asked(mask, mods, gates, bias)
-        step = _decoding.step(self._projections(), x, cache, self._own_options(), asked, positions)
-        out = self.out(batched(api.attention, step.query, step.cache.key, step.cache.value, step.options))
-        return _decoding.dropped(out, step.fits), step.cache
+        projections = self._projections()
+        step = _decoding.step(projections, x, cache, self._own_options(), asked, positions, values)
+        out = batched(api.attention, *projections.to_cache(step.query, step.cache), step.options)
+        return _decoding.dropped(self.out(projections.from_cache(out)), step.fits), step.cache
 
     @modes.ordinary
-    def read(self, context: Float[AnyArray, "*b s context_features"], *, positions: ArrayLike | None = None) -> Cache:
+    def read(
+        self,
+        context: Float[AnyArray, "*b s context_features"],
+        *,
+        values: Float[AnyArray, "*b s value_features"] | None = None,
+        positions: ArrayLike | None = None,
+    ) -> Cache:
         """Keys and values of a context, projected once for any number of calls.
 
         `layer(x, layer.read(context))` is `layer(x, context)`.
 
         Args:
           context: `[.., s, context_features]`.
+          values: as in a call.
           positions: of the context, as `context_positions` in a call.
 
         Returns:
-          Arrays `[.., s, kv_heads, head_dim]` and a length of s for each example.
+          Arrays as those of `cache`, with room for s positions, and a length of s for each example.
 
         Raises:
           ValueError, TypeError: the context does not fit, or positions without a rotary embedding.
         """
         projections = self._projections()
-        projections.check_context(context, positions)
-        key, value = projections.keys_values(context, positions)
+        projections.check_context(context, positions, values)
+        key, value = projections.kept(context, values, positions)
         return Cache(key, value, jnp.full(context.shape[:-2], context.shape[-2], jnp.int32))
+
+    @property
+    def rotary_base(self) -> float | None:
+        """The base of the rotary embedding, where it has one."""
+        return getattr(self.rotary, "base", None)
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` calls.
@@ -364,7 +415,8 @@ class MultiHeadAttention(nnx.Module):
             self.deterministic = deterministic
 
     def _projections(self) -> Projections:
-        return Projections(self.query, self.key, self.value, self.query_norm, self.key_norm, self.rotary_base)
+        parts = self.query, self.key, self.value, self.query_norm, self.key_norm, self.rotary
+        return Projections(*parts) if self.latent is None else LatentProjections(*parts, self.latent, self.query_latent)
 
     def _own_options(self) -> Options:
         """Options of `jattn.attention` that hold in every call."""
@@ -375,20 +427,21 @@ class MultiHeadAttention(nnx.Module):
         self,
         x: AnyArray,
         context: AnyArray | Cache | None,
+        values: AnyArray | None,
         positions: ArrayLike | None,
         context_positions: ArrayLike | None,
         asked: Asked,
     ) -> tuple[Array, Array, Array, Options]:
         """Query, key and value, and the options of `jattn.attention` but for dropout."""
         projections = self._projections()
-        projections.check(x, context, positions, context_positions)
+        projections.check(x, context, positions, context_positions, values)
         query = projections.queries(x, positions)
         if isinstance(context, Cache):
-            key, value = context.key, context.value
+            query, key, value = projections.to_cache(query, context)
         elif context is not None:
-            key, value = projections.keys_values(context, context_positions)
+            key, value = projections.keys_values(context, values, context_positions)
         else:
-            key, value = projections.keys_values(x, positions)
+            key, value = projections.keys_values(x, values, positions)
         _checks.check_padding(asked.mask, query.shape[-3], key.shape[-3], query.shape[:-3])
         options = asked.beside(self._own_options(), query.shape[:-3])
         if isinstance(context, Cache):

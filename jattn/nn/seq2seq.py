@@ -252,7 +252,7 @@ class Seq2SeqAttention(nnx.Module):
         call = checked(call, ("normalizer",), "Seq2SeqAttention")
         _checks.check_array(x, "x", "t", self.features)
         lead = x.shape[:-2]
-        _cache.check(memory, lead, self.heads, self.head_dim)
+        _cache.check(memory, lead, self.heads, self.head_dim, self.head_dim)
         _checks.check_padding(mask, x.shape[-2], memory.room, lead)
         real = masks.prefix(memory.length.reshape(-1))
         mask = real if mask is None else real & as_mask(mask, lead)

@@ -21,7 +21,7 @@ from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, BlockOptions
 from jattn.nn.multi_head import MultiHeadAttention
 
-_OF_POSITIONS = ("mask", "mods", "gates", "rotary_base")
+_OF_POSITIONS = ("mask", "mods", "gates", "rotary_base", "rotary")
 
 
 class BlockCache(NamedTuple):
@@ -52,7 +52,7 @@ class TransformerBlock(nnx.Module):
         mlp(x) = activation(x W_in) W_out,  gated: (activation(x W_gate) * x W_in) W_out      (+ biases)
 
     A decoder is made of it with `mask=masks.causal()`, one with a sliding window with `masks.causal() &
-    masks.window(left)`, an encoder with neither; `rotary_base` or `mods=mods.alibi(..)` tell positions apart.
+    masks.window(left)`, an encoder with neither; `rotary_base`, `rotary` or `mods=mods.alibi(..)` tell positions apart.
 
     Args:
       features: width of x and of the output.
@@ -71,8 +71,8 @@ class TransformerBlock(nnx.Module):
       precision: a `jax.lax.Precision` for all products.
       rngs: stream `params` for the parameters and, with dropout, `dropout`: the block keeps streams forked from it.
       **options: of the self-attention, as `jattn.nn.MultiHeadAttention` takes them: kv_heads, head_dim, rotary_base,
-        qk_norm, sinks, mask, mods, ...  The cross-attention takes the same but for mask, mods, gates and rotary_base,
-        which are about positions within x.
+        rotary, qk_norm, sinks, mask, mods, ...  The cross-attention takes the same but for mask, mods, gates,
+        rotary_base and rotary, which are about positions within x.
 
     Parameters (`nnx.Param`):
       `attention` and `cross_attention` as `MultiHeadAttention` says, `attention_norm`, `cross_norm` and `mlp_norm` with

@@ -10,7 +10,7 @@ from flax import nnx
 
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
-from jattn.nn import MultiHeadAttention
+from jattn.nn import L2Norm, MultiHeadAttention
 from tests.layers import LOOSE, TIGHT, compare, normal, pure, randomised, traced_once, turn
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -23,16 +23,22 @@ B, T, S, H, D, F, C = 2, 6, 9, 4, 4, 16, 5  # F and C: widths of x and of the co
 
 
 def dense(
-    p, x, context=None, *, base=None, positions=None, context_positions=None, compare=None, mod=lambda s, p: s,
-    mask=True, weigh=lambda s, p: jax.nn.softmax(s, axis=-1), gate=lambda w: w,
+    p, x, context=None, *, values=None, base=None, positions=None, context_positions=None, compare=None, mod=lambda s, p: s,
+    unit=lambda y: y / jnp.sqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6), mask=True, weigh=lambda s, p: jax.nn.softmax(s, axis=-1), gate=lambda w: w,
 ):  # fmt: skip
     """The layer with parameters `p`, any number of batch axes; scores and weights are `[.., h, t, s]`."""
     context = x if context is None else context
     project = lambda name, y: jnp.einsum("...tf,fhd->...thd", y, p[name]["kernel"]) + p[name].get("bias", 0)
-    query, key, value = project("query", x), project("key", context), project("value", context)
+    query, key, value = (
+        project("query", x),
+        project("key", context),
+        project("value", context if values is None else values),
+    )
     if "query_norm" in p:
-        unit = lambda y: y / jnp.sqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
-        query, key = unit(query) * p["query_norm"]["scale"], unit(key) * p["key_norm"]["scale"]
+        query, key = (
+            unit(y) * p[name]["scale"] + p[name].get("bias", 0)
+            for name, y in (("query_norm", query), ("key_norm", key))
+        )
     if base is not None:
         query = turn(query, np.arange(x.shape[-2]) if positions is None else positions, base)
         key = turn(key, np.arange(context.shape[-2]) if context_positions is None else context_positions, base)
@@ -76,6 +82,7 @@ bias = np.random.default_rng(6).standard_normal((H, T, S))
 steps = np.cumsum(np.random.default_rng(7).integers(1, 4, (B, T)), axis=1)
 weights = {n: np.random.default_rng(8 + n).standard_normal(shape) for n, shape in enumerate([(D, 3), (D, 3), (3,)])}
 
+# fmt: off
 CASES = {
     "plain": Case({}, {}, {}),
     "cross": Case({"kv_heads": 2, "head_dim": 3, "context_features": C, "use_bias": False}, {}, {}, cross=True),
@@ -91,6 +98,15 @@ CASES = {
         cross=True,
     ),
     "qk_norm": Case({"qk_norm": True, "rotary_base": 1e4, "kv_heads": 2}, {}, {"base": 1e4}),
+    "layer_norm": Case({"qk_norm": nnx.LayerNorm}, {}, {"unit": lambda y: (y - y.mean(-1, keepdims=True)) / jnp.sqrt(y.var(-1, keepdims=True) + 1e-6)}),
+    "l2_norm": Case({"qk_norm": L2Norm, "score": scores.dot(np.array(9.0))}, {}, {"unit": lambda y: y / jnp.linalg.norm(y, axis=-1, keepdims=True), "compare": lambda q, k, p: p["arrays"][0] * jnp.einsum("...td,...sd->...ts", q, k)}),
+    "biases": Case({"use_bias": ("query", "value", "out")}, {}, {}),
+    "widths": Case({"value_dim": 3, "out_features": 7, "head_dim": 5, "kv_heads": 2, "use_bias": ("key",)}, {}, {}),
+    "values": Case({"value_dim": 2}, {"values": normal((B, T, F), 3)}, {"values": normal((B, T, F), 3)}),
+    "values_cross": Case(
+        {"context_features": C, "value_features": 3, "kv_heads": 1},
+        {"values": normal((B, S, 3), 3)}, {"values": normal((B, S, 3), 3)}, cross=True,
+    ),
     "sinks": Case({"sinks": True, "implementation": "reference"}, {}, {"weigh": sunk}),
     "masks": Case({"mask": masks.causal()}, {"mask": holes | (i == j)}, {"mask": causal & (holes | (i == j))}),
     "mods": Case(
@@ -108,6 +124,7 @@ CASES = {
     "additive": Case({"score": scores.additive(*weights.values())}, {}, {"compare": additive}),
     "sigmoid": Case({"normalizer": normalizers.sigmoid(-1.0)}, {}, {"weigh": lambda s, p: jax.nn.sigmoid(s - 1)}),
 }
+# fmt: on
 
 
 def compare_with_dense(layer, inputs, call, tolerance, **options):
@@ -253,6 +270,47 @@ def test_qk_norm_does_not_see_the_scale_of_the_projections():
     assert layer.query_norm is not None and layer.query_norm.scale is not None
     layer.query_norm.scale[...] *= 2.0
     assert float(abs(layer(x) - before).max()) > 1e-3
+
+
+def test_biases_by_name():
+    layer = MultiHeadAttention(F, H, use_bias=("query", "value"), rngs=nnx.Rngs(0))
+    assert {name for name, x in pure(layer).items() if "bias" in x} == {"query", "value"}
+    with pytest.raises(ValueError, match="use_bias must name some of query, key, value, out, got 'q'"):
+        MultiHeadAttention(F, H, use_bias=("q",), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="use_bias must be True, False, or some of"):
+        MultiHeadAttention(F, H, use_bias="query", rngs=nnx.Rngs(0))
+
+
+def test_l2_norm_of_zeros():
+    norm = L2Norm(3, rngs=nnx.Rngs(0))
+    assert (norm(jnp.zeros(3)) == 0).all()
+    assert jnp.isfinite(jax.grad(lambda x: norm(x).sum())(jnp.zeros(3))).all()
+    assert norm(jnp.ones(3, jnp.bfloat16)).dtype == jnp.float32
+    assert L2Norm(3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(jnp.ones(3)).dtype == jnp.bfloat16
+
+
+def test_values_decoded_and_read():
+    """Keys say where things are, values do not; the cache holds both."""
+    layer = randomised(
+        MultiHeadAttention(F, H, value_dim=3, value_features=C, kv_heads=2, mask=masks.causal(), rngs=nnx.Rngs(0))
+    )
+    x, values = normal((B, T, F), 1), normal((B, T, C), 2)
+    want = layer(x, values=values)
+    first, cache = layer.decode(x[:, :4], layer.cache(T, B), values=values[:, :4])
+    last, cache = layer.decode(x[:, 4:], cache, values=values[:, 4:])
+    assert_close(jnp.concatenate([first, last], 1), want, LOOSE)
+    assert cache.value.shape == (B, T, 2, 3)
+    assert_close(layer(x, layer.read(x, values=values)), want, LOOSE)
+    assert_close(layer.weights(x, values=values), layer.weights(x, x, values=values), LOOSE)
+    for call in (lambda: layer(x), lambda: layer.decode(x, layer.cache(T, B)), lambda: layer.read(x)):
+        with pytest.raises(
+            ValueError, match=r"values must be given, \[.., [ts], 5\]: the layer was made with value_features"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"values must have the axes \[.., t\] of x, got values \[2, 2, 5\]"):
+        layer(x, values=values[:, :2])
+    with pytest.raises(ValueError, match="values was given with a cache"):
+        layer(x, cache, values=values)
 
 
 # Dropout
