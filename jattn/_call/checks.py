@@ -20,6 +20,7 @@ from jattn._terms import AXES, Offsets, Operand, Origin, Term, broadcast_operand
 from jattn._terms import positions as integers
 
 T = TypeVar("T")
+_HERE = Origin()
 _DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
@@ -191,7 +192,7 @@ def _mask_array(mask: object) -> masks.Mask:
 def _origin(given: Mapping[str, ArrayLike] | ArrayLike | None, sizes: dict[str, int]) -> Origin:
     """Where a call stands, as `positions` says."""
     if given is None:
-        return Origin()
+        return _HERE
     named = isinstance(given, Mapping)
     firsts = dict(given) if named else {"t": given}
     if not set(firsts) <= set(AXES):
@@ -219,12 +220,13 @@ def _difference(t: int | Operand, s: int | Operand) -> int | Operand:
     return Operand(value(t) - value(s), max(x.axes for x in (t, s) if isinstance(x, Operand)))
 
 
-def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = Origin()) -> masks.Mask:
+def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE) -> masks.Mask:
     """The mask with its boolean arrays as operands, its other sizes checked as far as it is known where the call
     stands."""
     known = lambda *numbers: sum(numbers) if all(isinstance(x, int) for x in numbers) else 0
-    i, j, first_head = known(origin.offsets.lead, origin.offsets.first), known(origin.offsets.first), known(origin.first_head)
-    t, s, heads = i + sizes["t"], j + sizes["s"], first_head + sizes["h"]
+    lead, first, head = origin.offsets.lead, origin.offsets.first, known(origin.first_head)
+    i, j = known(lead, first), known(first)
+    t, s, heads = i + sizes["t"], j + sizes["s"], head + sizes["h"]
 
     def placed(x: object) -> object:
         if isinstance(x, masks.Unplaced):
@@ -233,7 +235,7 @@ def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = Origin()) ->
             shape, reach = x.layout.shape, [n * x.block for n in x.layout.shape[-2:]]
             of_heads = len(shape) == 3 and (shape[0] != heads if origin.h is None else shape[0] < heads)
             if reach[0] < t or reach[1] < s or min(i, j) < 0 or of_heads:
-                counted = "" if origin == Origin() else f", counted from positions {i} and {j} and from head {first_head}"
+                counted = "" if origin == _HERE else f", counted from positions {i} and {j} and from head {head}"
                 raise ValueError(
                     f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {t}, s = {s} and, with"
                     f" three axes, have h = {heads} first{counted}"

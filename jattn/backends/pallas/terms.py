@@ -21,6 +21,8 @@ from jattn._terms.reach import Span, span
 from jattn.backends.contract import Spec
 from jattn.mods import Mod, Relative
 
+_HERE = Offsets()
+
 
 def terms_of(spec: Spec) -> Any:
     """The terms with the numbers of their operands in the place of the arrays."""
@@ -44,6 +46,9 @@ class Diagonals(Mod):
     hides = True
 
     strip: FieldValue
+    lead: FieldValue = (
+        0  # how far the first query stands beyond the first key; the strip is by the call's own positions
+    )
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return score + self.strip
@@ -82,7 +87,7 @@ class Words:
         return Cells(self.block, rows, words)
 
 
-def packed(mask: masks.Mask | None, kind: type[Packed] = Packed, offsets: Offsets = Offsets()) -> Any:
+def packed(mask: masks.Mask | None, kind: type[Packed] = Packed, offsets: Offsets = _HERE) -> Any:
     """The mask with its layouts packed, as far as masks around them are known to leave positions as they are."""
     if isinstance(mask, masks.Blocks):
         return _pack(mask, kind, offsets)
@@ -161,7 +166,8 @@ class TileTerms:
         first = (Times(scale),) if isinstance(scale, Operand) else ()
         self.scale = 1.0 if isinstance(scale, Operand) else scale
         self.relative = {m.table.array: m for m in terms.mods if isinstance(m, Relative)}
-        as_diagonals = lambda m: self.along_diagonal(Operand(m.table.array, m.table.axes + "r"))
+        lead = terms.offsets.lead
+        as_diagonals = lambda m: self.along_diagonal(Operand(m.table.array, m.table.axes + "r"), lead)
         terms = dataclasses.replace(
             terms,
             compare=None,
@@ -170,7 +176,7 @@ class TileTerms:
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)
-        self.frame, self.span, self.lead = frame, span(moved(terms_of(spec))), terms.offsets.lead
+        self.frame, self.span, self.lead = frame, span(moved(terms_of(spec))), lead
         # float32 says exactly how large scores are, and mods may make them as large as they like
         self.natural = self.has_mods or spec.dtype == jnp.float32
         # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before

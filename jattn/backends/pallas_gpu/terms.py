@@ -24,9 +24,10 @@ class Strip(Mod):
     hides = True
 
     strip: FieldValue
+    lead: FieldValue
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        return score + self.strip.at(i, j)
+        return score + self.strip.at(i - self.lead, j)
 
 
 @term
