@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -45,6 +45,7 @@ def attention(
     implementation: str | Backend | None = ...,
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
+    positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
 ) -> Float[Array, "*b t h e"]: ...
 @overload
 def attention(
@@ -64,6 +65,7 @@ def attention(
     implementation: str | Backend | None = ...,
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
+    positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
 ) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @overload
 def attention(
@@ -83,6 +85,7 @@ def attention(
     implementation: str | Backend | None = ...,
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
+    positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @hints.hinted
 @modes.ordinary
@@ -103,6 +106,7 @@ def attention(
     implementation: str | Backend | None = None,
     blocks: tuple[int, int] | None = None,
     precision: jax.lax.Precision | str | None = None,
+    positions: Mapping[str, ArrayLike] | ArrayLike | None = None,
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]:
     """Attention: out[b, i, h] = sum over j of weight[b, h, i, j] value[b, j, h // (h/g)], with
 
@@ -126,6 +130,11 @@ def attention(
       blocks: (query rows, key rows) of a tile, in the place of the tuned sizes.
       precision: a `jax.lax.Precision` for the two products.  On TPU a bfloat16 query takes up the score's scale,
         rounded to bfloat16, unless this is "highest"; float32 is computed at "highest" unless this says otherwise.
+      positions: where the first query stands in a longer sequence, an int, an integer scalar or integers `[b]`: masks,
+        mods and gates see i counted from there.  Or of several axes, `{"t": first query, "s": first key, "h": first
+        head, "b": first batch element}`: j counts from the first key, a layout of each head and the bits of dropout
+        from the first head, those bits from the first batch element.  Arrays have the call's own queries, keys, heads
+        and batch elements.  An int is part of the compiled program, an array is not; blocks are skipped by either.
 
     Returns:
       out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf
@@ -141,11 +150,21 @@ def attention(
     >>> jattn.attention(q, k, v, mask=jattn.masks.causal() & jattn.masks.window(left=7)).shape
     (2, 16, 4, 8)
 
+    The last eight queries as a chunk of their own; and one query of each example, at the position that it has reached:
+
+    >>> options = {"mask": jattn.masks.causal(), "mods": jattn.mods.alibi(jattn.mods.alibi_slopes(4))}
+    >>> whole = jattn.attention(q, k, v, **options)
+    >>> chunk = jattn.attention(q[:, 8:], k, v, **options, positions=8)
+    >>> reached = jax.numpy.array([3, 12])
+    >>> step = jattn.attention(q[[0, 1], reached][:, None], k, v, **options, positions=reached)
+    >>> bool(abs(chunk - whole[:, 8:]).max() < 1e-5), bool(abs(step[:, 0] - whole[[0, 1], reached]).max() < 1e-5)
+    (True, True)
+
     Source: Bahdanau et al. 2015, Luong et al. 2015, Vaswani et al. 2017; in tiles: Rabe & Staats 2021, Dao et al. 2022.
     """
     problem = checks.problem(
         query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
-        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision,
+        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision, positions=positions,
     )  # fmt: skip
     target = targets.current()
     chosen = dispatch.choose(problem, implementation, target).backend

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, Size, Term, counter_hash, indices, number, operand, term
+from jattn._terms import FieldValue, Operand, Term, counter_hash, number, operand, term
 from jattn._terms.closures import Closure, function_parts
 
 __all__ = ["Gate", "dropout", "function", "gaussian"]
@@ -51,8 +51,8 @@ class Dropout(Gate):
     b: FieldValue = None
     h: FieldValue = None
 
-    def bound(self, b: Size, h: Size) -> Dropout:
-        return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
+    def bound(self, b: Operand, h: Operand) -> Dropout:
+        return dataclasses.replace(self, b=b, h=h)
 
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         if self.rate == 0:

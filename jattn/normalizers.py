@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, Size, Term, counter_hash, indices, number, rows, term
+from jattn._terms import FieldValue, Operand, Term, counter_hash, number, rows, term
 from jattn.mods import Mod
 
 __all__ = ["Normalizer", "entmax15", "gumbel", "hard", "sigmoid", "softmax", "sparsemax"]
@@ -246,8 +246,8 @@ class GumbelNoise(Mod):
     b: FieldValue = None
     h: FieldValue = None
 
-    def bound(self, b: Size, h: Size) -> GumbelNoise:
-        return dataclasses.replace(self, b=indices(b, "b"), h=indices(h, "h"))
+    def bound(self, b: Operand, h: Operand) -> GumbelNoise:
+        return dataclasses.replace(self, b=b, h=h)
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         u = counter_hash.uniform(counter_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)

@@ -216,6 +216,19 @@ CASES: dict[str, Callable[[Draw], Options]] = {
     "hard-straight-through": lambda x: {"normalizer": normalizers.hard(True), "mask": _without_rows(x)},
     "gumbel": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), 0.7), "mask": masks.causal()},
     "gumbel-hard": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), x.number(0.7), hard=True)},
+    # positions
+    "positions": lambda x: {
+        "mask": masks.window(9) & ~masks.blocks(x.flags(10, 10, odds=0.3), 3),
+        "mods": (mods.relative(x.normal("h", 8)),),
+        "positions": {"t": 7, "s": 2},
+    },
+    "positions-traced": lambda x: {
+        "mask": masks.causal(4) & masks.blocks(x.flags(9, 10, 10), 3)
+        | masks.segments(x.documents("t"), x.documents("s")),
+        "mods": (mods.alibi(x.normal("h", scale=0.3)), mods.relative(x.normal("h", 8))),
+        "dropout": gates.dropout(0.2, 2),
+        "positions": {"t": x.integers("b", 0, 9), "s": jnp.asarray(3), "h": jnp.asarray(4), "b": jnp.asarray(5)},
+    },
     # and
     "precision": lambda x: {"precision": "highest", "bias": x.normal("t", 1)},
     "everything": _everything,

@@ -22,7 +22,7 @@ import numpy as np
 
 CHECKED = (
     *(f"jattn._terms.{x}" for x in ("block_tables", "linear", "reach", "term")),
-    *(f"jattn._call.{x}" for x in ("dispatch", "plan", "problem", "shifts", "targets")),
+    *(f"jattn._call.{x}" for x in ("dispatch", "plan", "problem", "targets")),
     "jattn._derivatives",
     "jattn.backends",
     *(f"jattn_kernels.{x}" for x in ("chips", "tables", "tiles.functions", "tpu.sizes")),

@@ -19,7 +19,7 @@ from jax import core
 import jattn
 from jattn import _terms, masks, operand
 from jattn._call import checks
-from jattn._terms import block_tables
+from jattn._terms import Origin, block_tables
 from jattn._terms.block_tables import Answer, Tiling
 from tests import strategies
 from tests.cases import Draw, Sizes
@@ -135,7 +135,7 @@ def test_static_masks_are_equal_by_value():
 
 def placed(mask, sizes=SIZES):
     mask = checks.place(mask, {a: getattr(sizes, a) for a in "bhts"})
-    return mask.bound(sizes.b, sizes.h)
+    return mask.bound(*Origin().indices(sizes.b, sizes.h))
 
 
 def pairs(mask, sizes=SIZES) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import jax
@@ -16,9 +16,11 @@ from jax.typing import ArrayLike
 from jattn import _terms, masks, mods, normalizers, scores
 from jattn import gates as gates_
 from jattn._call.problem import Problem
-from jattn._terms import AXES, Operand, Term, broadcast_operand, functions
+from jattn._terms import AXES, Offsets, Operand, Origin, Term, broadcast_operand, functions
+from jattn._terms import positions as integers
 
 T = TypeVar("T")
+_HERE = Origin()
 _DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
@@ -75,6 +77,7 @@ def problem(
     dropout: gates_.Gate | None = None,
     return_lse: bool = False,
     precision: jax.lax.Precision | str | None = None,
+    positions: Mapping[str, ArrayLike] | ArrayLike | None = None,
 ) -> Problem:
     """The checked problem, with a batch axis."""
     query, key, value = array(query, "query"), array(key, "key"), array(value, "value")
@@ -95,8 +98,9 @@ def problem(
         mods_ = (mods.Bias(broadcast_operand(array(bias, "bias"), sizes, "bias")), *mods_)
     if dropout is not None:
         gates = (*gates, _instance(dropout, gates_.Gate, "dropout", "gates.dropout(0.1, seed)"))
+    origin = _origin(positions, sizes)
     if mask is not None:
-        mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes)
+        mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes, origin)
     sink = None
     if sinks is not None:
         logits = array(sinks, "sinks")
@@ -112,7 +116,7 @@ def problem(
     except ValueError:
         raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
     score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
-    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision)
+    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision, origin)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
     mask, mods_, gates = functions.checked((mask, mods_, gates), query.dtype)
@@ -185,18 +189,56 @@ def _mask_array(mask: object) -> masks.Mask:
     return masks.dense(mask)
 
 
-def place(mask: masks.Mask, sizes: dict[str, int]) -> masks.Mask:
-    """The mask with its boolean arrays as operands, its other sizes checked."""
+def _origin(given: Mapping[str, ArrayLike] | ArrayLike | None, sizes: dict[str, int]) -> Origin:
+    """Where a call stands, as `positions` says."""
+    if given is None:
+        return _HERE
+    named = isinstance(given, Mapping)
+    firsts = dict(given) if named else {"t": given}
+    if not set(firsts) <= set(AXES):
+        raise ValueError(f'positions must name axes of "bhts", got {", ".join(map(repr, firsts))}')
+    name = lambda axis: f"positions[{axis!r}]" if named else "positions"
+    b, h = (integers.integer(firsts[a], name(a)) if a in firsts else None for a in "bh")
+    for axis, value in (("b", b), ("h", h)):
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{name(axis)} must be >= 0, got {value}")
+    t, s = (integers.lengths(firsts.get(a, 0), name(a)) for a in "ts")
+    for axis, value in (("t", t), ("s", s)):
+        if isinstance(value, Operand) and value.axes and value.array.shape != (sizes["b"],):
+            raise ValueError(
+                f"{name(axis)} must be an integer, or integers [b] = [{sizes['b']}], got shape"
+                f" {list(value.array.shape)}: where the first {'query' if axis == 't' else 'key'} stands"
+            )
+    together = firsts.get("t", 0) is firsts.get("s", 0)
+    return Origin(0 if b is None else b, h, Offsets(0 if together else _difference(t, s), s))
+
+
+def _difference(t: int | Operand, s: int | Operand) -> int | Operand:
+    if isinstance(t, int) and isinstance(s, int):
+        return t - s
+    value = lambda x: x.array if isinstance(x, Operand) else np.int32(x)
+    return Operand(value(t) - value(s), max(x.axes for x in (t, s) if isinstance(x, Operand)))
+
+
+def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE) -> masks.Mask:
+    """The mask with its boolean arrays as operands, its other sizes checked as far as it is known where the call
+    stands."""
+    known = lambda *numbers: sum(numbers) if all(isinstance(x, int) for x in numbers) else 0
+    lead, first, head = origin.offsets.lead, origin.offsets.first, known(origin.first_head)
+    i, j = known(lead, first), known(first)
+    t, s, heads = i + sizes["t"], j + sizes["s"], head + sizes["h"]
 
     def placed(x: object) -> object:
         if isinstance(x, masks.Unplaced):
             return masks.Dense(broadcast_operand(x.array, sizes, "mask"))
         if isinstance(x, masks.Blocks):
             shape, reach = x.layout.shape, [n * x.block for n in x.layout.shape[-2:]]
-            if reach[0] < sizes["t"] or reach[1] < sizes["s"] or (len(shape) == 3 and shape[0] != sizes["h"]):
+            of_heads = len(shape) == 3 and (shape[0] != heads if origin.h is None else shape[0] < heads)
+            if reach[0] < t or reach[1] < s or min(i, j) < 0 or of_heads:
+                counted = "" if origin == _HERE else f", counted from positions {i} and {j} and from head {head}"
                 raise ValueError(
-                    f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {sizes['t']},"
-                    f" s = {sizes['s']} and, with three axes, have h = {sizes['h']} first"
+                    f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {t}, s = {s} and, with"
+                    f" three axes, have h = {heads} first{counted}"
                 )
         return x
 

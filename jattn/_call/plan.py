@@ -14,6 +14,8 @@ from jax.core import Tracer
 from jattn import _terms
 from jattn._call import dispatch, targets
 from jattn._call.problem import Problem, reduce
+from jattn._terms import Terms
+from jattn._terms.moved import moved
 from jattn.backends.contract import Backend, Cut, Fused, Spec
 
 
@@ -135,7 +137,8 @@ def _cut(problem: Problem, backend: Fused, override: tuple[int, int] | None, tar
 
     q, k, v, operands = jax.eval_shape(arrays, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem))
     spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override, target)
-    mask = _terms.bind(problem.mask, q.shape[0], q.shape[2])
+    mask = _terms.bind(problem.mask, *problem.origin.indices(q.shape[0], q.shape[2]))
+    mask = moved(Terms(None, mask=mask, offsets=problem.origin.offsets))
     known = not any(isinstance(x, (Tracer, jax.ShapeDtypeStruct)) for x in jax.tree.leaves(mask))
     assert backend.cut is not None
     return backend.cut(spec, q, k, v, operands, mask, known)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn import _terms
-from jattn._terms import FieldValue, Shaped, Signature, Terms, term
+from jattn._terms import FieldValue, Origin, Shaped, Signature, Terms, term
 from jattn.gates import Gate
 from jattn.masks import Mask
 from jattn.mods import Mod
@@ -32,6 +32,7 @@ class Problem(_terms.Term):
     gates: tuple[Gate, ...]
     sinks: FieldValue  # an operand [h], or None
     precision: jax.lax.Precision | None
+    origin: Origin = Origin()
 
     @property
     def empty(self) -> bool:
@@ -62,8 +63,9 @@ def reduce(problem: Problem) -> Tiled:
     value = problem.value
     if key.shape[2] != value.shape[2]:  # a score that projects keys for every query head apart
         value = jnp.repeat(value, key.shape[2] // value.shape[2], axis=2)
-    terms = Terms(compare, (*first, *problem.mods, *problem.normalizer.mods), problem.mask, problem.gates)
-    operands, signature = _terms.split(terms.bound(query.shape[0], query.shape[2]))
+    modified, origin = (*first, *problem.mods, *problem.normalizer.mods), problem.origin
+    terms = Terms(compare, modified, problem.mask, problem.gates, origin.offsets)
+    operands, signature = _terms.split(terms.bound(*origin.indices(query.shape[0], query.shape[2])))
     return Tiled(query, key, value, operands, signature)
 
 

@@ -12,7 +12,9 @@ from jattn._terms.operand import number as number
 from jattn._terms.operand import operand as operand
 from jattn._terms.operand import wide as wide
 from jattn._terms.operand import working as working
+from jattn._terms.origin import Origin as Origin
 from jattn._terms.term import FieldValue as FieldValue
+from jattn._terms.term import Offsets as Offsets
 from jattn._terms.term import Signature as Signature
 from jattn._terms.term import Term as Term
 from jattn._terms.term import Terms as Terms

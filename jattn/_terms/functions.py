@@ -18,7 +18,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods
-from jattn._terms import Operand, Signature, split, working
+from jattn._terms import Operand, Origin, Signature, split, working
 from jattn._terms.closures import Closure
 from jattn._terms.linear import nonlinear
 
@@ -59,7 +59,7 @@ def _of_a_user(x: object) -> bool:
 
 def _check_gate(gate: gates.Gate, dtype: jnp.dtype) -> None:
     """Raises unless a gate is linear in the weight; what holds for one holds for all of its class and signature."""
-    arrays, signature = split(gate.bound(1, 1))
+    arrays, signature = split(gate.bound(*Origin().indices(1, 1)))
     operands = tuple(
         (x.shape, _canonical(working(x, dtype)), axes) for x, axes in zip(arrays, signature.axes, strict=True)
     )

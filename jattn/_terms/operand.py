@@ -97,9 +97,13 @@ def as_array(x: ArrayLike, name: str) -> AnyArray:
     return x
 
 
-def indices(n: Size, axis: str) -> Operand:
-    """0, 1, .. along an axis, for terms that depend on which batch element or head they are of."""
-    return Operand(np.arange(n, dtype=np.int32), axis)
+def indices(n: Size, axis: str, first: int | Operand = 0) -> Operand:
+    """first, first + 1, .. along an axis, for terms that depend on which batch element or head they are of.
+
+    They are NumPy's unless where they begin is known at run time alone.
+    """
+    own = np.arange(n, dtype=np.int32)
+    return Operand(own + (first.array if isinstance(first, Operand) else np.int32(first)), axis)
 
 
 def broadcast_operand(array: ArrayLike, sizes: dict[str, int], name: str) -> Operand:

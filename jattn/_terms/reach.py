@@ -6,6 +6,8 @@ import math
 from typing import NamedTuple
 
 from jattn import masks
+from jattn._terms.moved import Moved
+from jattn._terms.term import FieldValue
 
 
 class Span(NamedTuple):
@@ -44,8 +46,17 @@ def span(mask: masks.Mask | None) -> Span:
     if isinstance(mask, masks.And):
         one, other = span(mask.left), span(mask.right)
         return Span(min(one.left, other.left), min(one.right, other.right), one.exact and other.exact)
+    if isinstance(mask, Moved):
+        return _moved(span(mask.mask), mask.offsets.lead)
     if isinstance(mask, masks.Window):
         sides = [math.inf if x is None else x for x in (mask.left, mask.right)]
         left, right = (x if isinstance(x, (int, float)) else math.inf for x in sides)
         return Span(left, right, [left, right] == sides)
     return Span(math.inf, math.inf, False)
+
+
+def _moved(near: Span, lead: FieldValue) -> Span:
+    """A window seen from queries that stand `lead` further beyond the first key than they are counted."""
+    if isinstance(lead, int):
+        return near._replace(left=near.left - lead, right=near.right + lead)
+    return Span(math.inf, math.inf, near.full)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_pytree_node
 
-from jattn._terms.operand import Operand, Size
+from jattn._terms.operand import Operand
 
 if TYPE_CHECKING:
     from jattn.gates import Gate
@@ -47,8 +47,8 @@ class Term:
 
         register_pytree_node(cls, _flatten, unflatten)
 
-    def bound(self, b: Size, h: Size) -> Self:
-        """The same term with the indices of batch elements and heads filled in as operands, where it uses them."""
+    def bound(self, b: Operand, h: Operand) -> Self:
+        """The same term with the indices of batch elements `[b]` and of heads `[h]` filled in, where it uses them."""
         return self.changed(lambda value: bind(value, b, h))
 
     def changed(self, change: Callable[[Any], Any]) -> Self:
@@ -74,7 +74,7 @@ def _flatten(term: Term) -> tuple[list[Any], _Static]:
     return [getattr(term, n) for n in inner], (inner, tuple((n, getattr(term, n)) for n in names if n not in inner))
 
 
-def bind(value: T, b: Size, h: Size) -> T:
+def bind(value: T, b: Operand, h: Operand) -> T:
     """`Term.bound` of a term, of the terms in a tuple, or the value itself."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(bind(x, b, h) for x in value)  # type: ignore[return-value]
@@ -94,13 +94,35 @@ def term(cls: type[T]) -> type[T]:
 
 
 @term
+class Offsets(Term):
+    """Where in longer sequences a call's own queries and keys stand.
+
+    A call counts them from 0, as all that cuts tiles does.  Its terms see positions of the sequences.
+    """
+
+    lead: FieldValue = 0
+    """How far the first query stands beyond the first key: all that matters to what looks at j - i alone."""
+    first: FieldValue = 0
+    """Where the first key stands."""
+
+    def at(self, i: FieldValue, j: FieldValue) -> tuple[Any, Any]:
+        """Positions of the sequences, from the call's own."""
+        return _plus(_plus(i, self.lead), self.first), _plus(j, self.first)
+
+
+def _plus(position: FieldValue, by: FieldValue) -> Any:
+    return position if isinstance(by, int) and by == 0 else position + by
+
+
+@term
 class Terms(Term):
-    """All that happens to one tile of one head between the two products."""
+    """All that happens to one tile of one head between the two products, at the call's own positions i and j."""
 
     compare: Any  # compares two tiles; the backends look at which term it is
     mods: tuple[Mod, ...] = ()
     mask: Mask | None = None
     gates: tuple[Gate, ...] = ()
+    offsets: Offsets = Offsets()
 
     def scores(
         self,
@@ -118,14 +140,20 @@ class Terms(Term):
         self, score: jax.Array, i: jax.Array, j: jax.Array, masked: bool = True, fresh: bool | jax.Array = True
     ) -> jax.Array:
         """`scores` once query and key are compared."""
-        score = modified(score, self.mods, i, j)
+        score = modified(score, self.mods, *self.offsets.at(i, j))
         live = fresh
         if masked and self.mask is not None:
-            live = self.mask(i, j) & fresh
+            live = self.attends(i, j) & fresh
         return score if live is True else jnp.where(live, score, -jnp.inf)
+
+    def attends(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        """Where the mask, which there is, lets a pair attend."""
+        assert self.mask is not None
+        return self.mask(*self.offsets.at(i, j))
 
     def weights(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         """Weights after the gates."""
+        i, j = self.offsets.at(i, j)
         for gate in self.gates:
             weight = gate(weight, i, j)
         return weight

@@ -24,14 +24,14 @@ def sample(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
         (b, t, h, _), e = problem.query.shape, problem.value.shape[-1]
         lse = jnp.full((b, t, h), -jnp.inf, jnp.promote_types(problem.query.dtype, jnp.float32))
         return jnp.zeros((b, t, h, e), problem.query.dtype), jnp.full((b, t, h), -1, jnp.int32), lse
-    noise = problem.normalizer.mods[0].bound(problem.sizes["b"], problem.sizes["h"])
+    noise = problem.normalizer.mods[0].bound(*problem.origin.indices(problem.sizes["b"], problem.sizes["h"]))
     q, k, v, operands, signature = reduce(dataclasses.replace(problem, normalizer=Softmax()))
 
     def draw(
-        _: Terms, noise: Mod, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array
+        terms: Terms, noise: Mod, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         # the greatest of the scores with Gumbel noise is a draw from their softmax (Gumbel 1954)
-        index = jnp.argmax(jax.lax.stop_gradient(noise(scores, i, j)), axis=-1)
+        index = jnp.argmax(jax.lax.stop_gradient(noise(scores, *terms.offsets.at(i, j))), axis=-1)
         scores = rows.lowered(scores)
         score = jnp.take_along_axis(scores, index[:, None], axis=-1)[:, 0]
         some = ~jnp.isneginf(score)

@@ -23,11 +23,11 @@ from jattn import _terms
 from jattn._call.problem import Problem, reduce, tile_width
 from jattn._terms import AnyArray, Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling
+from jattn._terms.moved import moved
 from jattn._terms.rows import THRESHOLD
 from jattn.backends.batches import spread
 from jattn.backends.contract import Precision
 from jattn.backends.steps import Step
-from jattn.masks import Mask
 from jattn.normalizers import Normalizer
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
@@ -130,7 +130,7 @@ def _hidden_as_zero(
     divide by them.
     """
     terms = signature.fill([Operand(*x) for x in zip(tiles, signature.axes, strict=True)])
-    rows, columns = _seen(terms.mask, i, j)
+    rows, columns = _seen(terms, i, j)
     query, key, value = arrays
     shown = jnp.any(columns, axis=2)[..., None]  # to some query head of the group
     arrays = [jnp.where(x, y, 0) for x, y in ((rows[..., None], query), (shown, key), (shown, value))]
@@ -151,9 +151,9 @@ def _hidden_as_zero(
     return arrays, _terms.split(dataclasses.replace(rest, mask=terms.mask))[0]
 
 
-def _seen(mask: Mask, i: jax.Array, j: jax.Array) -> list[jax.Array]:
+def _seen(terms: Terms, i: jax.Array, j: jax.Array) -> list[jax.Array]:
     """Which rows of a strip see a key, `[1, g|1, r|1, bt]`, and which keys are seen by a row, `[1, g|1, r|1, s]`."""
-    tiles, signature = _terms.split(mask)
+    tiles, signature = _terms.split(moved(terms))
 
     def head(tiles: list[jax.Array]):
         live = signature.fill(tiles)(i, j)

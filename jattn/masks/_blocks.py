@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Size, indices, term
+from jattn._terms import FieldValue, Operand, indices, term
 from jattn._terms.block_tables import Answer, Range
 from jattn.masks._mask import Mask
 
@@ -26,6 +26,10 @@ class _Layout:
         return np.frombuffer(self.bits, bool).reshape(self.shape)
 
 
+def _layout(array: np.ndarray) -> _Layout:
+    return _Layout(array.shape, array.tobytes())
+
+
 @term
 class Blocks(Mask):
     """Blocks of a static layout."""
@@ -33,10 +37,16 @@ class Blocks(Mask):
     layout: _Layout
     block: int
     head: FieldValue  # the operand that says which head this tile is of; None where the layout is the same for all
+    picked: bool = False  # the heads are picked out of a larger layout at run time
 
-    def bound(self, b: Size, h: Size) -> Blocks:
+    def bound(self, b: Operand, h: Operand) -> Blocks:
         del b
-        return self if self.layout.array.ndim == 2 else dataclasses.replace(self, head=indices(h, "h"))
+        array = self.layout.array
+        if array.ndim == 2:
+            return self
+        if not isinstance(h.array, np.ndarray):
+            return dataclasses.replace(self, head=h, picked=True)
+        return dataclasses.replace(self, layout=_layout(array[h.array]), head=indices(len(h.array), "h"))
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         layout = jnp.asarray(self.layout.array)
@@ -44,14 +54,14 @@ class Blocks(Mask):
         return layout[i // self.block, j // self.block]
 
     def blocks(self, i: Range, j: Range) -> Answer:
-        if not isinstance(i.lo, np.ndarray):  # positions known only at run time
-            return super().blocks(i, j)
         # sums over rectangles of layout cells, from a two-dimensional prefix sum
-        layout = self.layout.array
-        corner = np.zeros((*layout.shape[:-2], layout.shape[-2] + 1, layout.shape[-1] + 1), np.int64)
-        corner[..., 1:, 1:] = layout.cumsum(-2).cumsum(-1)
-        (r0, r1), (c0, c1) = ((np.asarray(x.lo) // self.block, np.asarray(x.hi) // self.block + 1) for x in (i, j))
-        inside = corner[..., r1, c1] - corner[..., r0, c1] - corner[..., r1, c0] + corner[..., r0, c0]
+        layout = self.layout.array.reshape(-1, *self.layout.shape[-2:])
+        sums = np.pad(layout.cumsum(-2).cumsum(-1, dtype=np.int32), ((0, 0), (1, 0), (1, 0)))
+        head = self.head.lo if self.picked else np.arange(len(sums)).reshape(-1, 1, 1)
+        (r0, r1), (c0, c1) = ((x.lo // self.block, x.hi // self.block + 1) for x in (i, j))
+        if not all(isinstance(x, np.ndarray) for x in (head, r0, c0)):  # where they are is known only at run time
+            sums = jnp.asarray(sums)
+        inside = sums[head, r1, c1] - sums[head, r0, c1] - sums[head, r1, c0] + sums[head, r0, c0]
         return Answer(inside > 0, inside == (r1 - r0) * (c1 - c0))
 
 
@@ -84,4 +94,4 @@ def blocks(layout: ArrayLike, block: int) -> Mask:
         )
     if not isinstance(block, (int, np.integer)) or block < 1:
         raise ValueError(f"block must be an int >= 1, got {block!r}")
-    return Blocks(_Layout(array.shape, array.tobytes()), int(block), None)
+    return Blocks(_layout(array), int(block), None)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import masks
-from jattn._call import shifts
+from jattn._call import checks
+from jattn._terms import Operand
 from jattn.nn import _cache, _checks
 from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
@@ -66,9 +68,35 @@ def step(
     angles = places if positions is None else positions
     query = projections.queries(x, angles)
     cache = _cache.append(cache, *projections.kept(x, values, angles))
-    own = shifts.take_rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
-    options = shifts.shift(asked.beside(own, lead), start)
-    return Step(query, cache, join(options, masks.prefix(start + t)), places < n)
+    own = _rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+    options = join(asked.beside(own, lead), masks.prefix(start + t))
+    return Step(query, cache, {**options, "positions": start}, places < n)
+
+
+def _rows(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:
+    """Options made for `sizes`, with t rows from start `[b]` on of every operand that has an axis t.
+
+    Raises:
+      ValueError: an operand of a mask, mod or gate has not the sizes.
+    """
+    if options.get("mask") is not None:
+        options = {**options, "mask": checks.place(options["mask"], sizes)}
+
+    def rows(x: object) -> object:
+        if not isinstance(x, Operand) or "t" not in x.axes:
+            return x
+        wrong = {axis: n for axis, n in zip(x.axes, x.array.shape, strict=False) if n != sizes[axis]}
+        if wrong:
+            raise ValueError(
+                f'to decode into a cache, an operand with axes "{x.axes}" must have'
+                f" {', '.join(f'{axis} = {sizes[axis]}' for axis in wrong)}, got shape {list(x.array.shape)}"
+            )
+        per_element = "b" in x.axes
+        axes = x.axes if per_element else "b" + x.axes
+        take = lambda array, first: jax.lax.dynamic_slice_in_dim(array, first, t, axes.index("t") - 1)
+        return Operand(jax.vmap(take, (0 if per_element else None, 0))(x.array, start), axes)
+
+    return jax.tree.map(rows, options, is_leaf=lambda x: isinstance(x, Operand))
 
 
 def dropped(out: Float[Array, "*b t features"], fits: Bool[Array, "*b t"]) -> Float[Array, "*b t features"]:

@@ -137,7 +137,7 @@ def _looks_at_queries(term: Term, sizes: dict[str, int]) -> bool:
         if any(isinstance(x, masks.Unplaced) and x.array.ndim > 1 and x.array.shape[-2] > 1 for x in arrays):
             return True
         term = checks.place(term, sizes)
-    arrays, signature = _terms.split(term.bound(sizes["b"], sizes["h"]))
+    arrays, signature = _terms.split(term.bound(*_terms.Origin().indices(sizes["b"], sizes["h"])))
     if any("t" in axes and x.shape[axes.index("t")] != 1 for x, axes in zip(arrays, signature.axes, strict=True)):
         return True
     tiles = [_tile(x, axes, sizes) for x, axes in zip(arrays, signature.axes, strict=True)]

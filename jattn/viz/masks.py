@@ -157,7 +157,7 @@ def _bound(mask: Any, t: int, s: int) -> masks.Mask | None:
     b, h = _lead(mask)
     query, key = (jax.ShapeDtypeStruct((b, *x, 1), "float32") for x in ((t, h), (s, 1)))
     problem = checks.problem(query, key, key, score=scores.dot(), normalizer=normalizers.softmax(), mask=mask)
-    return _terms.bind(problem.mask, b, h)
+    return _terms.bind(problem.mask, *problem.origin.indices(b, h))
 
 
 def _lead(mask: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jattn import masks, operand
-from jattn._terms import block_tables
+from jattn._terms import Origin, block_tables
 from jattn._terms.block_tables import Tiling
 
 
@@ -49,7 +49,7 @@ def test_a_static_contradiction_is_empty():
 def test_tables_of_steps_join_their_batch_elements_and_heads():
     layout = np.zeros((4, 4, 4), bool)
     layout[0, 0, 0] = layout[1, 0, 0] = layout[1, 0, 1] = layout[2:, 0, 3] = True
-    mask = masks.blocks(layout, 4).bound(1, 4)
+    mask = masks.blocks(layout, 4).bound(*Origin().indices(1, 4))
     alone = table(mask)
     np.testing.assert_array_equal(alone.full[0, :, 0], [1, 2, 1, 1])
     joined = table(mask, heads=2)  # full for both, partial if for one

@@ -116,7 +116,7 @@ class Heads(gates.Gate):
         self.table, self.head = table, head
 
     def bound(self, b, h):
-        return Heads(self.table, operand(jnp.arange(h), "h"))
+        return Heads(self.table, h)
 
     def __call__(self, weight, i, j):
         return weight * jnp.asarray(self.table)[self.head]

@@ -14,6 +14,7 @@ from jattn._call.problem import tile_width
 from jattn._call.targets import Target
 from jattn._terms import block_tables
 from jattn._terms.block_tables import Tiling
+from jattn._terms.moved import moved
 from jattn.backends.blockwise import gpu
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
@@ -120,7 +121,7 @@ def geometry(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Sha
     if spec.blocks is not None:
         rows, columns = spec.blocks
     elif on_gpu(spec.target):
-        together = 1 if block_tables.ragged(terms.mask) else alike
+        together = 1 if block_tables.ragged(moved(terms)) else alike
         seen = t + s if terms.mask is None else _reach(terms.mask)
         depth = q.shape[-1] + v.shape[-1]
         call = gpu.Call(t, s, max(lengths) * g, together * g, group, width, depth, masked, seen)
@@ -134,7 +135,7 @@ def geometry(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Sha
     held += (group * query.block + key.block) * (q.shape[-1] + v.shape[-1])
     heads = g if joined else _divisor(g, step // held)
     batch = 1
-    if heads == g and (key.count == 1 or not block_tables.ragged(terms.mask)):
+    if heads == g and (key.count == 1 or not block_tables.ragged(moved(terms))):
         batch = _divisor(alike, step // (held * g))
     return Geometry(max(lengths), h, g, query, key, batch, heads, joined)
 

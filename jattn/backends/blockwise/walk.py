@@ -17,6 +17,7 @@ from jattn_kernels import online_softmax
 
 from jattn import _terms
 from jattn._terms import AnyArray, Terms, block_tables
+from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.blockwise.products import Joined, PerHead
 from jattn.backends.blockwise.sizes import Geometry
@@ -72,7 +73,7 @@ class Walk:
         self.products = Joined(spec.precision) if self.geo.joined else PerHead(spec.precision, narrow)
         self.product = isinstance(self.terms.compare, Product)
         if geo.key.count > 1:  # made here and not at its first use, which is inside the loop over strips
-            self.table = block_tables.table(self.terms.mask, geo.query, geo.key, geo.batch, geo.heads * geo.group)
+            self.table = block_tables.table(moved(self.terms), geo.query, geo.key, geo.batch, geo.heads * geo.group)
 
     def strips(self, body: Callable, carry: object) -> Any:
         """carry = body(step, indices, carry) for every strip of query rows."""
@@ -116,7 +117,7 @@ class Walk:
         fresh = True if hidden.first is None else jnp.broadcast_to(j >= hidden.first, (i.shape[0], j.shape[1]))
         if self.terms.mask is None:
             return jnp.asarray(fresh)[None, None, None]
-        live = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).mask(i, j) & fresh, self.axes, ())(tiles)
+        live = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).attends(i, j) & fresh, self.axes, ())(tiles)
         has = [any(a in axes for axes in self.axes) for a in "bhh"]
         sizes = (self.geo.batch, self.geo.heads, self.geo.group)
         return live.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *live.shape[-2:])
@@ -136,7 +137,7 @@ class Walk:
         every key is seen by some query of the call none needs to be.
         """
         lengths = self.geo.query.length, self.geo.key.length
-        if hidden.some is False or span(self.terms.mask).shows_all(*lengths):
+        if hidden.some is False or span(moved(self.terms)).shows_all(*lengths):
             return None
         some = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
         return hidden.choose(some, lambda _: jnp.ones_like(some(None)), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from jattn._call.problem import Problem
 from jattn._call.targets import Target
-from jattn._terms import Operand
+from jattn._terms import Offsets, Operand
 from jattn._terms.reach import span
 from jattn.backends.cudnn import binding
 from jattn.backends.cudnn.masked import parts
@@ -83,6 +83,8 @@ def _unfit_arrays(problem: Problem, target: Target) -> str | None:
 def _unfit_mask(problem: Problem) -> str | None:
     if problem.mask is None:
         return None
+    if problem.origin.offsets != Offsets():
+        return "takes masks whose positions are those of the call"
     found = parts(problem.mask)
     if found is None:
         return "takes masks of causal(), windows to the left and lengths, joined with &, and no others"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,12 +15,14 @@ from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.work import Lengths
 
 from jattn import _terms, masks
-from jattn._call.shifts import ShiftedMask
-from jattn._terms import AnyArray, FieldValue, Operand, term
+from jattn._terms import AnyArray, FieldValue, Offsets, Operand, term
+from jattn._terms.moved import moved
 from jattn._terms.reach import Span, span
 from jattn.backends.batches import spread
 from jattn.backends.contract import Spec
 from jattn.mods import Mod, Relative
+
+_HERE = Offsets()
 
 
 def terms_of(spec: Spec) -> Any:
@@ -44,6 +47,9 @@ class Diagonals(Mod):
     hides = True
 
     strip: FieldValue
+    lead: FieldValue = (
+        0  # how far the first query stands beyond the first key; the strip is by the call's own positions
+    )
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return score + self.strip
@@ -54,11 +60,11 @@ class Packed(masks.Mask):
     """What `masks.blocks` becomes: bits that the kernel looks up, by where a tile stands and not by i and j."""
 
     bits: FieldValue
-    shifts: tuple[FieldValue, ...]  # of the queries, in the masks around it
+    offsets: Offsets
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
-        return self.bits(sum(self.shifts, start=np.int32(0)))
+        return self.bits(*self.offsets.at(0, 0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +73,13 @@ class Words:
 
     array: np.ndarray
     block: int
+    head: Any = None
+    """The number of the operand that says which heads a call has; None where they are all there are."""
+
+    def of_heads(self, operands: Sequence[AnyArray]) -> jax.Array:
+        """The words of the call's heads."""
+        words = jnp.asarray(self.array)
+        return words if self.head is None else jnp.take(words, operands[self.head], axis=0, mode="clip")
 
     @property
     def cells(self) -> Cells:
@@ -75,22 +88,20 @@ class Words:
         return Cells(self.block, rows, words)
 
 
-def packed(mask: masks.Mask | None, kind: type[Packed] = Packed, shifts: tuple[FieldValue, ...] = ()) -> Any:
-    """The mask with its layouts packed, as far as masks around them are known to say where their queries stand."""
+def packed(mask: masks.Mask | None, kind: type[Packed] = Packed, offsets: Offsets = _HERE) -> Any:
+    """The mask with its layouts packed, as far as masks around them are known to leave positions as they are."""
     if isinstance(mask, masks.Blocks):
-        return _pack(mask, kind, shifts)
-    if isinstance(mask, ShiftedMask):
-        return dataclasses.replace(mask, mask=packed(mask.mask, kind, (*shifts, mask.start)))
+        return _pack(mask, kind, offsets)
     if isinstance(mask, (masks.And, masks.Or)):
-        return dataclasses.replace(mask, left=packed(mask.left, kind, shifts), right=packed(mask.right, kind, shifts))
-    return dataclasses.replace(mask, mask=packed(mask.mask, kind, shifts)) if isinstance(mask, masks.Not) else mask
+        return dataclasses.replace(mask, left=packed(mask.left, kind, offsets), right=packed(mask.right, kind, offsets))
+    return dataclasses.replace(mask, mask=packed(mask.mask, kind, offsets)) if isinstance(mask, masks.Not) else mask
 
 
-def _pack(mask: masks.Blocks, kind: type[Packed], shifts: tuple[FieldValue, ...]) -> Packed:
+def _pack(mask: masks.Blocks, kind: type[Packed], offsets: Offsets) -> Packed:
     bits = mask.layout.array.reshape(-1, *mask.layout.array.shape[-2:])
     bits = np.pad(bits, ((0, 0), (0, 0), (0, -bits.shape[-1] % 32)))
     words = np.packbits(bits, axis=-1, bitorder="little").view("<i4").astype(np.int32)
-    return kind(Operand(Words(words, mask.block), "hc"), shifts)
+    return kind(Operand(Words(words, mask.block, mask.head.array if mask.picked else None), "hc"), offsets)
 
 
 def words_of(layout: np.ndarray) -> int:
@@ -142,6 +153,7 @@ class TileTerms:
     has_gates: bool
     frame: Lengths
     span: Span
+    lead: FieldValue  # how far the first query stands beyond the first key, or the number of that operand
     natural: bool
     exact: bool
     along_diagonal: Any = Diagonals
@@ -155,16 +167,17 @@ class TileTerms:
         first = (Times(scale),) if isinstance(scale, Operand) else ()
         self.scale = 1.0 if isinstance(scale, Operand) else scale
         self.relative = {m.table.array: m for m in terms.mods if isinstance(m, Relative)}
-        as_diagonals = lambda m: self.along_diagonal(Operand(m.table.array, m.table.axes + "r"))
+        lead = terms.offsets.lead
+        as_diagonals = lambda m: self.along_diagonal(Operand(m.table.array, m.table.axes + "r"), lead)
         terms = dataclasses.replace(
             terms,
             compare=None,
             mods=(*first, *replaced(terms.mods, Relative, as_diagonals)),
-            mask=packed(terms.mask, self.packed),
+            mask=packed(terms.mask, self.packed, terms.offsets),
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)
-        self.frame, self.span = frame, span(terms.mask)
+        self.frame, self.span, self.lead = frame, span(moved(terms_of(spec))), lead
         # float32 says exactly how large scores are, and mods may make them as large as they like
         self.natural = self.has_mods or spec.dtype == jnp.float32
         # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
@@ -185,11 +198,25 @@ class TileTerms:
         """Which slots get gradients, from which operands do."""
         return tuple(not isinstance(x.array, Words) and operands[x.array] for x in self.slots)
 
-    def along_diagonals(self, number: int, operands: Sequence[AnyArray], relative: jax.Array) -> jax.Array:
-        """The table of relative positions that is operand `number`, looked up at j - i."""
-        term = self.relative[number]
+    def along_diagonals(
+        self, slot: Operand, operands: Sequence[AnyArray], relative: jax.Array
+    ) -> tuple[jax.Array, str]:
+        """The table of relative positions that a slot comes from, looked up at j - i of the call's own positions; and
+        the axes that it then has."""
+        term = self.relative[slot.array]
         term = dataclasses.replace(term, held=tuple(operands[x.array] for x in term.held))
-        return jnp.take(_terms.wide(operands[number]), term.bucket(relative), axis=-1, mode="clip")
+        table = _terms.wide(operands[slot.array])
+        look_up = lambda table, lead: jnp.take(table, term.bucket(relative - lead), axis=-1, mode="clip")
+        if not isinstance(self.lead, Operand):
+            return look_up(table, self.lead), slot.axes
+        lead = operands[self.lead.array]
+        if "b" not in self.lead.axes:
+            return look_up(table, lead), slot.axes
+        if "b" not in slot.axes:
+            return jax.vmap(look_up, (None, 0))(table, lead), f"b{slot.axes}"
+        longest = math.lcm(len(table), len(lead))  # of batch elements: each uses entry b % length
+        table, lead = (jnp.tile(x, (longest // len(x), *(1,) * (x.ndim - 1))) for x in (table, lead))
+        return jax.vmap(look_up)(table, lead), slot.axes
 
     def functions(self) -> TileFunctions:
         """What a kernel evaluates."""
@@ -203,7 +230,7 @@ class TileTerms:
             return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
 
         def sees(i: jax.Array, j: jax.Array, parts: Sequence[Any]):
-            return jax.tree.unflatten(self.tree, parts).mask(i, j)
+            return jax.tree.unflatten(self.tree, parts).attends(i, j)
 
         lengths = self.frame.t, self.frame.s
         return TileFunctions(

@@ -15,6 +15,7 @@ from jattn_kernels.tiles.functions import TileFunctions
 from jattn import _terms
 from jattn._terms import AnyArray
 from jattn._terms.block_tables import Tiling
+from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas_gpu.lists import lists_of
@@ -39,7 +40,7 @@ class Call:
         s, rows = k.shape[1], "s" if kernel == "keys" else "t"
         self.sizes = tile_sizes(spec, k, v, operands, kernel)[0]
         self.terms = GpuTerms(spec, Lengths(t, s), rows)
-        self.lists, listed = lists_of(spec.terms(operands).mask, t, s, self.sizes, rows)
+        self.lists, listed = lists_of(moved(spec.terms(operands)), t, s, self.sizes, rows)
         self.listed = [jnp.asarray(x) for x in listed]
         self.interpret = _simulator(spec.target.interpret) if spec.target.interpret else None
 
@@ -78,7 +79,7 @@ def without_unseen(
     """
     (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
     terms = spec.terms(operands)
-    if span(terms.mask).shows_all(t, s):
+    if span(moved(terms)).shows_all(t, s):
         return k, v
     b = max([1, *(x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes)])
     query = Tiling(t, min(t, max(1, _PAIRS // (b * h * s))))
@@ -88,7 +89,7 @@ def without_unseen(
             at = {"b": (0, b), "h": (0, h), "s": (0, s), "t": (query.start(n), query.block)}
             step = Step(at, h // g)
             tiles = [step.operand(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
-            sees = lambda tiles: jnp.any(spec.signature.fill(tiles).mask(*step.positions()), axis=0)
+            sees = lambda tiles: jnp.any(spec.signature.fill(tiles).attends(*step.positions()), axis=0)
             some = _terms.lift(sees, spec.signature.axes, ())(tiles)
             has = [any(a in axes for axes in spec.signature.axes) for a in "bhh"]
             some = some.reshape(*(n if y else 1 for n, y in zip((b, g, h // g), has, strict=True)), -1)

@@ -88,8 +88,7 @@ def _instructions(spec: Spec, operands: Sequence[Shaped], tile: tuple[int, int])
         return terms.weights(terms.finish(score, i, j, masked=False), i, j)
 
     def hidden(terms: Terms, i: jax.Array, j: jax.Array) -> jax.Array:
-        assert terms.mask is not None
-        return terms.mask(i, j)
+        return terms.attends(i, j)
 
     has_mask = spec.signature.fill(tiles).mask is not None
     return counted(before_and_after, score), counted(hidden) + 1 if has_mask else 0

@@ -24,9 +24,10 @@ class Strip(Mod):
     hides = True
 
     strip: FieldValue
+    lead: FieldValue
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        return score + self.strip.at(i, j)
+        return score + self.strip.at(i - self.lead, j)
 
 
 @term
@@ -34,8 +35,6 @@ class LookedUp(Packed):
     """What `masks.blocks` becomes: bits looked up by i and j."""
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        for shift in self.shifts:
-            i = i + shift
         return self.bits.at(i, j)
 
 
@@ -61,11 +60,11 @@ class GpuTerms(TileTerms):
     def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
         if isinstance(slot.array, Words):
             words = slot.array
-            array, layout = lay_out(jnp.asarray(words.array), "h", self.frame.padded, self.rows)
+            array, layout = lay_out(words.of_heads(operands), "h", self.frame.padded, self.rows)
             return array, dataclasses.replace(layout, cells=words.cells)
         array, axes = operands[slot.array], slot.axes
         if "r" in axes:
             padded = self.frame.padded
             relative = jnp.arange(sum(padded.values()), dtype=jnp.int32) - padded["t"]  # j - i
-            array = self.along_diagonals(slot.array, operands, relative)
+            array, axes = self.along_diagonals(slot, operands, relative)
         return lay_out(array, axes, self.frame.padded, self.rows)

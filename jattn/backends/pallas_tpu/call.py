@@ -12,6 +12,7 @@ from jattn_kernels.tpu.layout import OperandLayout
 from jax.lax import Precision
 
 from jattn._terms import AnyArray
+from jattn._terms.moved import moved
 from jattn.backends.contract import Spec
 from jattn.backends.pallas.work import work_of
 from jattn.backends.pallas_tpu.sizes import tile_sizes
@@ -32,7 +33,7 @@ class Call:
     ):
         self.frame = Frame(q.shape[1], k.shape[1], tile_sizes(spec, q, k, v, direction)[0])
         self.terms = TpuTerms(spec, self.frame, direction)
-        self.work = work_of(spec.terms(operands).mask, self.frame, direction, spec.backend.settings.lists)
+        self.work = work_of(moved(spec.terms(operands)), self.frame, direction, spec.backend.settings.lists)
         chip = chips.tpu(spec.target.chip)
         self.options = {
             "precision": Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,

@@ -11,6 +11,7 @@ from jattn_kernels.tpu.sizes import LANES, Sizes
 
 from jattn import masks
 from jattn._terms import Operand
+from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import parts_of, terms_of
@@ -19,7 +20,7 @@ from jattn.backends.pallas.work import MOST_SCALARS
 
 def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]:
     """Mask class and pass, as the tables name them; a window as wide as the sequence is none."""
-    mask = terms_of(spec).mask
+    mask = moved(terms_of(spec))
     window = any(isinstance(x.left, int) and x.left < t - 1 for x in parts_of(mask, masks.Window))
     kind = "full" if span(mask).open(t, s).full else "window" if window else "causal"
     return kind, direction

@@ -40,15 +40,15 @@ class TpuTerms(TileTerms):
     def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
         if isinstance(slot.array, Words):
             words = slot.array
-            layout = OperandLayout("hc", 1, words.array.shape[0], False, words.cells)
-            return jnp.asarray(words.array.reshape(-1)), layout
-        array = operands[slot.array]
+            array = words.of_heads(operands)
+            return array.reshape(-1), OperandLayout("hc", 1, array.shape[0], False, words.cells)
+        array, axes = operands[slot.array], slot.axes
         if "r" in slot.axes:
             padded = self.frame.padded
             lane = jnp.arange(sum(padded.values()), dtype=jnp.int32)
             relative = lane - padded["t"] if self.direction == "forward" else padded["s"] - lane  # j - i
-            array = self.along_diagonals(slot.array, operands, relative)
-        return lay_out(array, slot.axes, self.frame)
+            array, axes = self.along_diagonals(slot, operands, relative)
+        return lay_out(array, axes, self.frame)
 
     def query(self, q: jax.Array) -> jax.Array:
         """Heads first, with the scale unless the scores get it."""

@@ -30,7 +30,7 @@ def _head(
     problem: Problem, live: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array
 ) -> tuple[Any, Any, Any]:
     """out `[t, e]`, lse `[t]` and weights `[t, s]` of one head; the problem's operands are cut to it."""
-    i, j = _positions(live.shape)
+    i, j = _positions(problem, live.shape)
     score = jnp.where(live, problem.score(query, key), -jnp.inf)
     for mod in (*problem.mods, *problem.normalizer.mods):
         hidden = jnp.isneginf(score)
@@ -48,9 +48,10 @@ def _head(
     return jnp.where(empty, 0, out), lse, weight
 
 
-def _positions(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _positions(problem: Problem, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     t, s = shape
-    return jnp.arange(t, dtype=jnp.int32)[:, None], jnp.arange(s, dtype=jnp.int32)[None]
+    i, j = jnp.arange(t, dtype=jnp.int32)[:, None], jnp.arange(s, dtype=jnp.int32)[None]
+    return problem.origin.offsets.at(i, j)
 
 
 def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -63,7 +64,7 @@ def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value = heads_first
     group = sizes["h"] // sizes["g"]
     query = query.reshape(query.shape[0], sizes["g"], group, *query.shape[2:])
-    arrays, signature = _terms.split(_pieces(problem).bound(sizes["b"], sizes["h"]))
+    arrays, signature = _terms.split(_pieces(problem).bound(*problem.origin.indices(sizes["b"], sizes["h"])))
     tiles = [_whole(x, axes, group) for x, axes in zip(arrays, signature.axes, strict=True)]
 
     def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
@@ -71,7 +72,7 @@ def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
         mask = signature.fill(tiles).mask
         if mask is None:
             return _head(signature.fill(tiles), jnp.ones(shape, bool), query, key, value)
-        live = mask(*_positions(shape))
+        live = mask(*_positions(signature.fill(tiles), shape))
         rows, columns = jnp.any(live, axis=1, keepdims=True), jnp.any(live, axis=0)[:, None]
         query, key, value = (jnp.where(x, y, 0) for x, y in ((rows, query), (columns, key), (columns, value)))
         tiles = [_seen(x, axes, rows, columns.T) for x, axes in zip(tiles, signature.axes, strict=True)]

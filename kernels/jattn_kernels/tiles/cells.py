@@ -31,12 +31,12 @@ class Cells(NamedTuple):
             return position >> (self.side.bit_length() - 1)
         return ((position.astype(jnp.float32) + 0.5) * (1 / self.side)).astype(jnp.int32)  # the unit has no division
 
-    def read(self, ref: jax.Ref, h: Index, place: Place, to_column: Callable, shift: Index) -> jax.Array:
-        """The bits of a rectangle whose queries count from `shift`, as booleans.
+    def read(self, ref: jax.Ref, h: Index, place: Place, to_column: Callable, query: Index, key: Index) -> jax.Array:
+        """The bits of a rectangle whose queries and keys count from `query` and `key`, as booleans.
 
         `to_column` turns `[1, n]` to `[n, 1]`.  Rows' words are looked up one by one, each is scalar memory's.
         """
-        i, j = place.i + shift, place.j
+        i, j = place.i + query, place.j + key
         row, column = jax.lax.div(i, jnp.int32(self.side)), jax.lax.div(j, jnp.int32(self.side))
         first = column >> 5
         words = range((self.spanned(place.columns) + 30) // 32 + 1)

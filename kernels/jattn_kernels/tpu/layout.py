@@ -74,7 +74,7 @@ class OperandLayout:
         return pl.BlockSpec((None, None, *shape), index)
 
     def read(self, ref: jax.Ref, place: Place, frame: Frame) -> Any:
-        """The part for a rectangle, broadcastable to its scores; of `c` a function of where queries count from."""
+        """The part for a rectangle, broadcastable to its scores; of `c` a function of where positions count from."""
         columns = lane_slice(place.column, place.columns)
         if self.along == "":
             b, h = self.entry(place.b, place.h)
