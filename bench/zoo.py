@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if absent := missing(EXTRAS):
         return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('zoo')}")
-    found = dict(_figure.recorded())
+    records = dict(_figure.recorded())
     for task in options.task:
         figures = {}
         for label, flags in importlib.import_module(f"jattn.zoo.{task}").VARIANTS.items():
@@ -47,14 +47,16 @@ def main(arguments: Sequence[str]) -> int:
             if subprocess.call(command) or (figure := _figure.load(out)) is None:
                 return complain(parser.prog, f"{task}, {label}: the run came to no figure")
             figures[label] = figure
-        found[task] = figures
-        _write({name: found[name] for name in TASKS if name in found})
+        records[task] = figures
+        _write({name: records[name] for name in TASKS if name in records})
     print(f"\n{PAGE.read_text()}\nWritten: {PAGE}, {RECORD}")
     return 0
 
 
 def _write(figures: Figures) -> None:
-    as_json = {task: {label: figure._asdict() for label, figure in found.items()} for task, found in figures.items()}
+    as_json = {
+        task: {label: figure._asdict() for label, figure in labelled.items()} for task, labelled in figures.items()
+    }
     RECORD.write_text(json.dumps(as_json, indent=1) + "\n")
     PAGE.write_text(page(figures, facts_line(_machine.facts(["jattn", "jax", "flax", "optax"]))))
 
@@ -72,8 +74,8 @@ def page(figures: Figures, machine: str) -> str:
         "|---|---|---|---|---|---|---|",
         *(
             f"| {task} | {label} | {one.metric} | {one.shown} | {_baseline(one)} | {one.step} | {one.seconds:.0f} |"
-            for task, found in figures.items()
-            for label, one in found.items()
+            for task, labelled in figures.items()
+            for label, one in labelled.items()
         ),
     ]
     return "\n".join(lines) + "\n"

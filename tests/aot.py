@@ -124,8 +124,8 @@ def main(chip: str, *names: str) -> None:
         if name == "pod":
             mesh, fn, shapes = _pod()
         else:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip].topology).devices[:1]
-            mesh = Mesh(np.array(found), ("x",))
+            got = topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip].topology).devices[:1]
+            mesh = Mesh(np.array(got), ("x",))
             device = NamedSharding(mesh, PartitionSpec())
             fn, shapes = _function(*CASES[name], device) if name in CASES else _long(name, device)
         try:

@@ -45,12 +45,12 @@ def general(w: np.ndarray, scale: float = 1.0) -> Callable:
 def cosine(scale: float = 1.0) -> Callable:
     def score(q, k, head):
         del head
-        found = np.zeros((len(q), len(k)))
+        got = np.zeros((len(q), len(k)))
         for i, x in enumerate(q):
             for j, y in enumerate(k):
                 norms = math.sqrt(x @ x) * math.sqrt(y @ y)
-                found[i, j] = scale * (x @ y) / norms if norms > 0 else 0.0
-        return found
+                got[i, j] = scale * (x @ y) / norms if norms > 0 else 0.0
+        return got
 
     return score
 
@@ -248,10 +248,10 @@ def bits_of(seed: int, b: int, h: int, i: int, j: int) -> int:
 
 
 def random_bits(seed: int, at: At) -> np.ndarray:
-    found = np.zeros([x.size for x in at], np.int64)
-    for place in np.ndindex(*found.shape):
-        found[place] = bits_of(seed, *place)
-    return found
+    got = np.zeros([x.size for x in at], np.int64)
+    for place in np.ndindex(*got.shape):
+        got[place] = bits_of(seed, *place)
+    return got
 
 
 # Attention
@@ -330,14 +330,14 @@ def merge(*parts: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 def sample(seed: int, query: Any, key: Any, value: Any, **options: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """out, index and log_prob of one key a row: the greatest of score + Gumbel noise.  0, -1 and -inf without keys."""
-    found = attention(query, key, value, **options)
-    b, h, t, s = found.scores.shape
-    noisy = gumbel(seed)(found.scores, At(*np.ogrid[:b, :h, :t, :s]))
-    out, index, log_prob = np.zeros(found.out.shape), np.full((b, t, h), -1), np.full((b, t, h), -np.inf)
+    got = attention(query, key, value, **options)
+    b, h, t, s = got.scores.shape
+    noisy = gumbel(seed)(got.scores, At(*np.ogrid[:b, :h, :t, :s]))
+    out, index, log_prob = np.zeros(got.out.shape), np.full((b, t, h), -1), np.full((b, t, h), -np.inf)
     for n, m, i in np.ndindex(b, h, t):
-        if np.isneginf(found.lse[n, i, m]):
+        if np.isneginf(got.lse[n, i, m]):
             continue
         j = int(np.argmax(noisy[n, m, i]))
         out[n, i, m] = value[n, j, m // (h // value.shape[2])]
-        index[n, i, m], log_prob[n, i, m] = j, found.scores[n, m, i, j] - found.lse[n, i, m]
+        index[n, i, m], log_prob[n, i, m] = j, got.scores[n, m, i, j] - got.lse[n, i, m]
     return out, index, log_prob

@@ -53,8 +53,8 @@ def _modules() -> Iterator[ModuleType]:
     for name in CHECKED:
         module = importlib.import_module(name)
         yield module
-        for found in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
-            yield importlib.import_module(found.name)
+        for got in pkgutil.walk_packages(getattr(module, "__path__", ()), f"{name}."):
+            yield importlib.import_module(got.name)
 
 
 def _complete(module: ModuleType) -> None:

@@ -84,9 +84,9 @@ def algebra(leaves):
 def options(draw, x: Sizes, dtype) -> dict:
     """Options of attention, of every kind that composes."""
     y = Draw(x, dtype, draw(st.integers(0, 99)))
-    found = {}
+    got = {}
     if draw(st.booleans()):
-        found["mask"] = draw(algebra(static_masks(x) | traced_masks(x)))
+        got["mask"] = draw(algebra(static_masks(x) | traced_masks(x)))
     axes = draw(st.sampled_from(["", "h", "bs", "ht", "bhts"]))
     menu = {
         "softcap": lambda: mods.softcap(y.number(2.0)),
@@ -94,12 +94,12 @@ def options(draw, x: Sizes, dtype) -> dict:
         "relative": lambda: mods.relative(y.normal("h", 6)),
         "bias": lambda: mods.bias(y.normal(axes), axes),
     }
-    found["mods"] = tuple(menu[name]() for name in draw(st.lists(st.sampled_from(sorted(menu)), max_size=2)))
+    got["mods"] = tuple(menu[name]() for name in draw(st.lists(st.sampled_from(sorted(menu)), max_size=2)))
     if draw(st.booleans()):
-        found["gates"] = (
+        got["gates"] = (
             gates.gaussian(y.normal("bt", scale=3), 4.0),
             gates.dropout(0.3, draw(st.integers(0, 2**32 - 1))),
         )
     if draw(st.booleans()):
-        found["sinks"] = y.normal("h")
-    return found
+        got["sinks"] = y.normal("h")
+    return got

@@ -29,8 +29,8 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 def _cells(page):
     """The code that the build executes, without what is for notebooks alone."""
-    found = re.findall(r"(?ms)^```\{code-cell\} python\n(.*?)^```", page.read_text())
-    return [re.sub(r"(?m)^(:tags:|%).*\n", "", cell) for cell in found]
+    got = re.findall(r"(?ms)^```\{code-cell\} python\n(.*?)^```", page.read_text())
+    return [re.sub(r"(?m)^(:tags:|%).*\n", "", cell) for cell in got]
 
 
 def test_there_are_pages():

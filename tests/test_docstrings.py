@@ -109,11 +109,11 @@ _PAPER = re.compile(r"[A-Z]\w+(,| et al\.| & [A-Z]\w+| Team)? (19|20)\d\d\b|^Sou
 
 @everything
 def test_the_source_is_named(name):
-    found = _PAPER.search(_docstring(name))
+    got = _PAPER.search(_docstring(name))
     if name in WITHOUT_PAPER:
-        assert not found, f"{name} names a paper: take it out of WITHOUT_PAPER"
+        assert not got, f"{name} names a paper: take it out of WITHOUT_PAPER"
     else:
-        assert found, "no paper with its year"
+        assert got, "no paper with its year"
 
 
 def test_what_is_without_a_paper_exists():

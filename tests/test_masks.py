@@ -162,9 +162,9 @@ def pairs(mask, sizes=SIZES) -> np.ndarray:
 
 def brute(mask, query: Tiling, key: Tiling, sizes=SIZES) -> Answer:
     """Answers from a look at every pair."""
-    found = pairs(mask, sizes)
+    got = pairs(mask, sizes)
     cut = lambda x, tiling, n, axis: x.take(range(int(tiling.start(n)), int(tiling.start(n)) + tiling.block), axis)
-    tiles = [[cut(cut(found, query, m, 2), key, n, 3) for n in range(key.count)] for m in range(query.count)]
+    tiles = [[cut(cut(got, query, m, 2), key, n, 3) for n in range(key.count)] for m in range(query.count)]
     some, every = (np.array([[f(x, axis=(2, 3)) for x in row] for row in tiles]) for f in (np.any, np.all))
     return Answer(*(np.moveaxis(x, (0, 1), (2, 3)) for x in (some, every)))
 
@@ -260,10 +260,10 @@ def test_static_functions_of_many_pairs_are_not_looked_at():
 
     mask = masks.function(fn)
     looked.clear()
-    found = table(mask, (2**16, 2**14), (2**15, 2**14))
+    got = table(mask, (2**16, 2**14), (2**15, 2**14))
     assert not looked
-    np.testing.assert_array_equal(found.partial[0, 0], [2, 2, 2, 2])
-    assert not found.full.any()
+    np.testing.assert_array_equal(got.partial[0, 0], [2, 2, 2, 2])
+    assert not got.full.any()
 
 
 # The package is one module to who uses it

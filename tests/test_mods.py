@@ -62,19 +62,19 @@ def draw(x64):
 
 def _t5(relative: int, bidirectional: bool, buckets: int, max_distance: int) -> int:
     """`relative_position_bucket` of mesh-tensorflow's and HF's T5, of one memory position minus query position."""
-    found, n = 0, -relative
+    got, n = 0, -relative
     if bidirectional:
         buckets //= 2
         if n < 0:
-            found += buckets
+            got += buckets
         n = abs(n)
     else:
         n = max(n, 0)
     max_exact = buckets // 2
     if n < max_exact:
-        return found + n
+        return got + n
     large = max_exact + int(math.log(n / max_exact) / math.log(max_distance / max_exact) * (buckets - max_exact))
-    return found + min(large, buckets - 1)
+    return got + min(large, buckets - 1)
 
 
 @pytest.mark.smoke
@@ -287,8 +287,8 @@ def test_gumbel_noise_differs_between_pairs_heads_and_elements():
     """Of equal scores, the weights are those of the noise alone: softmax(-log(-log(u)) / temperature)."""
     b, t, h = 2, 40, 3
     x = jnp.zeros((b, t, h, 1))
-    found = np.asarray(jattn.weights(x, x, x, normalizer=normalizers.gumbel(jax.random.key(0), 2.0)))
-    noise = 2.0 * np.log(found)
+    got = np.asarray(jattn.weights(x, x, x, normalizer=normalizers.gumbel(jax.random.key(0), 2.0)))
+    noise = 2.0 * np.log(got)
     noise -= noise.mean(-1, keepdims=True)
     assert len(np.unique(noise.round(4))) > 0.8 * noise.size
     for first, second in itertools.combinations(noise.reshape(b * h, t * t), 2):

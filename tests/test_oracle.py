@@ -205,9 +205,9 @@ def _arrays(case: Case, sizes: dict[str, Any], seed: int = 1) -> SimpleNamespace
 
 
 def _ours(case: Case, x: Any) -> dict[str, Any]:
-    found = case.ours(x)
-    softmax = found.get("normalizer", normalizers.softmax()).is_softmax
-    result = jattn.attention(x.query, x.key, x.value, **found, implementation="reference", return_lse=softmax)
+    got = case.ours(x)
+    softmax = got.get("normalizer", normalizers.softmax()).is_softmax
+    result = jattn.attention(x.query, x.key, x.value, **got, implementation="reference", return_lse=softmax)
     out, lse = result if softmax else (result, None)
     return {"out": out, "lse": lse}
 

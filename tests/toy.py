@@ -29,8 +29,8 @@ def _forward(spec, q, k, v, operands):
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     tiles = [step.operand(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
     lifted = _terms.lift(head, spec.signature.axes, ("bgr", "bg", "bg"))
-    found = lifted(*(x.astype(dtype) for x in (step.rows(q), step.columns(k), step.columns(v))), tiles)
-    out, lse = (jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 1, 2) for x in found)
+    got = lifted(*(x.astype(dtype) for x in (step.rows(q), step.columns(k), step.columns(v))), tiles)
+    out, lse = (jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 1, 2) for x in got)
     return Result(out.astype(spec.dtype), lse, jnp.zeros_like(lse))
 
 

@@ -172,8 +172,8 @@ def _torch_chunks(case: Case) -> Callable[..., Any]:
 
 
 def _torch_skips(case: Case) -> str:
-    found = [x for x in (case.score, case.normalizer) if x not in ("dot", "softmax")]
-    return f"it has no {found[0]}" if found else ""
+    others = [x for x in (case.score, case.normalizer) if x not in ("dot", "softmax")]
+    return f"it has no {others[0]}" if others else ""
 
 
 def _torch_arrays(result: tuple[Any, ...]) -> list[np.ndarray]:

@@ -23,8 +23,8 @@ def memory_cases(
 ) -> list[Case]:
     """Cases of shape [1, t, 8, d]; by default t from 2048, d 64, causal."""
     lengths = lengths or [t for t in _cases.LENGTHS if t >= 2048]
-    found = _cases.cases(lengths, widths or (64,), masks or ("causal",), directions)
-    return [Case(case.mask, case.t, case.d, case.direction, b=1, h=8) for case in found]
+    longest = _cases.cases(lengths, widths or (64,), masks or ("causal",), directions)
+    return [Case(case.mask, case.t, case.d, case.direction, b=1, h=8) for case in longest]
 
 
 def temporary_bytes(case: Case, attend: Attend) -> int:

@@ -36,13 +36,13 @@ def trace_seconds() -> dict[str, float]:
     import jattn
 
     x = jax.ShapeDtypeStruct((1, LONG, 1, 64), jnp.float32)
-    found = {}
+    seconds = {}
     for name, mask in _masks().items():
         attend = lambda q, k, v, mask=mask: jattn.attention(q, k, v, mask=mask)
         start = time.perf_counter()
         jax.jit(lambda q, k, v, g, attend=attend: jax.vjp(attend, q, k, v)[1](g)).lower(x, x, x, x)
-        found[name] = time.perf_counter() - start
-    return found
+        seconds[name] = time.perf_counter() - start
+    return seconds
 
 
 def compile_seconds(attend_of: Callable[[Case], Attend], repeats: int = 3) -> float:

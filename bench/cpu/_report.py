@@ -57,8 +57,8 @@ _AXES = {"t": 5, "d": 3, "b": 3, "h": 2, "keys": 5, "key_heads": 9}
 
 
 def _quartiles(row: Row, name: str) -> str:
-    found = row.quartiles(name)
-    return "-" if found is None else "..".join(number(x, 1e3) for x in found)
+    quartiles = row.quartiles(name)
+    return "-" if quartiles is None else "..".join(number(x, 1e3) for x in quartiles)
 
 
 def _difference(row: Row) -> str:
@@ -100,16 +100,16 @@ def findings(every: Sequence[Row]) -> list[Finding]:
 
 def _named_findings(rows: Sequence[Row]) -> list[Finding]:
     named = [(row, ratio) for row in rows if row.case.group and (ratio := row.ratio("torch")) is not None]
-    found = [Finding(f"torch / jattn, {row.case.name}", ratio) for row, ratio in named]
+    named_findings = [Finding(f"torch / jattn, {row.case.name}", ratio) for row, ratio in named]
     small = [ratio for row, ratio in named if row.case.group in SMALL]
     if small:
         label = f"torch / jattn, geometric mean, small ones ({len(small)} cases)"
-        found.append(Finding(label, geometric_mean(small), 0.8))
+        named_findings.append(Finding(label, geometric_mean(small), 0.8))
     against_jax = [(ratio, row.case.name) for row in rows if (ratio := row.ratio("jax")) is not None]
     if against_jax:
         worst, name = min(against_jax)
-        found.append(Finding(f"jax.nn / jattn, worst case: {name}", worst, 1.0))
-    return found
+        named_findings.append(Finding(f"jax.nn / jattn, worst case: {name}", worst, 1.0))
+    return named_findings
 
 
 def sparse_limits(rows: Sequence[Row]) -> list[Limit]:
@@ -127,11 +127,11 @@ def _has(mask: str) -> Callable[[Row], bool]:
     return lambda row: row.case.mask == mask
 
 
-def summary(found: Sequence[Finding | Limit]) -> str:
+def summary(listed: Sequence[Finding | Limit]) -> str:
     """The findings as text, each next to its target."""
     suffix = lambda one: one.suffix if isinstance(one, Limit) else "x"
     return (
-        aligned([(one.label, number(one.value, suffix=suffix(one)), _verdict(one)) for one in found]) if found else ""
+        aligned([(one.label, number(one.value, suffix=suffix(one)), _verdict(one)) for one in listed]) if listed else ""
     )
 
 

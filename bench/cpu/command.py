@@ -86,10 +86,10 @@ def _chosen(options: Any) -> list[Case]:
     directions = options.directions or DIRECTIONS
     if options.memory:
         return _memory.memory_cases(options.t, options.d, options.mask, directions)
-    found = cases(options.t or LENGTHS, options.d or WIDTHS, options.mask or MASKS, directions)
+    chosen = cases(options.t or LENGTHS, options.d or WIDTHS, options.mask or MASKS, directions)
     if not (options.t or options.d or options.mask):
-        found += named_cases(directions)
-    return [case for case in found if case.name in QUICK] if options.quick else found
+        chosen += named_cases(directions)
+    return [case for case in chosen if case.name in QUICK] if options.quick else chosen
 
 
 def jattn_seconds(document: Mapping[str, Any]) -> dict[str, float]:
@@ -115,12 +115,12 @@ def _time(chosen: Sequence[Case], contenders: Sequence[Contender], options: Any,
         bar.write(text[-1])
         sys.stdout.flush()
         write_json(options.out / "cpu.json", {**document, "complete": False, "rows": _as_json(rows)})
-    found = [*_report.findings(rows), *_report.sparse_limits(rows)]
+    listed = [*_report.findings(rows), *_report.sparse_limits(rows)]
     if not (options.no_programs or options.quick or options.filter or options.t or options.d or options.mask):
-        found += _programs.limits()
-    ending = ["", _report.summary(found), "", LEGEND]
+        listed += _programs.limits()
+    ending = ["", _report.summary(listed), "", LEGEND]
     print("\n".join(ending))
-    summary = [one._asdict() for one in found]
+    summary = [one._asdict() for one in listed]
     write_json(options.out / "cpu.json", {**document, "complete": True, "summary": summary, "rows": _as_json(rows)})
     (options.out / "cpu.txt").write_text("\n".join([*text, *ending]) + "\n")
     plot(rows, names, f"float32 attention on {document['machine']['cpu']}", options.out / "cpu.png")

@@ -130,7 +130,7 @@ def judge(answer: Mapping[str, Any], fake: bool = False) -> dict[str, Any]:
     if ERROR in answer:
         kind = "refused" if answer[ERROR].startswith("UnsupportedError") else "failed"
         return {**answer, "status": f"{kind}: {answer[ERROR]}"}
-    wrong = [what for what, found in answer["errors"].items() if not found["error"] <= found["tolerance"]]
+    wrong = [what for what, error in answer["errors"].items() if not error["error"] <= error["tolerance"]]
     if not answer["same_bits"]:
         wrong.append("other bits the second time")
     return {**answer, "status": f"WRONG: {', '.join(wrong)}" if wrong else "right"}
@@ -139,7 +139,7 @@ def judge(answer: Mapping[str, Any], fake: bool = False) -> dict[str, Any]:
 def line(row: Mapping[str, Any]) -> str:
     """A case's line: the largest error in units of its tolerance, and the status."""
     errors = row.get("errors", {})
-    worst = max((found["error"] / found["tolerance"] for found in errors.values()), default=None)
+    worst = max((error["error"] / error["tolerance"] for error in errors.values()), default=None)
     shown = "     -" if worst is None else f"{worst:6.2f}"
     seconds = f"{row['seconds']:5.1f} s" if "seconds" in row else "      -"
     return f"{row['name']:20} {row['sizes']:46} {shown} of tolerance  {seconds}  {row['status']}"
@@ -172,8 +172,8 @@ def draw(check: Check) -> tuple[dict[str, Any], dict[str, Any]]:
     rng = np.random.default_rng(zlib.crc32(check.name.encode()))
     axes = {"query": "bthd", "key": "bsgd", "value": "bsge", "out": "bthe"}
     drawn = {
-        name: jnp.asarray(rng.standard_normal([getattr(check, axis) for axis in found]), check.dtype)
-        for name, found in axes.items()
+        name: jnp.asarray(rng.standard_normal([getattr(check, axis) for axis in letters]), check.dtype)
+        for name, letters in axes.items()
     }
     cotangents = {"out": COTANGENT * drawn.pop("out")}
     if check.lse:
@@ -198,8 +198,8 @@ def _everything(
         arrays = {**rest, **floats}
         q, k, v = (arrays.pop(name) for name in ("query", "key", "value"))
         options = check.options(arrays)
-        found = jattn.attention(q, k, v, implementation=implementation, return_lse=check.lse, **options)
-        return dict(zip(("out", "lse"), found, strict=True)) if check.lse else {"out": found}
+        result = jattn.attention(q, k, v, implementation=implementation, return_lse=check.lse, **options)
+        return dict(zip(("out", "lse"), result, strict=True)) if check.lse else {"out": result}
 
     results, pull_back = jax.vjp(attend, floats)
     (gradients,) = pull_back({name: x.astype(results[name].dtype) for name, x in cotangents.items()})
@@ -217,8 +217,8 @@ def reference(check: Check, inputs: Mapping[str, Any], cotangents: Mapping[str, 
 
 
 def _widen(x: Any) -> np.ndarray:
-    found = np.asarray(x)
-    return found.astype(np.float64) if found.dtype.kind not in "biu" else found
+    array = np.asarray(x)
+    return array.astype(np.float64) if array.dtype.kind not in "biu" else array
 
 
 def errors(check: Check, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -227,7 +227,7 @@ def errors(check: Check, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> d
 
     A gradient that is a sum over rows is as exact as its largest number: there that one stands for |wanted|.
     """
-    found = {}
+    by_output = {}
     for name, right in wanted.items():
         ours, right = np.asarray(got[name], np.float64), np.asarray(right, np.float64)
         size = np.where(np.isfinite(right), np.abs(right), 0.0)
@@ -236,8 +236,8 @@ def errors(check: Check, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> d
         with np.errstate(invalid="ignore"):
             gaps = np.where(ours == right, 0.0, np.abs(ours - right) / (1 + size))
         gaps = np.where(np.isfinite(gaps), gaps, np.inf)
-        found[name] = {"error": float(np.max(gaps, initial=0.0)), "tolerance": tolerance(check.dtype, name)}
-    return found
+        by_output[name] = {"error": float(np.max(gaps, initial=0.0)), "tolerance": tolerance(check.dtype, name)}
+    return by_output
 
 
 _ROWS = ("out", "lse", "dquery", "dkey", "dvalue")

@@ -136,7 +136,7 @@ def _seed(rng: np.random.Generator, x: Check) -> dict[str, Any]:
 def _with_function(fn: Callable[..., Any], **axes: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     def options(x: dict[str, Any]) -> dict[str, Any]:
         jattn = _pieces()
-        operands = [jattn.operand(x[name], found) for name, found in axes.items()]
+        operands = [jattn.operand(x[name], letters) for name, letters in axes.items()]
         return {**_causal(x), "mods": (jattn.mods.function(fn, *operands),)}
 
     return options

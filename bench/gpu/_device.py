@@ -14,11 +14,11 @@ def device_facts(request: Mapping[str, Any]) -> dict[str, Any]:
 
     del request
     try:
-        found = jax.devices("gpu")[0]
+        device = jax.devices("gpu")[0]
     except RuntimeError as error:
         return {"error": str(error).strip().partition("\n")[0][:300]}
-    chip = chips.of_kind(found.device_kind)
-    return {"device": found.device_kind, "chip": chip and chip.name, "count": jax.local_device_count("gpu")}
+    chip = chips.of_kind(device.device_kind)
+    return {"device": device.device_kind, "chip": chip and chip.name, "count": jax.local_device_count("gpu")}
 
 
 def driver() -> str:

@@ -86,11 +86,11 @@ def role_of(contender: Contender, kernel: Kernel, place: int, d: int) -> Role | 
     JAX lowers kernels that do not depend on each other in any order.  Where names do not say which is which, the number
     of products does: the columns of a tile come out as a power of two for the right one alone.
     """
-    found = contender.may_be(kernel.name, place)
+    roles = contender.may_be(kernel.name, place)
     loops = [loop for loop in kernel.loops if loop.products]
     columns = lambda role: max(scores(loop, role, d) for loop in loops) / ROWS
     fits = lambda role: columns(role) > 0 and math.log2(columns(role)).is_integer()
-    return next((role for role in found if loops and fits(role)), found[0] if found else None)
+    return next((role for role in roles if loops and fits(role)), roles[0] if roles else None)
 
 
 def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | None:

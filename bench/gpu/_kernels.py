@@ -55,11 +55,11 @@ class Kernel:
         return {**asdict(self), "blocks_per_core": self.blocks_per_core(chip), "loops": loops}
 
 
-def from_json(found: Mapping[str, Any]) -> Kernel:
+def from_json(row: Mapping[str, Any]) -> Kernel:
     """What `Kernel.as_json` made."""
-    loops = [Loop(one["start"], one["pipes"], one["products"], one["loaded"], one["stored"]) for one in found["loops"]]
+    loops = [Loop(one["start"], one["pipes"], one["products"], one["loaded"], one["stored"]) for one in row["loops"]]
     fields = ("name", "threads", "registers", "spilled", "shared")
-    return Kernel(**{name: found[name] for name in fields}, loops=loops)
+    return Kernel(**{name: row[name] for name in fields}, loops=loops)
 
 
 def kernels(dump: Path, chip: Gpu) -> list[Kernel]:
@@ -102,14 +102,14 @@ def assembler_report(text: str) -> tuple[int, int]:
 
 def threads(ptx: str) -> int:
     """Threads of a block, by the kernel's own bound."""
-    found = re.search(r"\.(?:max|req)ntid\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", ptx)
-    if found is None:
+    match = re.search(r"\.(?:max|req)ntid\s+(\d+)(?:\s*,\s*(\d+))?(?:\s*,\s*(\d+))?", ptx)
+    if match is None:
         raise RuntimeError("the kernel does not say how many threads it has")
-    x, y, z = (int(n or 1) for n in found.groups())
+    x, y, z = (int(n or 1) for n in match.groups())
     return x * y * z
 
 
 def shared_bytes(resources: str) -> int | None:
     """Bytes of shared memory of a block, in what Mosaic dumps of a kernel's resources."""
-    found = re.search(r"smem_scratch_bytes=(\d+)", resources)
-    return int(found[1]) if found else None
+    match = re.search(r"smem_scratch_bytes=(\d+)", resources)
+    return int(match[1]) if match else None

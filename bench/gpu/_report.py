@@ -71,8 +71,8 @@ class StaticRow:
 def static_rows(case: Case, contender: Contender, answer: Mapping[str, Any]) -> list[StaticRow]:
     """A row for each kernel of an answer."""
     rows = []
-    for place, found in enumerate(answer["kernels"]):
-        kernel = from_json(found)
+    for place, fields in enumerate(answer["kernels"]):
+        kernel = from_json(fields)
         role = role_of(contender, kernel, place, case.d)
         estimated = estimate(kernel, role, case, GPUS[case.chip]) if role is not None else None
         rows.append(StaticRow(case, contender.name, role, kernel, estimated))
@@ -145,10 +145,10 @@ def plot_static(rows: Sequence[StaticRow], path: Path) -> None:
     grid = figure.subplots(len(chips), len(roles), squeeze=False)
     for across, chip in zip(grid, chips, strict=True):
         for panel, role in zip(across, roles, strict=True):
-            found = [row for row in rows if (row.case.chip, row.role) == (chip, role)]
-            widths = {row.case.d for row in found}
+            shown = [row for row in rows if (row.case.chip, row.role) == (chip, role)]
+            widths = {row.case.d for row in shown}
             d = 128 if 128 in widths else min(widths, default=128)
-            _bars(panel, [row for row in found if row.case.d == d])
+            _bars(panel, [row for row in shown if row.case.d == d])
             panel.set_title(f"{chip}, {role}, d = {d}, 64 x {tile_columns(role)} scores", fontsize=9)
     across = grid[:, 0]
     for panel in across:
@@ -163,10 +163,10 @@ def _bars(panel: Any, rows: Sequence[StaticRow]) -> None:
     names = list(dict.fromkeys(row.contender for row in rows))
     width = 0.8 / max(1, len(names))
     for n, name in enumerate(names):
-        found = {row.case.ask: row.estimate for row in rows if row.contender == name and row.estimate is not None}
-        places = [place + width * (n - (len(names) - 1) / 2) for place, ask in enumerate(asks) if ask in found]
-        partial = [found[ask].partial.instructions for ask in asks if ask in found]
-        full = [found[ask].full.instructions for ask in asks if ask in found]
+        estimates = {row.case.ask: row.estimate for row in rows if row.contender == name and row.estimate is not None}
+        places = [place + width * (n - (len(names) - 1) / 2) for place, ask in enumerate(asks) if ask in estimates]
+        partial = [estimates[ask].partial.instructions for ask in asks if ask in estimates]
+        full = [estimates[ask].full.instructions for ask in asks if ask in estimates]
         panel.bar(places, partial, width, color=COLOURS[name], alpha=0.4, label=f"{name}, partial tile")
         panel.bar(places, full, width, color=COLOURS[name], label=f"{name}, full tile")
     panel.set_xticks(range(len(asks)), asks, rotation=45, fontsize=8)

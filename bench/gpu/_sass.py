@@ -89,8 +89,8 @@ def parse(text: str) -> Code:
     for line in text.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(instructions)
-        elif found := _INSTRUCTION.match(line):
-            instructions.append(Instruction(found["name"], found["guard"] or "", found["rest"].strip()))
+        elif match := _INSTRUCTION.match(line):
+            instructions.append(Instruction(match["name"], match["guard"] or "", match["rest"].strip()))
     return Code(instructions, labels)
 
 
@@ -118,19 +118,19 @@ def _loop(code: Code, start: int, places: Sequence[int]) -> Loop:
 
 def _products(name: str) -> int:
     """Multiply-adds of one warp: a quarter of a warpgroup's instruction, all of a warp's."""
-    if found := _PRODUCT.match(name):
-        m, n, k = map(int, found.groups())
+    if match := _PRODUCT.match(name):
+        m, n, k = map(int, match.groups())
         return m * n * k // 4
-    if found := _WARP_PRODUCT.match(name):
-        return _WARP_SHAPES.get(found[1], 0)
+    if match := _WARP_PRODUCT.match(name):
+        return _WARP_SHAPES.get(match[1], 0)
     return 0
 
 
 def _moved(pattern: re.Pattern[str], name: str) -> int:
     """Numbers of each thread of a warp: what such an instruction moves in all, over the 32 threads."""
-    if not (found := pattern.match(name)):
+    if not (match := pattern.match(name)):
         return 0
-    rows, bits, times = (int(x or 32) for x in found.groups())
+    rows, bits, times = (int(x or 32) for x in match.groups())
     return rows * bits * times // (32 * 32)
 
 
@@ -139,7 +139,7 @@ def _innermost(code: Code) -> Iterator[tuple[int, list[int]]]:
     loops = sorted(_natural_loops(code).items())
     counts = [x for x in loops if any(_counts(code.instructions[place]) for place in x[1])]
     for head, places in counts:
-        if not any(other != head and other in places and set(found) < set(places) for other, found in counts):
+        if not any(other != head and other in places and set(inner) < set(places) for other, inner in counts):
             yield head, places
 
 
@@ -155,8 +155,8 @@ def _natural_loops(code: Code) -> dict[int, list[int]]:
     ends = dict(zip(starts, [*starts[1:], len(code.instructions)], strict=True))
     after = {start: _successors(code, start, end) for start, end in ends.items()}
     before: dict[int, set[int]] = {start: set() for start in starts}
-    for start, found in after.items():
-        for one in found:
+    for start, following in after.items():
+        for one in following:
             before[one].add(start)
     dominators = _dominators(starts, before)
     bodies: dict[int, set[int]] = {}
@@ -189,30 +189,30 @@ def _successors(code: Code, start: int, end: int) -> set[int]:
     target = _TARGET.search(last.operands)
     # the unified form writes its predicate as an operand: BRA.U !UP0, `(.L_x_1)
     conditional = (last.guard not in ("", "PT")) or re.match(r"\s*!?U?P\d", last.operands) is not None
-    found = {code.labels[target[1]]} if target and target[1] in code.labels else set()
-    return found & set(range(len(code.instructions))) | (following if conditional else set())
+    targets = {code.labels[target[1]]} if target and target[1] in code.labels else set()
+    return targets & set(range(len(code.instructions))) | (following if conditional else set())
 
 
 def _dominators(starts: Sequence[int], before: Mapping[int, set[int]]) -> dict[int, set[int]]:
     """By block, those through which every way to it leads; a block that no jump reaches begins a way."""
-    found = {start: set(starts) if before[start] and start else {start} for start in starts}
+    dominators = {start: set(starts) if before[start] and start else {start} for start in starts}
     changed = True
     while changed:
         changed = False
         for start in starts:
             if not before[start] or not start:
                 continue
-            new = set.intersection(*(found[one] for one in before[start])) | {start}
-            changed = changed or new != found[start]
-            found[start] = new
-    return found
+            new = set.intersection(*(dominators[one] for one in before[start])) | {start}
+            changed = changed or new != dominators[start]
+            dominators[start] = new
+    return dominators
 
 
 def _reaching(start: int, head: int, before: Mapping[int, set[int]]) -> set[int]:
     """The blocks from which `start` is reached without passing `head`, and both."""
-    found, waiting = {head, start}, [start] if start != head else []
+    reaching, waiting = {head, start}, [start] if start != head else []
     while waiting:
-        for one in before[waiting.pop()] - found:
-            found.add(one)
+        for one in before[waiting.pop()] - reaching:
+            reaching.add(one)
             waiting.append(one)
-    return found
+    return reaching

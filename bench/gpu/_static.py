@@ -39,9 +39,9 @@ def run(cases: Sequence[Case], contenders: Sequence[str], out: Path, command: Se
     rows: list[StaticRow] = []
     asked = [(case, name) for case in cases for name in contenders]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for found in progress_of(pool, asked, command):
-            rows += found
-            lines = [line(columns, row) if row.error is None else _report.static_failure(row) for row in found]
+        for fresh in progress_of(pool, asked, command):
+            rows += fresh
+            lines = [line(columns, row) if row.error is None else _report.static_failure(row) for row in fresh]
             text += lines
             if lines:
                 print("\n".join(lines), flush=True)
@@ -61,10 +61,10 @@ def progress_of(pool: ThreadPoolExecutor, asked: Sequence[tuple[Case, str]], com
     return progress_bar(pool.map(lambda one: rows_of(one[0], one[1], command), asked), len(asked))
 
 
-def progress_bar(found: Any, total: int) -> Any:
+def progress_bar(answers: Any, total: int) -> Any:
     """A tqdm bar over what comes one by one."""
     bar = progress(range(total))
-    for one, _ in zip(found, bar, strict=True):
+    for one, _ in zip(answers, bar, strict=True):
         yield one
 
 
@@ -128,10 +128,10 @@ def compile_case(request: Mapping[str, Any]) -> dict[str, Any]:
         fn, shapes = CONTENDERS[request["contender"]].program(case)
         arguments = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=placed) for one in shapes]
         jax.jit(fn).lower(*arguments).compile()
-    found = kernels(Path(request["dump"]), chip)
-    if not found:
+    compiled = kernels(Path(request["dump"]), chip)
+    if not compiled:
         raise RuntimeError("no Mosaic kernel in the program")
-    return {"kernels": [kernel.as_json(chip) for kernel in found]}
+    return {"kernels": [kernel.as_json(chip) for kernel in compiled]}
 
 
 def _write(out: Path, facts: Mapping[str, object], rows: Sequence[StaticRow], complete: bool) -> None:

@@ -121,16 +121,16 @@ ASKS = {
 
 def values(ask: Ask, b: int, t: int, h: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Arrays for an ask: documents of `DOCUMENT` tokens, a seed, small numbers.  bfloat16 is left to the caller."""
-    found = {}
+    arrays = {}
     for name, (shape, dtype) in ask.arrays(b, t, h).items():
         match dtype:
             case "int32":
-                found[name] = np.broadcast_to(np.arange(t, dtype=np.int32) // DOCUMENT, shape)
+                arrays[name] = np.broadcast_to(np.arange(t, dtype=np.int32) // DOCUMENT, shape)
             case "uint32":
-                found[name] = np.full(shape, 7, np.uint32)
+                arrays[name] = np.full(shape, 7, np.uint32)
             case _:
-                found[name] = (0.1 * rng.standard_normal(shape, np.float32)).astype(np.float32)
-    return found
+                arrays[name] = (0.1 * rng.standard_normal(shape, np.float32)).astype(np.float32)
+    return arrays
 
 
 def tiles(mask: str, t: int, rows: int, columns: int) -> tuple[int, int]:

@@ -63,10 +63,10 @@ class TimedRow:
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the name, the medians and the spreads."""
-        found = {
+        timings = {
             name: {"median": one.median, "spread": one.spread, **asdict(one)} for name, one in self.timings.items()
         }
-        return {"name": self.case.name, "case": asdict(self.case), "flops": self.case.flops, "timings": found}
+        return {"name": self.case.name, "case": asdict(self.case), "flops": self.case.flops, "timings": timings}
 
 
 LEGEND = f"""\
@@ -198,8 +198,8 @@ def time_case(request: Mapping[str, Any]) -> dict[str, Any]:
     runner = RUNNERS[request["runner"]]
     prepare = jattn_with(request["settings"]) if "settings" in request else runner.prepare
     prepared = prepare(case, copies(case, request["cache"]))
-    found, calls = samples(prepared.call, prepared.wait, prepared.copies)
-    return {"milliseconds": [1e3 * one for one in found], "calls": calls}
+    seconds, calls = samples(prepared.call, prepared.wait, prepared.copies)
+    return {"milliseconds": [1e3 * one for one in seconds], "calls": calls}
 
 
 def samples(
@@ -219,11 +219,11 @@ def samples(
     def sample(calls: int) -> float:
         nonlocal turn
         start = clock()
-        found = None
+        result = None
         for _ in range(calls):
-            found = call(turn % copies)
+            result = call(turn % copies)
             turn += 1
-        wait(found)
+        wait(result)
         return (clock() - start) / calls
 
     once = sample(3)

@@ -21,9 +21,9 @@ def tool(name: str) -> Path | None:
     """The program in the folder of NVIDIA's packages, else on PATH, else None."""
     spec = importlib.util.find_spec("nvidia")
     roots = spec.submodule_search_locations if spec is not None else None
-    found = [path for root in roots or () for path in sorted(Path(root).glob(f"cu*/bin/{name}"), reverse=True)]
+    paths = [path for root in roots or () for path in sorted(Path(root).glob(f"cu*/bin/{name}"), reverse=True)]
     on_path = shutil.which(name)
-    return found[0] if found else Path(on_path) if on_path else None
+    return paths[0] if paths else Path(on_path) if on_path else None
 
 
 def too_old() -> str | None:
@@ -41,7 +41,7 @@ def obstacle() -> str | None:
         return reason
     jax = importlib.metadata.version("jax")
     versions = {name: _version(name) for name in PLUGINS}
-    wrong = [f"{name} {found}" if found else f"no {name}" for name, found in versions.items() if found != jax]
+    wrong = [f"{name} {given}" if given else f"no {name}" for name, given in versions.items() if given != jax]
     if wrong:
         pins = " ".join(f"{name}=={jax}" for name in PLUGINS)
         return f"{' and '.join(wrong)} beside jax {jax}, they must be of one version: pip install {pins}"
@@ -52,9 +52,9 @@ def obstacle() -> str | None:
     ptxas = tool("ptxas")
     assert ptxas is not None
     said = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"release (\d+)\.(\d+)", said)
-    if found is None or int(found[1]) < LEAST_CUDA:
-        version = f"{found[1]}.{found[2]}" if found else "of unknown version"
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release is None or int(release[1]) < LEAST_CUDA:
+        version = f"{release[1]}.{release[2]}" if release else "of unknown version"
         return f"{ptxas} is {version}, Mosaic needs {LEAST_CUDA} or newer: {install('aot')}"
     return None
 

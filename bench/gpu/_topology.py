@@ -79,8 +79,8 @@ def mesh(chip: Gpu) -> Any:
     import numpy as np
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target_config(chip))
-    return jax.sharding.Mesh(np.array(found.devices[:1]), ("x",))
+    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target_config(chip))
+    return jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
 
 
 def lower_for(chip: Gpu) -> None:

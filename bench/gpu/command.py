@@ -83,11 +83,11 @@ def _parser() -> Parser:
 def device_facts(command: Sequence[str] = COMMAND) -> dict[str, Any]:
     """Device, driver, versions and date; `error` where there is no GPU."""
     with Worker(command=command) as worker:
-        found = worker.ask({"stage": "device"}, _DEVICE_LIMIT)
-    found.pop("seconds", None)
-    if "error" in found:
-        return found
-    return {**found, "driver": _device.driver(), **_machine.facts(_VERSIONS)}
+        device = worker.ask({"stage": "device"}, _DEVICE_LIMIT)
+    device.pop("seconds", None)
+    if "error" in device:
+        return device
+    return {**device, "driver": _device.driver(), **_machine.facts(_VERSIONS)}
 
 
 def _run_static(program: str, options: Any) -> int:
@@ -103,10 +103,10 @@ def _run_static(program: str, options: Any) -> int:
 
 def _filtered(program: str, cases: Sequence[Case], part: str, example: str) -> list[Case]:
     """Those whose name has the part; a line if there are none."""
-    found = [case for case in cases if part in case.name]
-    if not found:
+    chosen = [case for case in cases if part in case.name]
+    if not chosen:
         complain(program, f"no case matches; names look like {example}")
-    return found
+    return chosen
 
 
 def _rehearse(program: str, options: Any) -> int:

@@ -21,9 +21,9 @@ _BAD = ("WRONG", "failed", "not run")
 def run(program: str, record: Path, table: Path) -> int:
     """Add what the record shows to the table; 2 with a line if it shows nothing that may be relied on."""
     try:
-        found = json.loads(record.read_text())
+        report = json.loads(record.read_text())
         path = record.resolve().relative_to(ROOT).as_posix()
-        rows = confirmed(found, path)
+        rows = confirmed(report, path)
     except (OSError, ValueError, KeyError) as error:
         return complain(program, f"{record}: {error}")
     kept = document(table)

@@ -93,24 +93,24 @@ def run(
             if left < 5:
                 return None
             answer = worker.ask(request(case, "jattn", chip, settings=settings), min(limit, left))
-            found = answer.get("milliseconds")
-            median = statistics.median(found) if found else None
+            milliseconds = answer.get("milliseconds")
+            median = statistics.median(milliseconds) if milliseconds else None
             tried.append({"name": case.name, "settings": settings, "median": median, "error": answer.get("error")})
             shown = f"{median:9.3f} ms" if median is not None else f"        -  {answer.get('error')}"
             print(f"{case.name:28} {json.dumps(settings):90} {shown}", flush=True)
             write_json(out / "tune.json", {"machine": facts, "complete": False, "tried": tried})
             return median
 
-        found = 0
+        written = 0
         for case in chosen:
             for row in tune(case, measure):
                 rows[key({"chip": chip, **row})] = {"chip": chip, **row}
                 today = datetime.date.today().isoformat()
                 write(table, rows, {chip: {"device": facts.get("device"), "date": today, "jax": facts.get("jax")}})
-                found += 1
+                written += 1
     write_json(out / "tune.json", {"machine": facts, "complete": True, "tried": tried})
-    print(f"{found} rows found, {len(rows)} in {table}; {time.perf_counter() - begun:.0f} s")
-    return 0 if found else 1
+    print(f"{written} rows found, {len(rows)} in {table}; {time.perf_counter() - begun:.0f} s")
+    return 0 if written else 1
 
 
 def tune(case: Case, measure: Measure) -> Iterator[dict[str, Any]]:
@@ -125,10 +125,10 @@ def tune(case: Case, measure: Measure) -> Iterator[dict[str, Any]]:
     for kernel, tried in candidates(case.d).items():
         asked = alone if kernel == "forward" else case
         measured = [(sizes, measure(asked, {**settings, kernel: sizes})) for sizes in tried]
-        found = [(sizes, time) for sizes, time in measured if time is not None]
-        if not found:
+        timed = [(sizes, time) for sizes, time in measured if time is not None]
+        if not timed:
             return
-        settings[kernel], best = min(found, key=lambda one: one[1])
+        settings[kernel], best = min(timed, key=lambda one: one[1])
         forward = best if kernel == "forward" else forward
         yield _row(case, kernel, settings[kernel], best if kernel == "forward" else max(0.0, best - forward))
 
@@ -153,8 +153,8 @@ def key(row: Mapping[str, Any]) -> Key:
 
 def document(table: Path) -> dict[str, Any]:
     """The table: its `entries`, what is `confirmed`, and by chip on which device it was `tuned` and when."""
-    found = json.loads(table.read_text()) if table.exists() else []
-    return found if isinstance(found, dict) else {"entries": found}
+    content = json.loads(table.read_text()) if table.exists() else []
+    return content if isinstance(content, dict) else {"entries": content}
 
 
 def read(table: Path) -> dict[Key, dict[str, Any]]:
@@ -164,6 +164,6 @@ def read(table: Path) -> dict[Key, dict[str, Any]]:
 
 def write(table: Path, rows: Mapping[Key, Mapping[str, Any]], tuned: Mapping[str, Any]) -> None:
     """All at once; what else the table says stays."""
-    found = document(table)
+    content = document(table)
     entries = [rows[one] for one in sorted(rows)]
-    write_json(table, {**found, "entries": entries, "tuned": {**found.get("tuned", {}), **tuned}})
+    write_json(table, {**content, "entries": entries, "tuned": {**content.get("tuned", {}), **tuned}})

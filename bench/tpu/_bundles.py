@@ -84,7 +84,7 @@ def _bundle(line: str) -> Bundle:
     body = _BODY.search(line)
     texts = [one.strip() for one in body.group(1).split(";;")] if body else []
     products = [_MATMUL.search(one) for one in texts]
-    scalar = [found for one in texts if (found := _instruction(one)) is not None]
+    scalar = [instruction for one in texts if (instruction := _instruction(one)) is not None]
     return Bundle(
         scalar=tuple(sorted(scalar, key=lambda one: {"sphi": 0, "sst": 2}.get(one.op, 1))),
         products=tuple((int(m.group(2)), 1.0 if m.group(1) == "bf16" else 0.5) for m in products if m),

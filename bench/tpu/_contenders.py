@@ -141,14 +141,14 @@ def _named(entries: Iterable[Published]) -> tuple[list[tuple[Tiles, str]], list[
 
 def _combined(case: Case, forwards: Sequence[tuple[Tiles, str]], backwards: Sequence[Tiles]) -> list[Setting]:
     """Both schedulers of every layout; in each, forward and backward tiles in turn, until all of both have been."""
-    found = []
+    settings = []
     for transposed, scheduler in itertools.product(dict.fromkeys(one for _, one in forwards), (True, False)):
         tiles = [one for one, layout in forwards if layout == transposed]
         turns = max(len(tiles), len(backwards)) if case.backward else len(tiles)
         for n in range(turns):
             backward = backwards[n % len(backwards)] if backwards else tiles[n % len(tiles)]
-            found.append(_setting(case, tiles[n % len(tiles)], backward, transposed, scheduler))
-    return found
+            settings.append(_setting(case, tiles[n % len(tiles)], backward, transposed, scheduler))
+    return settings
 
 
 def _setting(case: Case, tiles: Tiles, backward: Tiles, transposed: str, scheduler: bool) -> Setting:

@@ -125,7 +125,7 @@ def milliseconds(counts: Mapping[str, Any], scale: float, chip: Tpu) -> float:
 
 def _best(kernels: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By name, the fastest."""
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for kernel in sorted(kernels, key=lambda one: one["milliseconds"]):
-        found.setdefault(kernel["name"], kernel)
-    return found
+        by_name.setdefault(kernel["name"], kernel)
+    return by_name

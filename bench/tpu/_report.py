@@ -62,27 +62,27 @@ def _ratio(row: Row) -> float | None:
 
 def columns(names: Sequence[str]) -> list[Column[Row]]:
     """The table's columns for these contenders."""
-    found = [
+    lines = [
         Column("chip", lambda row: row.case.chip, 5, left=True),
         Column("mask", lambda row: row.case.mask, 6, left=True),
         Column("pass", lambda row: row.case.direction, 6, left=True),
         Column("b x h x t x d", lambda row: row.case.shape, 14, left=True),
     ]
     for name in names:
-        found += [
+        lines += [
             Column(f"{name} ms", lambda row, name=name: number(row.estimates[name].milliseconds), 9),
             Column("util", lambda row, name=name: _percent(row.estimates[name].utilisation(row.case)), 5),
             Column("+ XLA", lambda row, name=name: number(row.estimates[name].end_to_end), 6),
         ]
     if "splash" in names:
-        found += [
+        lines += [
             Column("+ XLA", lambda row: number(row.ratio("splash", "end_to_end")), 6),
             Column("ratio", lambda row: number(_ratio(row)), 6),
             Column("target", lambda row: number(row.case.target), 6),
             Column("", RATIO.verdict, 6, left=True),
         ]
     return [
-        *found,
+        *lines,
         Column("util >=", lambda row: _percent(row.case.utilisation_target), 7),
         Column("", UTILISATION.verdict, 6, left=True),
     ]
@@ -127,11 +127,11 @@ def _markdown(rows: Sequence[Row]) -> str:
     for chip in chips:
         titles += [f"{chip} kernels", f"{chip} + XLA", *([f"{chip} splash, timed"] if chip in timed else [])]
     lines = [titles, ["---"] * len(titles)]
-    found = {(row.case.mask, row.case.shape, row.case.chip): row for row in rows}
+    by_case = {(row.case.mask, row.case.shape, row.case.chip): row for row in rows}
     for mask, shape in dict.fromkeys((row.case.mask, row.case.shape) for row in rows):
         cells = [mask, shape.replace("x", " ")]
         for chip in chips:
-            row = found.get((mask, shape, chip))
+            row = by_case.get((mask, shape, chip))
             cells += ["-", "-"] if row is None else [_pair(row, "milliseconds"), _pair(row, "end_to_end")]
             if chip in timed:
                 cells.append(number(row and _published(row.case)))

@@ -49,10 +49,10 @@ def line(one: Comparison) -> str:
 HEADER = f"{'case':32} {'b x h x t x d':16} {'timed ms':>8} {'estimate':>8} {'ratio':>6}"
 
 
-def table(found: Sequence[Comparison]) -> str:
+def table(comparisons: Sequence[Comparison]) -> str:
     """Spread of estimate over published time by chip and pass: of each width, of each length, and of all."""
     groups: dict[tuple[str, str, str, int], list[float]] = defaultdict(list)
-    for one in found:
+    for one in comparisons:
         if one.ratio is not None:
             case = one.entry.case
             for axis, size in (("d", case.d), ("t", case.t), ("all", 0)):
@@ -64,6 +64,6 @@ def table(found: Sequence[Comparison]) -> str:
         figures = "".join(f" {f(groups[key]):6.2f}" for f in (min, statistics.median, max))
         which = f"{axis} {size}" if size else axis
         lines.append(f"{chip:6} {_PASSES[direction]:18} {which:8} {len(groups[key]):6}{figures}")
-    counted, of = sum(one.ratio is not None for one in found), len(found)
+    counted, of = sum(one.ratio is not None for one in comparisons), len(comparisons)
     missing = f"; {of - counted} not counted yet: python -m bench tpu --published" if counted < of else ""
     return "\n".join([f"Estimate over published time, {counted} of the {of} times in tokamax's cache{missing}", *lines])

@@ -72,10 +72,10 @@ def compile_and_count(
 
 def _only(dump: Path, pattern: str) -> str:
     """The text of the one dump whose name matches."""
-    found = [path for path in dump.iterdir() if re.fullmatch(pattern, path.name)]
-    if len(found) != 1:
-        raise RuntimeError(f"{len(found)} dumps match {pattern}, expected one")
-    return found[0].read_text()
+    dumps = [path for path in dump.iterdir() if re.fullmatch(pattern, path.name)]
+    if len(dumps) != 1:
+        raise RuntimeError(f"{len(dumps)} dumps match {pattern}, expected one")
+    return dumps[0].read_text()
 
 
 def between_bytes(optimised: str) -> int:

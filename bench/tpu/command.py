@@ -98,8 +98,8 @@ def _chips(options: Any) -> Sequence[str]:
 
 def _chosen(options: Any) -> list[Case]:
     shapes = [shape for shape in SHAPES if options.shape is None or "x".join(map(str, shape)) in options.shape]
-    found = cases(_chips(options), options.mask or MASKS, shapes, options.directions or DIRECTIONS)
-    return [case for case in found if case.name in QUICK] if options.quick else found
+    chosen = cases(_chips(options), options.mask or MASKS, shapes, options.directions or DIRECTIONS)
+    return [case for case in chosen if case.name in QUICK] if options.quick else chosen
 
 
 def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, settings: str, out: Path) -> int:
@@ -130,16 +130,16 @@ def _against_published(entries: Sequence[Published], kept: Kept, fresh: bool, ou
     """Estimate every published time that was chosen."""
     text = [facts_line(_machine.facts(["jax", "libtpu", "tokamax"])), "", _spread.HEADER]
     print("\n".join(text))
-    found = []
+    comparisons = []
     bar = progress(entries)
     with Compiler() as compiler:
         count = lambda case, setting: kept.count(compiler.count, case, TOKAMAX, setting, fresh)
         for entry in bar:
             bar.set_postfix_str(entry.case.name)
-            found += _spread.compare([entry], count)
-            text.append(_spread.line(found[-1]))
+            comparisons += _spread.compare([entry], count)
+            text.append(_spread.line(comparisons[-1]))
             bar.write(text[-1])
-    text.append("\n" + _spread.table(found))
+    text.append("\n" + _spread.table(comparisons))
     print(text[-1])
     (out / "tpu_published.txt").write_text("\n".join(text) + "\n")
     print(f"\nWritten: {out / 'tpu_published.txt'}")

@@ -96,12 +96,12 @@ def candidates(case: Case) -> dict[str, list[Sizes]]:
         {"query": q, "key": k, "step": step, "grain": grain, "turned_dq": dq, "turned_dkv": dkv}
         for q, k, step in tiles for grain in grains for dq, dkv in turns
     ]  # fmt: skip
-    found = {"forward": forward, "backward": backward}
-    for sizes in found.values():
+    by_direction = {"forward": forward, "backward": backward}
+    for sizes in by_direction.values():
         sizes += [{**x, "scheduler": True} for x in sizes[:2]]
         for x in sizes:
             x["chunk"] = max(x["key"], min(held, case.t) // x["key"] * x["key"])
-    return found
+    return by_direction
 
 
 def estimate(compiler: Compiler, case: Case, sizes: dict[str, Sizes]) -> dict[str, float]:
@@ -133,21 +133,21 @@ def tune(chosen: Sequence[Case], rows: dict[Key, dict[str, Any]], table: Path, e
     for case in bar:
         bar.set_postfix_str(case.name)
         tried = candidates(case)
-        found = []
+        timed = []
         for n in range(max(map(len, tried.values()))):
             pair = {direction: tried[direction][n % len(tried[direction])] for direction in tables.PASSES}
             firsts = {direction: tried[direction][0] for direction in tables.PASSES}
             alone = [{**firsts, direction: sizes} for direction, sizes in pair.items()]
             for sizes in (pair, *alone):
-                found.append((sizes, estimate(case, sizes)))
-                if found[-1][1]:
+                timed.append((sizes, estimate(case, sizes)))
+                if timed[-1][1]:
                     break
-        found = [x for x in found if x[1]]
-        if not found:
+        timed = [x for x in timed if x[1]]
+        if not timed:
             failed.append(case.name)
             continue
         for direction in tables.PASSES:
-            sizes, times = min(found, key=lambda one: one[1][direction])
+            sizes, times = min(timed, key=lambda one: one[1][direction])
             rows[key(case, direction)] = _row(case, direction, sizes[direction], times[direction])
         _write(table, rows)
     return failed

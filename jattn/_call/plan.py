@@ -131,9 +131,9 @@ def _cut(problem: Problem, backend: Fused, override: tuple[int, int] | None, tar
     signature = []
 
     def arrays(problem: Problem) -> list[Any]:
-        *found, static = reduce(problem)
+        *reduced, static = reduce(problem)
         signature.append(static)
-        return found
+        return reduced
 
     q, k, v, operands = jax.eval_shape(arrays, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem))
     spec = Spec(backend, signature[0], problem.query.dtype, problem.precision, override, target)

@@ -37,8 +37,8 @@ def visits(mask, fn=attend) -> np.ndarray:
         bad = (jnp.arange(LENGTH) // BLOCK == block)[:, None, None]
         return fn(Q, K, jnp.where(bad, jnp.nan, QKV[2]), mask)
 
-    found = [np.isnan(one(mask, n)).any((2, 3)).reshape(2, -1, BLOCK) for n in range(LENGTH // BLOCK)]
-    return np.stack([x.any(-1) for x in found], axis=-1)
+    got = [np.isnan(one(mask, n)).any((2, 3)).reshape(2, -1, BLOCK) for n in range(LENGTH // BLOCK)]
+    return np.stack([x.any(-1) for x in got], axis=-1)
 
 
 DOCUMENTS = np.repeat([[0, 0, 1, 2], [0, 1, 1, 1]], BLOCK, axis=1)

@@ -21,9 +21,9 @@ from bench import __main__ as bench
     ],
 )
 def test_help(arguments):
-    found = subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, check=True)
-    assert found.stdout.startswith("usage: ")
-    assert not found.stderr
+    got = subprocess.run([sys.executable, "-m", "bench", *arguments], capture_output=True, text=True, check=True)
+    assert got.stdout.startswith("usage: ")
+    assert not got.stderr
 
 
 def test_no_subcommand(capsys):

@@ -34,10 +34,10 @@ def _run(**changes):
 
 
 def test_nothing_is_chosen_unasked_that_no_run_has_confirmed():
-    found = dispatch.choose(_problem(), None, H100, ())
-    assert found.backend is BLOCKWISE
-    assert found.others["cudnn"] == f"{CUDNN.untried}: implementation='cudnn' insists, {HERE}"
-    assert found.evidence is None
+    got = dispatch.choose(_problem(), None, H100, ())
+    assert got.backend is BLOCKWISE
+    assert got.others["cudnn"] == f"{CUDNN.untried}: implementation='cudnn' insists, {HERE}"
+    assert got.evidence is None
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_a_run_confirms_its_own_chip_backend_dtype_and_pass(other):
 
 
 def test_what_it_refuses_no_run_makes_it_take():
-    found = dispatch.choose(_problem(mask=masks.dilated(2)), None, H100, [_run()])
-    assert found.backend is BLOCKWISE
-    assert found.others["cudnn"].startswith("takes masks of causal(), windows")
+    got = dispatch.choose(_problem(mask=masks.dilated(2)), None, H100, [_run()])
+    assert got.backend is BLOCKWISE
+    assert got.others["cudnn"].startswith("takes masks of causal(), windows")
 
 
 def test_gradients_are_of_the_next_best_until_they_are_confirmed():
-    found = dispatch.choose(_problem(), None, H100, [_run(passes=("forward",))])
-    assert found.backend == dataclasses.replace(CUDNN, backward=BLOCKWISE.backward)
+    got = dispatch.choose(_problem(), None, H100, [_run(passes=("forward",))])
+    assert got.backend == dataclasses.replace(CUDNN, backward=BLOCKWISE.backward)
     run = "NVIDIA H100 PCIe, 2026-12-31, runs/h100.json"
-    assert found.evidence == f"forward pass confirmed ({run}), gradients by blockwise"
+    assert got.evidence == f"forward pass confirmed ({run}), gradients by blockwise"
     parts = [_run(passes=("forward",)), _run(passes=("backward",), date="2027-01-01")]
     both = dispatch.choose(_problem(), None, H100, parts)
     assert both.backend is CUDNN
@@ -72,16 +72,16 @@ def test_gradients_are_of_the_next_best_until_they_are_confirmed():
 
 
 def test_who_insists_gets_it_confirmed_or_not():
-    found = dispatch.choose(_problem(), "cudnn", H100, ())
-    assert found.backend is CUDNN
-    assert found.evidence == CUDNN.untried
-    assert found.others["blockwise"] == "was not asked for"
+    got = dispatch.choose(_problem(), "cudnn", H100, ())
+    assert got.backend is CUDNN
+    assert got.evidence == CUDNN.untried
+    assert got.others["blockwise"] == "was not asked for"
 
 
 def test_the_first_that_is_confirmed_is_chosen():
     first = dataclasses.replace(CUDNN, name="first")
-    found = dispatch.choose(_problem(), first, H100, [_run(backend="first")])
-    assert found.backend is first and found.others["cudnn"] == "was not asked for"
+    got = dispatch.choose(_problem(), first, H100, [_run(backend="first")])
+    assert got.backend is first and got.others["cudnn"] == "was not asked for"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

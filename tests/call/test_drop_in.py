@@ -64,7 +64,7 @@ CASES = {
 }  # fmt: skip
 
 
-def found(fn, arrays, options, implementation=None, run=lambda fn, *x: jax.jit(fn)(*x)):
+def outcome(fn, arrays, options, implementation=None, run=lambda fn, *x: jax.jit(fn)(*x)):
     """Values, the residual, and gradients to query, key, value and every floating-point array among the options."""
     learnt = {
         name: x for name, x in options.items() if name in ("bias", "scale") and isinstance(x, (np.ndarray, jax.Array))
@@ -101,8 +101,8 @@ def compare(got, want, tolerance, rows: Any = slice(None)):
 @pytest.mark.parametrize("name", CASES)
 def test_gives_what_jax_gives(name):
     options = CASES[name]
-    want = found(THEIRS, (Q, K, V), options)
-    compare(found(OURS, (Q, K, V), options, "xla"), want, 2e-5, seen(options))
+    want = outcome(THEIRS, (Q, K, V), options)
+    compare(outcome(OURS, (Q, K, V), options, "xla"), want, 2e-5, seen(options))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -112,8 +112,8 @@ def test_in_half_precision(name, dtype):
     cast = lambda x: np.asarray(x, dtype) if isinstance(x, np.ndarray) and x.dtype == np.float32 else x
     arrays, options = jax.tree.map(cast, ((Q, K, V), CASES[name]))
     wide = lambda x: np.asarray(x, np.float32) if isinstance(x, np.ndarray) and x.dtype == dtype else x
-    got, want = found(OURS, arrays, options), found(THEIRS, *jax.tree.map(wide, (arrays, options)))
-    shapes = found(THEIRS, arrays, options, run=jax.eval_shape)  # its float16 runs nowhere but on GPU
+    got, want = outcome(OURS, arrays, options), outcome(THEIRS, *jax.tree.map(wide, (arrays, options)))
+    shapes = outcome(THEIRS, arrays, options, run=jax.eval_shape)  # its float16 runs nowhere but on GPU
     compare(
         got, jax.tree.map(lambda x, y: y.astype(x.dtype), shapes, want), 2 * TOLERANCES[dtype].gradient, seen(options)
     )
@@ -122,13 +122,13 @@ def test_in_half_precision(name, dtype):
 @pytest.mark.parametrize("heads", [1, 2, 4])
 def test_grouped_heads(heads):
     arrays = Q, K[:, :, :1].repeat(heads, 2), V[:, :, :1].repeat(heads, 2)
-    compare(found(OURS, arrays, {}), found(THEIRS, arrays, {}), 2e-5)
+    compare(outcome(OURS, arrays, {}), outcome(THEIRS, arrays, {}), 2e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": draw(H, T, S), "mask": np.tri(T, S, dtype=bool), "scale": 0.2}])
 def test_without_a_batch_axis(options):
     arrays = Q[0], K[0], V[0]
-    got, want = found(OURS, arrays, options), found(THEIRS, arrays, options)
+    got, want = outcome(OURS, arrays, options), outcome(THEIRS, arrays, options)
     assert got["out"].shape == (T, H, D)
     compare(got, want, 2e-5)
     lengths: dict[str, Any] = {
@@ -141,7 +141,7 @@ def test_without_a_batch_axis(options):
 @pytest.mark.parametrize("shapes", [((H, D), (H, D)), ((T, H, D), (1, S, H, D)), ((1, T, H, D), (S, H, D))])
 def test_missing_axes_have_size_1(shapes):
     q, k = (draw(*x, seed=n) for n, x in enumerate(shapes))
-    compare(found(OURS, (q, k, k), {}), found(THEIRS, (q, k, k), {}), 2e-5)
+    compare(outcome(OURS, (q, k, k), {}), outcome(THEIRS, (q, k, k), {}), 2e-5)
 
 
 def test_by_position_and_with_lists():
@@ -202,9 +202,9 @@ MODES = {
 def test_in_the_modes_of_jax(mode, name):
     """Where jax.nn runs, ours does, with the same numbers."""
     options, arrays = CASES[name], tuple(map(jnp.asarray, (Q, K, V)))
-    want = found(THEIRS, arrays, options)
+    want = outcome(THEIRS, arrays, options)
     with MODES[mode]():
-        got = found(OURS, arrays, options)
+        got = outcome(OURS, arrays, options)
     compare(got, want, 2e-5, seen(options))
 
 

@@ -38,18 +38,18 @@ def _shape(name, shape, levels):
 def floats(seed, levels=()):
     """The differentiable arrays; `levels` are vmaps, the innermost first: (names of the arrays it is over, axis)."""
     random = np.random.default_rng(seed)
-    found = {name: random.standard_normal(_shape(name, shape, levels)) for name, shape in SHAPES.items()}
-    found["cap"], found["sigma"] = 2 + np.abs(found["cap"]), 3 + np.abs(found["sigma"])
-    return {name: jnp.asarray(x.astype(np.float32), float) for name, x in found.items()}  # the same numbers in float32
+    got = {name: random.standard_normal(_shape(name, shape, levels)) for name, shape in SHAPES.items()}
+    got["cap"], got["sigma"] = 2 + np.abs(got["cap"]), 3 + np.abs(got["sigma"])
+    return {name: jnp.asarray(x.astype(np.float32), float) for name, x in got.items()}  # the same numbers in float32
 
 
 def integers(seed, levels=()):
     random = np.random.default_rng(seed)
-    found = {
+    got = {
         name: jnp.asarray(random.integers(0, top, _shape(name, shape, levels)), jnp.int32)
         for name, (shape, top) in LEVELS.items()
     }
-    return {**found, "dense": found["dense"] == 1, "seed": found["seed"].astype(jnp.uint32)}
+    return {**got, "dense": got["dense"] == 1, "seed": got["seed"].astype(jnp.uint32)}
 
 
 def attend(x, n, implementation):

@@ -52,8 +52,8 @@ def test_what_is_granted_is_there(name):
     ],
 )  # fmt: skip
 def test_device_kinds(kind, name):
-    found = chips.of_kind(kind)
-    assert (found and found.name) == name
+    got = chips.of_kind(kind)
+    assert (got and got.name) == name
     assert sum(chip.is_kind(kind) for chip in CHIPS.values()) == (name is not None)
 
 
@@ -116,8 +116,8 @@ print(json.dumps({n: (fits(x, x.granted), fits(x, x.fast_memory + 2**20)) for n,
 def test_the_compiler_grants_what_the_table_says():
     done = subprocess.run([sys.executable, "-c", _COMPILE], env=aot.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    for name, ((kind, granted), (_, more)) in found.items():
+    got = json.loads(done.stdout.splitlines()[-1])
+    for name, ((kind, granted), (_, more)) in got.items():
         assert chips.of_kind(kind) is TPUS[name]
         assert granted
         assert not more

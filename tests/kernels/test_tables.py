@@ -47,10 +47,10 @@ RUN = {
 def test_a_file_is_a_list_of_entries_or_says_what_is_confirmed_too():
     entry = tables.read("tpu")[0]._asdict()
     assert tables.parse(json.dumps([entry])) == tables.Table(tables.read("tpu")[:1])
-    found = tables.parse(json.dumps({"entries": [entry], "confirmed": [RUN]}))
-    assert found.entries == tables.read("tpu")[:1]
-    assert found.confirmed[0]._asdict() == {**RUN, "passes": ("forward",)}
-    assert str(found.confirmed[0]) == "NVIDIA H100 80GB HBM3, 2026-12-31, bench/results/h100.json"
+    got = tables.parse(json.dumps({"entries": [entry], "confirmed": [RUN]}))
+    assert got.entries == tables.read("tpu")[:1]
+    assert got.confirmed[0]._asdict() == {**RUN, "passes": ("forward",)}
+    assert str(got.confirmed[0]) == "NVIDIA H100 80GB HBM3, 2026-12-31, bench/results/h100.json"
     with pytest.raises(TypeError, match="gpu"):
         tables.parse(json.dumps({"entries": [], "confirmed": [{**RUN, "gpu": 1}]}))
 

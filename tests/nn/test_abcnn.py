@@ -66,10 +66,10 @@ def plain(layer, p, x, y):
 
 def outcome(fn, *primals):
     """What comes out, and the gradients of it all to what goes in."""
-    found, pull = jax.vjp(jax.jit(fn), *primals)
-    leaves, tree = jax.tree.flatten(found)
+    got, pull = jax.vjp(jax.jit(fn), *primals)
+    leaves, tree = jax.tree.flatten(got)
     cotangent = jax.tree.unflatten(tree, [normal(*y.shape, seed=n, dtype=y.dtype) for n, y in enumerate(leaves)])
-    return found, pull(cotangent)
+    return got, pull(cotangent)
 
 
 def assert_same(got, want, tolerance=TIGHT):

@@ -150,8 +150,8 @@ def test_linen_decoding():
         layer = linen.MultiHeadDotProductAttention(num_heads=H, decode=True, **options)
         variables, out = layer.init(jax.random.key(0), x), []
         for n in range(T):
-            found, changed = layer.apply(variables, x[:, n : n + 1], mutable=["cache"])
-            variables, _ = {**variables, **changed}, out.append(found)
+            got, changed = layer.apply(variables, x[:, n : n + 1], mutable=["cache"])
+            variables, _ = {**variables, **changed}, out.append(got)
         return jnp.concatenate(out, axis=1)
 
     assert_close(decoded(attention_fn=attention_fn()), decoded(), LOOSE)
@@ -233,27 +233,27 @@ def test_weights_are_sown():
     x = normal((3, B, T, F))
     options = {"num_heads": H, "in_features": F, "decode": False, "dropout_rate": 0.5, "deterministic": False}
     call = {"mask": np.stack([some] * 3), "sow_weights": True}
-    found = []
+    got = []
     ways: list[dict[str, Any]] = [{}, {"attention_fn": attention_fn()}]
     for fn in ways:
         layer = nnx.MultiHeadAttention(**options, **fn, rngs=nnx.Rngs(0))
         sown = nnx.capture(layer, nnx.Intermediate)(x, **call)[1]
-        found.append(nnx.to_pure_dict(sown)["attention_weights"][0])
-    assert found[0].shape == (3, B, H, T, T)
-    assert_close(found[1], found[0], LOOSE)
+        got.append(nnx.to_pure_dict(sown)["attention_weights"][0])
+    assert got[0].shape == (3, B, H, T, T)
+    assert_close(got[1], got[0], LOOSE)
 
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_weights_are_sown_in_linen(wide):
-    x, found = normal((B, T, F)), []
+    x, got = normal((B, T, F)), []
     ways: list[dict[str, Any]] = [{}, {"attention_fn": attention_fn()}]
     for fn in ways:
         layer = linen.MultiHeadDotProductAttention(num_heads=H, dtype=jnp.bfloat16, force_fp32_for_softmax=wide, **fn)
         variables = layer.init(jax.random.key(0), x)
         sown = layer.apply(variables, x, mask=some, sow_weights=True, mutable="intermediates")[1]
-        found.append(sown["intermediates"]["attention_weights"][0])
-    assert found[0].dtype == found[1].dtype == (jnp.float32 if wide else jnp.bfloat16)
-    assert_close(found[1], found[0], 4 * TOLERANCES["bfloat16"].value)
+        got.append(sown["intermediates"]["attention_weights"][0])
+    assert got[0].dtype == got[1].dtype == (jnp.float32 if wide else jnp.bfloat16)
+    assert_close(got[1], got[0], 4 * TOLERANCES["bfloat16"].value)
 
 
 def dropped(broadcast, **options):

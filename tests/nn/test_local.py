@@ -254,9 +254,9 @@ def test_eval_turns_dropout_off():
 
 
 def test_shapes_of_the_parameters():
-    found = jax.tree.map(jnp.shape, pure(make(2, center="predicted")))
-    assert found["position"] == {"kernel": (F, H, D)}
-    assert found["direction"] == (H, D)
+    got = jax.tree.map(jnp.shape, pure(make(2, center="predicted")))
+    assert got["position"] == {"kernel": (F, H, D)}
+    assert got["direction"] == (H, D)
     assert set(pure(make(2))) == {"attention"}
 
 

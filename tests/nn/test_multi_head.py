@@ -206,8 +206,8 @@ def test_shapes_of_the_parameters():
 def test_initialisers():
     ones, zeros = nnx.initializers.ones, nnx.initializers.zeros
     layer = MultiHeadAttention(F, H, kernel_init=ones, out_kernel_init=zeros, rngs=nnx.Rngs(0))
-    found = pure(layer)
-    assert {name: float(found[name]["kernel"].mean()) for name in found} == {"query": 1, "key": 1, "value": 1, "out": 0}
+    got = pure(layer)
+    assert {name: float(got[name]["kernel"].mean()) for name in got} == {"query": 1, "key": 1, "value": 1, "out": 0}
     assert float(MultiHeadAttention(F, H, kernel_init=ones, rngs=nnx.Rngs(0)).out.kernel[...].min()) == 1
 
 

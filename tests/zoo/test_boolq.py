@@ -41,11 +41,11 @@ def test_lines_are_read():
     combined = {"question": "is it so", "passage": "A Title -- It's so -- isn't it.", "idx": 3, "label": False}
     unknown = {"question": "is it", "passage": "T -- P", "idx": 0}
     dev = {"question": "Is it?", "title": "A Title", "answer": "True", "passage": "So."}
-    found = data.parse(lines(combined, unknown, dev))
-    assert found[0] == (("is", "it", "so"), ("a", "title"), data.words("it's so -- isn't it."), False)
-    assert found[0].passage == ("a", "title", "--", *found[0].body)
-    assert found[1].yes is None
-    assert found[2] == (("is", "it", "?"), ("a", "title"), ("so", "."), True)
+    got = data.parse(lines(combined, unknown, dev))
+    assert got[0] == (("is", "it", "so"), ("a", "title"), data.words("it's so -- isn't it."), False)
+    assert got[0].passage == ("a", "title", "--", *got[0].body)
+    assert got[1].yes is None
+    assert got[2] == (("is", "it", "?"), ("a", "title"), ("so", "."), True)
 
 
 def test_entities_are_undone():
@@ -83,14 +83,14 @@ def test_words_in_the_same_places_have_like_vectors():
     rng = np.random.default_rng(0)
     groups = np.arange(2, 12).reshape(2, 5)  # of tokens: a text is of one group
     texts = [np.concatenate([rng.choice(groups[n % 2], 30), [0]]) for n in range(60)]
-    found = word_vectors(texts, 12, 2)
-    assert found.dtype == np.float32
-    assert not found[:2].any()
-    unit = found[2:] / np.linalg.norm(found[2:], axis=1, keepdims=True)
+    got = word_vectors(texts, 12, 2)
+    assert got.dtype == np.float32
+    assert not got[:2].any()
+    unit = got[2:] / np.linalg.norm(got[2:], axis=1, keepdims=True)
     alike = unit @ unit.T
     assert alike[:5, :5].min() > 0.9
     assert alike[:5, 5:].max() < 0.5
-    np.testing.assert_array_equal(found, word_vectors(texts, 12, 2))
+    np.testing.assert_array_equal(got, word_vectors(texts, 12, 2))
 
 
 def test_encoding(small):

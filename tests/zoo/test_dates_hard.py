@@ -60,14 +60,14 @@ def test_kinds_of_attention_are_those_of_the_command_line():
 def test_every_variant_is_its_own():
     parser = argparse.ArgumentParser()
     add_options(parser)
-    found = [vars(parser.parse_args(flags)) for flags in VARIANTS.values()]
+    got = [vars(parser.parse_args(flags)) for flags in VARIANTS.values()]
     assert next(iter(VARIANTS.values())) == ()
-    assert all(a != b for n, a in enumerate(found) for b in found[:n])
-    assert {x["score"] for x in found} == set(SCORES)
-    assert {x["attention"] for x in found} == set(ATTENTION)
-    assert {x["summary"] for x in found} == {"dynamic", "static"}
+    assert all(a != b for n, a in enumerate(got) for b in got[:n])
+    assert {x["score"] for x in got} == set(SCORES)
+    assert {x["attention"] for x in got} == set(ATTENTION)
+    assert {x["summary"] for x in got} == {"dynamic", "static"}
     module = importlib.import_module("jattn.zoo.dates")
-    task: Any = module.build(argparse.Namespace(**found[-1], seed=3, implementation=None))
+    task: Any = module.build(argparse.Namespace(**got[-1], seed=3, implementation=None))
     assert (task.settings["summary"], task.settings["seed"]) == ("static", 3)
 
 

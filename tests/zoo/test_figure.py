@@ -37,5 +37,5 @@ def test_the_list_shows_the_last_figure(tmp_path, capsys, monkeypatch):
 
 
 def test_recorded_figures_are_of_variants_there_are():
-    for task, found in _figure.recorded().items():
-        assert set(found) <= set(importlib.import_module(f"jattn.zoo.{task}").VARIANTS)
+    for task, got in _figure.recorded().items():
+        assert set(got) <= set(importlib.import_module(f"jattn.zoo.{task}").VARIANTS)

@@ -55,21 +55,21 @@ def test_overlap_is_a_share_of_different_words():
 
 def test_the_hardest_verses_are_in_a_pair_of_either_kind_with_their_closest_neighbour():
     king_james, american = bibles()
-    found = data.hardest(king_james, american)
-    assert len(found) == round(data.SHARE * CHAPTERS * VERSES)
+    got = data.hardest(king_james, american)
+    assert len(got) == round(data.SHARE * CHAPTERS * VERSES)
     verse_of = {verse: key for key, verse in american.items()}
     gaps = {}
     for verse, left in king_james.items():
         chapter = [american[1, verse[1], n] for n in range(VERSES) if n != verse[2]]
         gaps[left] = data.overlap(left, american[verse]) - max(data.overlap(left, other) for other in chapter)
-    for same, other in found:
+    for same, other in got:
         assert same.same and not other.same
         assert same.left == other.left
         assert verse_of[same.right] == next(verse for verse, words in king_james.items() if words == same.left)
         assert verse_of[other.right][:2] == same.chapter == other.chapter
         gap = data.overlap(same.left, same.right) - data.overlap(other.left, other.right)
         assert gap == pytest.approx(gaps[same.left])
-    chosen = {same.left for same, _ in found}
+    chosen = {same.left for same, _ in got}
     assert max(gaps[left] for left in chosen) <= min(gap for left, gap in gaps.items() if left not in chosen)
 
 

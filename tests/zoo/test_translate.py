@@ -133,13 +133,13 @@ def test_what_is_held_out_is_not_learnt_from_whatever_comes_beside_it():
 def test_texts_are_read_back_from_their_tokens():
     pairs = [Pair("one " * 30, "fünf"), Pair("a", "eins " * 30), Pair("%(n)s … 3.5", " zwei  Wörter ")]
     vocabulary = data.pieces([*PAIRS, *pairs], MOST)
-    found = data.encode(pairs, vocabulary)
-    assert found.source.shape == found.target.shape == (3, data.TOKENS)
-    assert found.length[0] == data.TOKENS and 1 <= found.length[1] <= 2
-    texts = [data.decode(row, vocabulary) for row in found.target]
+    got = data.encode(pairs, vocabulary)
+    assert got.source.shape == got.target.shape == (3, data.TOKENS)
+    assert got.length[0] == data.TOKENS and 1 <= got.length[1] <= 2
+    texts = [data.decode(row, vocabulary) for row in got.target]
     assert texts[0] == "fünf" and texts[2].split() == ["zwei", "Wörter"]
-    assert ("eins " * 30).startswith(texts[1]) and data.END not in found.target[1]
-    assert data.decode(found.source[2], vocabulary) == "%(n)s … 3.5"
+    assert ("eins " * 30).startswith(texts[1]) and data.END not in got.target[1]
+    assert data.decode(got.source[2], vocabulary) == "%(n)s … 3.5"
 
 
 def test_characters_never_seen_are_one_token():

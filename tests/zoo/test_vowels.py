@@ -39,11 +39,11 @@ def made_up():
 
 
 def test_parse():
-    found = data.parse(FILE)
-    np.testing.assert_array_equal(found.series, [[[1, -1], [2, -2], [3, -3]], [[0.5, 4], [1.5, 5], [0, 0]]])
-    np.testing.assert_array_equal(found.length, [3, 2])
-    np.testing.assert_array_equal(found.speaker, [1, 0])
-    np.testing.assert_array_equal(data.inside(found), [[True, True, True], [True, True, False]])
+    got = data.parse(FILE)
+    np.testing.assert_array_equal(got.series, [[[1, -1], [2, -2], [3, -3]], [[0.5, 4], [1.5, 5], [0, 0]]])
+    np.testing.assert_array_equal(got.length, [3, 2])
+    np.testing.assert_array_equal(got.speaker, [1, 0])
+    np.testing.assert_array_equal(data.inside(got), [[True, True, True], [True, True, False]])
 
 
 @pytest.mark.skipif(not _archives.is_here(_archives.ARCHIVES["aeon"]), reason="the archive aeon is not in the cache")

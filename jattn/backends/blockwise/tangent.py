@@ -79,9 +79,9 @@ def _scaled_tangent(
     """The scaled query and its tangent."""
     scaled = lambda x: walk.scaled(step, x)[0]
     _, at = walk.scale()
-    found, dfound = jax.jvp(scaled, (query,), (dquery,))
+    scaled_query, dscaled = jax.jvp(scaled, (query,), (dquery,))
     moving = None if at is None else doperands[at]
     if at is not None and moving is not None:  # both factors move
         times = _terms.lift(lambda x, tiles: x * tiles[0], (walk.axes[at],), ("bgr",))
-        dfound = dfound + times(query, [step.operand(moving, walk.axes[at])])
-    return found, dfound
+        dscaled = dscaled + times(query, [step.operand(moving, walk.axes[at])])
+    return scaled_query, dscaled

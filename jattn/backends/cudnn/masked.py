@@ -64,16 +64,16 @@ class Seen(NamedTuple):
 
 def seen(mask: masks.Mask | None, b: int, t: int, s: int) -> Seen:
     """What a mask of parts shows of b batch elements, t queries and s keys."""
-    found = parts(mask)
-    assert found is not None, mask  # `refuses` sees to it
-    end = span(found.windows).reach(t, s)[1]
-    window = span(found.windows).open(t, end)
+    taken = parts(mask)
+    assert taken is not None, mask  # `refuses` sees to it
+    end = span(taken.windows).reach(t, s)[1]
+    window = span(taken.windows).open(t, end)
     causal = window.right == 0
     left = None if window.left == math.inf else int(window.left)
     width = None if left is None else left + 1
-    if not found.padded:
+    if not taken.padded:
         return Seen(end, causal, width, None, None, None)
-    queries, keys = _least(found.queries, b, t), _least(found.keys, b, end)
+    queries, keys = _least(taken.queries, b, t), _least(taken.keys, b, end)
     i, j = jnp.arange(t, dtype=jnp.int32)[None], jnp.arange(end, dtype=jnp.int32)[None]
     first = jnp.zeros_like(i) if left is None else jnp.maximum(i - left, 0)
     rows = (i < queries[:, None]) & (first < keys[:, None])

@@ -88,10 +88,10 @@ class Table(NamedTuple):
 
 def parse(text: str) -> Table:
     """A family's file: a list of entries, or an object of `entries` and what is `confirmed`."""
-    found = json.loads(text)
-    found = found if isinstance(found, dict) else {"entries": found}
-    runs = ({**x, "passes": tuple(x["passes"])} for x in found.get("confirmed", ()))
-    return Table(tuple(Entry(**x) for x in found["entries"]), tuple(Confirmed(**x) for x in runs))
+    content = json.loads(text)
+    content = content if isinstance(content, dict) else {"entries": content}
+    runs = ({**x, "passes": tuple(x["passes"])} for x in content.get("confirmed", ()))
+    return Table(tuple(Entry(**x) for x in content["entries"]), tuple(Confirmed(**x) for x in runs))
 
 
 @functools.cache

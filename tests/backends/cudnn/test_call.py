@@ -100,13 +100,13 @@ def test_gradients_of_out_alone_are_its_own(name, sizes, backend, monkeypatch):
     live = jattn.weights(q, k, v, mask=mask)[:, 0] > 0
     rows, keys = live.any(2)[..., None, None], live.any(1)[..., None, None]
     poisoned = [jnp.where(y, z, jnp.nan) for y, z in ((rows, q), (keys, k), (keys, v))]
-    found = zip(
+    got = zip(
         ("out", "dq", "dk", "dv"),
         _everything(poisoned, cotangent, mask, backend),
         _everything((q, k, v), cotangent, mask, "reference"),
         strict=True,
     )
-    for which, y, z in found:
+    for which, y, z in got:
         assert_close(y, z, 1e-12, which)
 
 

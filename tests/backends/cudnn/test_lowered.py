@@ -32,13 +32,13 @@ def _lowered(fn, *arguments):
 
 def _calls(text):
     """Of each call of cuDNN: its name, what it is told, and the types of its operands."""
-    found = []
+    got = []
     for line in text.splitlines():
         if name := re.search(r"@__cudnn\$(\w+)", line):
             config: Any = re.search(r'backend_config = "(.*?[^\\])"', line)
             told = json.loads(config[1].replace("\\22", '"'))["cudnn_fmha_backend_config"]
-            found.append((name[1], told, re.findall(r"tensor<([^>]*)>", line.split(" : (")[1].split("->")[0])))
-    return found
+            got.append((name[1], told, re.findall(r"tensor<([^>]*)>", line.split(" : (")[1].split("->")[0])))
+    return got
 
 
 MASKED = {

@@ -74,9 +74,9 @@ def test_it_takes(name):
 @pytest.mark.parametrize("name", REFUSED)
 def test_it_refuses(name):
     options, reason = REFUSED[name]
-    found = _refuses(**options)
-    assert found is not None and reason in found
-    assert "\n" not in found and not found.endswith(".")
+    got = _refuses(**options)
+    assert got is not None and reason in got
+    assert "\n" not in got and not got.endswith(".")
 
 
 def test_query_key_and_value_are_of_one_dtype():

@@ -28,9 +28,9 @@ def _estimate(
     signature = []
 
     def arrays(given):
-        *found, static = reduce(given)
+        *got, static = reduce(given)
         signature.append(static)
-        return found
+        return got
 
     _, _, _, operands = jax.eval_shape(arrays, given)
     target = targets.named(target) if isinstance(target, str) else target
@@ -70,8 +70,8 @@ def test_terms_take_their_time():
     dropped = _estimate(dropout=gates.dropout(0.1, 0)).milliseconds
     assert plain < capped < tilted < dropped < 3 * plain
     # counted in machine code: 466 instructions without, 721 and 769 with; in a loop whose products take 2048 cycles
-    for found, instructions in ((capped, 721), (tilted, 769)):
-        assert found / plain == pytest.approx((2048 + 2 * instructions) / (2048 + 2 * 466), rel=0.1)
+    for got, instructions in ((capped, 721), (tilted, 769)):
+        assert got / plain == pytest.approx((2048 + 2 * instructions) / (2048 + 2 * 466), rel=0.1)
 
 
 def test_less_is_known_where_the_mask_or_the_chip_is_not():

@@ -50,8 +50,8 @@ def test_an_old_jax_comes_next(target):
     ],
 )  # fmt: skip
 def test_the_machine(capability, reason):
-    found = unfit_capability(capability)
-    assert found is None if reason is None else reason in str(found)
+    got = unfit_capability(capability)
+    assert got is None if reason is None else reason in str(got)
 
 
 @pytest.mark.skipif(not NEW, reason="jax 0.11 or newer, Python 3.12")
@@ -75,8 +75,8 @@ def test_the_simulator_stands_for_any_machine():
     ],
 )  # fmt: skip
 def test_the_problem(options, reason):
-    found = unfit_problem(_problem(**options))
-    assert found is None if reason is None else reason in str(found)
+    got = unfit_problem(_problem(**options))
+    assert got is None if reason is None else reason in str(got)
 
 
 def test_it_is_not_chosen_before_a_run_confirms_it():

@@ -16,8 +16,8 @@ from tests.problems import problem
 
 
 def _assert_compiles(chip, names):
-    for found in aot.compile_all(chip, names):
-        assert found.get("kernels") == 2, f"{chip} {found}"
+    for got in aot.compile_all(chip, names):
+        assert got.get("kernels") == 2, f"{chip} {got}"
 
 
 needs_libtpu = pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")

@@ -37,8 +37,8 @@ def _unfit(target: Target | None = None, dtype: str = "float32", **options) -> s
     ],
 )  # fmt: skip
 def test_the_problem(options, reason):
-    found = _unfit(**options)
-    assert found is None if reason is None else reason in str(found)
+    got = _unfit(**options)
+    assert got is None if reason is None else reason in str(got)
 
 
 @pytest.mark.usefixtures("x64")

@@ -12,28 +12,28 @@ from tests.bench.cpu.recorded import SMALL
 
 
 def test_cases_cover_what_is_promised():
-    found = _cases.cases()
+    got = _cases.cases()
     promised = itertools.product(_cases.MASKS, _cases.LENGTHS, _cases.WIDTHS, _passes.DIRECTIONS)
-    assert sorted((case.mask, case.t, case.d, case.direction) for case in found) == sorted(promised)
+    assert sorted((case.mask, case.t, case.d, case.direction) for case in got) == sorted(promised)
     assert _cases.LENGTHS == (256, 512, 1024, 2048, 4096, 8192, 16384)
     assert (_cases.WIDTHS, _cases.WINDOW) == ((64, 128), 512)
     assert set(_cases.MASKS) == {"causal", "full", "window", "segments"}
-    assert {case.b * case.t * case.h for case in found} == {16384}
-    assert len({case.name for case in found}) == len(found)
-    assert set(_cases.QUICK) < {case.name for case in found}
+    assert {case.b * case.t * case.h for case in got} == {16384}
+    assert len({case.name for case in got}) == len(got)
+    assert set(_cases.QUICK) < {case.name for case in got}
 
 
 def test_named_cases_are_the_shapes_that_are_promised():
-    found = {case.group: case for case in _cases.named_cases(("fwd",))}
+    got = {case.group: case for case in _cases.named_cases(("fwd",))}
     shape = lambda case: (case.t, case.keys, case.b, case.h, case.key_heads)
-    assert shape(found["decode"]) == (1, 8192, 8, 32, 8)
-    assert shape(found["small"]) == (64, 64, 64, 8, 8)
-    assert shape(found["pooling"]) == (1, 40, 512, 8, 8)
-    assert shape(found["cross"]) == (16, 4096, 4, 8, 8)
-    assert (found["window-32k"].t, found["window-32k"].window) == (32768, 128)
-    assert (found["additive"].t, found["additive"].score) == (1024, "additive")
-    assert {x.normalizer for x in found.values()} == set(_cases.NORMALIZERS)
-    assert set(_cases.SMALL) < set(found)
+    assert shape(got["decode"]) == (1, 8192, 8, 32, 8)
+    assert shape(got["small"]) == (64, 64, 64, 8, 8)
+    assert shape(got["pooling"]) == (1, 40, 512, 8, 8)
+    assert shape(got["cross"]) == (16, 4096, 4, 8, 8)
+    assert (got["window-32k"].t, got["window-32k"].window) == (32768, 128)
+    assert (got["additive"].t, got["additive"].score) == (1024, "additive")
+    assert {x.normalizer for x in got.values()} == set(_cases.NORMALIZERS)
+    assert set(_cases.SMALL) < set(got)
     names = [case.name for case in [*_cases.cases(), *_cases.named_cases()]]
     assert len(set(names)) == len(names)
 

@@ -53,9 +53,9 @@ def test_peers_compute_the_case(case, peer):
 
     expected = jax.jit(_contenders.jax_program(case, plain))(*data)
     contender = _contenders.PEERS[peer]
-    found = contender.arrays(contender.prepare(case, data)())
-    assert len(found) == (4 if case.backward else 1)
-    largest, agree = _measure.compare(found, [np.asarray(x) for x in expected])
+    got = contender.arrays(contender.prepare(case, data)())
+    assert len(got) == (4 if case.backward else 1)
+    largest, agree = _measure.compare(got, [np.asarray(x) for x in expected])
     assert agree, largest
 
 

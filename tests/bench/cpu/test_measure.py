@@ -18,11 +18,11 @@ def constant(name: str, value: float, reason: str = "") -> _contenders.Contender
 
 def test_measure_checks_times_and_skips():
     contenders = [constant("jattn", 1.0), constant("torch", 1.1), constant("jax", 1.0, "too large")]
-    found = _measure.measure(Case("causal", 16, 4, "fwd", b=1, h=1), contenders, budget=0.0, rounds=3)
-    assert found.wrong == ["torch"]
-    assert found.differences == pytest.approx({"torch": 0.1})
-    assert found.skipped == {"jax": "too large"}
-    assert {name: len(times) for name, times in found.seconds.items()} == {"jattn": 3, "torch": 3}
+    got = _measure.measure(Case("causal", 16, 4, "fwd", b=1, h=1), contenders, budget=0.0, rounds=3)
+    assert got.wrong == ["torch"]
+    assert got.differences == pytest.approx({"torch": 0.1})
+    assert got.skipped == {"jax": "too large"}
+    assert {name: len(times) for name, times in got.seconds.items()} == {"jattn": 3, "torch": 3}
 
 
 def test_nan_agrees_with_nothing():
@@ -33,16 +33,16 @@ def test_nan_agrees_with_nothing():
 
 
 def test_row_medians_ratios_and_speeds():
-    found = row(_cases.cases()[0], 0.5, 0.25)
-    assert (found.median("jattn"), found.median("jax")) == (0.5, None)
-    assert (found.ratio("torch"), found.ratio("jax")) == (0.5, None)
-    assert found.gflops("torch") == 4.0
+    got = row(_cases.cases()[0], 0.5, 0.25)
+    assert (got.median("jattn"), got.median("jax")) == (0.5, None)
+    assert (got.ratio("torch"), got.ratio("jax")) == (0.5, None)
+    assert got.gflops("torch") == 4.0
 
 
 def test_quartiles():
-    found = dataclasses.replace(
+    got = dataclasses.replace(
         row(_cases.cases()[0], 0.1, 0.1), seconds={"jattn": [0.1, 0.2, 0.3, 0.4, 0.5], "torch": [1.0]}
     )
-    assert found.quartiles("jattn") == pytest.approx((0.2, 0.4))
-    assert found.quartiles("torch") == (1.0, 1.0)
-    assert found.quartiles("jax") is None
+    assert got.quartiles("jattn") == pytest.approx((0.2, 0.4))
+    assert got.quartiles("torch") == (1.0, 1.0)
+    assert got.quartiles("jax") is None

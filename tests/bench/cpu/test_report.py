@@ -27,21 +27,21 @@ def test_table_is_aligned_and_says_what_was_skipped():
 
 def test_findings_stand_next_to_their_targets():
     rows = [*recorded(), row(Case("full", 32768, 64, "fwd", b=1, h=1), 0.1, 0.05)]
-    found = {one.label: one for one in _report.findings(rows)}
-    assert found["torch / jattn, geometric mean, forward (57 cases)"].value == pytest.approx(0.5 ** (1 / 57))
-    assert found["torch / jattn, geometric mean, forward+backward (56 cases)"].value == pytest.approx(2.0)
-    assert found["torch / jattn, geometric mean, causal (28 cases)"].value == pytest.approx(math.sqrt(2.0))
-    assert found["torch / jattn, worst case: full-t32768-d64-fwd"][1:] == (0.5, 0.8)
-    assert found["jax.nn / jattn, geometric mean, t >= 2048 (48 cases)"][1:] == (pytest.approx(8.0), 5.0)
-    text = " ".join(_report.summary(list(found.values())).split())
+    got = {one.label: one for one in _report.findings(rows)}
+    assert got["torch / jattn, geometric mean, forward (57 cases)"].value == pytest.approx(0.5 ** (1 / 57))
+    assert got["torch / jattn, geometric mean, forward+backward (56 cases)"].value == pytest.approx(2.0)
+    assert got["torch / jattn, geometric mean, causal (28 cases)"].value == pytest.approx(math.sqrt(2.0))
+    assert got["torch / jattn, worst case: full-t32768-d64-fwd"][1:] == (0.5, 0.8)
+    assert got["jax.nn / jattn, geometric mean, t >= 2048 (48 cases)"][1:] == (pytest.approx(8.0), 5.0)
+    text = " ".join(_report.summary(list(got.values())).split())
     assert "0.500x target >= 0.800x: MISSED" in text
     assert "8.00x target >= 5.00x: met" in text
 
 
 def test_named_cases_stand_next_to_their_targets():
     named = [row(case, 0.1, 0.09, 0.08) for case in _cases.named_cases()]
-    found = _report.findings(named)
-    text = " ".join(_report.summary(found).split())
+    got = _report.findings(named)
+    text = " ".join(_report.summary(got).split())
     assert "torch / jattn, decode-fwd 0.900x" in text
     assert "torch / jattn, geometric mean, small ones (8 cases) 0.900x target >= 0.800x: met" in text
     assert "jax.nn / jattn, worst case: additive-fwd 0.800x target >= 1.00x: MISSED" in text

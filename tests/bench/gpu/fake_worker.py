@@ -59,11 +59,11 @@ def _static(request):
     loop = {"start": 10, "pipes": {"tensor": 16, "float": 300, "special": 66}, "loaded": 0, "stored": 0}
     kernel = {"threads": 384, "registers": 168, "spilled": 0, "shared": 100000}
     products = 64 * 128 * 2 * case["d"] // 4
-    found = [{"name": "jattn_forward", **kernel, "loops": [{**loop, "products": products}]}]
+    got = [{"name": "jattn_forward", **kernel, "loops": [{**loop, "products": products}]}]
     if case["direction"] == "fwdbwd":
         spilling = {**loop, "products": 2 * products, "pipes": {**loop["pipes"], "local": 2}}
-        found.append({"name": "jattn_backward_keys", **kernel, "spilled": 24, "loops": [spilling]})
-    return {"kernels": found}
+        got.append({"name": "jattn_backward_keys", **kernel, "spilled": 24, "loops": [spilling]})
+    return {"kernels": got}
 
 
 if __name__ == "__main__":

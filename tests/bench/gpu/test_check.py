@@ -26,10 +26,10 @@ def test_about_forty_cases_with_names_of_their_own():
 def test_every_case_is_a_call_with_gradients(check):
     """What is asked traces, and every array of floating-point numbers has a gradient."""
     inputs, cotangents = _check.draw(check)
-    found = jax.eval_shape(lambda *x: _check._everything(check, "reference", *x), inputs, cotangents)
+    got = jax.eval_shape(lambda *x: _check._everything(check, "reference", *x), inputs, cotangents)
     wanted = {f"d{name}" for name, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    assert set(found) == {"out", *(["lse"] if check.lse else []), *wanted}
-    assert found["out"].shape == (check.b, check.t, check.h, check.e)
+    assert set(got) == {"out", *(["lse"] if check.lse else []), *wanted}
+    assert got["out"].shape == (check.b, check.t, check.h, check.e)
 
 
 @pytest.mark.parametrize("name", ["everything", "empty-rows", "rewritten-functions"])

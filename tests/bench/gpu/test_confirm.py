@@ -36,10 +36,10 @@ def test_what_was_right_is_confirmed(root, capsys):
     old = {"chip": "h100", "backend": "pallas_gpu", "dtype": "bfloat16", "date": "long ago"}
     table.write_text(json.dumps({"entries": ["kept"], "confirmed": [other, old]}))
     assert bench.main(["gpu", "--confirm", str(record), "--table", str(table)]) == 0
-    found = json.loads(table.read_text())
-    assert found["entries"] == ["kept"]
-    assert found["confirmed"][0] == other
-    assert [(row["dtype"], row["date"], row["run"]) for row in found["confirmed"][1:]] == [
+    got = json.loads(table.read_text())
+    assert got["entries"] == ["kept"]
+    assert got["confirmed"][0] == other
+    assert [(row["dtype"], row["date"], row["run"]) for row in got["confirmed"][1:]] == [
         ("bfloat16", "2026-12-31", "check.json"),
         ("float16", "2026-12-31", "check.json"),
     ]

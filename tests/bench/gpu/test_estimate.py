@@ -49,34 +49,34 @@ def test_units_of_a_full_forward_tile():
     """64 x 128 scores: two products of width 128 at 4096 flops a cycle, 66 special functions of 32 threads on 16 lanes."""
     loop = _loop(466, 64 * 128 * 256 // 4, special=66, integer=24)
     case = Case("plain", 1, 4096, 132, 128, "fwd", "h100")
-    found = estimate(Kernel("k", 384, 168, 0, None, [loop]), FORWARD, case, H100)
-    assert found is not None
-    assert found.columns == 128
-    assert found.full.instructions == 466
-    assert found.full.cycles == {"tensor": 1024, "issue": 466, "special": 66 * 8, "alu": 24 * 2, "float": 466 - 66 - 24}
+    got = estimate(Kernel("k", 384, 168, 0, None, [loop]), FORWARD, case, H100)
+    assert got is not None
+    assert got.columns == 128
+    assert got.full.instructions == 466
+    assert got.full.cycles == {"tensor": 1024, "issue": 466, "special": 66 * 8, "alu": 24 * 2, "float": 466 - 66 - 24}
     slow = estimate(Kernel("k", 384, 168, 0, None, [loop]), FORWARD, case, GPUS["a100"])
     assert slow is not None
     assert slow.full.cycles["float"] == 2 * (466 - 66 - 24)  # on 64 lanes
-    assert found.bound == "tensor"
+    assert got.bound == "tensor"
     flops = 4 * 128 * 4096**2 * 132
-    assert math.isclose(found.milliseconds, 1e3 * flops / H100.peak(), rel_tol=1e-9)  # that is what the bound means
+    assert math.isclose(got.milliseconds, 1e3 * flops / H100.peak(), rel_tol=1e-9)  # that is what the bound means
 
 
 def test_partial_tiles_take_the_dearer_loop():
     cheap, dear = _loop(2000, 64 * 128 * 256 // 4), _loop(3000, 64 * 128 * 256 // 4)
     case = Case("causal", 1, 1024, 132, 128, "fwd", "h100")
-    found = estimate(Kernel("k", 384, 168, 0, None, [dear, cheap]), FORWARD, case, H100)
-    assert found is not None
-    assert (found.full.instructions, found.partial.instructions, found.bound) == (2000, 3000, "issue")
+    got = estimate(Kernel("k", 384, 168, 0, None, [dear, cheap]), FORWARD, case, H100)
+    assert got is not None
+    assert (got.full.instructions, got.partial.instructions, got.bound) == (2000, 3000, "issue")
     cycles = 2 * (28 * 2000 + 8 * 3000)  # 128 x 128 tiles of two warpgroups: 28 full, 8 partial
-    assert math.isclose(found.milliseconds, 1e3 * cycles / H100.clock, rel_tol=1e-9)
+    assert math.isclose(got.milliseconds, 1e3 * cycles / H100.clock, rel_tol=1e-9)
 
 
 def test_smaller_tiles_are_scaled_to_the_tables():
     loop = _loop(240, 64 * 64 * 256 // 4)
-    found = estimate(Kernel("k", 128, 168, 0, None, [loop]), FORWARD, Case("plain", 1, 256, 1, 128, "fwd"), H100)
-    assert found is not None
-    assert (found.columns, found.full.instructions) == (64, 480)
+    got = estimate(Kernel("k", 128, 168, 0, None, [loop]), FORWARD, Case("plain", 1, 256, 1, 128, "fwd"), H100)
+    assert got is not None
+    assert (got.columns, got.full.instructions) == (64, 480)
 
 
 def test_no_estimate_where_no_loop_says_what_it_computes():

@@ -35,11 +35,11 @@ def test_a_table_of_kernels(tmp_path, capsys):
 def test_the_compilers_environment(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--one")
     monkeypatch.setenv("JATTN_INTERPRET", "1")
-    found = _static.environment("/somewhere")
-    assert found["XLA_FLAGS"] == "--one --xla_gpu_autotune_level=0"
-    assert found["MOSAIC_GPU_DUMP_TO"] == "/somewhere"
-    assert found["JATTN_INTERPRET"] == "0"
-    assert found["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    got = _static.environment("/somewhere")
+    assert got["XLA_FLAGS"] == "--one --xla_gpu_autotune_level=0"
+    assert got["MOSAIC_GPU_DUMP_TO"] == "/somewhere"
+    assert got["JATTN_INTERPRET"] == "0"
+    assert got["JAX_ENABLE_COMPILATION_CACHE"] == "false"
 
 
 @pytest.mark.skipif(bool(_tools.obstacle()), reason=f"nothing compiles for GPUs here: {_tools.obstacle()}")

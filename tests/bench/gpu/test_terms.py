@@ -32,8 +32,8 @@ def small(monkeypatch):
 def test_tiles_and_pairs(mask, t, rows, columns):
     seen = _seen(mask, t)
     assert attended_pairs(mask, t) == seen.sum()
-    found = [seen[i : i + rows, j : j + columns] for i in range(0, t, rows) for j in range(0, t, columns)]
-    full, partial = sum(x.all() for x in found), sum(x.any() and not x.all() for x in found)
+    got = [seen[i : i + rows, j : j + columns] for i in range(0, t, rows) for j in range(0, t, columns)]
+    full, partial = sum(x.all() for x in got), sum(x.any() and not x.all() for x in got)
     assert tiles(mask, t, rows, columns) == (full, partial)
 
 

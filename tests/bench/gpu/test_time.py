@@ -16,10 +16,10 @@ def test_samples_go_round_the_copies():
         now[0] += 0.004
         return n
 
-    found, calls = _time.samples(call, lambda x: None, 3, clock=lambda: now[0])
+    got, calls = _time.samples(call, lambda x: None, 3, clock=lambda: now[0])
     assert calls == 6  # of four milliseconds, for at least twenty
-    assert len(found) == _time.SAMPLES
-    assert all(abs(one - 0.004) < 1e-9 for one in found)
+    assert len(got) == _time.SAMPLES
+    assert all(abs(one - 0.004) < 1e-9 for one in got)
     assert seen[3:] == [n % 3 for n in range(len(seen) - 3)]
 
 
@@ -80,6 +80,6 @@ def test_a_backend_that_runs_here_is_timed(monkeypatch):
     monkeypatch.setattr(_time, "SAMPLES", 2)
     for direction in ("fwd", "fwdbwd"):
         case = {"ask": "alibi", "b": 1, "t": 16, "h": 2, "d": 8, "direction": direction}
-        found = _time.time_case({"case": case, "runner": "blockwise", "cache": 100})
-        assert len(found["milliseconds"]) == 2
-        assert min(found["milliseconds"]) > 0
+        got = _time.time_case({"case": case, "runner": "blockwise", "cache": 100})
+        assert len(got["milliseconds"]) == 2
+        assert min(got["milliseconds"]) > 0

@@ -18,5 +18,5 @@ def test_every_gpu_can_be_described(name):
 
 
 def test_architectures():
-    found = {name: _topology.architecture(chip) for name, chip in GPUS.items()}
-    assert found == {"a100": "sm_80", "l4": "sm_89", "h100": "sm_90a", "h200": "sm_90a", "b200": "sm_100a"}
+    got = {name: _topology.architecture(chip) for name, chip in GPUS.items()}
+    assert got == {"a100": "sm_80", "l4": "sm_89", "h100": "sm_90a", "h200": "sm_90a", "b200": "sm_100a"}

@@ -37,16 +37,16 @@ def test_the_best_of_each_kernel_goes_into_the_table(tmp_path):
     assert document["tuned"]["a100"] == {"date": "long ago"}
     assert document["tuned"]["h100"]["device"] == FACTS["device"]
     assert len(document["tuned"]["h100"]["date"]) == 10
-    found = {
+    got = {
         row["direction"]: tables.Entry(**row) for row in document["entries"] if row["chip"] == "h100"
     }  # as the kernels read it
-    assert list(found) == ["forward", "keys", "queries"]
-    assert found["forward"].sizes == {"rows": 128, "columns": 64, "steps": 2, "piece": 64}
-    assert found["forward"].milliseconds == 3.0 / 16
-    assert found["keys"].sizes["piece"] == found["queries"].sizes["piece"] == 16
-    assert found["queries"].milliseconds == 16 / 16  # without its forward
-    assert found["keys"].milliseconds == 32 / 16  # both
-    assert (found["forward"].mask, found["forward"].pairs) == ("causal", 4096 * 4097 // 2)
+    assert list(got) == ["forward", "keys", "queries"]
+    assert got["forward"].sizes == {"rows": 128, "columns": 64, "steps": 2, "piece": 64}
+    assert got["forward"].milliseconds == 3.0 / 16
+    assert got["keys"].sizes["piece"] == got["queries"].sizes["piece"] == 16
+    assert got["queries"].milliseconds == 16 / 16  # without its forward
+    assert got["keys"].milliseconds == 32 / 16  # both
+    assert (got["forward"].mask, got["forward"].pairs) == ("causal", 4096 * 4097 // 2)
     tried = json.loads((tmp_path / "tune.json").read_text())["tried"]
     assert any(one["error"] == "ValueError: too small" for one in tried)
 
@@ -72,14 +72,14 @@ def test_masks_are_those_of_the_tables():
     assert set(tune.MASKS) == set(tables.MASKS)
     assert {case.mask for case in tune.cases()} == set(tables.MASKS)
     for d in (64, 128, 256):
-        assert all(len(found) >= 6 for found in tune.candidates(d).values())
+        assert all(len(got) >= 6 for got in tune.candidates(d).values())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jattn_kernels.gpu") is None, reason="there are no GPU kernels")
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_candidates_are_sizes(d):
     """What is tried can be asked for."""
-    for direction, found in tune.candidates(d).items():
-        for sizes in found:
+    for direction, got in tune.candidates(d).items():
+        for sizes in got:
             given = getattr(tune.backend_with({direction: sizes}).settings, direction)
             assert dataclasses.asdict(given) == sizes

@@ -13,9 +13,9 @@ def program(*lines: str) -> _bundles.Program:
     """A program of these bundles; `1: ...` starts region 1."""
     text = ""
     for at, line in enumerate(lines):
-        found = re.fullmatch(r"(?:(\d+): )?(.*)", line)
-        assert found
-        region, body = found.groups()
+        got = re.fullmatch(r"(?:(\d+): )?(.*)", line)
+        assert got
+        region, body = got.groups()
         note = f" /* Start region {region} */" if region else ""
         text += f"  {at:#x}   : > {{ {body} }}{note}\n"
     return parse(text)

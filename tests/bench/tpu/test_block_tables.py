@@ -42,15 +42,15 @@ def test_tables_are_computed_from_the_program_around_the_kernel():
         table = jnp.arange(4, dtype=jnp.int32)
         return inner(table + 1, inner(table, x))
 
-    found = block_tables(_lowered(outer, (16, 128)))
-    assert [one.kernel for one in found] == ["copies", "copies"]
-    assert [[run[0].tolist() for run in one.runs] for one in found] == [[[6, 0, 2, 4]], [[8, 2, 4, 6]]]
-    assert [[list(run) for run in one.runs] for one in found] == [[[0]], [[0]]]
+    got = block_tables(_lowered(outer, (16, 128)))
+    assert [one.kernel for one in got] == ["copies", "copies"]
+    assert [[run[0].tolist() for run in one.runs] for one in got] == [[[6, 0, 2, 4]], [[8, 2, 4, 6]]]
+    assert [[list(run) for run in one.runs] for one in got] == [[[0]], [[0]]]
 
 
 def test_tables_that_depend_on_arguments_are_left_out():
-    (found,) = block_tables(_lowered(lambda table, x: _call(2)(table, x), (4,), (16, 128)))
-    assert found.runs == [{}]
+    (got,) = block_tables(_lowered(lambda table, x: _call(2)(table, x), (4,), (16, 128)))
+    assert got.runs == [{}]
 
 
 def test_a_kernel_in_a_loop_has_the_tables_of_each_run():
@@ -75,8 +75,8 @@ def test_a_loop_in_a_loop():
         inner = lambda n: lambda m, x: _call(2)(jnp.stack([n, m, n, m]), x)
         return jax.lax.fori_loop(0, 2, lambda n, x: jax.lax.fori_loop(5, 7, inner(n), x), x)
 
-    (found,) = block_tables(_lowered(loop, (16, 128)))
-    assert [run[0].tolist()[:2] for run in found.runs] == [[0, 5], [0, 6], [1, 5], [1, 6]]
+    (got,) = block_tables(_lowered(loop, (16, 128)))
+    assert [run[0].tolist()[:2] for run in got.runs] == [[0, 5], [0, 6], [1, 5], [1, 6]]
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_loops_without_kernels_are_not_followed():
         table = jax.lax.fori_loop(0, 3, lambda i, y: y + i, jnp.zeros(4, jnp.int32))
         return _call(2)(table, jax.lax.fori_loop(0, n[0], lambda i, y: y + 1, x))
 
-    (found,) = block_tables(_lowered(loop, (4,), (16, 128)))
-    assert len(found.runs) == 1
+    (got,) = block_tables(_lowered(loop, (4,), (16, 128)))
+    assert len(got.runs) == 1

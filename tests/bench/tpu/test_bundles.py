@@ -9,12 +9,12 @@ from tests.bench.tpu.bundles import RECORDED, program
 
 
 def test_recorded_dump_is_read_whole():
-    found = parse(RECORDED.read_text())
-    assert len(found.bundles) == 0x9C
-    assert (found.regions[96], found.regions[85], found.regions[79], found.regions[28]) == (0xC, 0x44, 0x7F, 0x8B)
-    assert sum(len(bundle.products) for bundle in found.bundles) == 8
-    assert found.bundles[0x5D].products == ((0, 1.0), (1, 1.0))
-    ops = {one.op for bundle in found.bundles for one in bundle.scalar}
+    got = parse(RECORDED.read_text())
+    assert len(got.bundles) == 0x9C
+    assert (got.regions[96], got.regions[85], got.regions[79], got.regions[28]) == (0xC, 0x44, 0x7F, 0x8B)
+    assert sum(len(bundle.products) for bundle in got.bundles) == 8
+    assert got.bundles[0x5D].products == ((0, 1.0), (1, 1.0))
+    ops = {one.op for bundle in got.bundles for one in bundle.scalar}
     assert {"operand.memory", "sbr.rel", "dma.hbm_to_vmem", "dma.vmem_to_hbm", "dma.done.wait", "sphi", "sld"} <= ops
     assert not any(op.startswith(("v", "shalt")) for op in ops)
 
@@ -34,22 +34,22 @@ def test_recorded_dump_is_read_whole():
     ],
 )  # fmt: skip
 def test_instructions(text, expected):
-    (found,) = program(text).bundles[0].scalar
-    assert dataclasses.replace(found, text="") == expected
+    (got,) = program(text).bundles[0].scalar
+    assert dataclasses.replace(got, text="") == expected
 
 
 def test_vector_instructions_are_dropped_and_products_counted():
-    found = program(
+    got = program(
         "%v1_v0 = vld [vmem:[%s1_s0] sm:$0xff]  ;;  %3 = vst [vmem:[%s1_s0]] %v1_v0  ;;  %5 = vsyncpa [#a], 1"
     )
-    assert found.bundles[0].plain
-    found = program("%1 = vmatmul.bf16.gmra.mxu3 %v1_v1  ;;  %2 = vmatmul.mubr.f32.vlgmr.msra.gmra.mrb[4].mxu0 %v1_v1")
-    assert found.bundles[0].products == ((3, 1.0), (0, 0.5))
+    assert got.bundles[0].plain
+    got = program("%1 = vmatmul.bf16.gmra.mxu3 %v1_v1  ;;  %2 = vmatmul.mubr.f32.vlgmr.msra.gmra.mrb[4].mxu0 %v1_v1")
+    assert got.bundles[0].products == ((3, 1.0), (0, 0.5))
 
 
 def test_meeting_paths_take_effect_first_and_stores_last():
-    found = program("%1 = sst [smem:[#a]] %s1_s0  ;;  %s1_s0 = sadd.s32 %s2_s0, 1  ;;  %s2_s0 = sphi %s3_s0, %s1_s0")
-    assert [one.op for one in found.bundles[0].scalar] == ["sphi", "sadd.s32", "sst"]
+    got = program("%1 = sst [smem:[#a]] %s1_s0  ;;  %s1_s0 = sadd.s32 %s2_s0, 1  ;;  %s2_s0 = sphi %s3_s0, %s1_s0")
+    assert [one.op for one in got.bundles[0].scalar] == ["sphi", "sadd.s32", "sst"]
 
 
 def test_split_and_no_bundles():

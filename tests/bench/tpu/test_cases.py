@@ -10,15 +10,15 @@ from bench.tpu._cases import Case
 
 
 def test_cases_cover_what_is_promised():
-    found = _cases.cases()
-    assert len({case.name for case in found}) == len(found) == 4 * 2 * (4 + 4 + 1)
-    assert {case.chip for case in found} == {"v5e", "v5p", "v6e", "tpu7x"}
-    assert set(_cases.QUICK) < {case.name for case in found}
-    targets = {(case.mask, case.t): case.target for case in found}
+    got = _cases.cases()
+    assert len({case.name for case in got}) == len(got) == 4 * 2 * (4 + 4 + 1)
+    assert {case.chip for case in got} == {"v5e", "v5p", "v6e", "tpu7x"}
+    assert set(_cases.QUICK) < {case.name for case in got}
+    targets = {(case.mask, case.t): case.target for case in got}
     assert {targets["full", t] for t in (2048, 4096, 8192, 16384)} == {1.0}
     assert [targets["causal", t] for t in (2048, 4096, 8192, 16384)] == [0.80, 0.85, None, 0.95]
     assert targets["window", 16384] == 0.9
-    of_units = {(case.chip, case.mask, case.d): case.utilisation_target for case in found}
+    of_units = {(case.chip, case.mask, case.d): case.utilisation_target for case in got}
     assert {key: value for key, value in of_units.items() if value} == {
         ("v5p", "full", 128): 0.93,
         ("v5e", "full", 128): 0.85,

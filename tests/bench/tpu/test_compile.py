@@ -10,9 +10,9 @@ from tests.bench.tpu.estimates import CASE
 
 
 def test_the_compilers_environment(tmp_path):
-    found = _compile.environment(tmp_path)
-    assert found["JAX_PLATFORMS"] == "cpu"
-    assert f"--xla_jf_dump_to={tmp_path} --xla_jf_dump_llo_text=true" in found["LIBTPU_INIT_ARGS"]
+    got = _compile.environment(tmp_path)
+    assert got["JAX_PLATFORMS"] == "cpu"
+    assert f"--xla_jf_dump_to={tmp_path} --xla_jf_dump_llo_text=true" in got["LIBTPU_INIT_ARGS"]
 
 
 def test_a_compiler_that_dies_is_an_answer(monkeypatch):

@@ -30,13 +30,13 @@ def test_splash_gets_every_setting_of_tokamaxs_cache(case):
     for entry in published():
         config = entry.config
         here = (entry.case.mask, entry.case.t, entry.case.d) == (case.mask, case.t, case.d)
-        found = near if here else settings
+        got = near if here else settings
         fit = lambda names, config=config: [min(config[name], case.t) for name in names]
         if entry.case.direction != "bwd":
             tiles = fit(("block_q", "block_kv", "block_kv_compute"))
             layouts = "".join(name for name in "qkv" if config[f"{name}_layout"] == 2)
-            same = [one["scheduler"] for one in found if (one["tiles"], one["transposed"]) == (tiles, layouts)]
+            same = [one["scheduler"] for one in got if (one["tiles"], one["transposed"]) == (tiles, layouts)]
             assert set(same) == {False, True}
         elif case.backward:
             tiles = fit(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"))
-            assert {one["scheduler"] for one in found if one["backward"] == tiles} == {False, True}
+            assert {one["scheduler"] for one in got if one["backward"] == tiles} == {False, True}

@@ -15,14 +15,14 @@ V5E = TPUS["v5e"]
 @pytest.mark.parametrize("trips", [(1, 2, 3, 4), (0, 0, 0, 0), (5, 0, 1, 0)])
 def test_recorded_dump_is_walked(trips):
     """Figures from the listing, by hand: 4 blocks pass through 6 turns of a pipeline, the loop inside has 59 bundles."""
-    found = count(parse(RECORDED.read_text()), V5E, {0: np.array(trips, np.int32)})
+    got = count(parse(RECORDED.read_text()), V5E, {0: np.array(trips, np.int32)})
     prologue, head, block, tail, epilogue = 0xC, 0x2E - 0xC, (0x44 - 0x2E) + (0x8B - 0x7F), 0x97 - 0x8B, 0x9C - 0x97
     issued = prologue + 6 * (head + tail) + 4 * block + (0x7F - 0x44) * sum(trips) + epilogue
-    assert found.cycles - found.dma_stall - found.matrix_stall == issued
-    assert found.products == 8 * sum(trips)
-    assert found.dma_bytes == 2 * 512 * 128 * 2 + 512 * 128 * 4 + 16 * 32
-    assert found.dma_stall > 3 * DMA_LATENCY  # the table, the first blocks, the last result
-    assert found.startup < found.cycles if sum(trips) else found.startup == found.cycles
+    assert got.cycles - got.dma_stall - got.matrix_stall == issued
+    assert got.products == 8 * sum(trips)
+    assert got.dma_bytes == 2 * 512 * 128 * 2 + 512 * 128 * 4 + 16 * 32
+    assert got.dma_stall > 3 * DMA_LATENCY  # the table, the first blocks, the last result
+    assert got.startup < got.cycles if sum(trips) else got.startup == got.cycles
 
 
 def test_an_unknown_table_is_an_error():
@@ -58,10 +58,10 @@ def test_a_loop_without_end_is_an_error(monkeypatch):
 
 def test_matrix_units_take_products_at_their_pace():
     products = ["%1 = vmatmul.bf16.gmra.mxu0 %v1_v1"] * 100
-    found = count(program(*products), V5E)
-    assert found.cycles == 1 + 99 * feed(V5E) - QUEUE
-    assert found.matrix_stall == found.cycles - 100
-    assert (found.products, found.startup) == (100, 1)
+    got = count(program(*products), V5E)
+    assert got.cycles == 1 + 99 * feed(V5E) - QUEUE
+    assert got.matrix_stall == got.cycles - 100
+    assert (got.products, got.startup) == (100, 1)
     in_turn = [f"%1 = vmatmul.bf16.gmra.mxu{n % 4} %v1_v1" for n in range(100)]
     assert count(program(*in_turn), V5E).cycles == 4 + 24 * feed(V5E) - QUEUE
 
@@ -70,9 +70,9 @@ def test_waiting_for_a_dma():
     copy = "%1 = dma.hbm_to_vmem %s1_s1, 32768, %s2_s2, [#allocation5]"
     wait = "%2 = dma.done.wait [#allocation5], 32768"
     once = 2**20 * V5E.clock / V5E.bandwidth
-    found = count(program(copy, wait), V5E)
-    assert found.cycles == int(1 + once + DMA_LATENCY)
-    assert found.dma_stall == found.cycles - 2
+    got = count(program(copy, wait), V5E)
+    assert got.cycles == int(1 + once + DMA_LATENCY)
+    assert got.dma_stall == got.cycles - 2
     twice = count(program(copy, copy, wait, wait), V5E)
     assert twice.cycles == int(1 + 2 * once + DMA_LATENCY)
     assert twice.dma_bytes == 2 * 2**20

@@ -22,16 +22,16 @@ def test_estimate_takes_the_best_that_one_call_may_mix():
         kernels = {"forward.1": counts(forward), "backward.1": counts(backward, startup=1500)}
         return {"kernels": kernels, "between_bytes": 819 * setting["n"]}
 
-    found = estimate(CASE, contender(), answer)
+    got = estimate(CASE, contender(), answer)
     scale = 4 * 16 / 2
-    assert found.milliseconds is not None
-    assert found.milliseconds == pytest.approx((10 * scale + 1 + 49 * scale) * 1e-3)
-    assert found.kernels is not None
-    assert [found.kernels[name]["setting"]["n"] for name in ("forward.1", "backward.1")] == [0, 1]
-    assert found.end_to_end == found.milliseconds
-    assert (found.counted, found.of) == (4, 4)
-    assert found.errors == ['{"n": 3, "layout": 1}: RuntimeError: out of memory']
-    assert found.utilisation(CASE) == pytest.approx(CASE.flops / (1e-3 * found.milliseconds * V5E.peak()))
+    assert got.milliseconds is not None
+    assert got.milliseconds == pytest.approx((10 * scale + 1 + 49 * scale) * 1e-3)
+    assert got.kernels is not None
+    assert [got.kernels[name]["setting"]["n"] for name in ("forward.1", "backward.1")] == [0, 1]
+    assert got.end_to_end == got.milliseconds
+    assert (got.counted, got.of) == (4, 4)
+    assert got.errors == ['{"n": 3, "layout": 1}: RuntimeError: out of memory']
+    assert got.utilisation(CASE) == pytest.approx(CASE.flops / (1e-3 * got.milliseconds * V5E.peak()))
 
 
 def test_end_to_end_has_its_own_best_setting():
@@ -42,15 +42,15 @@ def test_end_to_end_has_its_own_best_setting():
             "between_bytes": 819e6 * (3 - setting["n"]),
         }
 
-    found = estimate(CASE, contender(), lambda case, setting: None if setting["n"] == 3 else answer(case, setting))
-    assert found.milliseconds == pytest.approx(0.01 * 32)
-    assert found.end_to_end == pytest.approx(0.012 * 32 + 1 * 32)
-    assert (found.counted, found.of) == (3, 4)
+    got = estimate(CASE, contender(), lambda case, setting: None if setting["n"] == 3 else answer(case, setting))
+    assert got.milliseconds == pytest.approx(0.01 * 32)
+    assert got.end_to_end == pytest.approx(0.012 * 32 + 1 * 32)
+    assert (got.counted, got.of) == (3, 4)
 
 
 def test_nothing_compiled():
-    found = estimate(CASE, contender(), lambda case, setting: {"error": "no"})
-    assert (found.milliseconds, found.utilisation(CASE), len(found.errors)) == (None, None, 4)
+    got = estimate(CASE, contender(), lambda case, setting: {"error": "no"})
+    assert (got.milliseconds, got.utilisation(CASE), len(got.errors)) == (None, None, 4)
 
 
 def test_kept_answers_are_not_counted_again(tmp_path, monkeypatch):

@@ -81,8 +81,8 @@ def test_guards_selects_and_spills():
         "%s7_s7 = sld [smem:[#allocation0]]",
         "%s8_s8 = sld [smem:[#allocation8]]",
     )
-    found = [core.registers.get(f"%s{n}_s{n}") for n in (3, 4, 5, 6, 7, 8)]
-    assert found == [10, 10, 1, 1, 0, None]
+    got = [core.registers.get(f"%s{n}_s{n}") for n in (3, 4, 5, 6, 7, 8)]
+    assert got == [10, 10, 1, 1, 0, None]
     assert "%s2_s0" not in core.registers
 
 
@@ -95,10 +95,10 @@ def test_a_dynamic_bound_is_a_register():
 
 def test_how_vectors_lie_in_scalar_memory():
     assert words(np.array([1, -2, 3], np.int32))[:4] == [1, -2, 3, 0]
-    found = words(np.arange(600).astype(np.int8))
-    assert len(found) == 256
-    assert [(found[5] >> shift) & 255 for shift in (0, 8, 16, 24)] == [5, 133, 261 % 256, 389 % 256]
-    assert found[128] & 255 == 512 % 256
+    got = words(np.arange(600).astype(np.int8))
+    assert len(got) == 256
+    assert [(got[5] >> shift) & 255 for shift in (0, 8, 16, 24)] == [5, 133, 261 % 256, 389 % 256]
+    assert got[128] & 255 == 512 % 256
     assert words(np.arange(300, dtype=np.int16))[1] == 1 + (129 << 16)
     with pytest.raises(WalkError, match=r"shape \(2, 3\)"):
         words(np.zeros((2, 3), np.int32))

@@ -18,9 +18,9 @@ def test_spread_is_by_chip_pass_width_and_length():
         milliseconds = times[setting["config"]["n"]]
         return milliseconds and {"kernels": {"a.1": counts(round(1.75e6 * milliseconds))}, "between_bytes": 0}
 
-    found = _spread.compare(entries, answer)
-    assert [one.ratio for one in found] == [0.5, 0.9, 1.0, 0.9, None]
-    first, _, *rest = _spread.table(found).splitlines()
+    got = _spread.compare(entries, answer)
+    assert [one.ratio for one in got] == [0.5, 0.9, 1.0, 0.9, None]
+    first, _, *rest = _spread.table(got).splitlines()
     assert first.startswith("Estimate over published time, 4 of the 5 times in tokamax's cache; 1 not counted yet")
     assert [one.split() for one in rest] == [
         ["tpu7x", "forward", "d", "128", "2", "0.90", "0.95", "1.00"],
@@ -31,7 +31,7 @@ def test_spread_is_by_chip_pass_width_and_length():
         ["tpu7x", "backward", "t", "2048", "1", "0.50", "0.50", "0.50"],
         ["tpu7x", "backward", "all", "1", "0.50", "0.50", "0.50"],
     ]
-    assert _spread.line(found[1]).split() == [
+    assert _spread.line(got[1]).split() == [
         "tpu7x-full-t2048-d128-fwd",
         "8x16x2048x128",
         "1.000",

@@ -25,9 +25,9 @@ def test_tune_fills_the_table_and_resumes(tmp_path, capsys, stand_in, monkeypatc
     arguments = ["tune", "tpu", "--chip", "v5e", "--mask", "full", "--t", "2048", "--table", str(table)]
     assert bench.main(arguments) == 0
     rows = json.loads(table.read_text())
-    found = {row["direction"]: row for row in rows}
-    assert found["forward"]["sizes"]["scheduler"]
-    assert found["backward"]["sizes"]["step"] == 256
+    got = {row["direction"]: row for row in rows}
+    assert got["forward"]["sizes"]["scheduler"]
+    assert got["backward"]["sizes"]["step"] == 256
     assert {(row["chip"], row["d"], row["t"], row["mask"], row["pairs"]) for row in rows} == {
         ("v5e", 128, 2048, "full", 2048**2)
     }

@@ -46,13 +46,13 @@ def gather(tile: Tile, eqn: Any, x: Held, indices: Held) -> Held:
         for n, d in enumerate(numbers.start_index_map):
             if shape[d] in tile.sizes:
                 continue  # whole rows or columns begin at 0
-            found, last = tile.convert(start(n), np.int32), shape[d] - sizes[d]
+            place, last = tile.convert(start(n), np.int32), shape[d] - sizes[d]
             if last < 0:
                 raise NotLowered("cannot look up a table without entries")
-            where[d] = tile.inside(found, last)
+            where[d] = tile.inside(place, last)
             if filled:
-                valid.append(tile.fold("ge", found, ZERO))
-                valid.append(tile.fold("le", found, known(last, np.int32)))
+                valid.append(tile.fold("ge", place, ZERO))
+                valid.append(tile.fold("le", place, known(last, np.int32)))
         pairs = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
         for d, axis in pairs:
             where[d] = places[axis]

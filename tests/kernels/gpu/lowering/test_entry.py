@@ -109,27 +109,27 @@ def shapes_of(
     fn: Callable[..., Any], *tables: np.ndarray, shape: tuple[int, int] = (8, 8)
 ) -> dict[str, list[tuple[int, ...]]]:
     """The shapes that each primitive's first result has in the replay."""
-    found: dict[str, list[tuple[int, ...]]] = {}
+    got: dict[str, list[tuple[int, ...]]] = {}
     for eqn in jax.make_jaxpr(replayed(fn, shape, *tables))(*inputs(shape)).eqns:
-        found.setdefault(eqn.primitive.name, []).append(eqn.outvars[0].aval.shape)
-    return found
+        got.setdefault(eqn.primitive.name, []).append(eqn.outvars[0].aval.shape)
+    return got
 
 
 def test_what_a_row_or_a_column_decides_stays_a_vector():
-    found = shapes_of(
+    got = shapes_of(
         lambda s, i, j: s + (i.astype(jnp.float32) * 2.0) - jnp.broadcast_to(j, s.shape).astype(jnp.float32)
     )
-    assert found["convert_element_type"] == [(8,), (8,)] and found["mul"] == [(8,)]
-    assert found["add"] == [(8, 8)] and found["sub"] == [(8, 8)]
-    found = shapes_of(lambda s, i, j: mix(mix(i.astype(jnp.uint32)) ^ mix(j.astype(jnp.uint32))))
-    assert found["mul"] == [(8,), (8,), (8, 8)]
-    found = shapes_of(lambda s, i, j, d: d[i] == d[j], _IDS)
-    assert found["gather"] == [(8,), (8,)] and found["eq"][-1] == (8, 8)
+    assert got["convert_element_type"] == [(8,), (8,)] and got["mul"] == [(8,)]
+    assert got["add"] == [(8, 8)] and got["sub"] == [(8, 8)]
+    got = shapes_of(lambda s, i, j: mix(mix(i.astype(jnp.uint32)) ^ mix(j.astype(jnp.uint32))))
+    assert got["mul"] == [(8,), (8,), (8, 8)]
+    got = shapes_of(lambda s, i, j, d: d[i] == d[j], _IDS)
+    assert got["gather"] == [(8,), (8,)] and got["eq"][-1] == (8, 8)
 
 
 def test_what_nobody_wants_is_not_computed():
-    found = shapes_of(lambda s, i, j: jax.vjp(lambda s, x: s * x, s, jnp.float32(2))[1](s)[0])
-    assert "reduce_sum" not in found
+    got = shapes_of(lambda s, i, j: jax.vjp(lambda s, x: s * x, s, jnp.float32(2))[1](s)[0])
+    assert "reduce_sum" not in got
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
