@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import itertools
 import pickle
 import pkgutil
@@ -280,6 +281,9 @@ def test_names_are_those_of_the_package_whichever_file_they_are_written_in():
     assert all(getattr(masks, name) is x for name, x in ours.items())
     assert sorted(name for name in ours if name.islower()) == sorted(x for x in masks.__all__ if x.islower())
     assert dir(masks) == masks.__all__
+    assert inspect.getsource(masks.Mask.blocks).startswith("    def blocks(") and "def causal(" in inspect.getsource(
+        masks.causal
+    )
 
 
 def test_masks_are_pickled_by_those_names():

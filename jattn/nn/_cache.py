@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Cache(NamedTuple):
-    """Keys and values of up to n positions, projected, normalised and rotated (Shazeer 2019, section 2.4).
+    """Keys and values of up to n positions, projected, normalised and rotated (Shazeer 2019).
 
     Layers make it (`cache`, `read`) and return it (`decode`).  Its arrays keep their shapes, so that it can be carried
     through `jax.jit`, `jax.lax.scan` and `jax.vmap`.

@@ -26,7 +26,7 @@ class AttentionPooling(nnx.Module):
         weight_j = softmax_j(u_j . c)
         out = sum_j weight_j x_j
 
-    With several heads each has its own c, and one W serves them all (Lin et al. 2017, eq. 5 to 7, who leave out b): a
+    With several heads each has its own c, and one W serves them all (Lin et al. 2017, who leave out b): a
     matrix with one row for each of the things to look for.
 
     Args:
