@@ -41,8 +41,8 @@ def __dir__() -> list[str]:
 
 
 # Who prints a class of masks, or pickles a mask, meets the name that it is used by, so that files may be renamed while
-# pickles are kept.  The price is that `inspect.getsource`, which looks for a class in the file of its module, finds none
-# of these, as it finds none of `jax.Array`; of methods and functions it finds the source where it is written.
+# pickles are kept.  The price is that `inspect.getsource`, which looks for a class in the file of its module, finds
+# none of these, as it finds none of `jax.Array`; of methods and functions it finds the source where it is written.
 for _subject in (
     And, Around, Before, Blocks, Dense, Dilated, Function, Mask, Not, Or, Segments, Unplaced, Window,
     around, blocks, causal, dense, dilated, function, lengths, prefix, segments, window,

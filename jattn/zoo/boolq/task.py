@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -14,6 +12,7 @@ from matplotlib.figure import Figure
 
 from jattn import viz
 from jattn.zoo._average import Averaged, averaging
+from jattn.zoo._optimizer import adam
 from jattn.zoo._task import Task
 from jattn.zoo.boolq import data
 from jattn.zoo.boolq.model import Answerer, Reader, Sizes
@@ -51,7 +50,7 @@ def boolq(
             "data": data.fingerprint(parts),
         },
         model=Averaged(Answerer(parts.lexicon, attention, sizes, implementation, nnx.Rngs(seed))),
-        optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
+        optimizer=averaging(adam(1e-3), keep=0.995),
         batch=lambda step: data.training_batch(learnt, seed, step, batch),
         loss=loss,
         evaluate=lambda model: _accuracy(model.mean, held_out),
@@ -59,11 +58,6 @@ def boolq(
         pictures=lambda model: _pictures(model.mean, parts.held_out[0], data.rows(held_out, slice(0, 1))),
         baseline=("majority class", data.majority(held_out)),
     )
-
-
-def _learning_rate(step: Any) -> jax.Array:
-    """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
-    return 1e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
 @nnx.jit

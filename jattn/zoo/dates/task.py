@@ -7,15 +7,14 @@ import datetime
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
 from jattn import normalizers, viz
 from jattn.nn.seq2seq import ScoreName
+from jattn.zoo._optimizer import adam
 from jattn.zoo._task import Task
 from jattn.zoo.dates import data
 from jattn.zoo.dates.losses import LOSSES, Example
@@ -61,18 +60,13 @@ def dates(
             "data": data.fingerprint(),
         },
         model=model,
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
+        optimizer=adam(3e-3),
         batch=batch_of,
         loss=LOSSES[attention],
         evaluate=lambda model: _exact_match(model, read),
         metric="held-out exact match",
         pictures=lambda model: {"alignments.png": _alignments(model, read)},
     )
-
-
-def _learning_rate(step: Any) -> jax.Array:
-    """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
-    return 3e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
 @nnx.jit

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -15,6 +13,7 @@ from matplotlib.gridspec import GridSpec
 
 from jattn import viz
 from jattn.zoo._average import Averaged, averaging
+from jattn.zoo._optimizer import adam
 from jattn.zoo._task import Task
 from jattn.zoo.pairs import data
 from jattn.zoo.pairs.model import Reader, Sizes
@@ -44,7 +43,7 @@ def pairs(
             **dataclasses.asdict(sizes),
         },
         model=Averaged(Reader(parts.size, attention, pooling, sizes, implementation, nnx.Rngs(seed))),
-        optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.995),
+        optimizer=averaging(adam(2e-3), keep=0.995),
         batch=lambda step: data.training_batch(learnt, seed, step, batch),
         loss=_loss,
         evaluate=lambda model: _accuracy(model.mean, held_out),
@@ -52,11 +51,6 @@ def pairs(
         pictures=lambda model: {"matches.png": _matches(model.mean, parts)},
         baseline=("counting shared words", data.counting(parts)),
     )
-
-
-def _learning_rate(step: Any) -> jax.Array:
-    """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
-    return 2e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
 def _loss(model: Averaged, batch: data.Batch) -> jax.Array:

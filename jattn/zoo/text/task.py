@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -14,6 +12,7 @@ from matplotlib.figure import Figure
 
 from jattn import viz
 from jattn.zoo._errors import UsageError
+from jattn.zoo._optimizer import adam
 from jattn.zoo._task import Task
 from jattn.zoo.text import data
 from jattn.zoo.text.model import LanguageModel, Sizes
@@ -54,7 +53,7 @@ def text(
             "data": data.fingerprint(corpus),
         },
         model=LanguageModel(sizes, window, positions, implementation, nnx.Rngs(seed), remat=length > LONG),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)),
+        optimizer=adam(3e-3, rises=50, falls=200),
         batch=lambda step: data.training_batch(training, seed, step, size, length),
         loss=_loss,
         evaluate=lambda model: _bits(model, examined, size),
@@ -66,11 +65,6 @@ def text(
             *_texts(model, held_out)
         ),
     )
-
-
-def _learning_rate(step: Any) -> jax.Array:
-    """Rises for 50 steps, falls as 1/sqrt(step) after 200.  No part for the length of the run: any run can go on."""
-    return 3e-3 * jnp.minimum((step + 1) / 50, jnp.sqrt(200 / jnp.maximum(step, 200)))
 
 
 def _loss(model: LanguageModel, batch: data.Array) -> jax.Array:

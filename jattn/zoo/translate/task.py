@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
@@ -16,6 +14,7 @@ from sentencepiece import SentencePieceProcessor
 
 from jattn import viz
 from jattn.zoo._average import Averaged, averaging
+from jattn.zoo._optimizer import adam
 from jattn.zoo._task import Task
 from jattn.zoo.translate import data
 from jattn.zoo.translate.chrf import chrf
@@ -52,7 +51,7 @@ def translate(
             "data": data.fingerprint(pairs),
         },
         model=Averaged(Translator(vocabulary.get_piece_size(), sizes, implementation, nnx.Rngs(seed))),
-        optimizer=averaging(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate)), keep=0.99),
+        optimizer=averaging(adam(2e-3), keep=0.99),
         batch=lambda step: data.training_batch(learnt, vocabulary, seed, step, batch),
         loss=_loss,
         evaluate=lambda model: chrf(
@@ -63,11 +62,6 @@ def translate(
         baseline=("the English itself", chrf(*zip(*held_out, strict=True))),
         written=lambda model: _examples(model.mean, held_out[:DRAWN], vocabulary),
     )
-
-
-def _learning_rate(step: Any) -> jax.Array:
-    """Rises for 100 steps, falls as 1/sqrt(step) after 300.  No part for the length of the run: any run can go on."""
-    return 2e-3 * jnp.minimum((step + 1) / 100, jnp.sqrt(300 / jnp.maximum(step, 300)))
 
 
 def _loss(model: Averaged, batch: data.Batch) -> jax.Array:
