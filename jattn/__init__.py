@@ -23,6 +23,7 @@ from jattn.api import weights as weights
 
 if TYPE_CHECKING:
     from jattn import nn as nn
+    from jattn import parallel as parallel
     from jattn import viz as viz
 
 __all__ = [
@@ -30,7 +31,7 @@ __all__ = [
     "masks", "merge", "mods", "normalizers", "operand", "sample", "scores", "weights",
 ]  # fmt: skip
 __version__ = "0.1.0"
-_LAZY = ("nn", "viz", "zoo")  # these import Flax or matplotlib
+_LAZY = ("nn", "parallel", "viz", "zoo")  # these import Flax or matplotlib, or are for many devices
 
 
 def __getattr__(name: str) -> _ModuleType:

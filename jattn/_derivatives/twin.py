@@ -15,6 +15,8 @@ from jattn.normalizers import Softmax
 
 def attend(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -> tuple[Out, Lse]:
     """out and lse of softmax attention: the twin of `primitives.attend`."""
+    if spec.backend.twin is not None:
+        return spec.backend.twin(spec, q, k, v, operands)
 
     def finish(terms: Terms, _: object, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array):
         out = output(terms, scores, Softmax()(scores), value, i, j, spec.precision, spec.dtype)

@@ -140,6 +140,9 @@ class Fused(Backend):
     `known`.  None: `explain` says nothing of tiles."""
     settings: Any = None  # each backend has a type of its own
     """What its functions read of `spec.backend`: frozen and hashable, so that other settings are another record."""
+    twin: Callable[..., tuple[jax.Array, jax.Array]] | None = dataclasses.field(default=None, kw_only=True)
+    """(spec, q, k, v, operands): out and lse in differentiable JAX, of which higher derivatives are made; None where
+    whole rows of the arrays themselves are what it computes."""
     calls_back: bool = dataclasses.field(default=False, kw_only=True)
     """Whether what interprets its kernels calls back to Python, which is an effect of the program."""
 

@@ -47,9 +47,7 @@ class Diagonals(Mod):
     hides = True
 
     strip: FieldValue
-    lead: FieldValue = (
-        0  # how far the first query stands beyond the first key; the strip is by the call's own positions
-    )
+    lead: FieldValue  # how far the first query stands beyond the first key: the strip is not by terms' positions
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         return score + self.strip
