@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jattn import api
 from jattn._call import checks, dispatch, modes, targets
 from jattn._call.problem import Problem
-from jattn._terms import FieldValue, Offsets, Operand, Origin
+from jattn._terms import FieldValue, Operand
 from jattn.backends.contract import Backend, Fused
 from jattn.parallel import _ring
 from jattn.parallel._shares import Shares, unzigzag, zigzag
@@ -83,10 +83,9 @@ def attention(
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]:
     """`jattn.attention` of a sequence that lies over many devices: the same result, and every derivative.
 
-    Outside of `jax.shard_map` arrays are whole, as in `jattn.attention`, and lie as the axes say.  Inside of one that is
-    manual over these axes arrays are a device's own, and those with both t and s have all of s; the options that hold
-    arrays are made of a device's own likewise.  Positions, batch elements and heads count over all devices: masks, mods
-    and gates mean what they do on one, and dropout drops the same pairs.
+    Outside of `jax.shard_map` arrays are whole, as in `jattn.attention`, and lie as the axes say.  Inside of one that
+    is manual over these axes they are a device's own, those that options hold too.  Positions, batch elements and heads
+    count over all devices: masks, mods and gates mean what they do on one, and dropout drops the same pairs.
 
     Args:
       query: `[b, t, h, d]`, t along `sequence_axis`; with a batch axis.
@@ -100,8 +99,8 @@ def attention(
       strategy: "ring": keys and values go round, and each device attends to what it holds, while the next are on their
         way (Liu et al. 2023).  "all_to_all": each device gets the whole sequence for some of its heads, and sends their
         results back (Jacobs et al. 2023); its heads h and g are to divide by the devices of the sequence.  "gather":
-        each device gets all keys and values.  None chooses: the ring for a softmax, whose memory is linear in a device's
-        own part of the sequence; for other normalisers, which see whole rows, all_to_all where heads divide, else
+        each device gets all keys and values.  None chooses: the ring for a softmax, whose memory is linear in what a
+        device has of the sequence; for other normalisers, which see whole rows, all_to_all where heads divide, else
         gather.
       order: how the sequence lies: "contiguous", or "zigzag" (`jattn.parallel.zigzag`), in which a causal mask gives
         all devices as much to do.
@@ -177,7 +176,9 @@ def _axes(mesh: Mesh | AbstractMesh, batch: str | None, head: str | None, sequen
         raise ValueError("parallel.attention needs a mesh: give mesh=, or call it inside jax.set_mesh(mesh)")
     for name, axis in (("batch_axis", batch), ("head_axis", head), ("sequence_axis", sequence)):
         if axis is not None and axis not in sizes:
-            raise ValueError(f"parallel.attention: {name}={axis!r} is no axis of the mesh, which has {', '.join(sizes)}")
+            raise ValueError(
+                f"parallel.attention: {name}={axis!r} is no axis of the mesh, which has {', '.join(sizes)}"
+            )
     given = [x for x in (batch, head, sequence) if x is not None]
     if len(set(given)) < len(given):
         raise ValueError(f"parallel.attention: each axis of the mesh can be of one kind, got {', '.join(given)}")
@@ -204,8 +205,8 @@ def _check_sizes(sizes: dict[str, int], axes: Axes, order: Order, inside: bool) 
     heads = axes.count(axes.head)
     if sizes["h"] % heads or (sizes["g"] % heads and heads % sizes["g"]):
         raise ValueError(
-            f"parallel.attention: heads h = {sizes['h']} and g = {sizes['g']} do not divide by the {heads} devices along"
-            f" {axes.head!r}"
+            f"parallel.attention: heads h = {sizes['h']} and g = {sizes['g']} do not divide by the {heads} devices"
+            f" along {axes.head!r}"
         )
 
 
@@ -232,8 +233,8 @@ def _check_strategy(problem: Problem, axes: Axes, strategy: Strategy, inside: bo
     h, g = _heads(problem, axes, inside)
     if strategy == "all_to_all" and (h % axes.devices or g % axes.devices):
         raise ValueError(
-            f"parallel.attention: all_to_all gives each of the {axes.devices} devices along {axes.sequence!r} some of the"
-            f" heads, and h = {h}, g = {g} on a device do not divide by them: take strategy='ring'"
+            f"parallel.attention: all_to_all gives each of the {axes.devices} devices along {axes.sequence!r} some of"
+            f" the heads, and h = {h}, g = {g} on a device do not divide by them: take strategy='ring'"
         )
 
 
@@ -334,7 +335,9 @@ def _by_ring(problem: Problem, call: Call) -> tuple[Array, Array | None]:
 def _by_gathering(problem: Problem, call: Call) -> tuple[Array, Array | None]:
     inner, target = _inner(problem, call)
     shares, axis = Shares(call.axes.devices, call.zigzag), call.axes.sequence
-    whole = _with_operands(problem, lambda x, axes: _gathered(x, axes, "s", call) if "t" not in axes else _ordered(x, axes, call))
+    whole = _with_operands(
+        problem, lambda x, axes: _gathered(x, axes, "s", call) if "t" not in axes else _ordered(x, axes, call)
+    )
     key, value = (_gathered(x, "bs", "s", call) for x in (problem.key, problem.value))
     whole, t, found = dataclasses.replace(whole, key=key, value=value), problem.sizes["t"], []
     for n, rows in enumerate(shares.slices(t)):
@@ -357,10 +360,7 @@ def _by_heads(problem: Problem, call: Call) -> tuple[Array, Array | None]:
     def of_heads(x: jax.Array, axes: str) -> jax.Array:
         if "h" in axes:
             x = lax.dynamic_slice_in_dim(x, first, h, axes.index("h"))
-        for a in "ts":
-            if a in axes:
-                x = _gathered(x, axes, a, call) if a == "t" or "t" not in axes else _ordered(x, axes, call)
-        return x
+        return _gathered(_of_all_keys(x, axes, call), axes, "t", call)
 
     own = _with_operands(problem, of_heads)
     origin = dataclasses.replace(own.origin, h=_plus(own.origin.first_head, first))
@@ -386,8 +386,10 @@ def _rows(x: Any, axes: str, rows: slice) -> Any:
     return x[(slice(None),) * axes.index("t") + (rows,)] if "t" in axes else x
 
 
-def _ordered(x: Any, axes: str, call: Call) -> Any:
-    """An operand that has all of s, in natural order."""
+def _of_all_keys(x: Any, axes: str, call: Call) -> Any:
+    """An operand with all of s, in natural order; one with t as well has all of it."""
+    if "t" not in axes:
+        return _gathered(x, axes, "s", call)
     return unzigzag(x, call.axes.devices, axes.index("s")) if call.zigzag and "s" in axes else x
 
 

@@ -1,12 +1,12 @@
-"""Ring attention as a backend: keys and values go round the devices, and each of them attends to what it holds just then.
+"""Ring attention as a backend: keys and values go round the devices, and each attends to what it holds just then.
 
 It binds the primitives of an inner backend, whose kernels compute what one device's queries see of another's keys.  So
 every derivative is inherited: gradients need the lse over all keys alone, and nothing is saved for each step.
 
-Device r of n has a chunk of the queries and one of the keys; or, in zig-zag order, the chunks r and 2n - 1 - r of 2n, so
-that under a causal mask all have as much to do.  At step i it holds the keys of device r - i.  Those are sent on before
-the kernels run that need them, so that the network works while they do.  A piece of queries and keys of which no pair
-attends is not computed, and where all do the mask is not looked at.
+Device r of n has a chunk of the queries and one of the keys; or, in zig-zag order, the chunks r and 2n - 1 - r of 2n,
+so that under a causal mask all have as much to do.  At step i it holds the keys of device r - i.  Those are sent on
+before the kernels run that need them, so that the network works while they do.  A piece of queries and keys of which no
+pair attends is not computed, and where all do the mask is not looked at.
 
 What has an axis s and no axis t goes round with the keys, and so do its gradients; what has both holds all of s.  Sums
 over steps are float32 or wider.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,9 @@ from jattn._derivatives.twin import attend
 from jattn._terms import AnyArray, Offsets, Operand, block_tables
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
+from jattn._terms.reach import span
 from jattn.backends.contract import Fused, Gradients, Key, Lse, Out, Query, Result, Spec, Tangents, Value
+from jattn.mods import Bias, SoftCap
 from jattn.parallel._shares import Shares, unzigzag
 
 _LEAD, _FIRST = -1, -2  # in the place of an operand's number: what a piece adds to the call's own offsets
@@ -59,17 +61,30 @@ class _Way(NamedTuple):
     level: bool
 
 
-class _Piece(NamedTuple):
-    """A chunk of a device's queries and one of the keys that it holds."""
+Stretch = tuple[Any, int]
+"""Where a part of an axis begins, and how long it is."""
 
-    rows: slice
-    columns: slice
+
+class _Piece(NamedTuple):
+    """A part of a device's queries and a part of the keys that it holds; chunks, or all of them where all is full."""
+
+    rows: Stretch
+    columns: Stretch
     row: Any  # the number of the chunk of all queries
     column: Any
     source: Any  # the device whose keys they are
     level: bool
     kinds: tuple[int, ...]
-    """Of which kinds such a piece may be."""
+    """Of which kinds it may be."""
+
+
+class _Group(NamedTuple):
+    """Pieces of one step that are computed alike: one after the other, in a loop that holds their kernels once."""
+
+    pairs: tuple[tuple[int, int], ...]
+    """Of each which of the device's chunks of queries it has, and which of those of keys."""
+    level: bool
+    kinds: tuple[int, ...]
 
 
 class _Ring:
@@ -79,7 +94,6 @@ class _Ring:
         self.n, self.me = settings.devices, lax.axis_index(settings.axis)
         self.shares = Shares(settings.devices, settings.zigzag)
         self.t, self.s = q.shape[1], k.shape[1]
-        self.rows, self.columns = (self.shares.slices(x) for x in (self.t, self.s))
         self.traveller = ["s" in a and "t" not in a for a in self.axes]
         self.terms = spec.terms([n for n, _ in enumerate(operands)])
         self.table = self._table()
@@ -97,7 +111,7 @@ class _Ring:
         return jax.tree.map(lambda x: lax.ppermute(x, self.settings.axis, pairs), self.vary(tree))
 
     def vary(self, tree: Any) -> Any:
-        """While lowering nothing is known to vary over a mesh axis but what permutes and `axis_index` give: all does."""
+        """As varying over the axis, which while lowering is known only of what permutes and `axis_index` give."""
         axis = self.settings.axis
         varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
         return jax.tree.map(lambda x: x if varies(x) else lax.pcast(x, (axis,), to="varying"), tree)
@@ -133,17 +147,91 @@ class _Ring:
         some, every = np.asarray(answer.some).any((0, 1)), np.asarray(answer.every & answer.some).all((0, 1))
         return np.where(every, _FULL, np.where(some, _PARTIAL, _EMPTY)).astype(np.int8)
 
-    def pieces(self, i: Any, source: Any) -> Iterator[_Piece]:
-        """Those of step i that may have something to compute."""
-        each, first = self.shares.each, isinstance(i, int)
-        for a, b in itertools.product(range(each), range(each)):
-            level = first and a == b and self.chunk[0] == self.chunk[1]
-            row, column = self.shares.chunk(self.me, a), self.shares.chunk(source, b)
-            kinds = self._kinds(a, b, first)
-            if kinds != (_EMPTY,):
-                yield _Piece(self.rows[a], self.columns[b], row, column, source, level, kinds)
+    def visit(self, i: Any, source: Any, body: Callable[[_Piece, Any], Any], carry: Any) -> Any:
+        """carry = body(piece, carry) of every piece of step i that may have something to compute."""
+        first = isinstance(i, int)
+        if first and self._in_order:
+            return body(self._whole(source, _PARTIAL), carry)
+        if not first and (rectangles := self._rectangles()) is not None:
+            which, found = rectangles
+            branch = lambda x: lambda carry: carry if x is None else self.vary(body(self._rectangle(source, *x), carry))
+            return lax.switch(jnp.asarray(which)[self.me, source], [branch(x) for x in found], self.vary(carry))
+        for group in self._groups(first):
+            if len(group.pairs) == 1:
+                carry = body(self._piece(group, source, *group.pairs[0]), carry)
+                continue
+            pairs = jnp.asarray(group.pairs, jnp.int32)
+            one = lambda n, carry, group=group, pairs=pairs: self.vary(
+                body(self._piece(group, source, pairs[n, 0], pairs[n, 1]), carry)
+            )
+            carry = lax.fori_loop(0, len(group.pairs), one, self.vary(carry))
+        return carry
+
+    def _piece(self, group: _Group, source: Any, a: Any, b: Any) -> _Piece:
+        t, s = self.chunk
+        row, column = self.shares.chunk(self.me, a), self.shares.chunk(source, b)
+        return _Piece((a * t, t), (b * s, s), row, column, source, group.level, group.kinds)
+
+    def _rectangle(self, source: Any, rows: Stretch, columns: Stretch) -> _Piece:
+        return _Piece(rows, columns, self.me, source, source, False, (_FULL,))
+
+    def _whole(self, source: Any, kind: int) -> _Piece:
+        return _Piece((0, self.t), (0, self.s), self.me, source, source, True, (kind,))
+
+    @property
+    def _free(self) -> bool:
+        """Whether nothing but the mask looks at positions."""
+        return not self.terms.gates and all(isinstance(x, (SoftCap, Bias)) for x in self.terms.mods)
+
+    @property
+    def _in_order(self) -> bool:
+        """Whether a device's own queries and keys may take each other for neighbours: the mask goes by their order."""
+        near, same = span(moved(self.terms)), self.t == self.s
+        return self._free and same and near.exact and (near.left, near.right) == (np.inf, 0)
+
+    def _rectangles(self) -> tuple[np.ndarray, list[tuple[Stretch, Stretch] | None]] | None:
+        """All of a later step as one part of the queries and one of the keys that are full, if that is what it is:
+        which one by the device and the keys' device, and what there are.  So it is in zig-zag order under a causal
+        mask: all queries and the keys' first chunk, or the second chunk of queries and all keys."""
+        if not self._free or self.table is None:
+            return None
+        every, each = np.arange(self.n), range(self.shares.each)
+        chunks = np.stack([self.shares.chunk(every, a) for a in each])
+        full = self.table[chunks[:, None, :, None], chunks[None, :, None, :]]  # [a, b, device, keys' device]
+        full[:, :, every, every] = _EMPTY
+        if (full == _PARTIAL).any():
+            return None
+        patterns, which = np.unique((full == _FULL).reshape(len(chunks) ** 2, -1), axis=1, return_inverse=True)
+        found = [self._stretches(x.reshape(len(chunks), -1)) for x in patterns.T]
+        if any(x == "scattered" for x in found):
+            return None
+        return which.reshape(self.n, self.n).astype(np.int32), found  # type: ignore[return-value]
+
+    def _stretches(self, full: np.ndarray) -> tuple[Stretch, Stretch] | str | None:
+        rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
+        if not rows.size:
+            return None
+        (t, s), size = self.chunk, int(full.sum())
+        if size != rows.size * columns.size:
+            return "scattered"
+        return (int(rows[0]) * t, rows.size * t), (int(columns[0]) * s, columns.size * s)
+
+    def _groups(self, first: bool) -> list[_Group]:
+        each = range(self.shares.each)
+        pairs = list(itertools.product(each, each))
+        level = first and self.chunk[0] == self.chunk[1]
+        apart = [[x for x in pairs if x[0] == x[1]], [x for x in pairs if x[0] != x[1]]] if level else [pairs]
+        groups = []
+        for n, some in enumerate(apart):
+            kinds = {x: self._kinds(*x, first) for x in some}
+            busy = tuple(x for x in some if kinds[x] != (_EMPTY,))
+            every = tuple(sorted({k for x in busy for k in kinds[x]}))
+            if busy:
+                groups.append(_Group(busy, level and n == 0, every))
+        return groups
 
     def _kinds(self, a: int, b: int, first: bool) -> tuple[int, ...]:
+        """Of which kinds a pair of chunks may be, on any device."""
         if self.terms.mask is None:
             return (_FULL,)
         if self.table is None:
@@ -195,15 +283,14 @@ class _Ring:
 
     def _window(self, axes: str, piece: _Piece) -> list[tuple[int, Any, int]]:
         """(dimension, start, size) of the axes t and s of an operand."""
-        rows, columns = piece.rows, piece.columns
-        found = {"t": (rows.start, rows.stop - rows.start), "s": (columns.start, columns.stop - columns.start)}
+        found = {"t": piece.rows, "s": piece.columns}
         if "t" in axes:  # all of s is here
-            found["s"] = (piece.source * self.s + columns.start, columns.stop - columns.start)
+            found["s"] = (piece.source * self.s + piece.columns[0], piece.columns[1])
         return [(n, *found[a]) for n, a in enumerate(axes) if a in "ts"]
 
     def cut(self, x: Any, axes: str, piece: _Piece) -> Any:
         for dim, start, size in self._window(axes, piece):
-            x = lax.dynamic_slice_in_dim(x, start, size, dim) if x.shape[dim] != size else x
+            x = x if x.shape[dim] == size else lax.dynamic_slice_in_dim(x, start, size, dim)
         return x
 
     def cut_all(self, order: Sequence[int], operands: Sequence[Any], piece: _Piece) -> list[Any]:
@@ -232,12 +319,12 @@ def _merged(state: State, part: Result) -> State:
     return State(top, state.total * past + share, state.out * past[..., None] + out * share[..., None])
 
 
-def _of_rows(tree: Any, rows: slice) -> Any:
-    return jax.tree.map(lambda x: x[:, rows], tree)
+def _of_rows(tree: Any, rows: Stretch) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, *rows, 1), tree)
 
 
-def _with_rows(tree: Any, rows: slice, part: Any) -> Any:
-    return jax.tree.map(lambda x, y: x.at[:, rows].set(y), tree, part)
+def _with_rows(tree: Any, rows: Stretch, part: Any) -> Any:
+    return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, rows[0], 1), tree, part)
 
 
 def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -> Result:
@@ -249,17 +336,19 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
         (k, v, moving), state = carry
         ahead = ring.send((k, v, moving)) if ring.n > 1 else (k, v, moving)
         held = ring.joined(moving, ring.residents(operands))
-        for piece in ring.pieces(i, source):
+
+        def visit(piece: _Piece, state: State) -> State:
             past = _of_rows(state, piece.rows)
 
-            def run(way: _Way, piece: _Piece = piece, past: State = past) -> State:
+            def run(way: _Way) -> State:
                 inner, order = ring.inner(way, ring.wide)
-                arrays = q[:, piece.rows], k[:, piece.columns], v[:, piece.columns]
+                arrays = ring.cut(q, "bt", piece), ring.cut(k, "bs", piece), ring.cut(v, "bs", piece)
                 args = ring.vary([*arrays, *ring.cut_all(order, held, piece)])
                 return _merged(past, Result(*attend_p.bind(*args, spec=inner)))
 
-            state = _with_rows(state, piece.rows, ring.choose(piece, held, run, past))
-        return ahead, state
+            return _with_rows(state, piece.rows, ring.choose(piece, held, run, past))
+
+        return ahead, ring.visit(i, source, visit, state)
 
     start = online_softmax.start((max(batches), *q.shape[1:3]), v.shape[-1], wide)
     _, state = ring.round(step, ((k, v, ring.travellers(operands)), start))
@@ -280,12 +369,13 @@ def tangent(
         ahead = ring.send(carry[0]) if ring.n > 1 else carry[0]
         held = ring.joined(moving, ring.residents(operands))
         dheld = ring.joined(dmoving, ring.residents(tangents.operands))
-        for piece in ring.pieces(i, source):
+
+        def visit(piece: _Piece, sums: Any) -> Any:
             past = _of_rows(sums, piece.rows)
 
-            def run(way: _Way, piece: _Piece = piece, past: Any = past) -> Any:
+            def run(way: _Way) -> Any:
                 inner, order = ring.inner(way, ring.wide)
-                rows, columns = lambda x: x[:, piece.rows], lambda x: x[:, piece.columns]
+                rows, columns = (lambda x, a=a: ring.cut(x, a, piece) for a in ("bt", "bs"))
                 moves = tuple(n >= 0 and dheld[n] is not None for n in order)
                 args = [rows(q), columns(k), columns(v), *ring.cut_all(order, held, piece), *map(rows, held_result)]
                 args += [rows(tangents.q), columns(dk), columns(dv)]
@@ -293,8 +383,9 @@ def tangent(
                 found = attend_tangent.bind(*ring.vary(args), spec=inner, active=(True,) * 3 + moves)
                 return tuple(x + y.astype(x.dtype) for x, y in zip(past, found, strict=True))
 
-            sums = _with_rows(sums, piece.rows, ring.choose(piece, held, run, past))
-        return ahead, sums
+            return _with_rows(sums, piece.rows, ring.choose(piece, held, run, past))
+
+        return ahead, ring.visit(i, source, visit, sums)
 
     going = k, v, ring.travellers(operands), tangents.k, tangents.v, ring.travellers(tangents.operands)
     _, (dout, dlse) = ring.round(step, (going, sums))
@@ -329,12 +420,11 @@ def backward(
             before = of_keys if isinstance(i, int) else ring.send(of_keys)
         held = ring.joined(moving, ring.residents(operands))
         dk, dv, dmoving = jax.tree.map(jnp.zeros_like, of_keys)
-        sums = dq, dk, dv, ring.joined(dmoving, staying)
-        for piece in ring.pieces(i, source):
 
-            def run(way: _Way, piece: _Piece = piece, sums: Any = sums) -> Any:
+        def visit(piece: _Piece, sums: Any) -> Any:
+            def run(way: _Way) -> Any:
                 inner, order = ring.inner(way, spec.dtype)
-                rows, columns = lambda x: x[:, piece.rows], lambda x: x[:, piece.columns]
+                rows, columns = (lambda x, a=a: ring.cut(x, a, piece) for a in ("bt", "bs"))
                 learns = tuple(n >= 0 and bool(active[n]) for n in order)
                 args = [rows(q), columns(k), columns(v), *ring.cut_all(order, held, piece), *map(rows, rows_of)]
                 found = attend_backward.bind(*ring.vary(args), spec=inner, active=(True,) * 3 + learns)
@@ -345,12 +435,18 @@ def backward(
                     of_operands[n] = ring.add(of_operands[n], x, ring.axes[n], piece)
                 return dq, dk, dv, of_operands
 
-            sums = ring.choose(piece, held, run, sums)
-        dq, dk, dv, of_operands = sums
+            return ring.choose(piece, held, run, sums)
+
+        sums = dq, dk, dv, ring.joined(dmoving, staying)
+        dq, dk, dv, of_operands = ring.visit(i, source, visit, sums)
         share = dk, dv, ring.travellers(of_operands)
         return ahead, jax.tree.map(jnp.add, before, share), (dq, ring.residents(of_operands))
 
-    start = (k, v, ring.travellers(operands)), (zeros(k), zeros(v), ring.travellers(own)), (zeros(q), ring.residents(own))
+    start = (
+        (k, v, ring.travellers(operands)),
+        (zeros(k), zeros(v), ring.travellers(own)),
+        (zeros(q), ring.residents(own)),
+    )
     _, of_keys, (dq, staying) = ring.round(step, start)
     dk, dv, moving = ring.send(of_keys) if ring.n > 1 else of_keys  # home
     every = ring.joined(moving, staying)
@@ -361,9 +457,7 @@ def backward(
     )  # fmt: skip
 
 
-def twin(
-    spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]
-) -> tuple[jax.Array, jax.Array]:
+def twin(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
     """out and lse in differentiable JAX, from all keys at once: what derivatives of higher order are derivatives of."""
     ring = _Ring(spec, q, k, operands)
 
@@ -386,7 +480,7 @@ def twin(
     order, signature = _terms.split(dataclasses.replace(terms, offsets=dataclasses.replace(own, lead=lead)))
     plain = dataclasses.replace(spec, backend=ring.settings.inner, signature=signature)
     found = []
-    for n, rows in enumerate(ring.rows):
+    for n, rows in enumerate(ring.shares.slices(ring.t)):
         start = jnp.asarray(ring.shares.chunk(ring.me, n) * ring.chunk[0], jnp.int32)
         led = start + (operands[own.lead.array] if isinstance(own.lead, Operand) else own.lead)
         of_rows = lambda x, axes, rows=rows: x[(slice(None),) * axes.index("t") + (rows,)] if "t" in axes else x

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Shares(NamedTuple):
@@ -28,7 +29,7 @@ class Shares(NamedTuple):
         """The number of a device's n-th chunk."""
         if not self.zigzag:
             return device
-        return 2 * self.devices - 1 - device if n else device
+        return device + n * (2 * self.devices - 1 - 2 * device)
 
     def slices(self, length: int) -> list[slice]:
         """A device's chunks in its own `length` positions."""
@@ -41,7 +42,7 @@ class Shares(NamedTuple):
 
 
 def zigzag(x: jax.Array, devices: int, axis: int = 1) -> jax.Array:
-    """An array with a sequence in zig-zag order: of 2n chunks device r of n has the r-th from the front and from the end.
+    """An array with a sequence in zig-zag order: of 2n chunks device r of n has the r-th and the r-th from the end.
 
     Under a causal mask all devices then have as much to attend to, where in natural order the last has n times as much
     as the first.  What goes with positions is to be put in that order too: tokens, rotary angles, segment ids, a bias.
@@ -93,5 +94,6 @@ def _chunks(x: jax.Array, order: list[int], axis: int) -> jax.Array:
             f"zig-zag order over {len(order) // 2} devices needs a length that {len(order)} divides, got axis {axis} of"
             f" shape {list(x.shape)}"
         )
-    parts = jnp.split(x, len(order), axis)
-    return jnp.concatenate([parts[n] for n in order], axis)
+    axis %= x.ndim
+    apart = x.reshape(*x.shape[:axis], len(order), -1, *x.shape[axis + 1 :])
+    return jnp.take(apart, np.array(order), axis).reshape(x.shape)
