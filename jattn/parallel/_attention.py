@@ -234,7 +234,7 @@ def _check_strategy(problem: Problem, axes: Axes, strategy: Strategy, inside: bo
     if strategy == "all_to_all" and (h % axes.devices or g % axes.devices):
         raise ValueError(
             f"parallel.attention: all_to_all gives each of the {axes.devices} devices along {axes.sequence!r} some of"
-            f" the heads, and h = {h}, g = {g} on a device do not divide by them: take strategy='ring'"
+            f" the heads, and h = {h}, g = {g} on a device do not divide by them: ring and gather can"
         )
 
 
@@ -335,9 +335,7 @@ def _by_ring(problem: Problem, call: Call) -> tuple[Array, Array | None]:
 def _by_gathering(problem: Problem, call: Call) -> tuple[Array, Array | None]:
     inner, target = _inner(problem, call)
     shares, axis = Shares(call.axes.devices, call.zigzag), call.axes.sequence
-    whole = _with_operands(
-        problem, lambda x, axes: _gathered(x, axes, "s", call) if "t" not in axes else _ordered(x, axes, call)
-    )
+    whole = _with_operands(problem, lambda x, axes: _of_all_keys(x, axes, call))
     key, value = (_gathered(x, "bs", "s", call) for x in (problem.key, problem.value))
     whole, t, found = dataclasses.replace(whole, key=key, value=value), problem.sizes["t"], []
     for n, rows in enumerate(shares.slices(t)):

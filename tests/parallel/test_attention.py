@@ -1,0 +1,105 @@
+"""A sequence over eight simulated devices: as on one, for every kind of mask, in both orders, by every strategy."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+import jattn
+from jattn import masks, normalizers, parallel
+
+OUT, GRADIENTS = 2e-6, 2e-4
+
+ASKED = (
+    "plain::a", "causal::a", "causal::b", "window::b", "around::a", "segments-batch::d", "prefix-batch::c",
+    "lengths::b", "nested::c", "blocks-heads::d", "dense::a", "function-operands::c", "empty-rows::b", "everything::b",
+    "everything::c", "gumbel::d", "positions-traced::c", "sinks-empty-rows:gather:b", "everything:all_to_all:e",
+    "sparsemax::d", "inside::",
+)  # fmt: skip
+
+
+def run(*arguments: str, seconds: int = 1800) -> list[dict]:
+    command = [sys.executable, "-m", "tests.parallel.devices", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(x) for x in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {x["asked"]: x["gaps"] for x in run(*ASKED)}
+
+
+@pytest.mark.parametrize("asked", [x for x in ASKED if x != "inside::"])
+def test_as_on_one_device(found, asked):
+    value, *derivatives = found[asked]
+    assert value < OUT
+    assert max(derivatives) < GRADIENTS
+
+
+def test_inside_shard_map_in_bfloat16_and_twice_differentiated(found):
+    value, hessian = found["inside::"]
+    assert value < 2**-7
+    assert hessian < GRADIENTS
+
+
+def test_placements_that_hypothesis_draws():
+    for one in run("--drawn", "5"):
+        value, *derivatives = one["gaps"]
+        assert value < OUT, one
+        assert max(derivatives) < GRADIENTS, one
+
+
+# Errors come before anything is compiled: for them a mesh needs no devices
+
+MESH = AbstractMesh((2, 8), ("batch", "sequence"))
+Q = jnp.ones((2, 32, 4, 8))
+WRONG = {
+    "an axis that is not there": ({"sequence_axis": "time"}, ValueError, "'time' is no axis of the mesh: it has batch, seq"),
+    "an axis twice": ({"batch_axis": "sequence"}, ValueError, "each axis of the mesh can be of one kind"),
+    "a strategy": ({"strategy": "star"}, ValueError, "strategy must be one of"),
+    "an order": ({"order": "striped"}, ValueError, "order must be one of"),
+    "a length": ({"key": Q[:, :30], "value": Q[:, :30]}, ValueError, "s = 30 does not divide .* pad it to 32, .* masks.lengths"),
+    "a length in zig-zag order": (
+        {"order": "zigzag", "key": Q[:, :24], "value": Q[:, :24]}, ValueError, "16 chunks .* zig-zag order: pad it to 32",
+    ),
+    "a batch": ({"query": Q[:1], "key": Q[:1], "value": Q[:1], "batch_axis": "batch"}, ValueError, "b = 1 does not divide"),
+    "heads": ({"query": Q[:, :, :3], "key": Q[:, :, :3], "value": Q[:, :, :3], "head_axis": "batch"}, ValueError, "h = 3 and g"),
+    "heads to exchange": ({"strategy": "all_to_all"}, ValueError, "h = 4, g = 4 on a device do not divide"),
+    "whole rows in a ring": (
+        {"strategy": "ring", "normalizer": normalizers.sparsemax()}, jattn.UnsupportedError, "sparsemax sees whole rows",
+    ),
+    "an option": ({"masks": None}, TypeError, "masks"),
+    "a layout": ({"mask": masks.blocks(np.ones((2, 2), bool), 8)}, ValueError, "must cover t = 32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use_is_said_before_compiling(name):
+    given, error, words = WRONG[name]
+    given = {"query": Q, "key": Q, "value": Q, "sequence_axis": "sequence", "mesh": MESH, **given}
+    with pytest.raises(error, match=words):
+        parallel.attention(given.pop("query"), given.pop("key"), given.pop("value"), **given)
+
+
+def test_no_mesh():
+    with pytest.raises(ValueError, match="needs a mesh"):
+        parallel.attention(Q, Q, Q, sequence_axis="sequence")
+
+
+def test_zigzag_gives_devices_chunks_from_both_ends():
+    x = jax.random.normal(jax.random.key(0), (2, 24, 3))
+    there = parallel.zigzag(x, 4)
+    np.testing.assert_array_equal(there[:, :6], jnp.concatenate([x[:, :3], x[:, 21:]], 1))
+    np.testing.assert_array_equal(parallel.unzigzag(there, 4), x)
+    with pytest.raises(ValueError, match="that 8 divides"):
+        parallel.zigzag(x[:, :20], 4)
