@@ -35,11 +35,12 @@ from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.contract import Fused, Gradients, Key, Lse, Out, Query, Result, Spec, Tangents, Value
+from jattn.masks import Mask
 from jattn.mods import Bias, SoftCap
 from jattn.parallel._shares import Shares, unzigzag
 
 _LEAD, _FIRST = -1, -2  # in the place of an operand's number: what a piece adds to the call's own offsets
-_EMPTY, _FULL, _PARTIAL = range(3)
+EMPTY, FULL, PARTIAL = range(3)
 _HALF = ("pallas_gpu", "cudnn")
 """Backends whose kernels take queries in the dtype of the output, which so must stay that of the query."""
 
@@ -87,6 +88,15 @@ class _Group(NamedTuple):
     kinds: tuple[int, ...]
 
 
+def kinds(mask: Mask | None, t: int, s: int, shares: Shares) -> np.ndarray | None:
+    """The kind of every piece of a call, `[chunks of queries, chunks of keys]`; None where that depends on arrays."""
+    if jax.tree.leaves(mask):
+        return None
+    answer = block_tables.answers(mask, Tiling(t, t // shares.count), Tiling(s, s // shares.count))
+    some, every = np.asarray(answer.some).any((0, 1)), np.asarray(answer.every & answer.some).all((0, 1))
+    return np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8)
+
+
 class _Ring:
     def __init__(self, spec: Spec, q: jax.Array, k: jax.Array, operands: Sequence[AnyArray]):
         settings: Settings = spec.backend.settings
@@ -96,7 +106,7 @@ class _Ring:
         self.t, self.s = q.shape[1], k.shape[1]
         self.traveller = ["s" in a and "t" not in a for a in self.axes]
         self.terms = spec.terms([n for n, _ in enumerate(operands)])
-        self.table = self._table()
+        self.table = kinds(moved(self.terms), self.t * self.n, self.s * self.n, self.shares)
 
     @property
     def chunk(self) -> tuple[int, int]:
@@ -136,22 +146,11 @@ class _Ring:
 
     # Which pieces are computed, and how
 
-    def _table(self) -> np.ndarray | None:
-        """The kind of every piece of the whole call, `[chunks of queries, chunks of keys]`; None where it depends on
-        arrays."""
-        mask = moved(self.terms)
-        if jax.tree.leaves(mask):
-            return None
-        t, s = (n * self.n for n in (self.t, self.s))
-        answer = block_tables.answers(mask, Tiling(t, self.chunk[0]), Tiling(s, self.chunk[1]))
-        some, every = np.asarray(answer.some).any((0, 1)), np.asarray(answer.every & answer.some).all((0, 1))
-        return np.where(every, _FULL, np.where(some, _PARTIAL, _EMPTY)).astype(np.int8)
-
     def visit(self, i: Any, source: Any, body: Callable[[_Piece, Any], Any], carry: Any) -> Any:
         """carry = body(piece, carry) of every piece of step i that may have something to compute."""
         first = isinstance(i, int)
         if first and self._in_order:
-            return body(self._whole(source, _PARTIAL), carry)
+            return body(self._whole(source, PARTIAL), carry)
         if not first and (rectangles := self._rectangles()) is not None:
             which, found = rectangles
             branch = lambda x: lambda carry: carry if x is None else self.vary(body(self._rectangle(source, *x), carry))
@@ -173,7 +172,7 @@ class _Ring:
         return _Piece((a * t, t), (b * s, s), row, column, source, group.level, group.kinds)
 
     def _rectangle(self, source: Any, rows: Stretch, columns: Stretch) -> _Piece:
-        return _Piece(rows, columns, self.me, source, source, False, (_FULL,))
+        return _Piece(rows, columns, self.me, source, source, False, (FULL,))
 
     def _whole(self, source: Any, kind: int) -> _Piece:
         return _Piece((0, self.t), (0, self.s), self.me, source, source, True, (kind,))
@@ -198,10 +197,10 @@ class _Ring:
         every, each = np.arange(self.n), range(self.shares.each)
         chunks = np.stack([self.shares.chunk(every, a) for a in each])
         full = self.table[chunks[:, None, :, None], chunks[None, :, None, :]]  # [a, b, device, keys' device]
-        full[:, :, every, every] = _EMPTY
-        if (full == _PARTIAL).any():
+        full[:, :, every, every] = EMPTY
+        if (full == PARTIAL).any():
             return None
-        patterns, which = np.unique((full == _FULL).reshape(len(chunks) ** 2, -1), axis=1, return_inverse=True)
+        patterns, which = np.unique((full == FULL).reshape(len(chunks) ** 2, -1), axis=1, return_inverse=True)
         found = [self._stretches(x.reshape(len(chunks), -1)) for x in patterns.T]
         if any(x == "scattered" for x in found):
             return None
@@ -224,7 +223,7 @@ class _Ring:
         groups = []
         for n, some in enumerate(apart):
             kinds = {x: self._kinds(*x, first) for x in some}
-            busy = tuple(x for x in some if kinds[x] != (_EMPTY,))
+            busy = tuple(x for x in some if kinds[x] != (EMPTY,))
             every = tuple(sorted({k for x in busy for k in kinds[x]}))
             if busy:
                 groups.append(_Group(busy, level and n == 0, every))
@@ -233,9 +232,9 @@ class _Ring:
     def _kinds(self, a: int, b: int, first: bool) -> tuple[int, ...]:
         """Of which kinds a pair of chunks may be, on any device."""
         if self.terms.mask is None:
-            return (_FULL,)
+            return (FULL,)
         if self.table is None:
-            return (_EMPTY, _FULL, _PARTIAL)
+            return (EMPTY, FULL, PARTIAL)
         every = np.arange(self.n)
         found = self.table[self.shares.chunk(every, a)][:, self.shares.chunk(every, b)]
         own = np.eye(self.n, dtype=bool)
@@ -243,8 +242,8 @@ class _Ring:
 
     def choose(self, piece: _Piece, operands: Sequence[Any], run: Callable[[_Way], Any], idle: Any) -> Any:
         """run(way) of a piece that has something to compute, idle of one that has not."""
-        ways = {_FULL: _Way(False, piece.level), _PARTIAL: _Way(True, piece.level)}
-        branch = lambda kind: (lambda: self.vary(idle)) if kind == _EMPTY else (lambda: self.vary(run(ways[kind])))
+        ways = {FULL: _Way(False, piece.level), PARTIAL: _Way(True, piece.level)}
+        branch = lambda kind: (lambda: self.vary(idle)) if kind == EMPTY else (lambda: self.vary(run(ways[kind])))
         branches = [branch(x) for x in piece.kinds]
         if len(branches) == 1:
             return branches[0]()
@@ -260,7 +259,7 @@ class _Ring:
         tilings = Tiling(self.chunk[0], self.chunk[0]), Tiling(self.chunk[1], self.chunk[1])
         some, every = block_tables.answers(mask, *tilings)
         some, every = jnp.any(jnp.asarray(some)), jnp.all(jnp.asarray(every & some))
-        return jnp.where(every, _FULL, jnp.where(some, _PARTIAL, _EMPTY))
+        return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY))
 
     def inner(self, way: _Way, dtype: jnp.dtype) -> tuple[Spec, list[int]]:
         """The spec of a piece's call, and the numbers of its operands."""

@@ -64,7 +64,7 @@ def gap(got: Any, wanted: Any) -> float:
     for x, y in pairs:
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         same = x == y  # infinities, too
-        gaps.append(np.where(same, 0, np.abs(np.where(same, 0, x - y)) / (1 + np.abs(np.where(same, 0, y)))).max())
+        gaps.append(np.max(np.abs(np.where(same, 0, x) - np.where(same, 0, y)) / (1 + np.abs(np.where(same, 0, y)))))
     return float(max(gaps))
 
 

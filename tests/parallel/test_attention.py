@@ -64,7 +64,7 @@ def test_placements_that_hypothesis_draws():
 MESH = AbstractMesh((2, 8), ("batch", "sequence"))
 Q = jnp.ones((2, 32, 4, 8))
 WRONG = {
-    "an axis that is not there": ({"sequence_axis": "time"}, ValueError, "'time' is no axis of the mesh: it has batch, seq"),
+    "an axis that is not there": ({"sequence_axis": "time"}, ValueError, "'time' is no axis of the mesh, which has batch, seq"),
     "an axis twice": ({"batch_axis": "sequence"}, ValueError, "each axis of the mesh can be of one kind"),
     "a strategy": ({"strategy": "star"}, ValueError, "strategy must be one of"),
     "an order": ({"order": "striped"}, ValueError, "order must be one of"),

@@ -1,0 +1,228 @@
+"""The plan of a call over many devices: by which strategy, what is sent, how long that takes, what is hidden."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+from jax.typing import ArrayLike
+
+from jattn import _terms, api
+from jattn._call import checks, modes, targets
+from jattn._call.plan import Plan, _short, plan
+from jattn._call.problem import Problem
+from jattn._terms import Terms
+from jattn._terms.moved import moved
+from jattn.backends.contract import Backend
+from jattn.parallel import _attention, _ring
+from jattn.parallel._attention import Axes, Order, Strategy
+from jattn.parallel._shares import Shares
+
+_LINKS = {
+    "v4": 4.5e10, "v5e": 4.5e10, "v5p": 9e10, "v6e": 9e10, "tpu7x": 1e11,
+    "a100": 3e11, "h100": 4.5e11, "h200": 4.5e11, "b200": 9e11,
+}  # fmt: skip
+"""Bytes a second from one chip to its neighbour, one way: of a TPU's link (Austin et al. 2025, "How to Scale Your Model",
+chapter 2; 7x: of the 1.2 TB/s of its six links, both ways), of all of a GPU's NVLink (NVIDIA's data sheets)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelPlan:
+    """What `jattn.parallel.attention` would do with the same arguments, forward; prints as a table."""
+
+    strategy: str
+    """The strategy chosen."""
+    why: str
+    """The rule by which, or that it was asked for."""
+    others: dict[str, str]
+    """Each other strategy: what it would take, or why it cannot."""
+    devices: int
+    """Along the sequence."""
+    sent: int
+    """Bytes that a device sends."""
+    memory: int
+    """Bytes a device: of its inputs, outputs and what the strategy holds beside them."""
+    balance: float | None
+    """Work of the mean device as a share of that of the busiest; None where it is known only at run time."""
+    compute: float | None
+    """Estimated milliseconds that a device computes; None where the chip is not known."""
+    network: float | None
+    """Estimated milliseconds that it sends."""
+    hidden: float | None
+    """The share of those during which it computes."""
+    one: Plan
+    """The plan of the same call on one device."""
+
+    def __str__(self) -> str:
+        ms = lambda x: "known for a chip: device=" if x is None else f"{x:.3g} ms"
+        rows = [
+            ("strategy", f"{self.strategy}: {self.why}"),
+            *((f"  not {name}", what) for name, what in self.others.items()),
+            ("shapes", self.one.shape),
+            ("devices", f"{self.devices} along the sequence, on each {self.one.backend}"),
+            ("balance", "known at run time" if self.balance is None else f"{self.balance:.0%} of the busiest device's"),
+            ("sent", f"{_short(self.sent, 1024)}B a device, forward"),
+            ("memory", f"{_short(self.memory, 1024)}B a device"),
+            ("compute", ms(self.compute)),
+            ("network", ms(self.network) + ("" if self.hidden is None else f", {self.hidden:.0%} hidden")),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cost:
+    sent: int
+    memory: int
+    compute: float | None
+    network: float | None
+    hidden: float | None
+
+    @property
+    def total(self) -> float | None:
+        if self.compute is None or self.network is None or self.hidden is None:
+            return None
+        return self.compute + self.network * (1 - self.hidden)
+
+
+@modes.ordinary
+def explain(
+    query: ArrayLike | jax.ShapeDtypeStruct,
+    key: ArrayLike | jax.ShapeDtypeStruct,
+    value: ArrayLike | jax.ShapeDtypeStruct,
+    *,
+    mesh: Mesh | AbstractMesh | None = None,
+    batch_axis: str | None = None,
+    head_axis: str | None = None,
+    sequence_axis: str,
+    strategy: Strategy | None = None,
+    order: Order = "contiguous",
+    implementation: str | Backend | None = None,
+    blocks: tuple[int, int] | None = None,
+    device: str | None = None,
+    **options: Any,  # of `jattn.attention`, which has their types
+) -> ParallelPlan:
+    """The plan of `jattn.parallel.attention` with the same arguments.  Nothing is run.
+
+    Times are estimates of the forward pass: those of `jattn.explain` for one chip, of which the busiest device of each
+    step takes its share; and the bytes that a device sends, over the rate of one link.
+
+    Args:
+      query: `[b, t, h, d]`, an array or a `jax.ShapeDtypeStruct`, of all devices.
+      key: `[b, s, g, d]`, likewise.
+      value: `[b, s, g, e]`, likewise.
+      mesh: as in `attention`; a `jax.sharding.AbstractMesh` needs no devices.
+      batch_axis: as in `attention`.
+      head_axis: likewise.
+      sequence_axis: likewise.
+      strategy: likewise.
+      order: likewise.
+      implementation: likewise.
+      blocks: likewise.
+      device: a chip that need not be here, as in `jattn.explain`.
+      **options: all else that `attention` takes.
+
+    Raises:
+      ValueError, TypeError: what `attention` would not take; there is no such device.
+
+    >>> import jax, jattn
+    >>> x = jax.ShapeDtypeStruct((1, 131072, 8, 128), "bfloat16")
+    >>> mesh = jax.sharding.AbstractMesh((16,), ("sequence",))
+    >>> options = {"mesh": mesh, "sequence_axis": "sequence", "mask": jattn.masks.causal(), "device": "v5p"}
+    >>> plan = jattn.parallel.explain(x, x, x, order="zigzag", **options)
+    >>> plan.strategy, round(plan.balance, 2)
+    ('ring', 1.0)
+    >>> plan.compute < jattn.parallel.explain(x, x, x, **options).compute
+    True
+    """
+    _attention._check_choices(strategy, order)
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    axes = _attention._axes(mesh, batch_axis, head_axis, sequence_axis)
+    arrays = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
+    problem = checks.problem(*arrays, **api._named("parallel.explain", options))
+    _attention._check_sizes(problem.sizes, axes, order, False)
+    chosen = strategy or _attention._strategy(problem, axes, False)
+    _attention._check_strategy(problem, axes, chosen, False)
+    target = targets.current() if device is None else targets.named(device)
+    one = plan(problem, implementation, checks.blocks(blocks), target.chip if device is None else device)
+    shares = Shares(axes.devices, order == "zigzag")
+    work = _work(problem, shares)
+    cost = {x: _cost(x, problem, axes, work, one, target) for x in ("ring", "all_to_all", "gather")}
+    mean_of_busiest = None if work is None else float(work.sum(1).mean() / work.sum(1).max())
+    return ParallelPlan(
+        chosen, _why(strategy, problem, chosen), _others(problem, axes, chosen, cost), axes.devices, cost[chosen].sent,
+        cost[chosen].memory, 1.0 if chosen == "all_to_all" else mean_of_busiest, cost[chosen].compute,
+        cost[chosen].network, cost[chosen].hidden, one,
+    )  # fmt: skip
+
+
+def _why(asked: str | None, problem: Problem, chosen: str) -> str:
+    if asked is not None:
+        return "asked for"
+    if chosen == "ring":
+        return "a softmax joins over parts of the keys, and what is sent hides behind what is computed"
+    whole = f"normalizer {type(problem.normalizer).__name__.lower()} sees whole rows"
+    return f"{whole}, and heads divide" if chosen == "all_to_all" else f"{whole}, and heads do not divide"
+
+
+def _others(problem: Problem, axes: Axes, chosen: str, cost: dict[str, _Cost]) -> dict[str, str]:
+    found = {}
+    for name, x in cost.items():
+        if name == chosen:
+            continue
+        try:
+            _attention._check_strategy(problem, axes, name, False)  # type: ignore[arg-type]
+        except (ValueError, NotImplementedError) as error:
+            found[name] = str(error).removeprefix("parallel.attention: ")
+            continue
+        time = "" if x.total is None else f", {x.total:.3g} ms in all"
+        found[name] = f"sends {_short(x.sent, 1024)}B, takes {_short(x.memory, 1024)}B of memory{time}"
+    return found
+
+
+def _work(problem: Problem, shares: Shares) -> np.ndarray | None:
+    """How much there is to compute for each device's queries and each device's keys, `[n, n]`, 1 where all is full.
+
+    None where that depends on arrays.
+    """
+    mask = _terms.bind(problem.mask, *problem.origin.indices(problem.sizes["b"], problem.sizes["h"]))
+    mask = moved(Terms(None, mask=mask, offsets=problem.origin.offsets))
+    kinds = _ring.kinds(mask, problem.sizes["t"], problem.sizes["s"], shares)
+    if kinds is None:
+        return None
+    every = np.arange(shares.devices)
+    chunks = np.stack([shares.chunk(every, n) for n in range(shares.each)])
+    of = np.array([0.0, 1.0, 0.5])[kinds]  # of what a mask hides in part about a half is computed
+    return of[chunks[:, None, :, None], chunks[None, :, None, :]].mean((0, 1))
+
+
+def _cost(
+    strategy: str, problem: Problem, axes: Axes, work: np.ndarray | None, one: Plan, target: targets.Target
+) -> _Cost:
+    n = axes.devices
+    share = lambda x, heads=1: math.prod(x.shape) * x.dtype.itemsize // (n * axes.count(axes.batch) * heads)
+    heads = axes.count(axes.head)
+    of_keys = sum(share(x, min(heads, problem.sizes["g"])) for x in (problem.key, problem.value))
+    query = share(problem.query, heads)
+    out = query * problem.sizes["e"] // problem.query.shape[-1]
+    sent = {"ring": n * of_keys, "all_to_all": (query + of_keys + out) * (n - 1) // n, "gather": (n - 1) * of_keys}
+    if n == 1:
+        sent = dict.fromkeys(sent, 0)
+    wide = out * 4 // problem.query.dtype.itemsize
+    beside = {"ring": 2 * of_keys + wide, "all_to_all": query + of_keys + out, "gather": n * of_keys}[strategy]
+    memory, link = query + of_keys + out + beside, _LINKS.get(target.chip or "")
+    if one.milliseconds is None or link is None:
+        return _Cost(sent[strategy], memory, None, None, None)
+    whole = one.milliseconds / (axes.count(axes.batch) * heads)
+    work = np.ones((n, n)) if work is None else work
+    steps = np.stack([work[np.arange(n), (np.arange(n) - i) % n].max() for i in range(n)])
+    busiest = {"ring": steps.sum(), "all_to_all": work.sum() / n, "gather": work.sum(1).max()}[strategy]
+    compute, network = whole * busiest / work.sum(), 1e3 * sent[strategy] / link
+    hidden = 0.0
+    if strategy == "ring" and network:
+        hidden = float(np.minimum(whole * steps / work.sum(), network / n).sum() / network)
+    return _Cost(sent[strategy], memory, float(compute), network, hidden if network else 1.0)
