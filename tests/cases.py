@@ -218,12 +218,12 @@ CASES: dict[str, Callable[[Draw], Options]] = {
     "gumbel-hard": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), x.number(0.7), hard=True)},
     # positions
     "positions": lambda x: {
-        "mask": masks.window(9) & ~masks.blocks(x.flags(10, 10, odds=0.3), 3),
+        "mask": masks.window(9) & ~masks.blocks(x.flags(x.t // 3 + 4, x.s // 3 + 4, odds=0.3), 3),
         "mods": (mods.relative(x.normal("h", 8)),),
         "positions": {"t": 7, "s": 2},
     },
     "positions-traced": lambda x: {
-        "mask": masks.causal(4) & masks.blocks(x.flags(9, 10, 10), 3)
+        "mask": masks.causal(4) & masks.blocks(x.flags(9, x.t // 3 + 4, x.s // 3 + 4), 3)
         | masks.segments(x.documents("t"), x.documents("s")),
         "mods": (mods.alibi(x.normal("h", scale=0.3)), mods.relative(x.normal("h", 8))),
         "dropout": gates.dropout(0.2, 2),

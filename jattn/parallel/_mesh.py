@@ -66,8 +66,8 @@ def _in_loops(devices: Sequence[Any], length: int) -> np.ndarray | None:
 
 
 def loops(places: np.ndarray, length: int) -> np.ndarray | None:
-    """The rows of `places`, the points of a box, as loops `[loops, length]`: a step along one axis leads to the next, in
-    all loops the same, and one from the last to the first.  None where there are none."""
+    """The rows of `places`, the points of a box, as loops `[loops, length]`: a step along one axis leads to the next,
+    in all loops the same, and one from the last to the first.  None where there are none."""
     sides = tuple(int(n) for n in places.max(0) + 1)
     if math.prod(sides) != len(places) or len(np.unique(places, axis=0)) != len(places):
         return None  # holes

@@ -26,8 +26,8 @@ _LINKS = {
     "v4": 4.5e10, "v5e": 4.5e10, "v5p": 9e10, "v6e": 9e10, "tpu7x": 1e11,
     "a100": 3e11, "h100": 4.5e11, "h200": 4.5e11, "b200": 9e11,
 }  # fmt: skip
-"""Bytes a second from one chip to its neighbour, one way: of a TPU's link (Austin et al. 2025, "How to Scale Your Model",
-chapter 2; 7x: of the 1.2 TB/s of its six links, both ways), of all of a GPU's NVLink (NVIDIA's data sheets)."""
+"""Bytes a second from one chip to its neighbour, one way: of a TPU's link (Austin et al. 2025, "How to Scale Your
+Model", chapter 2; 7x: of the 1.2 TB/s of its six links, both ways), of all of a GPU's NVLink (NVIDIA's data sheets)."""
 
 
 @dataclasses.dataclass(frozen=True)
