@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 import jattn
-from jattn import gates, masks, mods, nn, normalizers, scores, viz
+from jattn import gates, masks, mods, nn, normalizers, parallel, scores, viz
 
 FUNCTIONS = ("attention", "dot_product_attention", "explain", "merge", "operand", "sample", "weights")
 WITHOUT_PAPER = {  # and why
@@ -23,6 +23,9 @@ WITHOUT_PAPER = {  # and why
     "mods.bias": "an array as it is",
     "gates.function": "whatever its argument is",
     **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_mask", "show_positions", "show_weights")},
+    "parallel.explain": "says what a call would do",
+    "parallel.mesh": "an order of devices",
+    "parallel.unzigzag": "the inverse of what has one",
     "nn.BlockCache": "a `nn.Cache` and what lies beside it",
     "nn.frozen": "marks what does not learn",
 }
@@ -30,7 +33,7 @@ WITHOUT_PAPER = {  # and why
 
 def _public():
     yield from ((f"jattn.{x}", getattr(jattn, x)) for x in FUNCTIONS)
-    for module in (masks, mods, gates, scores, normalizers, viz):
+    for module in (masks, mods, gates, scores, normalizers, parallel, viz):
         names = [x for x in module.__all__ if inspect.isfunction(getattr(module, x))]
         yield from ((f"{module.__name__.removeprefix('jattn.')}.{x}", getattr(module, x)) for x in names)
     for name in getattr(nn, "__all__", [x for x in vars(nn) if not x.startswith("_")]):

@@ -149,9 +149,86 @@ def attention(
     return _over(problem, mesh, call)
 
 
-ring = functools.partial(attention, strategy="ring")
-all_to_all = functools.partial(attention, strategy="all_to_all")
-gather = functools.partial(attention, strategy="gather")
+Result = Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]
+
+
+def ring(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    **options: Any,  # of `attention`, which has their types
+) -> Result:
+    """`attention` by a ring: keys and values go from device to device, and each attends to what it holds just then.
+
+    Args:
+      query: as in `attention`.
+      key: likewise.
+      value: likewise.
+      **options: all else that it takes but for the strategy.
+
+    >>> import jax, jattn
+    >>> mesh = jattn.parallel.mesh(sequence=1, devices=jax.devices()[:1])
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+    >>> def shard(q, k, v):
+    ...     return jattn.parallel.ring(q, k, v, sequence_axis="sequence", mask=jattn.masks.causal())
+    >>> rows = jax.P(None, "sequence")
+    >>> jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=(rows,) * 3, out_specs=rows))(q, k, v).shape
+    (2, 16, 4, 8)
+
+    Source: Liu et al. 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
+    """
+    return attention(query, key, value, strategy="ring", **options)
+
+
+def all_to_all(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    **options: Any,  # of `attention`, which has their types
+) -> Result:
+    """`attention` by exchanged heads: each device gets the whole sequence for some of its heads.
+
+    Args:
+      query: as in `attention`.
+      key: likewise.
+      value: likewise.
+      **options: all else that it takes but for the strategy.
+
+    >>> import jax, jattn
+    >>> mesh = jattn.parallel.mesh(sequence=1, devices=jax.devices()[:1])
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+    >>> jattn.parallel.all_to_all(q, k, v, mesh=mesh, sequence_axis="sequence").shape
+    (2, 16, 4, 8)
+
+    Source: Jacobs et al. 2023, "DeepSpeed Ulysses".
+    """
+    return attention(query, key, value, strategy="all_to_all", **options)
+
+
+def gather(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    **options: Any,  # of `attention`, which has their types
+) -> Result:
+    """`attention` by gathered keys: each device gets all keys and values, and computes its own queries.
+
+    Args:
+      query: as in `attention`.
+      key: likewise.
+      value: likewise.
+      **options: all else that it takes but for the strategy.
+
+    >>> import jax, jattn
+    >>> mesh = jattn.parallel.mesh(sequence=1, devices=jax.devices()[:1])
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
+    >>> sparse = jattn.normalizers.sparsemax()
+    >>> jattn.parallel.gather(q, k, v, normalizer=sparse, mesh=mesh, sequence_axis="sequence").shape
+    (2, 16, 4, 8)
+
+    Source: Grattafiori et al. 2024, "The Llama 3 Herd of Models", section 3.3.2 (context parallelism).
+    """
+    return attention(query, key, value, strategy="gather", **options)
 
 
 def _results(out: Array, lse: Array | None, return_lse: bool) -> Any:
