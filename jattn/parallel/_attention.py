@@ -166,6 +166,9 @@ def ring(
       value: likewise.
       **options: all else that it takes but for the strategy.
 
+    Raises:
+      ValueError, TypeError, UnsupportedError: as `attention` does.
+
     >>> import jax, jattn
     >>> mesh = jattn.parallel.mesh(sequence=1, devices=jax.devices()[:1])
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
@@ -194,6 +197,9 @@ def all_to_all(
       value: likewise.
       **options: all else that it takes but for the strategy.
 
+    Raises:
+      ValueError, TypeError, UnsupportedError: as `attention` does.
+
     >>> import jax, jattn
     >>> mesh = jattn.parallel.mesh(sequence=1, devices=jax.devices()[:1])
     >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 16, 4, 8))
@@ -218,6 +224,9 @@ def gather(
       key: likewise.
       value: likewise.
       **options: all else that it takes but for the strategy.
+
+    Raises:
+      ValueError, TypeError, UnsupportedError: as `attention` does.
 
     >>> import jax, jattn
     >>> mesh = jattn.parallel.mesh(sequence=1, devices=jax.devices()[:1])
