@@ -12,16 +12,22 @@ from jattn.nn.hierarchical import HierarchicalAttention
 from jattn.nn.local import LocalAttention
 from jattn.nn.multi_head import MultiHeadAttention
 from jattn.nn.pooling import AttentionPooling
+from jattn.nn.positional import Alibi, RelativeBias
 from jattn.nn.recurrent import RecurrentAttention
 from jattn.nn.seq2seq import Seq2SeqAttention
-from jattn.nn.transformer import BlockCache, TransformerBlock
+from jattn.nn.stacks import Decoder, Encoder, EncoderDecoder, StackCache
+from jattn.nn.transformer import BlockCache, Residual, TransformerBlock
 
 __all__ = [
     "ABCNN",
+    "Alibi",
     "AttentionPooling",
     "BlockCache",
     "Cache",
+    "Decoder",
     "DynamicScaling",
+    "Encoder",
+    "EncoderDecoder",
     "HierarchicalAttention",
     "L2Norm",
     "Latent",
@@ -30,8 +36,11 @@ __all__ = [
     "LocalAttention",
     "MultiHeadAttention",
     "RecurrentAttention",
+    "RelativeBias",
+    "Residual",
     "Rotary",
     "Seq2SeqAttention",
+    "StackCache",
     "TransformerBlock",
     "YarnScaling",
     "attention_fn",
