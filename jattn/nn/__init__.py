@@ -2,6 +2,7 @@
 
 from jattn.nn._cache import Cache
 from jattn.nn._frozen import frozen
+from jattn.nn._generate import Generated, generate
 from jattn.nn._latent import Latent
 from jattn.nn._projections import L2Norm
 from jattn.nn._rotary import Rotary, rotary, segment_positions
@@ -28,6 +29,7 @@ __all__ = [
     "DynamicScaling",
     "Encoder",
     "EncoderDecoder",
+    "Generated",
     "HierarchicalAttention",
     "L2Norm",
     "Latent",
@@ -45,6 +47,7 @@ __all__ = [
     "YarnScaling",
     "attention_fn",
     "frozen",
+    "generate",
     "rotary",
     "segment_positions",
 ]

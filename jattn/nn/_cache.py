@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,31 @@ def append(cache: Cache, key: Float[Array, "*b t g d"], value: Float[Array, "*b 
         put = jax.vmap(put)
     keys, values = put(cache.key, key, cache.length), put(cache.value, value, cache.length)
     return Cache(keys, values, cache.length + t)
+
+
+def lengths(caches: Any) -> list[Int[Array, "..."]]:
+    """How many positions each of the caches in a pytree holds."""
+    return [x.length for x in jax.tree.leaves(caches, is_leaf=_is_cache) if _is_cache(x)]
+
+
+def shortened(caches: Any, before: list[Int[Array, "..."]], taken: Int[Array, "b"]) -> Any:
+    """The caches in a pytree, where only the first `taken` positions that came after `before` are real.
+
+    A cache that holds as many as before is one that is read alone, and stays.
+    """
+    starts = iter(before)
+
+    def shorten(x: Any) -> Any:
+        if not _is_cache(x):
+            return x
+        start = next(starts)
+        return x._replace(length=jnp.where(x.length > start, start + taken, x.length))
+
+    return jax.tree.map(shorten, caches, is_leaf=_is_cache)
+
+
+def _is_cache(x: object) -> bool:
+    return isinstance(x, Cache)
 
 
 def check(cache: object, lead: tuple[int, ...], heads: int, d: int, e: int) -> None:
