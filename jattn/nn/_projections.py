@@ -210,12 +210,13 @@ def biases(use_bias: UseBias, names: tuple[str, ...] = NAMES) -> dict[str, bool]
     """
     if isinstance(use_bias, (bool, jnp.bool_)):
         return dict.fromkeys(names, bool(use_bias))
-    if isinstance(use_bias, str) or not isinstance(use_bias, Collection):
-        raise TypeError(f"use_bias must be True, False, or some of {names}, got {use_bias!r}")
-    unknown = [x for x in use_bias if x not in names]
+    given = list(use_bias) if isinstance(use_bias, Collection) and not isinstance(use_bias, str) else [use_bias]
+    if not all(isinstance(x, str) for x in given) or isinstance(use_bias, str):
+        raise TypeError(f"use_bias must be True or False, or some of {names}, got {use_bias!r}")
+    unknown = [x for x in given if x not in names]
     if unknown:
         raise ValueError(f"use_bias must name some of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
-    return {name: name in use_bias for name in names}
+    return {name: name in given for name in names}
 
 
 def norm_of(qk_norm: bool | Norm) -> Norm | None:
@@ -223,5 +224,7 @@ def norm_of(qk_norm: bool | Norm) -> Norm | None:
     if isinstance(qk_norm, (bool, jnp.bool_)):
         return nnx.RMSNorm if qk_norm else None
     if not callable(qk_norm):
-        raise TypeError(f"qk_norm must be True, False, or made like nnx.LayerNorm or jattn.nn.L2Norm, got {qk_norm!r}")
+        raise TypeError(
+            f"qk_norm must be True or False, or made like nnx.LayerNorm or jattn.nn.L2Norm, got {qk_norm!r}"
+        )
     return qk_norm
