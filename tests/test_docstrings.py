@@ -24,6 +24,7 @@ WITHOUT_PAPER = {  # and why
     "gates.function": "whatever its argument is",
     **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_mask", "show_positions", "show_weights")},
     "nn.BlockCache": "a `nn.Cache` and what lies beside it",
+    "nn.Generated": "tokens and how many",
     "nn.StackCache": "as many of those as a stack has blocks",
     "nn.frozen": "marks what does not learn",
 }

@@ -19,13 +19,10 @@ from jattn.nn import _cache, _checks
 
 
 class Decodes(Protocol):
-    """What `generate` asks of a model: a module of Flax with these two methods."""
+    """What `generate` asks of a model: a module of Flax with this method, and with `cache(n, batch)` unless it is given
+    a cache."""
 
-    def cache(self, n: int, batch: int) -> Any:
-        """Room for n positions of as many examples: what `decode` starts from, of `jattn.nn.Cache` and its kin."""
-        ...
-
-    def decode(self, tokens: Array, cache: Any) -> tuple[Array, Any]:
+    def decode(self, tokens: Array, cache: Any, /) -> tuple[Array, Any]:
         """Logits `[b, t, tokens]` of what follows each of the next t tokens `[b, t]`, and the cache with them."""
         ...
 

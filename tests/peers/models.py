@@ -64,8 +64,11 @@ class Model(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         return self.logits(self.stack(self.into(tokens)))
 
+    def cache(self, n: int, batch: int) -> Any:
+        return self.stack.cache(n, batch)
+
     def begin(self, tokens: jax.Array) -> Any:
-        return self.stack.cache(tokens.shape[1], tokens.shape[0])
+        return self.cache(tokens.shape[1], tokens.shape[0])
 
     def decode(self, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         x, cache = self.stack.decode(self.into(tokens), cache)

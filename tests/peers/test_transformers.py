@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jattn.nn import generate
 from tests.layers import pure
 from tests.tolerances import assert_close
 
@@ -17,7 +18,7 @@ with warnings.catch_warnings():
     pytest.importorskip("transformers", reason="transformers is not installed: pip install jattn[peers]")
     import torch  # pyright: ignore[reportMissingImports]  (the peers extra)
 
-    from tests.peers.models import PEERS, TOKENS, Peer
+    from tests.peers.models import PEERS, TOKENS, Model, Peer
 
 pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.filterwarnings("ignore")]
 
@@ -77,6 +78,16 @@ def test_logits_gradients_and_decoding(name):
     assert_near(decoded, want, tolerance)
     same = lambda path, got, want: assert_near(got, want, 5 * tolerance, jax.tree_util.keystr(path))
     jax.tree_util.tree_map_with_path(same, nnx.to_pure_dict(grads), peer.map(slopes, 0.0))
+    if peer.decodes and isinstance(ours, Model):
+        assert generate(ours, tokens, 4).tokens.tolist() == most_likely(peer, theirs, tokens, 4)
+
+
+def most_likely(peer: Peer, theirs: torch.nn.Module, tokens: np.ndarray, count: int) -> list[list[int]]:
+    """What theirs writes after the tokens, each of it from all that comes before."""
+    whole = torch.tensor(tokens)
+    for _ in range(count):
+        whole = torch.cat([whole, peer.ask(theirs, whole)[:, -1:].argmax(-1)], 1)
+    return whole[:, tokens.shape[1] :].tolist()
 
 
 @nnx.jit(static_argnames="decodes")
