@@ -277,6 +277,8 @@ class Decoder(Encoder):
         batch: int | np.integer | Sequence[int | np.integer] = (),
         context: Float[AnyArray, "*b s context_features"] | None = None,
         dtype: DTypeLike | None = None,
+        *,
+        slack: int | None = None,
     ) -> StackCache:
         """What `decode` starts from.
 
@@ -285,6 +287,7 @@ class Decoder(Encoder):
           batch: the batch axes of x; an int for one axis.
           context: `[.., s, context_features]` for blocks with cross-attention, which project it here, once.
           dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
+          slack: where a block's mask has a window, keeps that and this many positions more, in place of n.
 
         Returns:
           Room for n positions in every block, and the keys and values of the context.
@@ -292,7 +295,7 @@ class Decoder(Encoder):
         Raises:
           ValueError, TypeError: as `TransformerBlock.cache` does.
         """
-        make = lambda block: block.cache(n, batch, context, dtype)
+        make = lambda block: block.cache(n, batch, context, dtype, slack=slack)
         return StackCache(tuple(nnx.vmap(make)(x) for x in self.blocks), tuple(make(x) for x in self.rest))
 
     @of_calls

@@ -284,6 +284,8 @@ class TransformerBlock(nnx.Module):
         batch: int | np.integer | Sequence[int | np.integer] = (),
         context: Float[AnyArray, "*b s context_features"] | None = None,
         dtype: DTypeLike | None = None,
+        *,
+        slack: int | None = None,
     ) -> BlockCache:
         """What `decode` starts from.
 
@@ -292,6 +294,7 @@ class TransformerBlock(nnx.Module):
           batch: the batch axes of x; an int for one axis.
           context: `[.., s, context_features]` for a block with cross-attention, which projects it here, once.
           dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
+          slack: where the block's mask has a window, keeps that and this many positions more, in place of n.
 
         Returns:
           Room for n positions, and the keys and values of the context.
@@ -302,7 +305,7 @@ class TransformerBlock(nnx.Module):
         """
         self._check_context(context, "context")
         read = None if context is None or self.cross_attention is None else self.cross_attention.read(context)
-        return BlockCache(self.attention.cache(n, batch, dtype), read)
+        return BlockCache(self.attention.cache(n, batch, dtype, slack=slack), read)
 
     @of_calls
     @modes.ordinary

@@ -104,7 +104,7 @@ def test_it_compiles_once_for_lengths_counts_seeds_and_numbers():
 
 WEIGHTS = np.array([0.05, 0.4, 0.3, 0.05, 0.2])
 # numbers of the sampling, and the weights with which tokens are drawn
-DRAWN = {
+DRAWN: dict[str, tuple[dict[str, Any], np.ndarray]] = {
     "all": ({}, WEIGHTS),
     "warmer": ({"temperature": 2.0}, WEIGHTS**0.5),
     "top_k": ({"top_k": 2}, WEIGHTS * [0, 1, 1, 0, 0]),
@@ -116,8 +116,9 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_tokens_are_drawn_with_their_weights(name):
-    options, weights = DRAWN[name]
-    options, n = dict[str, Any]({"temperature": 1.0, **options}), 512
+    given, weights = DRAWN[name]
+    options: dict[str, Any] = {"temperature": 1.0, **given}
+    n = 512
     tokens = generate(Fixed(np.log(WEIGHTS)), np.zeros((n, 1), int), 16, **options).tokens
     found = np.bincount(np.asarray(tokens).ravel(), minlength=5) / tokens.size
     want = weights / weights.sum()
