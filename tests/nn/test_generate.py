@@ -83,7 +83,8 @@ def test_the_most_likely_tokens_of_prompts_of_unequal_length():
     assert stopped.tokens.tolist() == [row + [7] * (6 - len(row)) for row in until]
     assert first <= 2
     # the most likely is what is drawn where no other may be, and where none is as warm
-    for options in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
+    alike: list[dict[str, Any]] = [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}]
+    for options in alike:
         drawn = generate(model, PROMPTS, 6, lengths=LENGTHS, temperature=5.0, seed=3, **options)
         assert drawn.tokens.tolist() == want, options
 
