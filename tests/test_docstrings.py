@@ -27,6 +27,8 @@ WITHOUT_PAPER = {  # and why
     "parallel.mesh": "an order of devices",
     "parallel.unzigzag": "the inverse of what has one",
     "nn.BlockCache": "a `nn.Cache` and what lies beside it",
+    "nn.Generated": "tokens and how many",
+    "nn.StackCache": "as many of those as a stack has blocks",
     "nn.frozen": "marks what does not learn",
 }
 

@@ -2,6 +2,7 @@
 
 from jattn.nn._cache import Cache
 from jattn.nn._frozen import frozen
+from jattn.nn._generate import Generated, generate
 from jattn.nn._latent import Latent
 from jattn.nn._projections import L2Norm
 from jattn.nn._rotary import Rotary, rotary, segment_positions
@@ -12,16 +13,23 @@ from jattn.nn.hierarchical import HierarchicalAttention
 from jattn.nn.local import LocalAttention
 from jattn.nn.multi_head import MultiHeadAttention
 from jattn.nn.pooling import AttentionPooling
+from jattn.nn.positional import Alibi, RelativeBias
 from jattn.nn.recurrent import RecurrentAttention
 from jattn.nn.seq2seq import Seq2SeqAttention
-from jattn.nn.transformer import BlockCache, TransformerBlock
+from jattn.nn.stacks import Decoder, Encoder, EncoderDecoder, StackCache
+from jattn.nn.transformer import BlockCache, Residual, TransformerBlock
 
 __all__ = [
     "ABCNN",
+    "Alibi",
     "AttentionPooling",
     "BlockCache",
     "Cache",
+    "Decoder",
     "DynamicScaling",
+    "Encoder",
+    "EncoderDecoder",
+    "Generated",
     "HierarchicalAttention",
     "L2Norm",
     "Latent",
@@ -30,12 +38,16 @@ __all__ = [
     "LocalAttention",
     "MultiHeadAttention",
     "RecurrentAttention",
+    "RelativeBias",
+    "Residual",
     "Rotary",
     "Seq2SeqAttention",
+    "StackCache",
     "TransformerBlock",
     "YarnScaling",
     "attention_fn",
     "frozen",
+    "generate",
     "rotary",
     "segment_positions",
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import masks
 from jattn._call import checks
-from jattn._terms import Operand
+from jattn._terms import Operand, reach
 from jattn.nn import _cache, _checks
 from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
@@ -24,12 +26,14 @@ class Step(NamedTuple):
 
     Attributes:
       query: `[.., t, h, d]`, of the next t positions.
-      cache: with the keys and values of those positions appended.
+      seen: the cache with the keys and values of those positions appended, which the queries attend to.
+      cache: what is kept of it.
       options: of `jattn.attention`, for queries that start where the cache ended.
-      fits: `[.., t]`, True where a position is inside the cache.
+      fits: `[.., t]`, True where a position is inside the cache, and the cache has what it may see.
     """
 
     query: Float[Array, "*b t h d"]
+    seen: Cache
     cache: Cache
     options: Options
     fits: Bool[Array, "*b t"]
@@ -67,10 +71,56 @@ def step(
     places, start = cache.positions(t), cache.length.reshape(-1)
     angles = places if positions is None else positions
     query = projections.queries(x, angles)
-    cache = _cache.append(cache, *projections.kept(x, values, angles))
-    own = _rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+    left = _window(own, cache)
+    room, fits = cache.room, places < n
+    if left is not None:
+        fits = jnp.broadcast_to(_has_seen(cache, left)[..., None], places.shape)
+        cache = _cache.with_room(cache, t, left)
+    seen = cache = _cache.append(cache, *projections.kept(x, values, angles))
+    if left is not None and seen.room > room:
+        cache = _cache.slid(seen, left, room)
+    if left is None:
+        own = _rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
     options = join(asked.beside(own, lead), masks.prefix(start + t))
-    return Step(query, cache, {**options, "positions": start}, places < n)
+    at = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
+    return Step(query, seen, cache, {**options, "positions": at}, fits)
+
+
+def window(own: Options) -> int | None:
+    """How many keys before its own a query can see, where windows of the layer's mask say it."""
+    left = reach.span(own.get("mask")).left
+    return max(0, int(left)) if math.isfinite(left) else None
+
+
+def _window(own: Options, cache: Cache) -> int | None:
+    """The window of a cache that slides, None for one that keeps all.
+
+    Raises:
+      ValueError: the layer has none, or its options have arrays of positions, which have no n to be of.
+    """
+    if cache.first is None:
+        return None
+    left = window(own)
+    if left is None or left >= cache.room:
+        raise ValueError(f"a cache with slack needs a layer whose mask has a window within its room of {cache.room}")
+    own = {**own, "mask": None} if isinstance(own.get("mask"), masks.Unplaced) else own
+    operands = jax.tree.leaves(own, is_leaf=lambda x: isinstance(x, Operand))
+    if any(isinstance(x, Operand) and set(x.axes) & {"t", "s"} for x in operands):
+        raise ValueError("a cache with slack has no n: masks, mods and gates of the layer must have no axes t and s")
+    return left
+
+
+def _has_seen(cache: Cache, left: int) -> Bool[Array, "*b"]:
+    """Whether a cache that slides still has what its next query sees: not where it was shortened by too much.
+
+    Raises:
+      ValueError: it is known that it has not.
+    """
+    assert cache.first is not None
+    has = cache.first <= jnp.maximum(cache.length - left, 0)
+    if not isinstance(has, Tracer) and not has.all():
+        raise ValueError("the cache was shortened to before what it keeps: give it more slack")
+    return has
 
 
 def _rows(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PrecisionLike
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
@@ -66,6 +67,21 @@ class BlockOptions(AttentionOptions, total=False):
     qk_norm: bool | Norm
     sinks: bool | ArrayLike
     out_kernel_init: nnx.Initializer | None
+
+
+class StackOptions(BlockOptions, total=False):
+    """Arguments of `TransformerBlock` that stacks hand on."""
+
+    hidden: int | None
+    gated: bool
+    activation: Callable[[Array], Array]
+    mlp: Callable[..., Callable[[Array], Array]] | None
+    context_features: int | None
+    dropout: float
+    deterministic: bool
+    use_bias: UseBias
+    kernel_init: nnx.Initializer
+    precision: PrecisionLike
 
 
 class LayerOptions(BlockOptions, total=False):

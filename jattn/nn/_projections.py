@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -208,20 +209,23 @@ def biases(use_bias: UseBias, names: tuple[str, ...] = NAMES) -> dict[str, bool]
       TypeError: `use_bias` is neither a flag nor names.
       ValueError: a name that is none.
     """
-    if isinstance(use_bias, (bool, jnp.bool_)):
+    if isinstance(use_bias, (bool, np.bool_)):
         return dict.fromkeys(names, bool(use_bias))
-    if isinstance(use_bias, str) or not isinstance(use_bias, Collection):
-        raise TypeError(f"use_bias must be True, False, or some of {names}, got {use_bias!r}")
-    unknown = [x for x in use_bias if x not in names]
+    given = [use_bias] if isinstance(use_bias, str) or not isinstance(use_bias, Collection) else list(use_bias)
+    if isinstance(use_bias, str) or not all(isinstance(x, str) for x in given):
+        raise TypeError(f"use_bias must be True or False, or some of {names}, got {use_bias!r}")
+    unknown = [x for x in given if x not in names]
     if unknown:
         raise ValueError(f"use_bias must name some of {', '.join(names)}, got {', '.join(map(repr, unknown))}")
-    return {name: name in use_bias for name in names}
+    return {name: name in given for name in names}
 
 
 def norm_of(qk_norm: bool | Norm) -> Norm | None:
     """What makes the norms of queries and keys, or None for none."""
-    if isinstance(qk_norm, (bool, jnp.bool_)):
+    if isinstance(qk_norm, (bool, np.bool_)):
         return nnx.RMSNorm if qk_norm else None
     if not callable(qk_norm):
-        raise TypeError(f"qk_norm must be True, False, or made like nnx.LayerNorm or jattn.nn.L2Norm, got {qk_norm!r}")
+        raise TypeError(
+            f"qk_norm must be True or False, or made like nnx.LayerNorm or jattn.nn.L2Norm, got {qk_norm!r}"
+        )
     return qk_norm

@@ -296,6 +296,8 @@ class MultiHeadAttention(nnx.Module):
         n: int | np.integer,
         batch: int | np.integer | Sequence[int | np.integer] = (),
         dtype: DTypeLike | None = None,
+        *,
+        slack: int | None = None,
     ) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.
 
@@ -303,18 +305,26 @@ class MultiHeadAttention(nnx.Module):
           n: the most positions that will be decoded.
           batch: the batch axes of x; an int for one axis.
           dtype: in which keys and values are kept, by default the layer's `dtype`, or else that of its parameters.
+          slack: where the layer's own mask has a window to the left, keeps only as many positions as it reaches and
+            this many more: when they are used up, those that no query can see any more make room.  Any number of
+            positions may be decoded, at the positions where they are.  None keeps all n.
 
         Returns:
           Arrays `[*batch, n, kv_heads, head_dim]` and `[*batch, n, kv_heads, value_dim]` and a length of 0 for each
           example.  With `latent`, `[*batch, n, 1, rank + rotary_dim]`, and values of width 0: they are the latents.
 
         Raises:
-          ValueError: n or a batch axis is no such number.
+          ValueError: n, a batch axis or the slack is no such number.
         """
         if not _checks.is_whole(n) or n < 1:
             raise ValueError(f"n must be an int >= 1, got {n!r}")
         widths = self._projections().cache_widths()
-        return _cache.empty(batch_axes(batch), int(n), *widths, dtype or self.cache_dtype)
+        room = int(n)
+        if slack is not None:
+            _checks.check_sizes(slack=slack)
+            left = _decoding.window(self._own_options())
+            room = room if left is None else min(room, left + int(slack))
+        return _cache.empty(batch_axes(batch), room, *widths, dtype or self.cache_dtype, slides=room < int(n))
 
     @of_calls
     @modes.ordinary
@@ -369,7 +379,7 @@ class MultiHeadAttention(nnx.Module):
         asked = Asked(mask, mods, gates, bias)
         projections = self._projections()
         step = _decoding.step(projections, x, cache, self._own_options(), asked, positions, values)
-        out = batched(api.attention, *projections.to_cache(step.query, step.cache), step.options)
+        out = batched(api.attention, *projections.to_cache(step.query, step.seen), step.options)
         return _decoding.dropped(self.out(projections.from_cache(out)), step.fits), step.cache
 
     @modes.ordinary
@@ -446,6 +456,8 @@ class MultiHeadAttention(nnx.Module):
         options = asked.beside(self._own_options(), query.shape[:-3])
         if isinstance(context, Cache):
             options = join(options, masks.prefix(context.length.reshape(-1)))
+            if context.first is not None:
+                options["positions"] = {"s": context.first.reshape(-1)}
         return query, key, value, options
 
 

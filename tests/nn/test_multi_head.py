@@ -277,7 +277,7 @@ def test_biases_by_name():
     assert {name for name, x in pure(layer).items() if "bias" in x} == {"query", "value"}
     with pytest.raises(ValueError, match="use_bias must name some of query, key, value, out, got 'q'"):
         MultiHeadAttention(F, H, use_bias=("q",), rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="use_bias must be True, False, or some of"):
+    with pytest.raises(TypeError, match="use_bias must be True or False, or some of"):
         MultiHeadAttention(F, H, use_bias="query", rngs=nnx.Rngs(0))
 
 

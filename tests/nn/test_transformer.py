@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn import masks, mods
-from jattn.nn import BlockCache, TransformerBlock
+from jattn import gates, masks, mods
+from jattn.nn import BlockCache, Residual, TransformerBlock
 from tests.layers import LOOSE, TIGHT, normal, pure, randomised
 from tests.nn.test_multi_head import compare, dense
 from tests.tolerances import assert_close
@@ -20,6 +20,18 @@ lower = np.tri(T, dtype=bool)
 slopes = np.array([0.5, 0.25, 0.125, 0.0625])
 
 
+class Squared(nnx.Module):
+    """An MLP of one's own."""
+
+    def __init__(self, features, *, dtype, param_dtype, rngs):
+        self.into, self.out = (
+            nnx.Linear(features, features, dtype=dtype, param_dtype=param_dtype, rngs=rngs) for _ in range(2)
+        )
+
+    def __call__(self, x):
+        return self.out(self.into(x) ** 2)
+
+
 def make(dtype=jnp.float32, rngs=None, **options):
     return randomised(TransformerBlock(F, H, param_dtype=dtype, rngs=rngs or nnx.Rngs(0), **options))
 
@@ -28,7 +40,7 @@ def inputs(block, lead=(B,)):
     return (normal((*lead, T, F), 1), normal((*lead, S, C), 2))[: 1 if block.cross_attention is None else 2]
 
 
-def written(p, x, context=None, *, activation=jax.nn.gelu, **options):
+def written(p, x, context=None, *, activation=jax.nn.gelu, norms="pre", parallel=False, **options):
     """The block with parameters `p`."""
 
     def norm(name, x):
@@ -37,14 +49,32 @@ def written(p, x, context=None, *, activation=jax.nn.gelu, **options):
         return x / jnp.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * p[name]["scale"] + p[name].get("bias", 0)
 
     project = lambda name, x: x @ p[name]["kernel"] + p[name].get("bias", 0)
-    x = x + dense(p["attention"], norm("attention_norm", x), **options)
+
+    def mlp(y):
+        inside = activation(project("mlp_in", y))
+        if "mlp_gate" in p:
+            inside = activation(project("mlp_gate", y)) * project("mlp_in", y)
+        return project("mlp_out", inside)
+
+    if "mlp" in p:
+        p = {**p, "mlp_in": p["mlp"]["into"], "mlp_out": p["mlp"]["out"]}
+    parts = [("attention", lambda y: dense(p["attention"], y, **options)), ("mlp", mlp)]
     if context is not None:
-        x = x + dense(p["cross_attention"], norm("cross_norm", x), context)
-    y = norm("mlp_norm", x)
-    inside = activation(project("mlp_in", y))
-    if "mlp_gate" in p:
-        inside = activation(project("mlp_gate", y)) * project("mlp_in", y)
-    return x + project("mlp_out", inside)
+        parts.insert(1, ("cross", lambda y: dense(p["cross_attention"], y, context)))
+    if parallel:
+        return x + sum(
+            part(norm(f"{name}_norm" if f"{name}_norm" in p else "attention_norm", x)) for name, part in parts
+        )
+    for name, part in parts:
+        if norms == "pre":
+            x = x + part(norm(f"{name}_norm", x))
+        elif norms == "post":
+            x = norm(f"{name}_norm", x + part(x))
+        elif norms == "output":
+            x = x + norm(f"{name}_norm", part(x))
+        else:
+            x = x + norm(f"{name}_out_norm", part(norm(f"{name}_norm", x)))
+    return x
 
 
 # options of the block, and of `written`
@@ -60,6 +90,12 @@ CASES = {
         {"gated": True, "activation": jax.nn.silu, "norm": nnx.RMSNorm, "use_bias": False},
         {"activation": jax.nn.silu},
     ),
+    "post": ({"residual": Residual("post"), "context_features": C}, {"norms": "post"}),
+    "sandwich": ({"residual": Residual("sandwich"), "norm": nnx.RMSNorm, "context_features": C}, {"norms": "sandwich"}),
+    "output": ({"residual": Residual("output"), "norm": nnx.RMSNorm}, {"norms": "output"}),
+    "parallel": ({"residual": Residual(parallel=True), "context_features": C}, {"parallel": True}),
+    "one norm": ({"residual": Residual(parallel=True, one_norm=True), "use_bias": ("query", "mlp")}, {"parallel": True}),
+    "mlp": ({"mlp": Squared}, {"activation": lambda x: x * x}),
     "cross": (
         {"context_features": C, "mask": causal, "rotary_base": 1e4, "mods": mods.alibi(0 * slopes), "kv_heads": 1},
         {"mask": lower, "base": 1e4, "mod": lambda s, p: s - p["arrays"][0][:, None, None] * np.abs(np.subtract.outer(range(T), range(T)))},
@@ -82,10 +118,10 @@ def test_block_is_what_is_written(name):
     )
 
 
-@pytest.mark.parametrize("name", ["decoder", "window", "alibi", "cross"])
+@pytest.mark.parametrize("name", ["decoder", "window", "alibi", "cross", "post", "parallel"])
 @pytest.mark.parametrize("lead", [(), (2, 3)])
 def test_decoding_is_the_whole_sequence_at_once(name, lead):
-    block = make(**CASES[name][0])
+    block = make(**{"mask": causal, **CASES[name][0]})
     x, *context = inputs(block, lead)
 
     @nnx.jit
@@ -97,7 +133,21 @@ def test_decoding_is_the_whole_sequence_at_once(name, lead):
     want, out, cache = both(block, x, *context)
     assert_close(out, want, LOOSE)
     assert (cache.past.length == T).all()
-    assert (cache.context is None) == (name != "cross")
+    assert (cache.context is None) == (not context)
+
+
+def test_terms_of_a_call():
+    """They are the self-attention's, and come after its own."""
+    block, x = make(mask=causal, mods=mods.softcap(1.0)), normal((B, T, F))
+    bias, gate = normal((H, T, T), 3), gates.function(lambda w, i, j: w / (1 + j))
+    call = {"mods": mods.alibi(slopes), "gates": gate}
+    y = block.attention_norm(x)
+    y = x + block.attention(y, bias=bias, **call)
+    want = y + block._mlp(block.mlp_norm(y))
+    assert_close(block(x, bias=bias, **call), want, LOOSE)
+    first, cache = block.decode(x[:, :3], block.cache(T, B), bias=bias[:, :3], **call)
+    last, _ = block.decode(x[:, 3:], cache, bias=bias[:, 3:], **call)
+    assert_close(jnp.concatenate([first, last], 1), want, LOOSE)
 
 
 def test_shapes_of_the_parameters():
@@ -222,6 +272,30 @@ def test_a_stack_decodes_in_a_scan_of_scans():
 
 
 # Errors
+
+
+@pytest.mark.parametrize(
+    ("error", "make", "message"),
+    [
+        (
+            ValueError,
+            lambda: Residual("first"),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+            "norms must be one of 'pre', 'post', 'sandwich', 'output', got 'first'",
+        ),
+        (ValueError, lambda: Residual("post", parallel=True), "parallel parts have no norm of their sum"),
+        (ValueError, lambda: Residual(one_norm=True), "one_norm is for parallel parts"),
+        (TypeError, lambda: make(residual="post"), "residual must be a jattn.nn.Residual, got 'post'"),
+        (ValueError, lambda: make(mlp=Squared, hidden=3), "hidden and mlp were both given"),
+        (
+            ValueError,
+            lambda: make(use_bias=("mlp_in",)),
+            "use_bias must name some of query, key, value, out, mlp, got 'mlp_in'",
+        ),
+    ],
+)
+def test_errors_of_making(error, make, message):
+    with pytest.raises(error, match=message):
+        make()
 
 
 def test_errors():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jattn import masks, mods
-from jattn.nn import TransformerBlock
+from jattn.nn import BlockCache, TransformerBlock, generate
 from jattn.zoo.text.data import BYTES, Array
 
 
@@ -82,27 +82,24 @@ class LanguageModel(nnx.Module):
 
         return through(self.embed(jnp.asarray(source)), self.blocks)[1]
 
-    def write(self, source: Array, count: int, key: jax.Array, temperature: float = 1.0) -> jax.Array:
-        """source `[b, t]` -> the next bytes `[b, count]`, each drawn from what the model makes of those before.
+    def cache(self, n: int, batch: int) -> BlockCache:
+        """Room for n bytes of as many sources, in every block."""
+        return nnx.vmap(lambda block: block.cache(n, batch))(self.blocks)
 
-        The source is read once, and each byte written looks at the keys and values kept of those before it.
-        """
-        b, t = source.shape
-        caches = nnx.vmap(lambda block: block.cache(t + count, (b,)))(self.blocks)
+    def decode(self, source: jax.Array, caches: BlockCache) -> tuple[jax.Array, BlockCache]:
+        """The next bytes `[b, t]` -> logits `[b, t, 256]` of the byte after each, and the caches with them."""
         graph, blocks = nnx.split(self.blocks)  # `jax.lax.scan` inside another takes arrays, and no modules
 
         def through(x, layer):
             block, cache = layer
             return nnx.merge(graph, block).decode(x, cache)
 
-        def draw(tokens, caches, key):
-            x, caches = jax.lax.scan(through, self.embed(tokens), (blocks, caches))
-            logits = self.out(self.norm(x[:, -1]))
-            return jax.random.categorical(key, logits / temperature), caches
+        x, caches = jax.lax.scan(through, self.embed(source), (blocks, caches))
+        return self.out(self.norm(x)), caches
 
-        def step(carry, key):
-            token, caches = carry
-            return draw(token[:, None], caches, key), token
+    def write(self, source: Array, count: int, key: jax.Array, temperature: float = 1.0) -> jax.Array:
+        """source `[b, t]` -> the next bytes `[b, count]`, each drawn from what the model makes of those before.
 
-        first, *keys = jax.random.split(key, count + 1)
-        return jax.lax.scan(step, draw(jnp.asarray(source), caches, first), jnp.stack(keys))[1].T
+        The source is read once, and each byte written looks at the keys and values kept of those before it.
+        """
+        return generate(self, source, count, temperature=temperature, seed=key).tokens

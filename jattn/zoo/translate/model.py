@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jattn import masks
-from jattn.nn import TransformerBlock
+from jattn.nn import BlockCache, TransformerBlock, generate
 from jattn.zoo.translate.data import START, Array
 
 
@@ -91,19 +91,20 @@ class Translator(nnx.Module):
         """
         read, b = self.encode(source, length), len(source)
         caches = nnx.vmap(lambda block: block.cache(count, (b,), read))(self.decoder)
+        real = jnp.broadcast_to(length, caches.context.length.shape)
+        caches = caches._replace(context=caches.context._replace(length=real))
+        return generate(self, jnp.full((b, 1), START), count, cache=caches).tokens
+
+    def decode(self, tokens: jax.Array, caches: BlockCache) -> tuple[jax.Array, BlockCache]:
+        """The next tokens [b, t] -> logits [b, t, tokens] of the token after each, and the caches with them."""
         graph, blocks = nnx.split(self.decoder)  # `jax.lax.scan` inside another takes arrays, and no modules
 
         def through(x, layer):
             block, cache = layer
-            return nnx.merge(graph, block).decode(x, cache, context_mask=masks.lengths(length))
+            return nnx.merge(graph, block).decode(x, cache)
 
-        def write(carry, _):
-            previous, caches = carry
-            x, caches = jax.lax.scan(through, self._embed(previous[:, None]), (blocks, caches))
-            token = jnp.argmax(self._logits(x[:, 0]), axis=-1)
-            return (token, caches), token
-
-        return jax.lax.scan(write, (jnp.full(b, START), caches), length=count)[1].T
+        x, caches = jax.lax.scan(through, self._embed(tokens), (blocks, caches))
+        return self._logits(x), caches
 
     def alignment(self, source: Array, length: Array, target: Array) -> jax.Array:
         """The weights [layers, b, h, t, s] with which each token of the target attends to the source."""

@@ -1,0 +1,231 @@
+"""Tokens one after the other: the loop around the step of a model that decodes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import io_callback
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jattn._call import modes
+from jattn.nn import _cache, _checks
+
+
+class Decodes(Protocol):
+    """What `generate` asks of a model: a module of Flax with this method, and with `cache(n, batch)` unless it is given
+    a cache."""
+
+    def decode(self, tokens: Array, cache: Any, /) -> tuple[Array, Any]:
+        """Logits `[b, t, tokens]` of what follows each of the next t tokens `[b, t]`, and the cache with them."""
+        ...
+
+
+class Generated(NamedTuple):
+    """What `generate` returns.
+
+    Args:
+      tokens: int32 `[b, count]`; what comes after a stop token is `fill`.
+      length: int32 `[b]`, how many of them each example has, the stop token included.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> jattn.nn.Generated(jnp.array([[4, 1, 0]]), jnp.array([2])).length.tolist()
+    [2]
+    """
+
+    tokens: Int[Array, "b n"]
+    length: Int[Array, "b"]
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn: numbers that may be traced, so that others do not compile anew."""
+
+    temperature: ArrayLike
+    top_k: ArrayLike
+    top_p: ArrayLike
+    min_p: ArrayLike
+
+
+@modes.ordinary
+def generate(
+    model: Decodes,
+    prompt: Int[ArrayLike, "b t"],
+    count: int,
+    *,
+    lengths: Int[ArrayLike, "b"] | None = None,
+    temperature: ArrayLike = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: Sequence[int] = (),
+    fill: int = 0,
+    seed: int | Array = 0,
+    cache: Any = None,
+    callback: Callable[[int, np.ndarray], None] | None = None,
+) -> Generated:
+    """Tokens that a model writes after prompts: each is drawn from what it makes of those before.
+
+        z = logits / temperature,  without what is below the top_k-th, outside of top_p or less than min_p of the best
+        token ~ softmax(z);  with temperature 0, the first of the greatest logits
+
+    The prompts are read at once, and each token is one step of one compiled loop, which ends when every example has
+    stopped.  It is compiled once for prompts of up to 16, 32, 64, .. tokens, and for counts likewise, whatever the
+    lengths, the seed and the numbers of the sampling.
+
+    Args:
+      model: a module of Flax with `cache(n, batch)` and `decode(tokens, cache)`, which returns logits and a cache.
+      prompt: tokens `[b, t]`, padded at the end where they are of unequal length.
+      count: the most tokens that are written.
+      lengths: how many tokens of each prompt are real, each 1 or more; None for all t.
+      temperature: 0 for the most likely token each time.
+      top_k: draws from this many of the most likely alone.
+      top_p: draws from the most likely alone whose weights together reach this.
+      min_p: draws from those alone that have at least this part of the weight of the most likely.
+      stop: tokens that end an example.
+      fill: what stands after the end of an example.
+      seed: an int, or a key of `jax.random`.
+      cache: in the place of `model.cache(..)`, with room for the prompts and `count` tokens more; for a model that also
+        reads something else, the cache that knows it.
+      callback: called with n = 0, 1, .. and the n-th tokens `[b]` as soon as they are there.
+
+    Returns:
+      The tokens, and how many each example has.
+
+    Raises:
+      ValueError: prompts without a token, a count < 1, or numbers of the sampling out of their range.
+      TypeError: prompts that are no integers.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> class Model(nnx.Module):
+    ...     def __init__(self, rngs):
+    ...         self.embed = nnx.Embed(50, 32, rngs=rngs)
+    ...         self.decoder = jattn.nn.Decoder(32, 4, 2, rotary_base=10_000.0, rngs=rngs)
+    ...
+    ...     def cache(self, n, batch):
+    ...         return self.decoder.cache(n, batch)
+    ...
+    ...     def decode(self, tokens, cache):
+    ...         x, cache = self.decoder.decode(self.embed(tokens), cache)
+    ...         return self.embed.attend(x), cache
+    >>> prompts = jnp.array([[3, 1, 4, 1], [5, 9, 0, 0]])
+    >>> lengths = jnp.array([4, 2])
+    >>> written = jattn.nn.generate(Model(nnx.Rngs(0)), prompts, 8, lengths=lengths, temperature=0.8, top_p=0.9)
+    >>> written.tokens.shape, written.length.tolist()
+    ((2, 8), [8, 8])
+
+    Source: Holtzman et al. 2020 (top_p); Fan et al. 2018 (top_k); Nguyen et al. 2024 (min_p).
+    """
+    prompt = jnp.asarray(prompt)
+    if prompt.ndim != 2 or not jnp.issubdtype(prompt.dtype, jnp.integer):
+        raise TypeError(f"prompt must be tokens [b, t], integers, got {prompt.dtype}{list(prompt.shape)}")
+    b, t = prompt.shape
+    if not t:
+        raise ValueError(f"prompt must have a token to start from, got {list(prompt.shape)}")
+    _checks.check_sizes(count=count)
+    sampling = _sampling(temperature, top_k, top_p, min_p)
+    lengths = jnp.full(b, t, jnp.int32) if lengths is None else _checks.as_lengths(lengths, (b,)).astype(jnp.int32)
+    width, room = (t, count) if cache is not None else (_bucket(t), _bucket(count))
+    prompt = jnp.pad(prompt, ((0, 0), (0, width - t)))
+    key = (
+        seed
+        if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+        else jax.random.key(seed)
+    )
+    graph, state = nnx.split(model)
+    ends = jnp.asarray(tuple(stop), jnp.int32)
+    inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, jnp.int32(fill), key)
+    tokens, length = _written(graph, room, callback, *inputs)
+    return Generated(tokens[:, :count], length)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _written(
+    graph: Any,
+    room: int,
+    callback: Callable[[int, np.ndarray], None] | None,
+    state: Any,
+    cache: Any,
+    prompt: Int[Array, "b t"],
+    lengths: Int[Array, "b"],
+    count: Int[Array, ""],
+    sampling: Sampling,
+    stop: Int[Array, "k"],
+    fill: Int[Array, ""],
+    key: Array,
+) -> tuple[Int[Array, "b n"], Int[Array, "b"]]:
+    """The loop.  What changes from call to call is traced, but for shapes."""
+    b, t = prompt.shape
+
+    def decode(tokens: Array, cache: Any) -> tuple[Array, Any]:
+        return nnx.merge(graph, state).decode(tokens, cache)
+
+    def put(
+        tokens: Array, n: Array, logits: Array, done: Bool[Array, "b"], length: Array
+    ) -> tuple[Array, Array, Bool[Array, "b"], Array]:
+        token = jnp.where(done, fill, _drawn(logits, jax.random.fold_in(key, n), sampling))
+        if callback is not None:
+            io_callback(callback, None, n, token, ordered=True)
+        return tokens.at[:, n].set(token), token, done | (token[:, None] == stop).any(-1), length + ~done
+
+    def step(carry: Any) -> Any:
+        n, tokens, token, done, length, cache = carry
+        logits, cache = decode(token[:, None], cache)
+        return n + 1, *put(tokens, n, logits[:, 0], done, length), cache
+
+    if cache is None:
+        cache = nnx.merge(graph, state).cache(t + room, b)
+    before = _cache.lengths(cache)
+    logits, cache = decode(prompt, cache)
+    cache = _cache.shortened(cache, before, lengths)
+    last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    empty = jnp.full((b, room), fill, jnp.int32)
+    first = put(empty, jnp.int32(0), last, jnp.zeros(b, bool), jnp.zeros(b, jnp.int32))
+    going = lambda carry: (carry[0] < count) & ~carry[3].all()
+    _, tokens, _, _, length, _ = jax.lax.while_loop(going, step, (jnp.int32(1), *first, cache))
+    return tokens, length
+
+
+def _drawn(logits: Float[Array, "b v"], key: Array, sampling: Sampling) -> Int[Array, "b"]:
+    """One token for each example."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+    def draw() -> Int[Array, "b"]:
+        scaled = logits / sampling.temperature
+        best = -jnp.sort(-scaled, axis=-1)
+        places = jnp.arange(best.shape[-1])
+        weights = jax.nn.softmax(jnp.where(places < sampling.top_k, best, -jnp.inf), axis=-1)
+        # a token is kept where those before it do not reach top_p, so that the first always is
+        kept = (jnp.cumsum(weights, axis=-1) - weights < sampling.top_p) & (places < sampling.top_k)
+        kept &= best - best[:, :1] >= jnp.log(jnp.asarray(sampling.min_p, best.dtype))
+        least = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
+        return jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf), axis=-1)
+
+    greedy = lambda: jnp.argmax(logits, axis=-1)
+    return jax.lax.cond(jnp.asarray(sampling.temperature) > 0, draw, greedy).astype(jnp.int32)
+
+
+def _sampling(temperature: ArrayLike, top_k: int | None, top_p: float | None, min_p: float | None) -> Sampling:
+    """The numbers as arrays; raises where one is out of its range."""
+    if not _checks.is_array(temperature) and not (_checks.is_number(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be a number >= 0, got {temperature!r}")
+    if top_k is not None:
+        _checks.check_sizes(top_k=top_k)
+    if top_p is not None and not (_checks.is_number(top_p) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be a number in (0, 1], got {top_p!r}")
+    if min_p is not None and not (_checks.is_number(min_p) and 0 <= min_p <= 1):
+        raise ValueError(f"min_p must be a number in [0, 1], got {min_p!r}")
+    k = np.iinfo(np.int32).max if top_k is None else top_k
+    p = np.inf if top_p is None or top_p == 1 else top_p  # rounding may reach 1 before the last
+    return Sampling(jnp.float32(temperature), jnp.int32(k), jnp.float32(p), jnp.float32(min_p or 0.0))
+
+
+def _bucket(n: int) -> int:
+    """The next power of two, 16 at least."""
+    return max(16, 1 << (n - 1).bit_length())

@@ -1,0 +1,167 @@
+"""`generate`: against a loop over whole sequences, prompts of unequal length, what is drawn, stops, one compilation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jattn import masks
+from jattn.nn import Decoder, EncoderDecoder, _generate, generate
+from tests.layers import normal, randomised
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+V, F, H = 11, 8, 2
+
+
+class Writer(nnx.Module):
+    """A language model."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        window = {"mask": masks.causal() & masks.window(2)}
+        self.embed = nnx.Embed(V, F, rngs=rngs)
+        self.decoder = Decoder(F, H, 3, pattern=(window, {}), rotary_base=1e4, rngs=rngs)
+
+    def cache(self, n, batch):
+        return self.decoder.cache(n, batch)
+
+    def decode(self, tokens, cache):
+        x, cache = self.decoder.decode(self.embed(tokens), cache)
+        return self.embed.attend(x), cache
+
+    def whole(self, tokens):
+        return self.embed.attend(self.decoder(self.embed(tokens)))
+
+
+class Fixed(nnx.Module):
+    """Makes the same of everything."""
+
+    def __init__(self, logits):
+        self.logits = nnx.Variable(jnp.asarray(logits))
+
+    def cache(self, n, batch):
+        return jnp.zeros(batch)
+
+    def decode(self, tokens, cache):
+        return jnp.broadcast_to(self.logits[...], (*tokens.shape, self.logits.size)), cache + 1
+
+
+PROMPTS, LENGTHS = np.array([[3, 1, 4, 1, 5], [9, 2, 0, 0, 0]]), np.array([5, 2])
+
+
+def alone(model, prompt, count):
+    """The most likely tokens, each from the whole sequence before it, padded to one length so that it compiles once."""
+    whole, tokens = nnx.jit(type(model).whole), list(prompt)
+    for _ in range(count):
+        padded = jnp.array([tokens + [0] * (len(PROMPTS[0]) + count - len(tokens))])
+        tokens.append(int(whole(model, padded)[0, len(tokens) - 1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_the_most_likely_tokens_of_prompts_of_unequal_length():
+    model = randomised(Writer())
+    want = [alone(model, prompt[:n], 6) for prompt, n in zip(PROMPTS.tolist(), LENGTHS, strict=True)]
+    assert len(set(map(tuple, want))) == 2
+    seen: list[Any] = []
+    got = generate(
+        model, PROMPTS, 6, lengths=LENGTHS, callback=lambda n, tokens: seen.append((int(n), tokens.tolist()))
+    )
+    jax.effects_barrier()
+    assert got.tokens.tolist() == want
+    assert got.length.tolist() == [6, 6]
+    assert seen == [(n, [row[n] for row in want]) for n in range(6)]
+    # a stop ends one example, and the loop where it ends all
+    stop = want[0][2]
+    first = want[0].index(stop)
+    until = [row[: row.index(stop) + 1] if stop in row else row for row in want]
+    stopped = generate(model, PROMPTS, 6, lengths=LENGTHS, stop=(stop,), fill=7)
+    assert stopped.length.tolist() == [len(row) for row in until]
+    assert stopped.tokens.tolist() == [row + [7] * (6 - len(row)) for row in until]
+    assert first <= 2
+    # the most likely is what is drawn where no other may be, and where none is as warm
+    alike: list[dict[str, Any]] = [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}]
+    for options in alike:
+        drawn = generate(model, PROMPTS, 6, lengths=LENGTHS, temperature=5.0, seed=3, **options)
+        assert drawn.tokens.tolist() == want, options
+
+
+def test_it_compiles_once_for_lengths_counts_seeds_and_numbers():
+    model = Fixed(np.zeros(V))
+    written: Any = _generate._written
+    compiled = written._cache_size
+    generate(model, PROMPTS, 4, temperature=1.0)
+    before = compiled()
+    rows = [generate(model, PROMPTS, 16, temperature=1.0, seed=seed).tokens for seed in (0, 0, 1)]
+    assert (rows[0] == rows[1]).all()
+    assert (rows[0] != rows[2]).any()
+    generate(model, PROMPTS[:, :3], 9, lengths=np.array([1, 3]), temperature=0.5, top_k=3, top_p=0.5, min_p=0.1, fill=3)
+    assert compiled() == before
+    assert generate(model, PROMPTS, 3, seed=jax.random.key(5), temperature=1.0).tokens.shape == (2, 3)
+
+
+WEIGHTS = np.array([0.05, 0.4, 0.3, 0.05, 0.2])
+# numbers of the sampling, and the weights with which tokens are drawn
+DRAWN: dict[str, tuple[dict[str, Any], np.ndarray]] = {
+    "all": ({}, WEIGHTS),
+    "warmer": ({"temperature": 2.0}, WEIGHTS**0.5),
+    "top_k": ({"top_k": 2}, WEIGHTS * [0, 1, 1, 0, 0]),
+    "top_p": ({"top_p": 0.75}, WEIGHTS * [0, 1, 1, 0, 1]),
+    "top_p of top_k": ({"top_k": 2, "top_p": 0.5}, WEIGHTS * [0, 1, 0, 0, 0]),
+    "min_p": ({"min_p": 0.4}, WEIGHTS * [0, 1, 1, 0, 1]),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_tokens_are_drawn_with_their_weights(name):
+    given, weights = DRAWN[name]
+    options: dict[str, Any] = {"temperature": 1.0, **given}
+    n = 512
+    tokens = generate(Fixed(np.log(WEIGHTS)), np.zeros((n, 1), int), 16, **options).tokens
+    found = np.bincount(np.asarray(tokens).ravel(), minlength=5) / tokens.size
+    want = weights / weights.sum()
+    assert (found[want == 0] == 0).all()
+    assert found == pytest.approx(want, abs=5 * 0.5 / np.sqrt(tokens.size))
+
+
+def test_a_cache_of_ones_own():
+    """It knows what else the model reads, which stays whole where prompts are short."""
+
+    class Translator(nnx.Module):
+        def __init__(self):
+            rngs = nnx.Rngs(0)
+            self.embed, self.both = nnx.Embed(V, F, rngs=rngs), EncoderDecoder(F, H, 1, rngs=rngs)
+
+        def decode(self, tokens, cache):
+            x, cache = self.both.decode(self.embed(tokens), cache)
+            return self.embed.attend(x), cache
+
+        def whole(self, tokens):
+            return self.embed.attend(self.both(source[: len(tokens)], self.embed(tokens)))
+
+    model, source = randomised(Translator()), normal((1, 6, F)).repeat(2, 0)
+    want = [alone(model, prompt[:n], 4) for prompt, n in zip(PROMPTS.tolist(), LENGTHS, strict=True)]
+    got = generate(model, PROMPTS, 4, lengths=LENGTHS, cache=model.both.cache(9, source))
+    assert got.tokens.tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments", "options", "message"),
+    [
+        (TypeError, (np.zeros(3, int), 1), {}, r"prompt must be tokens \[b, t\], integers, got int\d+\[3\]"),
+        (TypeError, (np.zeros((2, 3)), 1), {}, r"prompt must be tokens \[b, t\], integers, got float"),
+        (ValueError, (np.zeros((2, 0), int), 1), {}, "prompt must have a token to start from"),
+        (ValueError, (PROMPTS, 0), {}, "count must be at least 1, got 0"),
+        (ValueError, (PROMPTS, 1), {"lengths": [1]}, r"integers with the batch axes \[2\]"),
+        (ValueError, (PROMPTS, 1), {"temperature": -1.0}, "temperature must be a number >= 0, got -1.0"),
+        (ValueError, (PROMPTS, 1), {"top_k": 0}, "top_k must be at least 1, got 0"),
+        (ValueError, (PROMPTS, 1), {"top_p": 0.0}, r"top_p must be a number in \(0, 1\], got 0.0"),
+        (ValueError, (PROMPTS, 1), {"min_p": 1.5}, r"min_p must be a number in \[0, 1\], got 1.5"),
+    ],
+)
+def test_errors(error, arguments, options, message):
+    with pytest.raises(error, match=message):
+        generate(Fixed(np.zeros(V)), *arguments, **options)
