@@ -50,6 +50,7 @@ def test_the_compilers_environment(monkeypatch):
         ("causal", "h100", {"forward": (471, 637), "dq": (405, 500), "dkv": (405, 500)}),
         ("all", "h100", {}),
         ("relative", "h100", {}),
+        ("relative", "b200", {}),
         ("causal", "b200", {"forward": (360, 520), "dq": (205, 305), "dkv": (250, 345)}),
     ],
 )
