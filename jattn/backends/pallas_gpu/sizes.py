@@ -48,6 +48,8 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     if height == 128:  # two warpgroups, or one where tensor memory holds the sums of one alone
         rows = 128 if wide or kernel == "keys" else 256
         columns = 32 if wide and kernel == "keys" else columns
+        if kernel == "forward" and terms.gates:  # more weights than these do not stay in registers beside their gates
+            columns = 64
     source = "the largest that fit"
     if spec.blocks is not None:
         if kernel == "forward":

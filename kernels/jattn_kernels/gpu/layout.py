@@ -26,6 +26,7 @@ from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
 
 _ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
+_LONGEST = 256  # numbers along an axis that it copies at once
 
 
 def swizzle(width: int, itemsize: int, columns: int = 128) -> tuple[Any, Any]:
@@ -144,7 +145,8 @@ class Staging:
     @property
     def passing(self) -> int:
         """How many copies each tile waits for."""
-        return sum(map(self._passing, self.layouts))
+        copies = lambda layout: len(self._stretches) if layout.along == "r" else 1
+        return sum(copies(x) for x in self.layouts if self._passing(x))
 
     def scratch(self) -> list[Any]:
         """The shared memory of each operand, None where it has none."""
@@ -165,6 +167,12 @@ class Staging:
     def _diagonals(self) -> int:
         """How many a tile of the block meets, and one more."""
         return self.sizes.rows + self.sizes.columns
+
+    @property
+    def _stretches(self) -> list[tuple[int, int]]:
+        """Where each copy of them begins, and how many it brings."""
+        n = self._diagonals
+        return [(at, min(_LONGEST, n - at)) for at in range(0, n, _LONGEST)]
 
     def _first_diagonal(self, first: tuple[Index, Index]) -> Index:
         """j - i of the first that is copied: one before the least of the tile."""
@@ -194,11 +202,18 @@ class Staging:
     ) -> None:
         """What a tile has whose first row and column are `first`."""
         row, column = pl.ds(first[0], self.sizes.rows), pl.ds(first[1], self.sizes.columns)
-        diagonals = pl.ds(self._first_diagonal(first) + self.padded, self._diagonals)
+        diagonal = self._first_diagonal(first) + self.padded
         for layout, ref, to in zip(self.layouts, refs, staged, strict=True):
-            if self._passing(layout):
-                along = {"ts": (row, column), "r": (diagonals,)}.get(layout.along, (column,))
-                plgpu.copy_gmem_to_smem(ref.at[(*layout.entry(b, h), *along)], to.at[slot], arrived)
+            if not self._passing(layout):
+                continue
+            at = layout.entry(b, h)
+            if layout.along == "r":
+                for begin, n in self._stretches:
+                    brought = ref.at[(*at, pl.ds(diagonal + begin, n))]
+                    plgpu.copy_gmem_to_smem(brought, to.at[slot, pl.ds(begin, n)], arrived)
+            else:
+                along = (row, column) if layout.along == "ts" else (column,)
+                plgpu.copy_gmem_to_smem(ref.at[(*at, *along)], to.at[slot], arrived)
 
     def read_resident(
         self, machine: Warpgroup, refs: Sequence[jax.Ref], staged: Sequence[Any], b: Index, h: Index, wg: Index

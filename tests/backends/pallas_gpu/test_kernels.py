@@ -98,11 +98,11 @@ def test_widths(sizes):
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
-        ("everything", dataclasses.replace(LARGE, t=300)),  # several tiles of 256 queries and of 128 keys
+        ("everything", LARGE),
+        ("segments", Sizes(b=1, t=300, s=150, h=1, g=1, d=16, e=32)),  # several tiles of 256 queries, and of 128 keys
         ("softcap", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
-        ("segments", Sizes(b=1, t=150, s=300, h=2, g=1, d=192, e=128)),
     ],
-    ids=["everything", "256", "192"],
+    ids=["everything", "several-tiles", "wide"],
 )
 def test_blackwell(monkeypatch, name, sizes):
     monkeypatch.setenv("JATTN_INTERPRET", "b200")
