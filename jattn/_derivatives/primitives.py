@@ -29,6 +29,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jattn._call.modes import ordinary
 from jattn._call.targets import ANY
 from jattn._derivatives import twin
+from jattn._derivatives.mapped import Fold, lengths
 from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
@@ -83,20 +84,32 @@ def with_infinity(held: Sequence[jax.Array]) -> Result:
 
 
 def _forward(*args: jax.Array, spec: Spec):
-    q, k, v, *operands = args
-    return list(spec.backend.forward(spec, q, k, v, operands))
+    fold = Fold(spec, args)
+    q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
+    return [fold.unfold(x) for x in spec.backend.forward(fold.folded, q, k, v, operands)]
 
 
 def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
-    (q, k, v, *operands), held, (dq, dk, dv, *moving) = parts(flat, active)
-    moved = Tangents(dq, dk, dv, placed(moving, active[3:]))
-    return list(spec.backend.tangent(spec, q, k, v, operands, with_infinity(held), moved))
+    args, held, tangents = parts(flat, active)
+    fold = Fold(spec, args, held)
+    q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
+    moving = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
+    moved = Tangents(*moving[:3], moving[3:])
+    found = spec.backend.tangent(fold.folded, q, k, v, operands, with_infinity([fold.row(x) for x in held]), moved)
+    return [fold.unfold(x) for x in found]
 
 
 def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
-    (q, k, v, *operands), held, (dout, dlse) = parts(flat, active)
-    gradients = spec.backend.backward(spec, q, k, v, operands, with_infinity(held), dout, dlse, active[3:])
-    return [*gradients[:3], *chosen(gradients.operands, active[3:])]
+    args, held, cotangents = parts(flat, active)
+    fold = Fold(spec, args, (*held, *cotangents))
+    own = [n for n, y in enumerate(active) if y]
+    folded, pull = jax.vjp(lambda *values: [fold.arg(n, x) for n, x in zip(own, values, strict=True)], *(args[n] for n in own))
+    rest = iter(folded)
+    q, k, v, *operands = (next(rest) if y else fold.arg(n, args[n]) for n, y in enumerate(active))
+    dout, dlse = map(fold.row, cotangents)
+    held = with_infinity([fold.row(x) for x in held])
+    gradients = spec.backend.backward(fold.folded, q, k, v, operands, held, dout, dlse, active[3:])
+    return list(pull([*gradients[:3], *chosen(gradients.operands, active[3:])]))
 
 
 # Their twins
@@ -106,8 +119,8 @@ def _of_active(spec: Spec, args: Sequence[jax.Array], active: tuple[bool, ...]) 
     """`twin.attend` as a function of the active args."""
 
     def fn(*values: jax.Array):
-        q, k, v, *operands = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
-        return list(twin.attend(spec, q, k, v, operands))
+        full = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
+        return list(twin.attend(spec, full))
 
     return fn
 
@@ -127,22 +140,30 @@ def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 # Shapes
 
 
-def _batch(spec: Spec, args: Sequence[ShapedArray]) -> int:
-    named = [*args[:3], *(x for x, axes in zip(args[3:], spec.signature.axes, strict=True) if "b" in axes)]
-    return max(x.shape[0] for x in named)
+def _rows_shapes(args: Sequence[ShapedArray], axes: Sequence[str], spec: Spec) -> tuple[ShapedArray, ShapedArray]:
+    """Of out and lse: each axis lies in a mesh as it does in the first array that has it there."""
+    q, v, n = args[0], args[2], spec.mapped
+    rows = *lengths(args, axes, n), *q.shape[n + 1 : n + 3]
+
+    def lies(at: int) -> Any:
+        having = [x for x, a in zip(args, axes, strict=True) if at < n or a.startswith("b")] if at <= n else [q]
+        return next((x.sharding.spec[at] for x in having if x.shape[at] == rows[at] and x.sharding.spec[at]), None)
+
+    where = PartitionSpec(*map(lies, range(n + 3)))
+    of = lambda shape, dtype, where: q.update(
+        shape, dtype, weak_type=False, sharding=NamedSharding(q.sharding.mesh, where)
+    )
+    out = of((*rows, v.shape[-1]), spec.dtype, PartitionSpec(*where, None))
+    return out, of(rows, jnp.promote_types(q.dtype, jnp.float32), where)
 
 
 def _attend_shapes(*args: ShapedArray, spec: Spec):
-    q, _, v = args[:3]
-    shape = (_batch(spec, args), *q.shape[1:3])
-    placed = NamedSharding(q.sharding.mesh, PartitionSpec(*q.sharding.spec[:3]))
-    lse = q.update(shape, jnp.promote_types(q.dtype, jnp.float32), weak_type=False, sharding=placed)
-    return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse, lse]
+    out, lse = _rows_shapes(args, spec.axes, spec)
+    return [out, lse, lse]
 
 
 def _tangent_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
-    out, lse, _ = parts(flat, active)[1]
-    return [out, lse]
+    return list(_rows_shapes(flat, [*spec.axes, *["bth"] * 3, *chosen(spec.axes, active)], spec))
 
 
 def _backward_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):

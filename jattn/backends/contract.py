@@ -161,6 +161,13 @@ class Spec:
     blocks: tuple[int, int] | None
     """Query and key rows of a tile, where the caller said so."""
     target: Target
+    mapped: int = 0
+    """How many axes vmap has put in front of every array, of length 1 where it lacks them; 0 to backends."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Of q, k, v and the operands, after the mapped ones; what else they have is whole to every step."""
+        return ("bth", "bsg", "bsg", *self.signature.axes)
 
     def terms(self, operands: Sequence[Any]) -> Terms:
         """The terms with their operands whole."""
