@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.interpreters import batching
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jattn._call.layouts import as_axes
 from jattn._derivatives.primitives import attend_backward, attend_p, attend_tangent, parts, placed
 from jattn._terms import AnyArray
 from jattn.backends.contract import Spec
 
 
-def _lifted(flat: Sequence[AnyArray], dims: Sequence[int | None], spec: Spec) -> tuple[list[jax.Array], Spec]:
+def _lifted(axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], spec: Spec) -> tuple[list[jax.Array], Spec]:
     """The arrays with one more axis in front, of length 1 where they lack it."""
     arrays = [jnp.asarray(x) for x in flat]
     lifted = [x[None] if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(arrays, dims, strict=True)]
-    return lifted, dataclasses.replace(spec, mapped=spec.mapped + 1)
+    return lifted, dataclasses.replace(spec, mapped=(as_axes(axis.spmd_name), *spec.mapped))
 
 
-def _attend_batch(flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec):
-    lifted, spec = _lifted(flat, dims, spec)
+def _attend_batch(axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec):
+    lifted, spec = _lifted(axis, flat, dims, spec)
     result = attend_p.bind(*lifted, spec=spec)
     return result, [0] * len(result)
 
 
 def _attend_tangent_batch(
-    flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec, active: tuple[bool, ...]
+    axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec, active: tuple[bool, ...]
 ):
     """An array and its tangent have the same shape: where one of them has the axis the other gets it."""
-    lifted, spec = _lifted(flat, dims, spec)
+    lifted, spec = _lifted(axis, flat, dims, spec)
     _, _, tangents = parts(range(len(flat)), active)
     for m, at in enumerate(placed(tangents, active)):
         if at is not None and (dims[m] is None) != (dims[at] is None):
@@ -43,10 +45,10 @@ def _attend_tangent_batch(
 
 
 def _attend_backward_batch(
-    flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec, active: tuple[bool, ...]
+    axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], *, spec: Spec, active: tuple[bool, ...]
 ):
     """A gradient has the shape of its array, which therefore gets the axis even if all elements share it."""
-    lifted, spec = _lifted(flat, dims, spec)
+    lifted, spec = _lifted(axis, flat, dims, spec)
     like = next(x for x, d in zip(lifted, dims, strict=True) if d is not None)
     for m, y in enumerate(active):
         if y and dims[m] is None:
@@ -64,6 +66,6 @@ def _spread(x: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, shape, out_sharding=NamedSharding(placed.mesh, own))
 
 
-batching.primitive_batchers[attend_p] = _attend_batch
-batching.primitive_batchers[attend_tangent] = _attend_tangent_batch
-batching.primitive_batchers[attend_backward] = _attend_backward_batch
+batching.fancy_primitive_batchers[attend_p] = _attend_batch
+batching.fancy_primitive_batchers[attend_tangent] = _attend_tangent_batch
+batching.fancy_primitive_batchers[attend_backward] = _attend_backward_batch

@@ -30,22 +30,22 @@ class Fold:
     """How the arrays of one call are folded; `rows` are those of which there is a row for every query."""
 
     def __init__(self, spec: Spec, args: Sequence[AnyArray], rows: Sequence[AnyArray] = ()):
-        self.spec = spec
-        self.lengths = lengths([*args, *rows], [*spec.axes, *["bth"] * len(rows)], spec.mapped)
+        self.spec, self.mapped = spec, len(spec.mapped)
+        self.lengths = lengths([*args, *rows], [*spec.axes, *["bth"] * len(rows)], self.mapped)
         self.outermost = [self._outermost(x) for x in args]
 
     def _outermost(self, x: AnyArray) -> int:
         """Of the mapped axes that an array has; as many as there are if it has none."""
-        return next((n for n in range(self.spec.mapped) if x.shape[n] != 1), self.spec.mapped)
+        return next((n for n in range(self.mapped) if x.shape[n] != 1), self.mapped)
 
     @property
     def folded(self) -> Spec:
         """The spec of the folded call, whose operands have a batch axis where they had a mapped one."""
-        if not self.spec.mapped:
+        if not self.mapped:
             return self.spec
-        had = (n < self.spec.mapped for n in self.outermost[3:])
+        had = (n < self.mapped for n in self.outermost[3:])
         axes = tuple(f"b{a}" if y and "b" not in a else a for a, y in zip(self.spec.axes[3:], had, strict=True))
-        return dataclasses.replace(self.spec, mapped=0, signature=self.spec.signature._replace(axes=axes))
+        return dataclasses.replace(self.spec, mapped=(), signature=self.spec.signature._replace(axes=axes))
 
     def arg(self, n: int, x: AnyArray) -> jax.Array:
         """Argument n, or its tangent, which has the same axes."""
@@ -56,10 +56,9 @@ class Fold:
         return self._join(x, "b", 0)
 
     def _join(self, x: AnyArray, axes: str, outermost: int) -> jax.Array:
-        mapped = self.spec.mapped
-        if not mapped:
+        if not self.mapped:
             return jnp.asarray(x)
-        x, over, full = jnp.reshape(x, x.shape[outermost:]), mapped - outermost, self.lengths[outermost:]
+        x, over, full = jnp.reshape(x, x.shape[outermost:]), self.mapped - outermost, self.lengths[outermost:]
         if not over:
             return x
         x = x if "b" in axes else jnp.expand_dims(x, over)

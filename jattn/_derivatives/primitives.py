@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -23,13 +22,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jattn._call.modes import ordinary
-from jattn._call.targets import ANY
-from jattn._derivatives import twin
+from jattn._derivatives import lowering, twin
+from jattn._derivatives.lowering import plain
 from jattn._derivatives.mapped import Fold, lengths
+from jattn._derivatives.partitioning import Roles
 from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
@@ -142,7 +141,7 @@ def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 
 def _rows_shapes(args: Sequence[ShapedArray], axes: Sequence[str], spec: Spec) -> tuple[ShapedArray, ShapedArray]:
     """Of out and lse: each axis lies in a mesh as it does in the first array that has it there."""
-    q, v, n = args[0], args[2], spec.mapped
+    q, v, n = args[0], args[2], len(spec.mapped)
     rows = *lengths(args, axes, n), *q.shape[n + 1 : n + 3]
 
     def lies(at: int) -> Any:
@@ -170,45 +169,15 @@ def _backward_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
     return [x.update(weak_type=False) for x in chosen(flat[: len(active)], active)]
 
 
-def _plain(avals: Iterable[Any]) -> list[ShapedArray]:
-    """Shapes and dtypes alone: kernels do not care where in a mesh they run."""
-    return [ShapedArray(x.shape, x.dtype) for x in avals]
-
-
-def _check_platform(traced: str, lowered: Sequence[str]) -> None:
-    """Says so where a backend was chosen for another platform than it is compiled for, as `jax.export` may."""
-    if traced != ANY and "tpu" in lowered and traced != "tpu":
-        warnings.warn(
-            f"attention was traced for {traced} and is compiled for {' and '.join(lowered)}, without TPU kernels: trace"
-            " it inside jax.set_mesh of a mesh of TPU devices (those of jax.experimental.topologies need no TPU), or"
-            " choose with implementation=",
-            stacklevel=2,
-        )
-
-
-def _lowering(compute: Callable) -> Callable:
-    lower = mlir.lower_fun(compute, multiple_results=True)
-
-    def rule(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any):
-        _check_platform(params["spec"].target.platform, ctx.module_context.platforms)
-        plain = ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out))
-        lowered = lower(plain, *args, **params)
-        if plain.tokens_out is not None:  # of a simulator's effects
-            ctx.set_tokens_out(plain.tokens_out)
-        return lowered
-
-    return rule
-
-
 def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
     """Of a simulator that calls back to Python: known by tracing it.  Kernels have none."""
     spec = params["spec"]
     if not (spec.target.interpret and spec.backend.calls_back):
         return set()
-    return set(jax.make_jaxpr(functools.partial(compute, **params))(*_plain(args)).effects)
+    return set(jax.make_jaxpr(functools.partial(compute, **params))(*plain(args)).effects)
 
 
-def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
+def _primitive(name: str, compute: Callable, shapes: Callable, roles: Callable[..., Roles]) -> Primitive:
     compute = ordinary(compute)  # what is lowered is traced later, under the settings of then
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -218,10 +187,25 @@ def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
         return shapes(*args, **params), _effects(compute, args, params)
 
     primitive.def_effectful_abstract_eval(abstract)
-    mlir.register_lowering(primitive, _lowering(compute))
+    lowering.register(primitive, compute, roles)
     return primitive
 
 
-attend_p = _primitive("attend", _forward, _attend_shapes)
-attend_tangent = _primitive("attend_tangent", _tangent, _tangent_shapes)
-attend_backward = _primitive("attend_backward", _backward, _backward_shapes)
+_ROWS = ("bth",) * len(Result._fields)
+
+
+def _attend_roles(spec: Spec) -> Roles:
+    return Roles(spec.axes, _ROWS)
+
+
+def _tangent_roles(spec: Spec, active: tuple[bool, ...]) -> Roles:
+    return Roles([*spec.axes, *_ROWS, *chosen(spec.axes, active)], _ROWS[:2])
+
+
+def _backward_roles(spec: Spec, active: tuple[bool, ...]) -> Roles:
+    return Roles([*spec.axes, *_ROWS, *_ROWS[:2]], chosen(spec.axes, active), sums=True)
+
+
+attend_p = _primitive("attend", _forward, _attend_shapes, _attend_roles)
+attend_tangent = _primitive("attend_tangent", _tangent, _tangent_shapes, _tangent_roles)
+attend_backward = _primitive("attend_backward", _backward, _backward_shapes, _backward_roles)

@@ -23,7 +23,9 @@ def attend(spec: Spec, args: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
         out = output(terms, scores, Softmax()(scores), value, i, j, spec.precision, spec.dtype)
         return out, logsumexp(scores)
 
-    together = math.prod(mapped.lengths(args, spec.axes, spec.mapped)[:-1])
+    together = math.prod(mapped.lengths(args, spec.axes, len(spec.mapped))[:-1])
+    strip = Strip(Strip().scores // max(1, together))
+    together = math.prod(mapped.lengths(args, spec.axes, len(spec.mapped))[:-1])
     strip = Strip(Strip().scores // max(1, together))
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, *operands: AnyArray):
@@ -31,4 +33,4 @@ def attend(spec: Spec, args: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
             return spec.backend.twin(dataclasses.replace(spec, mapped=()), q, k, v, operands)
         return rows(spec.signature, q, k, v, operands, finish, strip=strip)
 
-    return mapped.over(one, args, spec.mapped)
+    return mapped.over(one, args, len(spec.mapped))

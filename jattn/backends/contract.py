@@ -161,8 +161,9 @@ class Spec:
     blocks: tuple[int, int] | None
     """Query and key rows of a tile, where the caller said so."""
     target: Target
-    mapped: int = 0
-    """How many axes vmap has put in front of every array, of length 1 where it lacks them; 0 to backends."""
+    mapped: tuple[tuple[str, ...], ...] = ()
+    """The axes that vmap has put in front of every array, of length 1 where it lacks them, by what `spmd_axis_name` says
+    of each; none to backends."""
 
     @property
     def axes(self) -> tuple[str, ...]:

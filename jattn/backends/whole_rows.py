@@ -25,7 +25,6 @@ from jattn._terms import AnyArray, Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
 from jattn._terms.rows import THRESHOLD
-from jattn.backends.batches import spread
 from jattn.backends.contract import Precision
 from jattn.backends.steps import Step
 from jattn.normalizers import Normalizer
