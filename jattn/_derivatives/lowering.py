@@ -12,6 +12,7 @@ Rules for derivatives and vmap know nothing of it.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -160,22 +161,27 @@ def _asked(call: Call) -> Callable:
         results = where(roles.outputs, [x.shape for x in call.results])
         return mesh, call.body(mesh.shape, placement), results, tuple(where(roles.inputs, call.shapes))
 
-    fn.def_partition(partition=partition, sharding_rule=lambda mesh, inputs, outputs: _rule(call))
+    fn.def_partition(partition=partition, sharding_rule=lambda mesh, inputs, outputs: _rule(call, mesh))
     return lambda *args: fn(*args)
 
 
-def _rule(call: Call) -> SdyShardingRule:
-    """Which axes of the arrays are split together."""
-    count = iter(range(10**6))
+def _rule(call: Call, mesh: Any) -> SdyShardingRule:
+    """Which axes of the arrays are split together.
+
+    Key heads are not split with query heads where an axis of the mesh has more devices than there are key heads: they
+    would lie along a part of it, which JAX has no words for.
+    """
+    count = itertools.count()
     grouped = 1 < call.g < call.h
+    tied = call.g == call.h or grouped and not any(call.g % n and not call.h % n for n in mesh.shape.values())
 
     def factor(at: int, axes: str, length: int) -> Any:
-        axis = f"m{at}" if at < call.n else (axes[at - call.n : at - call.n + 1] or "-")
-        if at <= call.n and axis in ("b", f"m{at}") and length == call.lengths[at]:
-            return axis
+        axis = "b" if at < call.n else axes[at - call.n : at - call.n + 1]
+        if axis == "b" and length == call.lengths[at]:
+            return f"b{at}"
         if axis == "h":
-            return CompoundFactor("g", "r") if grouped else "h"
-        if axis == "g" and call.g > 1:
+            return CompoundFactor("g", "r") if grouped and tied else "h"
+        if axis == "g" and tied:
             return "g" if grouped else "h"
         return f"alone{next(count)}"
 
@@ -184,4 +190,4 @@ def _rule(call: Call) -> SdyShardingRule:
 
     inputs = tuple(map(mapping, call.roles.inputs, call.shapes))
     outputs = tuple(mapping(a, x.shape) for a, x in zip(call.roles.outputs, call.results, strict=True))
-    return SdyShardingRule(inputs, outputs, **({"r": call.h // call.g} if grouped else {}))
+    return SdyShardingRule(inputs, outputs, **({"r": call.h // call.g} if grouped and tied else {}))
