@@ -19,12 +19,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src import dispatch  # no public name says that a lowering wants to know the devices
+from jax._src import dispatch, sharding_impls  # what JAX's own lowering of `custom_partitioning` is made of
 from jax.core import ShapedArray
 from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, SdyShardingRule, custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jattn._call.layouts import Axes, Layout, as_axes, named
 from jattn._call.targets import ANY
@@ -92,7 +92,7 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
             f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh axes"
             ' b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
         )
-    return _asked(call)
+    return _asked(call, _around(concrete, manual) if manual else None)
 
 
 def warn_of_sequence(axes: Axes) -> None:
@@ -147,22 +147,39 @@ def _mapped(call: Call, mesh: AbstractMesh, manual: frozenset[str], placement: P
 # By the partitioner
 
 
-def _asked(call: Call) -> Callable:
-    """By `custom_partitioning`: a rule of what may be split, and a body for how it has been."""
+def _asked(call: Call, around: Mesh | None) -> Callable:
+    """By `custom_partitioning`: a rule of what may be split, and a body for how it has been.
+
+    `around` is the mesh that a `jax.shard_map` over other axes has left.  JAX does not tell what is asked inside one of
+    its names: shardings come and go as such of the devices alone.
+    """
     zeros = lambda *args: [jnp.zeros(x.shape, x.dtype) for x in call.results]  # of which only the shapes are looked at
     fn = custom_partitioning(zeros)
 
-    def partition(mesh: Any, inputs: Sequence[Any], outputs: Sequence[Any]):
+    def spec(mesh: Mesh, sharding: Any) -> PartitionSpec:
+        if sharding is None or isinstance(sharding, NamedSharding):
+            return PartitionSpec() if sharding is None else sharding.spec
+        return sharding_impls.parse_flatten_op_sharding(sharding._hlo_sharding, mesh)[0]
+
+    def partition(mesh: Mesh, inputs: Sequence[Any], outputs: Sequence[Any]):
         del outputs
-        specs = [getattr(x.sharding, "spec", PartitionSpec()) for x in inputs]
+        mesh = mesh if around is None else around
+        specs = [spec(mesh, x.sharding) for x in inputs]
         warn_of_sequence(call.sequence(specs))
         placement, roles = call.fitted(mesh.shape, call.read(specs)), call.roles
         where = lambda axes, shapes: [NamedSharding(mesh, x) for x in call.specs(mesh.shape, placement, axes, shapes)]
         results = where(roles.outputs, [x.shape for x in call.results])
         return mesh, call.body(mesh.shape, placement), results, tuple(where(roles.inputs, call.shapes))
 
-    fn.def_partition(partition=partition, sharding_rule=lambda mesh, inputs, outputs: _rule(call, mesh))
+    rule = lambda mesh, inputs, outputs: _rule(call, mesh if around is None else around)
+    fn.def_partition(partition=partition, sharding_rule=rule)
     return lambda *args: fn(*args)
+
+
+def _around(mesh: Mesh, manual: frozenset[str]) -> Mesh:
+    """The mesh of one place along the manual axes."""
+    one = tuple(0 if x in manual else slice(None) for x in mesh.axis_names)
+    return Mesh(mesh.devices[one], [x for x in mesh.axis_names if x not in manual])
 
 
 def _rule(call: Call, mesh: Any) -> SdyShardingRule:
