@@ -48,7 +48,8 @@ def layout(
     (2, 16, 4, 8)
     """
     named = _names("batch", batch), _names("heads", heads)
-    twice = [x for n, x in enumerate(both := [*named[0], *named[1]]) if x in both[:n]]
+    both = [*named[0], *named[1]]
+    twice = [x for n, x in enumerate(both) if x in both[:n]]
     if twice:
         raise ValueError(f"layout: {twice[0]!r} is named twice, in batch={batch!r}, heads={heads!r}")
     return layouts.using(layouts.Layout(*named, mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh))
