@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 from collections.abc import Generator
 from typing import Any
@@ -35,17 +34,15 @@ class Layout:
     """None: that of `jax.set_mesh` where the call is."""
 
 
-_CURRENT: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+# JAX's, so that a function that was traced under another layout, or none, is traced once more.
+_CURRENT = jax.make_user_context(default_value=None)
 
 
 @contextlib.contextmanager
-def using(layout: Layout) -> Generator[Layout]:
+def using(layout: Layout) -> Generator[Layout, None, None]:
     """Calls inside lie so."""
-    token = _CURRENT.set(layout)
-    try:
+    with _CURRENT(layout):
         yield layout
-    finally:
-        _CURRENT.reset(token)
 
 
 def current() -> Layout | None:
@@ -54,7 +51,7 @@ def current() -> Layout | None:
     Raises:
       ValueError: there is no mesh, or it has no axis of such a name.
     """
-    said = _CURRENT.get()
+    said = _CURRENT.value
     if said is None:
         return None
     mesh = jax.sharding.get_abstract_mesh() if said.mesh is None else said.mesh

@@ -25,8 +25,6 @@ def attend(spec: Spec, args: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
 
     together = math.prod(mapped.lengths(args, spec.axes, len(spec.mapped))[:-1])
     strip = Strip(Strip().scores // max(1, together))
-    together = math.prod(mapped.lengths(args, spec.axes, len(spec.mapped))[:-1])
-    strip = Strip(Strip().scores // max(1, together))
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, *operands: AnyArray):
         if spec.backend.twin is not None:

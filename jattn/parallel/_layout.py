@@ -25,7 +25,8 @@ def layout(
       `jax.lax.axis_index`; so a mask's layout has all heads.
 
     Heads lie along `heads` as far as g divides; a device then has whole key heads.  Where g is smaller each has some
-    query heads of one key head.  It is looked at while tracing, like `jax.default_matmul_precision`.
+    query heads of one key head.  A function that `jax.jit` has
+    traced under another layout is traced once more.
 
     Args:
       batch: the axis, or axes, of the mesh along which b lies; None for none.
