@@ -56,8 +56,12 @@ def current() -> Layout | None:
         return None
     mesh = jax.sharding.get_abstract_mesh() if said.mesh is None else said.mesh
     if mesh.empty and (said.batch or said.heads):
-        raise ValueError("jattn.parallel.layout names axes of no mesh: call inside jax.set_mesh(mesh), or give it mesh=")
+        raise ValueError(
+            "jattn.parallel.layout names axes of no mesh: call inside jax.set_mesh(mesh), or give it mesh="
+        )
     for name in (*said.batch, *said.heads):
         if name not in mesh.axis_names:
-            raise ValueError(f"jattn.parallel.layout: {name!r} is no axis of the mesh, which has {named(mesh.axis_names)}")
+            raise ValueError(
+                f"jattn.parallel.layout: {name!r} is no axis of the mesh, which has {named(mesh.axis_names)}"
+            )
     return dataclasses.replace(said, mesh=None if mesh.empty else mesh)

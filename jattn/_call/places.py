@@ -10,6 +10,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding
 
 from jattn._call import layouts
 from jattn._call.layouts import Axes, named
@@ -55,6 +57,15 @@ def check(whole: Problem) -> None:
             f" own from 0: say along which of {named(over)} they lie, with jattn.parallel.layout(batch=.., heads=..)"
             " around the call; with layout() all devices do the same"
         )
+
+
+def sequence(whole: Problem) -> Axes:
+    """Mesh axes along which queries or keys lie, which are then gathered."""
+    for x in (whole.query, whole.key, whole.value):
+        placed = jax.typeof(x).sharding if isinstance(x, Tracer) else getattr(x, "sharding", None)
+        if isinstance(placed, NamedSharding) and (along := layouts.as_axes((*placed.spec, None, None)[1])):
+            return along
+    return ()
 
 
 def _numbered(whole: Problem) -> str:

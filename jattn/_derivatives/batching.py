@@ -17,7 +17,9 @@ from jattn._terms import AnyArray
 from jattn.backends.contract import Spec
 
 
-def _lifted(axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], spec: Spec) -> tuple[list[jax.Array], Spec]:
+def _lifted(
+    axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], spec: Spec
+) -> tuple[list[jax.Array], Spec]:
     """The arrays with one more axis in front, of length 1 where they lack it."""
     arrays = [jnp.asarray(x) for x in flat]
     lifted = [x[None] if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(arrays, dims, strict=True)]

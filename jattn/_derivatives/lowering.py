@@ -26,7 +26,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jattn._call.layouts import Axes, Layout, as_axes, named
+from jattn._call.layouts import Axes, Layout, named
 from jattn._call.targets import ANY
 from jattn._derivatives.partitioning import Call, Placement, Roles
 
@@ -89,8 +89,8 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
         return _mapped(call, *_as_said(call, spec.target.layout, manual))
     if tuple(ctx.module_context.platforms) == ("tpu",):
         raise ValueError(
-            f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh axes"
-            ' b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
+            f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh"
+            ' axes b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
         )
     return _asked(call, _around(concrete, manual) if manual else None)
 
@@ -190,7 +190,7 @@ def _rule(call: Call, mesh: Any) -> SdyShardingRule:
     """
     count = itertools.count()
     grouped = 1 < call.g < call.h
-    tied = call.g == call.h or grouped and not any(call.g % n and not call.h % n for n in mesh.shape.values())
+    tied = call.g == call.h or (grouped and not any(call.g % n and not call.h % n for n in mesh.shape.values()))
 
     def factor(at: int, axes: str, length: int) -> Any:
         axis = "b" if at < call.n else axes[at - call.n : at - call.n + 1]
@@ -207,4 +207,5 @@ def _rule(call: Call, mesh: Any) -> SdyShardingRule:
 
     inputs = tuple(map(mapping, call.roles.inputs, call.shapes))
     outputs = tuple(mapping(a, x.shape) for a, x in zip(call.roles.outputs, call.results, strict=True))
-    return SdyShardingRule(inputs, outputs, **({"r": call.h // call.g} if grouped and tied else {}))
+    sizes: dict[str, Any] = {"r": call.h // call.g} if grouped and tied else {}
+    return SdyShardingRule(inputs, outputs, **sizes)

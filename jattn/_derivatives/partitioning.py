@@ -85,7 +85,7 @@ class Call:
         )
         return Placement(batch, longest(placement.heads, lambda x: Placement(nowhere, x)))
 
-    def read(self, specs: Sequence[Sequence[Any]]) -> Placement:
+    def read(self, specs: Sequence[PartitionSpec]) -> Placement:
         """Where the arrays lie: each axis as in the first of them that is split along it."""
         used: set[str] = set()
 
@@ -100,7 +100,7 @@ class Call:
         batch = tuple(find(m, lambda axes, m=m: m < self.n or "b" in axes) for m in range(self.n + 1))
         return Placement(batch, find(self.n + 2, lambda axes: axes in ("bth", "bsg")))
 
-    def sequence(self, specs: Sequence[Sequence[Any]]) -> Axes:
+    def sequence(self, specs: Sequence[PartitionSpec]) -> Axes:
         """Mesh axes along which the queries or keys of q, k or v lie."""
         along = [as_axes(x[self.n + 1]) for x in specs[:3] if len(x) > self.n + 1]
         return next(filter(None, along), ())
@@ -118,7 +118,10 @@ class Call:
         def one(axes: str, shape: Sequence[int]) -> PartitionSpec:
             own = [{"b": placement.batch[-1], "h": placement.heads, "g": keys}.get(a, ()) for a in axes]
             entries = [*placement.batch[:-1], *own]
-            lacks = [at <= self.n and "b" in (*["b"] * self.n, *axes)[at] and shape[at] != self.lengths[at] for at in range(len(entries))]
+            lacks = [
+                at <= self.n and "b" in (*["b"] * self.n, *axes)[at] and shape[at] != self.lengths[at]
+                for at in range(len(entries))
+            ]
             return PartitionSpec(*(None if y or not x else x for x, y in zip(entries, lacks, strict=True)))
 
         return tuple(map(one, axes, shapes))
@@ -137,7 +140,11 @@ class Call:
 
         def summed(x: jax.Array, axes: str, shape: Sequence[int]) -> jax.Array:
             """A gradient, from those of all devices that have a part of it."""
-            over = [x for n, x in enumerate(placement.batch) if n == self.n and "b" not in axes or shape[n] != self.lengths[n]]
+            over = [
+                x
+                for n, x in enumerate(placement.batch)
+                if (n == self.n and "b" not in axes) or shape[n] != self.lengths[n]
+            ]
             if axes == "bsg" and not whole:
                 room = jnp.zeros((*x.shape[:at], self.g, *x.shape[at + 1 :]), x.dtype)
                 x = jax.lax.dynamic_update_slice_in_dim(room, x, jax.lax.axis_index(placement.heads) // each, at)

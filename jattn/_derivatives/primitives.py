@@ -102,7 +102,9 @@ def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, held, cotangents = parts(flat, active)
     fold = Fold(spec, args, (*held, *cotangents))
     own = [n for n, y in enumerate(active) if y]
-    folded, pull = jax.vjp(lambda *values: [fold.arg(n, x) for n, x in zip(own, values, strict=True)], *(args[n] for n in own))
+    folded, pull = jax.vjp(
+        lambda *values: [fold.arg(n, x) for n, x in zip(own, values, strict=True)], *(args[n] for n in own)
+    )
     rest = iter(folded)
     q, k, v, *operands = (next(rest) if y else fold.arg(n, args[n]) for n, y in enumerate(active))
     dout, dlse = map(fold.row, cotangents)

@@ -162,8 +162,8 @@ class Spec:
     """Query and key rows of a tile, where the caller said so."""
     target: Target
     mapped: tuple[tuple[str, ...], ...] = ()
-    """The axes that vmap has put in front of every array, of length 1 where it lacks them, by what `spmd_axis_name` says
-    of each; none to backends."""
+    """Of each axis that vmap has put in front of every array, of length 1 where it lacks it, the mesh axes that vmap's
+    `spmd_axis_name` says it lies along.  Backends see none."""
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -42,6 +42,7 @@ class Strip(NamedTuple):
     """As many as it has even so: scores of so few take about the memory of the keys."""
 
 
+_STRIP = Strip()
 
 
 def rows(
@@ -52,7 +53,7 @@ def rows(
     operands: Sequence[AnyArray],
     finish: Callable,
     extra: object = None,
-    strip: Strip = Strip(),
+    strip: Strip = _STRIP,
 ) -> Any:
     """Any function of whole rows of scores, for all rows.
 
@@ -158,9 +159,7 @@ def _seen(terms: Terms, i: jax.Array, j: jax.Array) -> list[jax.Array]:
 
     batch, heads = (any(a in axes for axes in signature.axes) for a in "bh")
     seen = _terms.lift(head, signature.axes, ())(tiles)
-    return [
-        x.reshape(x.shape[0] if batch else 1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in seen
-    ]
+    return [x.reshape(x.shape[0] if batch else 1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in seen]
 
 
 def _join(strips: jax.Array, t: int) -> jax.Array:
@@ -187,7 +186,7 @@ def output(
     return jnp.where(empty, 0, out).astype(dtype)
 
 
-def attention(problem: Problem, strip: Strip = Strip()) -> jax.Array:
+def attention(problem: Problem, strip: Strip = _STRIP) -> jax.Array:
     """out `[b, t, h, e]` for normalisers without an online form, which see whole rows."""
     q, k, v, operands, signature = reduce(problem)
 

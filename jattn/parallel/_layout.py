@@ -57,7 +57,7 @@ def layout(
 
 
 def _names(argument: str, value: str | Sequence[str] | None) -> layouts.Axes:
-    axes = layouts.as_axes(value) if value is None or isinstance(value, (str, tuple, list)) else (value,)
-    if not all(isinstance(x, str) for x in axes):
+    axes = layouts.as_axes(value) if value is None or isinstance(value, (str, tuple, list)) else None
+    if axes is None or not all(isinstance(x, str) for x in axes):
         raise TypeError(f"layout: {argument} must name axes of a mesh, got {value!r}")
     return axes

@@ -62,7 +62,8 @@ def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
         return _attention(problem)
     b, t, h = placed.spec[:3]
     of_rows = PartitionSpec(b, t, h)
-    return jax.sharding.auto_axes(_attention, out_sharding=(of_rows, of_rows, PartitionSpec(b, h, t)))(problem)
+    fn: Any = jax.sharding.auto_axes(_attention, out_sharding=(of_rows, of_rows, PartitionSpec(b, h, t)))
+    return fn(problem)
 
 
 def _attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
