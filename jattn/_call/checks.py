@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from jattn import _terms, masks, mods, normalizers, scores
 from jattn import gates as gates_
+from jattn._call import places
 from jattn._call.problem import Problem
 from jattn._terms import AXES, Offsets, Operand, Origin, Term, broadcast_operand, functions
 from jattn._terms import positions as integers
@@ -98,7 +99,7 @@ def problem(
         mods_ = (mods.Bias(broadcast_operand(array(bias, "bias"), sizes, "bias")), *mods_)
     if dropout is not None:
         gates = (*gates, _instance(dropout, gates_.Gate, "dropout", "gates.dropout(0.1, seed)"))
-    origin = _origin(positions, sizes)
+    origin = places.of_device(_origin(positions, sizes), sizes)
     if mask is not None:
         mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes, origin)
     sink = None
@@ -120,6 +121,7 @@ def problem(
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
     mask, mods_, gates = functions.checked((mask, mods_, gates), query.dtype)
+    places.check(whole)
     return _narrowed(dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates))
 
 

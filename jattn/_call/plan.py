@@ -12,7 +12,7 @@ from jattn_kernels import tables
 from jax.core import Tracer
 
 from jattn import _terms
-from jattn._call import dispatch, targets
+from jattn._call import dispatch, layouts, places, targets
 from jattn._call.problem import Problem, reduce
 from jattn._terms import Terms
 from jattn._terms.moved import moved
@@ -46,6 +46,9 @@ class Plan:
     evidence: str | None = None
     """Of a backend for GPU: the recorded run that confirms it on the chip, or what is known of it without one."""
 
+    gathered: str | None = None
+    """Of queries or keys that are sharded: along which mesh axes, and so gathered."""
+
     def __str__(self) -> str:
         rows = [
             ("backend", self.backend),
@@ -64,6 +67,8 @@ class Plan:
             rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from {source}"))
         if self.evidence is not None:
             rows.append(("evidence", self.evidence))
+        if self.gathered is not None:
+            rows.append(("gathered", f"queries and keys, sharded along {self.gathered}: see jattn.parallel.attention"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -124,6 +129,7 @@ def plan(
         tuned=cut.tuned,
         milliseconds=cut.milliseconds,
         evidence=evidence,
+        gathered=layouts.named(along) if (along := places.sequence(problem)) else None,
     )
 
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from jattn_kernels import chips
 
+from jattn._call import layouts
+
 if os.environ.get("JATTN_INTERPRET", "0") not in ("", "0"):
     # The simulator of GPUs has a thread for each warpgroup, which wait for one another: on fewer threads than XLA takes
     # on a machine of two cores they wait for ever.  XLA reads this when it first computes.
@@ -26,6 +28,8 @@ class Target(NamedTuple):
     capability: tuple[int, int] | None = None
     """CUDA's compute capability, of NVIDIA's GPUs: what kernels for them go by, since more cards have one than the
     table of chips has lines."""
+    layout: layouts.Layout | None = None
+    """Where in a mesh calls lie, as far as `jattn.parallel.layout` says."""
 
     @property
     def tpu(self) -> bool:
@@ -49,7 +53,7 @@ def current() -> Target:
     asked = os.environ.get("JATTN_INTERPRET", "0")
     interpret = device.platform != "tpu" and asked not in ("", "0")
     chip = (chips.CHIPS.get(asked) if interpret else None) or chips.of_kind(device.device_kind)
-    return Target(device.platform, chip and chip.name, interpret, _capability(device, chip))
+    return Target(device.platform, chip and chip.name, interpret, _capability(device, chip), layouts.current())
 
 
 def named(device: str) -> Target:

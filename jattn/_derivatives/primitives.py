@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -23,12 +22,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.interpreters import mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jattn._call.modes import ordinary
-from jattn._call.targets import ANY
-from jattn._derivatives import twin
+from jattn._derivatives import lowering, twin
+from jattn._derivatives.lowering import plain
+from jattn._derivatives.mapped import Fold, lengths
+from jattn._derivatives.partitioning import Roles
 from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
@@ -83,20 +83,34 @@ def with_infinity(held: Sequence[jax.Array]) -> Result:
 
 
 def _forward(*args: jax.Array, spec: Spec):
-    q, k, v, *operands = args
-    return list(spec.backend.forward(spec, q, k, v, operands))
+    fold = Fold(spec, args)
+    q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
+    return [fold.unfold(x) for x in spec.backend.forward(fold.folded, q, k, v, operands)]
 
 
 def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
-    (q, k, v, *operands), held, (dq, dk, dv, *moving) = parts(flat, active)
-    moved = Tangents(dq, dk, dv, placed(moving, active[3:]))
-    return list(spec.backend.tangent(spec, q, k, v, operands, with_infinity(held), moved))
+    args, held, tangents = parts(flat, active)
+    fold = Fold(spec, args, held)
+    q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
+    moving = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
+    moved = Tangents(*moving[:3], moving[3:])
+    found = spec.backend.tangent(fold.folded, q, k, v, operands, with_infinity([fold.row(x) for x in held]), moved)
+    return [fold.unfold(x) for x in found]
 
 
 def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
-    (q, k, v, *operands), held, (dout, dlse) = parts(flat, active)
-    gradients = spec.backend.backward(spec, q, k, v, operands, with_infinity(held), dout, dlse, active[3:])
-    return [*gradients[:3], *chosen(gradients.operands, active[3:])]
+    args, held, cotangents = parts(flat, active)
+    fold = Fold(spec, args, (*held, *cotangents))
+    own = [n for n, y in enumerate(active) if y]
+    folded, pull = jax.vjp(
+        lambda *values: [fold.arg(n, x) for n, x in zip(own, values, strict=True)], *(args[n] for n in own)
+    )
+    rest = iter(folded)
+    q, k, v, *operands = (next(rest) if y else fold.arg(n, args[n]) for n, y in enumerate(active))
+    dout, dlse = map(fold.row, cotangents)
+    held = with_infinity([fold.row(x) for x in held])
+    gradients = spec.backend.backward(fold.folded, q, k, v, operands, held, dout, dlse, active[3:])
+    return list(pull([*gradients[:3], *chosen(gradients.operands, active[3:])]))
 
 
 # Their twins
@@ -106,8 +120,8 @@ def _of_active(spec: Spec, args: Sequence[jax.Array], active: tuple[bool, ...]) 
     """`twin.attend` as a function of the active args."""
 
     def fn(*values: jax.Array):
-        q, k, v, *operands = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
-        return list(twin.attend(spec, q, k, v, operands))
+        full = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
+        return list(twin.attend(spec, full))
 
     return fn
 
@@ -127,56 +141,34 @@ def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 # Shapes
 
 
-def _batch(spec: Spec, args: Sequence[ShapedArray]) -> int:
-    named = [*args[:3], *(x for x, axes in zip(args[3:], spec.signature.axes, strict=True) if "b" in axes)]
-    return max(x.shape[0] for x in named)
+def _rows_shapes(args: Sequence[ShapedArray], axes: Sequence[str], spec: Spec) -> tuple[ShapedArray, ShapedArray]:
+    """Of out and lse: each axis lies in a mesh as it does in the first array that has it there."""
+    q, v, n = args[0], args[2], len(spec.mapped)
+    rows = *lengths(args, axes, n), *q.shape[n + 1 : n + 3]
+
+    def lies(at: int) -> Any:
+        having = [x for x, a in zip(args, axes, strict=True) if at < n or a.startswith("b")] if at <= n else [q]
+        return next((x.sharding.spec[at] for x in having if x.shape[at] == rows[at] and x.sharding.spec[at]), None)
+
+    where = PartitionSpec(*map(lies, range(n + 3)))
+    of = lambda shape, dtype, where: q.update(
+        shape, dtype, weak_type=False, sharding=NamedSharding(q.sharding.mesh, where)
+    )
+    out = of((*rows, v.shape[-1]), spec.dtype, PartitionSpec(*where, None))
+    return out, of(rows, jnp.promote_types(q.dtype, jnp.float32), where)
 
 
 def _attend_shapes(*args: ShapedArray, spec: Spec):
-    q, _, v = args[:3]
-    shape = (_batch(spec, args), *q.shape[1:3])
-    placed = NamedSharding(q.sharding.mesh, PartitionSpec(*q.sharding.spec[:3]))
-    lse = q.update(shape, jnp.promote_types(q.dtype, jnp.float32), weak_type=False, sharding=placed)
-    return [q.update((*shape, v.shape[-1]), spec.dtype, weak_type=False), lse, lse]
+    out, lse = _rows_shapes(args, spec.axes, spec)
+    return [out, lse, lse]
 
 
 def _tangent_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
-    out, lse, _ = parts(flat, active)[1]
-    return [out, lse]
+    return list(_rows_shapes(flat, [*spec.axes, *["bth"] * 3, *chosen(spec.axes, active)], spec))
 
 
 def _backward_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
     return [x.update(weak_type=False) for x in chosen(flat[: len(active)], active)]
-
-
-def _plain(avals: Iterable[Any]) -> list[ShapedArray]:
-    """Shapes and dtypes alone: kernels do not care where in a mesh they run."""
-    return [ShapedArray(x.shape, x.dtype) for x in avals]
-
-
-def _check_platform(traced: str, lowered: Sequence[str]) -> None:
-    """Says so where a backend was chosen for another platform than it is compiled for, as `jax.export` may."""
-    if traced != ANY and "tpu" in lowered and traced != "tpu":
-        warnings.warn(
-            f"attention was traced for {traced} and is compiled for {' and '.join(lowered)}, without TPU kernels: trace"
-            " it inside jax.set_mesh of a mesh of TPU devices (those of jax.experimental.topologies need no TPU), or"
-            " choose with implementation=",
-            stacklevel=2,
-        )
-
-
-def _lowering(compute: Callable) -> Callable:
-    lower = mlir.lower_fun(compute, multiple_results=True)
-
-    def rule(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any):
-        _check_platform(params["spec"].target.platform, ctx.module_context.platforms)
-        plain = ctx.replace(avals_in=_plain(ctx.avals_in), avals_out=_plain(ctx.avals_out))
-        lowered = lower(plain, *args, **params)
-        if plain.tokens_out is not None:  # of a simulator's effects
-            ctx.set_tokens_out(plain.tokens_out)
-        return lowered
-
-    return rule
 
 
 def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
@@ -184,10 +176,10 @@ def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, A
     spec = params["spec"]
     if not (spec.target.interpret and spec.backend.calls_back):
         return set()
-    return set(jax.make_jaxpr(functools.partial(compute, **params))(*_plain(args)).effects)
+    return set(jax.make_jaxpr(functools.partial(compute, **params))(*plain(args)).effects)
 
 
-def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
+def _primitive(name: str, compute: Callable, shapes: Callable, roles: Callable[..., Roles]) -> Primitive:
     compute = ordinary(compute)  # what is lowered is traced later, under the settings of then
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -197,10 +189,25 @@ def _primitive(name: str, compute: Callable, shapes: Callable) -> Primitive:
         return shapes(*args, **params), _effects(compute, args, params)
 
     primitive.def_effectful_abstract_eval(abstract)
-    mlir.register_lowering(primitive, _lowering(compute))
+    lowering.register(primitive, compute, roles)
     return primitive
 
 
-attend_p = _primitive("attend", _forward, _attend_shapes)
-attend_tangent = _primitive("attend_tangent", _tangent, _tangent_shapes)
-attend_backward = _primitive("attend_backward", _backward, _backward_shapes)
+_ROWS = ("bth",) * len(Result._fields)
+
+
+def _attend_roles(spec: Spec) -> Roles:
+    return Roles(spec.axes, _ROWS)
+
+
+def _tangent_roles(spec: Spec, active: tuple[bool, ...]) -> Roles:
+    return Roles([*spec.axes, *_ROWS, *chosen(spec.axes, active)], _ROWS[:2])
+
+
+def _backward_roles(spec: Spec, active: tuple[bool, ...]) -> Roles:
+    return Roles([*spec.axes, *_ROWS, *_ROWS[:2]], chosen(spec.axes, active), sums=True)
+
+
+attend_p = _primitive("attend", _forward, _attend_shapes, _attend_roles)
+attend_tangent = _primitive("attend_tangent", _tangent, _tangent_shapes, _tangent_roles)
+attend_backward = _primitive("attend_backward", _backward, _backward_shapes, _backward_roles)

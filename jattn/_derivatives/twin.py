@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
 
+from jattn._derivatives import mapped
 from jattn._terms import AnyArray, Terms
 from jattn._terms.rows import logsumexp
-from jattn.backends.contract import Key, Lse, Out, Query, Spec, Value
-from jattn.backends.whole_rows import output, rows
+from jattn.backends.contract import Spec
+from jattn.backends.whole_rows import Strip, output, rows
 from jattn.normalizers import Softmax
 
 
-def attend(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -> tuple[Out, Lse]:
-    """out and lse of softmax attention: the twin of `primitives.attend`."""
-    if spec.backend.twin is not None:
-        return spec.backend.twin(spec, q, k, v, operands)
+def attend(spec: Spec, args: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
+    """out and lse of softmax attention, after the mapped axes: the twin of `primitives.attend`."""
 
     def finish(terms: Terms, _: object, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array):
         out = output(terms, scores, Softmax()(scores), value, i, j, spec.precision, spec.dtype)
         return out, logsumexp(scores)
 
-    return rows(spec.signature, q, k, v, operands, finish)
+    together = math.prod(mapped.lengths(args, spec.axes, len(spec.mapped))[:-1])
+    strip = Strip(Strip().scores // max(1, together))
+
+    def one(q: jax.Array, k: jax.Array, v: jax.Array, *operands: AnyArray):
+        if spec.backend.twin is not None:
+            return spec.backend.twin(dataclasses.replace(spec, mapped=()), q, k, v, operands)
+        return rows(spec.signature, q, k, v, operands, finish, strip=strip)
+
+    return mapped.over(one, args, len(spec.mapped))

@@ -161,6 +161,14 @@ class Spec:
     blocks: tuple[int, int] | None
     """Query and key rows of a tile, where the caller said so."""
     target: Target
+    mapped: tuple[tuple[str, ...], ...] = ()
+    """Of each axis that vmap has put in front of every array, of length 1 where it lacks it, the mesh axes that vmap's
+    `spmd_axis_name` says it lies along.  Backends see none."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Of q, k, v and the operands, after the mapped ones; what else they have is whole to every step."""
+        return ("bth", "bsg", "bsg", *self.signature.axes)
 
     def terms(self, operands: Sequence[Any]) -> Terms:
         """The terms with their operands whole."""

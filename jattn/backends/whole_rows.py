@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,24 @@ from jattn._terms import AnyArray, Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
 from jattn._terms.rows import THRESHOLD
-from jattn.backends.batches import spread
 from jattn.backends.contract import Precision
 from jattn.backends.steps import Step
 from jattn.normalizers import Normalizer
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
-STRIP = 2**20  # scores of a strip, over all heads
+
+
+class Strip(NamedTuple):
+    """How large a strip is: it has some query rows of all batch elements and heads, which no loop takes one after the
+    other, since in a mesh each device has some of them."""
+
+    scores: int = 2**20
+    """As many as it may have."""
+    rows: int = 16
+    """As many as it has even so: scores of so few take about the memory of the keys."""
+
+
+_STRIP = Strip()
 
 
 def rows(
@@ -42,13 +53,13 @@ def rows(
     operands: Sequence[AnyArray],
     finish: Callable,
     extra: object = None,
-    strip: int = STRIP,
+    strip: Strip = _STRIP,
 ) -> Any:
     """Any function of whole rows of scores, for all rows.
 
     `finish(terms, extra, scores [bt, s], value [s, e], i, j)` of one head returns a pytree of arrays `[bt, ..]`; the
     result has them as `[b, t, h, ..]`.  `extra` is a term or a pytree of them, cut to the tile as the terms are;
-    `strip` is how many scores a strip may have.
+    `strip` says how large a strip is.
     """
     more, extra_signature = _terms.split(extra)
     fn: Any = functools.partial(_rows, signature, extra_signature, finish, strip)
@@ -62,7 +73,7 @@ def _rows(
     signature: Signature,
     extra_signature: Signature,
     finish: Callable,
-    most: int,
+    most: Strip,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -80,46 +91,32 @@ def _rows(
         shapes = jax.eval_shape(functools.partial(_rows, signature, extra_signature, finish, most), *sizable)
         return jax.tree.map(lambda x: jnp.zeros((b, t, *x.shape[2:]), x.dtype), shapes)
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    every = lambda arrays: [spread(jnp.asarray(x), b) for x in arrays]
-    per_element = every((q, k, v)), every(x for x, a in zip(operands, axes, strict=True) if "b" in a)
     terms = signature.fill(operands[:own])
     masked, width = terms.mask is not None, tile_width(terms, q)
-    per_row = max(1, h * s * width)
-    query = Tiling(t, max(1, min(t, most // per_row)))
+    query = Tiling(t, min(t, max(most.rows, most.scores // max(1, b * h * s * width))))
+    whole = Step({"b": (0, b), "g": (0, g), "h": (0, h), "s": (0, s)}, h // g)
+    columns = [whole.columns(x).astype(dtype) for x in (k, v)]
 
-    def element(arrays: tuple[list[jax.Array], list[jax.Array]]):
-        (q, k, v), mine = jax.tree.map(lambda x: x[None], arrays)
-        rest = iter(mine)
-        held = [next(rest) if "b" in a else x for x, a in zip(operands, axes, strict=True)]
+    @functools.partial(jax.checkpoint, policy=_KEPT)
+    def strip(n: int | jax.Array, columns: list[jax.Array]):
+        step = whole.along("t", query.start(n), query.block)
+        i, j = step.positions()
+        tiles = [step.operand(x, a) for x, a in zip(operands, axes, strict=True)]
+        arrays = (step.rows(q).astype(dtype), *columns)
+        if masked:
+            arrays, tiles[:own] = _hidden_as_zero(signature, arrays, tiles[:own], i, j)
 
-        at = {"b": (0, 1), "g": (0, g), "h": (0, h), "s": (0, s)}
-        columns = [Step(at, h // g).columns(x).astype(dtype) for x in (k, v)]
+        def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
+            terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
+            return finish(terms, cut, terms.scores(query, key, i, j), value, i, j)
 
-        @functools.partial(jax.checkpoint, policy=_KEPT)
-        def strip(n: int | jax.Array, columns: list[jax.Array]):
-            step = Step(at, h // g).along("t", query.start(n), query.block)
-            i, j = step.positions()
-            tiles = [step.operand(x, a) for x, a in zip(held, axes, strict=True)]
-            arrays = (step.rows(q).astype(dtype), *columns)
-            if masked:
-                arrays, tiles[:own] = _hidden_as_zero(signature, arrays, tiles[:own], i, j)
+        tile = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), tile)
 
-            def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
-                terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
-                return finish(terms, cut, terms.scores(query, key, i, j), value, i, j)
-
-            tile = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
-            return jax.tree.map(lambda x: jnp.moveaxis(x[0].reshape(h, *x.shape[3:]), 0, 1), tile)
-
-        if query.count == 1:
-            return strip(0, columns)
-        strips = jax.lax.map(lambda n: strip(n, columns), jnp.arange(query.count))
-        return jax.tree.map(lambda x: _join(x, t), strips)
-
-    if b == 1:
-        return jax.tree.map(lambda x: x[None], element(jax.tree.map(lambda x: x[0], per_element)))
-    together = max(1, most // (per_row * query.block))
-    return jax.lax.map(element, per_element, batch_size=min(b, together) if together > 1 else None)
+    if query.count == 1:
+        return strip(0, columns)
+    strips = jax.lax.map(lambda n: strip(n, columns), jnp.arange(query.count))
+    return jax.tree.map(lambda x: _join(x, t), strips)
 
 
 def _hidden_as_zero(
@@ -142,7 +139,7 @@ def _hidden_as_zero(
         if "t" in x.axes and "s" in x.axes:
             seen &= columns[..., None, :]
         seen = seen if "h" in x.axes else jnp.any(seen, axis=(1, 2))
-        seen = seen if "b" in x.axes else seen[0]
+        seen = seen if "b" in x.axes else jnp.any(seen, axis=0)
         seen = seen.reshape(*seen.shape, *[1] * (x.array.ndim - seen.ndim))
         return Operand(jnp.where(jnp.isfinite(x.array) | seen, x.array, 1), x.axes)
 
@@ -152,23 +149,25 @@ def _hidden_as_zero(
 
 
 def _seen(terms: Terms, i: jax.Array, j: jax.Array) -> list[jax.Array]:
-    """Which rows of a strip see a key, `[1, g|1, r|1, bt]`, and which keys are seen by a row, `[1, g|1, r|1, s]`."""
+    """Which rows of a strip see a key, `[b|1, g|1, r|1, bt]`, and which keys are seen by a row, `[b|1, g|1, r|1,
+    s]`."""
     tiles, signature = _terms.split(moved(terms))
 
     def head(tiles: list[jax.Array]):
         live = signature.fill(tiles)(i, j)
         return jnp.any(live, axis=1), jnp.any(live, axis=0)
 
-    heads = any("h" in a for a in signature.axes)
+    batch, heads = (any(a in axes for axes in signature.axes) for a in "bh")
     seen = _terms.lift(head, signature.axes, ())(tiles)
-    return [x.reshape(1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in seen]
+    return [x.reshape(x.shape[0] if batch else 1, *(x.shape[-3:-1] if heads else (1, 1)), x.shape[-1]) for x in seen]
 
 
 def _join(strips: jax.Array, t: int) -> jax.Array:
-    """[strips, bt, ..] -> [t, ..]; the last strip was moved back to fit and repeats rows."""
-    count, block = strips.shape[:2]
+    """`[strips, b, bt, ..]` to `[b, t, ..]`; the last strip was moved back to fit and repeats rows."""
+    count, b, block = strips.shape[:3]
     left = t - (count - 1) * block
-    return jnp.concatenate([strips[:-1].reshape(-1, *strips.shape[2:]), strips[-1, block - left :]])
+    first = jnp.moveaxis(strips[:-1], 0, 1).reshape(b, -1, *strips.shape[3:])
+    return jnp.concatenate([first, strips[-1, :, block - left :]], axis=1)
 
 
 def output(
@@ -187,7 +186,7 @@ def output(
     return jnp.where(empty, 0, out).astype(dtype)
 
 
-def attention(problem: Problem, strip: int = STRIP) -> jax.Array:
+def attention(problem: Problem, strip: Strip = _STRIP) -> jax.Array:
     """out `[b, t, h, e]` for normalisers without an online form, which see whole rows."""
     q, k, v, operands, signature = reduce(problem)
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
 
 from jattn import _terms
 from jattn._call.problem import Problem
@@ -56,6 +57,16 @@ def _positions(problem: Problem, shape: tuple[int, ...]) -> tuple[jax.Array, jax
 
 def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, t, h, e]`, lse `[b, t, h]` and weights `[b, h, t, s]`."""
+    placed = jax.typeof(problem.query).sharding
+    if AxisType.Explicit not in placed.mesh.axis_types:
+        return _attention(problem)
+    b, t, h = placed.spec[:3]
+    of_rows = PartitionSpec(b, t, h)
+    fn: Any = jax.sharding.auto_axes(_attention, out_sharding=(of_rows, of_rows, PartitionSpec(b, h, t)))
+    return fn(problem)
+
+
+def _attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     sizes, dtype = problem.sizes, problem.query.dtype
     heads_first = [
         jnp.swapaxes(x, 1, 2).astype(jnp.promote_types(x.dtype, jnp.float32))
