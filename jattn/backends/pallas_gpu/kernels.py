@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jattn_kernels.gpu.ampere import backward_keys as ampere_keys
+from jattn_kernels.gpu.ampere import backward_queries as ampere_queries
+from jattn_kernels.gpu.ampere import forward as ampere_forward
 from jattn_kernels.gpu.blackwell import backward_keys as blackwell_keys
 from jattn_kernels.gpu.blackwell import backward_queries as blackwell_queries
 from jattn_kernels.gpu.blackwell import forward as blackwell_forward
@@ -25,6 +28,7 @@ class Kernels(NamedTuple):
 
 
 _KERNELS: dict[Generation, Kernels] = {
+    "ampere": Kernels(ampere_forward.forward, ampere_queries.backward_queries, ampere_keys.backward_keys),
     "hopper": Kernels(hopper_forward.forward, hopper_queries.backward_queries, hopper_keys.backward_keys),
     "blackwell": Kernels(blackwell_forward.forward, blackwell_queries.backward_queries, blackwell_keys.backward_keys),
 }

@@ -47,9 +47,9 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
     if capability is None:
         return "runs on NVIDIA's GPUs alone"
     major, minor = capability
-    if capability in ((9, 0), (10, 0)):
+    if capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0)):
         return None
-    have = "has kernels for Hopper (sm_90) and Blackwell (sm_100)"
+    have = "has kernels for Ampere (sm_80, sm_86), Ada (sm_89), Hopper (sm_90) and Blackwell (sm_100)"
     if major < 8:
         return f"{have}, not sm_{major}{minor}, which has neither tensor cores for bfloat16 nor asynchronous copies"
     return f"{have}, not yet for sm_{major}{minor}, whose products and copies are others"

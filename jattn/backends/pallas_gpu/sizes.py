@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from jattn_kernels import chips
 from jattn_kernels.gpu.sizes import Sizes
@@ -18,14 +18,18 @@ _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along one axis, what the compiler reduces in
 
-Generation = Literal["hopper", "blackwell"]
-_HEIGHTS: dict[Generation, int] = {"hopper": 64, "blackwell": 128}
+_ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
+_RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
+
+Generation = Literal["ampere", "hopper", "blackwell"]
+_HEIGHTS: dict[Generation, int] = {"ampere": 64, "hopper": 64, "blackwell": 128}
 """Rows of a warpgroup's tile, which the matrix unit forces."""
 
 
 def generation(target: Target) -> Generation:
     """Whose kernels run there; the simulator runs Hopper's, unless a chip is named."""
-    return "blackwell" if (target.capability or (9, 0))[0] == 10 else "hopper"
+    generations: dict[int, Generation] = {8: "ampere", 9: "hopper", 10: "blackwell"}
+    return generations[(target.capability or (9, 0))[0]]
 
 
 def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], kernel: Kernel) -> tuple[Sizes, str]:
@@ -37,7 +41,8 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
         return given, "as set"
     d, e = (-(-x.shape[-1] // 16) * 16 for x in (k, v))
     wide = max(d, e) > _WIDE
-    terms = terms_of(spec)
+    if generation(spec.target) == "ampere":
+        return _on_ampere(spec, operands, kernel, d, e)
     height = _HEIGHTS[generation(spec.target)]
     if kernel == "forward":
         rows, columns = 128, 64 if wide else 128
@@ -60,12 +65,46 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     while columns > 32 and _bytes(kernel, rows, columns, d, e, 2, both) > room:
         columns //= 2
     piece = columns
-    if (kernel != "forward" or height == 128) and (terms.mods or terms.gates or terms.mask is not None):
+    if (kernel != "forward" or height == 128) and _has_terms(terms_of(spec)):
         piece = min(columns, _PIECE)
     steps = 2
     while steps < 4 and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room and kernel != "forward":
         steps += 1
     return Sizes(rows, columns, steps, piece, height), source
+
+
+def _has_terms(terms: Any) -> bool:
+    return bool(terms.mods or terms.gates or terms.mask is not None)
+
+
+def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e: int) -> tuple[Sizes, str]:
+    """Tiles so small that a multiprocessor holds two blocks, since one alone waits for its own products; if there are
+    none, the largest of one."""
+    chip, passing = _ampere(spec.target), "t" if kernel == "keys" else "s"
+    pairs = [(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
+    both = [x.dtype.itemsize for x, axes in pairs if {*"ts"} <= {*axes}]
+    vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # that are staged with each tile
+
+    def fits(columns: int, steps: int, blocks: int) -> bool:
+        small = _ALIGNED * (vectors + (kernel == "keys"))
+        return blocks * (_bytes(kernel, 64, columns, d, e, steps, both) + small + _RESERVED) <= chip.fast_memory
+
+    most = 64 if max(d, e) <= (_WIDE if kernel == "forward" else _WIDE // 2) else 32  # whose numbers registers hold
+    tried = [(64, 2, 2), (32, 2, 2), (64, 2, 1), (32, 2, 1), (16, 2, 1), (16, 1, 1)]  # columns, steps, blocks
+    columns, steps, _ = next((x for x in tried if x[0] <= most and fits(*x)), tried[-1])
+    rows, source = 64, "the largest that fit"
+    if spec.blocks is not None:
+        if kernel == "forward":
+            rows, columns = spec.blocks
+        source = "as asked for"
+    piece = min(columns, _PIECE) if kernel != "forward" and _has_terms(terms_of(spec)) else columns
+    return Sizes(rows, columns, steps, piece), source
+
+
+def _ampere(target: Target) -> chips.Gpu:
+    """The chip; of cards that are not in the table one of their capability, else that of Ada, which has least."""
+    alike = [x for x in chips.GPUS.values() if x.capability == target.capability]
+    return chips.GPUS.get(target.chip or "") or (alike[0] if alike else chips.GPUS["l4"])
 
 
 def _bytes(kernel: Kernel, rows: int, columns: int, d: int, e: int, steps: int, both: list[int]) -> int:

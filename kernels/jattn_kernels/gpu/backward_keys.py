@@ -122,7 +122,8 @@ class Keys(Gradients):
                 plgpu.copy_gmem_to_smem(self.dout.at[self.b, queries, h], self.dout_sm.at[slot], there)
                 for row, ref in enumerate(self.of_rows):
                     plgpu.copy_gmem_to_smem(ref.at[self.b, h, queries], self.row_sm.at[row, slot], there)
-                self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, (self.first, first), there)
+                places, copy = (self.first, first), self.copier(there)
+                self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, places, copy)
 
             lax.fori_loop(0, visits.total, one, None)
             return before + visits.total
@@ -149,7 +150,7 @@ class Keys(Gradients):
             visits = self.visits(h)
             if self.staging.resident:
                 pl.when((n == 0) | self.staging.of_heads)(lambda: self.bring_operands(wg, h, first))
-            resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, h, wg)
+            resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, h, wg, first)
             state = *state, [machine.zeros(height) for _ in self.active] if of_keys else []
             for masked, begin, end in visits.kinds():
                 wanted = of_keys, of_values
@@ -179,8 +180,18 @@ class Keys(Gradients):
     def bring_operands(self, wg: jax.Array, h: jax.Array, first: jax.Array) -> None:
         """What the rows have of a head's operands."""
         there = self.operands_there.at[wg]
-        self.staging.copy_resident(self.operands, self.staged, self.b, h, wg, first, there)
+        self.staging.copy_resident(self.operands, self.staged, self.b, h, wg, first, self.copier(there))
         plgpu.barrier_wait(there)
+
+    def arrived(self, n: jax.Array) -> jax.Array:
+        """The slot of the n-th tile, once it is there."""
+        slot = lax.rem(n, jnp.int32(self.sizes.steps))
+        plgpu.barrier_wait(self.there.at[slot])
+        return slot
+
+    def leave(self, slot: jax.Array) -> None:
+        """What is there is not needed any more."""
+        plgpu.barrier_arrive(self.free.at[slot])
 
     def tile(
         self,
@@ -198,13 +209,13 @@ class Keys(Gradients):
         """A tile of queries adds its share."""
         (dk, dv, sums), (of_keys, of_values) = state, wanted
         machine, step = self.machine, before + n
-        slot = lax.rem(step, jnp.int32(self.sizes.steps))
+        slot = self.arrived(step)
         column = visits.tile(n) * self.sizes.columns
 
         def given(columns: slice) -> tuple[Any, ...]:
             width = columns.stop - columns.start
             places = self.positions(row, column + columns.start, width)
-            read = lambda n: Column(machine.column(self.row_sm.at[n, slot, pl.ds(columns.start, width)][...]))
+            read = lambda n: Column(machine.load(self.row_sm.at[n, slot, pl.ds(columns.start, width)], "column"))
             of_rows = [read(n) for n in range(len(self.of_rows))]
             of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
             return *places, of_queries, self.actives(self.parts(place, slot, resident, columns, (self.first, column)))
@@ -214,11 +225,10 @@ class Keys(Gradients):
             narrow = self.narrow
             return narrow(weight) if of_values else None, (narrow(ds), of_some) if of_keys else (None, [])
 
-        plgpu.barrier_wait(self.there.at[slot])
         weight, (ds, of_some) = self.evaluate(gradients, self.products(wg, place, slot, of_keys), given)
         dk, dv = self.add(wg, slot, step, dk, dv, ds, weight)
         sums = [x + y.x for x, y in zip(sums, of_some, strict=True)]
-        plgpu.barrier_arrive(self.free.at[slot])
+        self.leave(slot)
         return dk, dv, sums
 
     def write_sums(self, wg: jax.Array, place: Any, h: jax.Array, rows: Any, sums: Sequence[jax.Array]) -> None:
@@ -259,8 +269,9 @@ def run(
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
     batches = tuple(x.shape[0] for x in (q, k, v))
     tiles, height, blocks = pl.cdiv(s, sizes.rows), sizes.height, sizes.rows // sizes.height
-    staging = Staging(layouts, "s", sizes, Lengths(t, s).padded["t"])
-    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
+    staging = Staging(layouts, "s", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
+    stretch = kind.stretch(sizes)
+    barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     sums = jax.ShapeDtypeStruct((kind.sharers * b, h, tiles * sizes.rows), jnp.float32)
     dk, dv, *sums = launch(
         kind,
@@ -272,17 +283,17 @@ def run(
             *[sums] * len(active),
         ],
         scratch_types=[
-            tiles_in(blocks, height, d, q.dtype, sizes),
-            tiles_in(blocks, height, e, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
+            tiles_in(blocks, height, d, q.dtype, stretch),
+            tiles_in(blocks, height, e, q.dtype, stretch),
+            tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
+            tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
             plgpu.SMEM((len(of_rows), sizes.steps, sizes.columns), jnp.float32),
-            plgpu.SMEM((len(active), blocks * kind.sharers, height), jnp.float32) if active else None,
-            plgpu.Barrier(num_arrivals=2, num_barriers=blocks),
-            plgpu.Barrier(num_arrivals=staging.resident, num_barriers=2) if staging.resident else None,
+            plgpu.SMEM((len(active), blocks * kind.sharers, height), jnp.float32) if active and kind.copies else None,
+            kind.barrier(num_arrivals=2, num_barriers=blocks),
+            kind.barrier(num_arrivals=staging.resident, num_barriers=2) if staging.resident else None,
             barriers(num_arrivals=2 + len(of_rows) + staging.passing),
             barriers(num_arrivals=2 // kind.sharers),
-            plgpu.Barrier(num_arrivals=2, orders_tensor_core=kind.sharers > 1),
+            kind.barrier(num_arrivals=2, orders_tensor_core=kind.sharers > 1),
             own,
             *staging.scratch(),
         ],

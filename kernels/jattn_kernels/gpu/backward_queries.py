@@ -88,7 +88,8 @@ class Queries(Gradients):
             for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
                 at = entry(self.b, batch), pl.ds(first, self.sizes.columns), g
                 plgpu.copy_gmem_to_smem(ref.at[at], to.at[slot], there)
-            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, (self.first, first), there)
+            places, copy = (self.first, first), self.copier(there)
+            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, copy)
 
         self.stream(self.visits.total, (self.free,), (bring,))
 
@@ -102,16 +103,26 @@ class Queries(Gradients):
         plgpu.copy_gmem_to_smem(self.dout.at[self.b, rows, self.h], self.dout_sm.at[wg], arrived)
         for n, ref in enumerate(self.of_rows):
             plgpu.copy_gmem_to_smem(ref.at[self.b, self.h, rows], self.row_sm.at[n, wg], arrived)
-        self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, arrived)
+        self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, self.copier(arrived))
         plgpu.barrier_wait(arrived)
-        of_rows = [Row(machine.row(self.row_sm.at[n, wg][...])) for n in range(len(self.of_rows))]
+        of_rows = [Row(machine.load(self.row_sm.at[n, wg], "row")) for n in range(len(self.of_rows))]
         of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
-        resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg)
+        resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg, first)
         state = self.begin(wg), [machine.zeros(height) for _ in self.active]
         for masked, begin, end in self.visits.kinds():
             tile = functools.partial(self.tile, wg, first, of_queries, resident, masked)
             state = lax.fori_loop(begin, end, tile, state)
         self.finish(wg, rows, *state)
+
+    def arrived(self, n: jax.Array) -> jax.Array:
+        """The slot of the n-th tile, once it is there."""
+        slot = lax.rem(n, jnp.int32(self.sizes.steps))
+        plgpu.barrier_wait(self.there.at[slot])
+        return slot
+
+    def leave(self, slot: jax.Array) -> None:
+        """What is there is not needed any more."""
+        plgpu.barrier_arrive(self.free.at[slot])
 
     def tile(
         self,
@@ -125,13 +136,12 @@ class Queries(Gradients):
     ) -> Any:
         """A tile of keys adds its share."""
         dq, sums = state
-        slot, column = lax.rem(n, jnp.int32(self.sizes.steps)), self.visits.tile(n) * self.sizes.columns
+        column = self.visits.tile(n) * self.sizes.columns
+        slot = self.arrived(n)
 
         def given(columns: slice) -> tuple[Any, ...]:
             places = self.positions(row, column + columns.start, columns.stop - columns.start)
             return *places, of_queries, self.actives(self.parts(wg, slot, resident, columns, (self.first, column)))
-
-        plgpu.barrier_wait(self.there.at[slot])
 
         def gradients(*x: Any) -> Any:
             _, ds, of_some = self.of_tile(*x, masked=masked)
@@ -139,7 +149,7 @@ class Queries(Gradients):
 
         ds, of_some = self.evaluate(gradients, self.products(wg, slot), given)
         dq = self.add(wg, slot, dq, ds.astype(self.k_sm.dtype))
-        plgpu.barrier_arrive(self.free.at[slot])
+        self.leave(slot)
         return dq, [x + y.x for x, y in zip(sums, of_some, strict=True)]
 
     def finish(self, wg: jax.Array, rows: Any, dq: Any, sums: Sequence[jax.Array]) -> None:
@@ -176,8 +186,9 @@ def run(
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
     batches = tuple(x.shape[0] for x in (q, k, v))
     tiles = pl.cdiv(t, sizes.rows)
-    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
-    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
+    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
+    stretch = kind.stretch(sizes)
+    barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     sums = jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)
     dq, *sums = launch(
         kind,
@@ -186,13 +197,13 @@ def run(
         computing=computing,
         out_type=[jax.ShapeDtypeStruct((b, t, h, d), q.dtype), *[sums] * len(active)],
         scratch_types=[
-            tiles_in(computing, sizes.height, d, q.dtype, sizes),
-            tiles_in(computing, sizes.height, e, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
-            plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32),
-            plgpu.SMEM((len(active), computing, sizes.height), jnp.float32) if active else None,
-            plgpu.Barrier(num_arrivals=2 + len(of_rows) + staging.resident, num_barriers=computing),
+            tiles_in(computing, sizes.height, d, q.dtype, stretch),
+            tiles_in(computing, sizes.height, e, q.dtype, stretch),
+            tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
+            tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
+            plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32) if kind.copies else None,
+            plgpu.SMEM((len(active), computing, sizes.height), jnp.float32) if active and kind.copies else None,
+            kind.barrier(num_arrivals=2 + len(of_rows) + staging.resident, num_barriers=computing),
             barriers(num_arrivals=2 + staging.passing),
             barriers(num_arrivals=computing),
             own,

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,9 +24,9 @@ from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 
 
-def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype, sizes: Sizes) -> Any:
+def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype, columns: int) -> Any:
     """Shared memory for n tiles of queries, keys or values."""
-    return plgpu.SMEM((n, rows, width), dtype, transforms=swizzle(width, dtype.itemsize, sizes.columns))
+    return plgpu.SMEM((n, rows, width), dtype, transforms=swizzle(width, dtype.itemsize, columns))
 
 
 def entry(b: Index, batch: int) -> Index:
@@ -38,24 +39,29 @@ def launch(
 ) -> Callable:
     """A kernel with a block of that kind at every place of the grid.
 
-    `name` is what profiles and dumps show; of each block `computing` warpgroups compute, and one more copies; `options`
-    are `plgpu.kernel`'s `out_type` and `scratch_types`, and beyond those what the block takes.
+    `name` is what profiles and dumps show; of each block `computing` warpgroups compute, and one more copies if the
+    kind has one that does; `options` are `plgpu.kernel`'s `out_type` and `scratch_types`, and beyond those what the
+    block takes.
     """
     of_kernel = {x: options.pop(x) for x in ("out_type", "scratch_types")}
 
     def body(*refs: Any) -> None:
-        block, wg = kind(refs, interpret=interpret, **options), lax.axis_index("wg")
+        block = kind(refs, interpret=interpret, **options)
+        if not kind.copies:
+            block.compute(0)
+            return
+        wg = lax.axis_index("wg")
         pl.when(wg == computing)(block.copy)
         pl.when(wg != computing)(lambda: block.compute(wg))
 
     body.__name__ = name
+    if kind.copies:
+        of_kernel |= {"num_threads": computing + 1, "thread_name": "wg"}
     return plgpu.kernel(
         body,
         grid=tuple(grid.values()),
         grid_names=tuple(grid),
-        num_threads=computing + 1,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=plgpu.CompilerParams(approx_math=True, **kind.parameters),
         interpret=interpret,
         **of_kernel,
     )
@@ -68,6 +74,9 @@ class Block:
     """
 
     layout = plgpu.Layout.WGMMA  # of a tile of scores over the registers of a warpgroup
+    machines: tuple[type[Warpgroup], type[Warpgroup]] = Warpgroup, Simulated
+    copies = True  # whether a warpgroup does nothing else; if not, there is one in all
+    parameters: Mapping[str, Any] = MappingProxyType({"lowering_semantics": plgpu.LoweringSemantics.Warpgroup})
     operands: Sequence[jax.Ref]
     staged: Sequence[Any]
     b: jax.Array
@@ -84,13 +93,23 @@ class Block:
         self.t, self.s = lengths
         assert functions.scale is not None  # on GPU the scale is never a factor of the query
         self.scale = functions.scale
-        self.machine = (Warpgroup if interpret is None else Simulated)(self.layout)
+        self.machine = self.machines[interpret is not None](self.layout)
+
+    @classmethod
+    def barrier(cls, **options: Any) -> Any:
+        """The scratch of barriers; who copies what it needs itself has none."""
+        return plgpu.Barrier(**options) if cls.copies else None
+
+    @classmethod
+    def stretch(cls, sizes: Sizes) -> int:
+        """How many columns of a tile in shared memory stand together at most."""
+        return sizes.columns  # a product takes no more at once
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
         raise NotImplementedError
 
-    def compute(self, wg: jax.Array) -> None:
+    def compute(self, wg: Index) -> None:
         """What a warpgroup that computes does."""
         raise NotImplementedError
 
@@ -142,6 +161,10 @@ class Block:
         return LOG2E if self.functions.natural else self.scale
 
     # Copies
+
+    def copier(self, arrived: Any) -> Callable[[jax.Ref, Any, jax.Ref], None]:
+        """How operands are copied, where a barrier counts what has arrived."""
+        return lambda ref, at, to: plgpu.copy_gmem_to_smem(ref.at[at], to, arrived)
 
     def stream(self, count: Index, free: Sequence[jax.Ref], bring: Sequence[Callable[[Index, Index], None]]) -> None:
         """Brings the n-th tile to its slot once what was there is used up; `free` and `bring` go together."""

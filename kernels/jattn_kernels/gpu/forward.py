@@ -83,7 +83,8 @@ class Forward(Block):
             first, there = self.visits.tile(n) * self.sizes.columns, self.k_there.at[slot]
             at = entry(self.b, self.batches[1]), pl.ds(first, self.sizes.columns), g
             plgpu.copy_gmem_to_smem(self.k.at[at], self.k_sm.at[slot], there)
-            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, (self.first, first), there)
+            places, copy = (self.first, first), self.copier(there)
+            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, copy)
 
         def value(n: jax.Array, slot: jax.Array) -> None:
             at = entry(self.b, self.batches[2]), pl.ds(self.visits.tile(n) * self.sizes.columns, self.sizes.columns), g
@@ -98,9 +99,9 @@ class Forward(Block):
         first, arrived = self.first + wg * height, self.q_there.at[wg]
         rows = pl.ds(first, height)
         plgpu.copy_gmem_to_smem(self.q.at[entry(self.b, self.batches[0]), rows, self.h], self.q_sm.at[wg], arrived)
-        self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, arrived)
+        self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, self.copier(arrived))
         plgpu.barrier_wait(arrived)
-        resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg)
+        resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg, first)
         top = machine.row(jnp.full((height,), LOWEST, jnp.float32))
         self.finish(wg, rows, *self.loop(wg, first, resident, (self.begin(wg), top, machine.zeros(height))))
 
@@ -110,23 +111,33 @@ class Forward(Block):
             state = lax.fori_loop(begin, end, functools.partial(self.tile, wg, first, resident, masked), state)
         return state
 
+    def arrived(self, n: jax.Array) -> jax.Array:
+        """The slot of the n-th tile, once its keys are there."""
+        slot = lax.rem(n, jnp.int32(self.sizes.steps))
+        plgpu.barrier_wait(self.k_there.at[slot])
+        return slot
+
+    def leave(self, slot: jax.Array) -> None:
+        """The keys there are not needed any more."""
+        plgpu.barrier_arrive(self.k_free.at[slot])
+
     def tile(
         self, wg: jax.Array, row: jax.Array, resident: Sequence[Any], masked: bool, n: jax.Array, state: Any
     ) -> tuple[Any, jax.Array, jax.Array]:
         """The softmax of the rows takes in a tile of keys."""
         out, top, total = state
         machine, unit = self.machine, self.unit()
-        slot, column = lax.rem(n, jnp.int32(self.sizes.steps)), self.visits.tile(n) * self.sizes.columns
+        column = self.visits.tile(n) * self.sizes.columns
 
         def given(columns: slice) -> tuple[Any, ...]:
             places = self.positions(row, column + columns.start, columns.stop - columns.start)
             return *places, self.parts(wg, slot, resident, columns, (self.first, column))
 
-        plgpu.barrier_wait(self.k_there.at[slot])
+        slot = self.arrived(n)
         product = self.product(wg, slot)
         score = self.evaluate(functools.partial(self.scores, masked=masked), [product], given)
         if self.functions.weights is None:
-            plgpu.barrier_arrive(self.k_free.at[slot])
+            self.leave(slot)
         along = lambda x: machine.broadcast(x, 0, score.shape)
         if self.functions.natural:  # the difference first: scores may be so large that a multiple of them is not finite
             new = jnp.maximum(top, machine.row_max(score))
@@ -138,7 +149,7 @@ class Forward(Block):
         out = self.shrink(wg, out, shrink)
         if self.functions.weights is not None:
             p = self.evaluate(self.functions.weights, [p], given)
-            plgpu.barrier_arrive(self.k_free.at[slot])
+            self.leave(slot)
         p = p.astype(self.v_sm.dtype)
         # What follows is products alone: where warpgroups take turns at the matrix unit, all of the above comes before.
         out, total, new, p = lax.optimization_barrier((out, total, new, p))
@@ -148,16 +159,20 @@ class Forward(Block):
         """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
         unseen = total == 0
         self.write(wg, out, jnp.where(unseen, 0.0, 1 / total), unseen)
-        log = jnp.log(total)
-        lse = top + log if self.functions.natural else top * (1 / LOG2E) + log
-        self.row_sm.at[0, wg][...] = jnp.where(unseen, -jnp.inf, lse)
-        if self.functions.natural:
-            self.row_sm.at[1, wg][...] = jnp.where(unseen, 0.0, (top - lse) + log)
+        for n, x in enumerate(self.logarithms(top, total)):
+            self.row_sm.at[n, wg][...] = x
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(self.out_sm.at[wg], self.out.at[self.b, rows, self.h])
         for n, ref in enumerate(self.of_rows):
             plgpu.copy_smem_to_gmem(self.row_sm.at[n, wg], ref.at[self.b, self.h, rows])
         plgpu.wait_smem_to_gmem(0)
+
+    def logarithms(self, top: jax.Array, total: jax.Array) -> list[jax.Array]:
+        """lse and, of natural scores, what rounding took from it."""
+        unseen, log = total == 0, jnp.log(total)
+        lse = top + log if self.functions.natural else top * (1 / LOG2E) + log
+        of_rows = [jnp.where(unseen, -jnp.inf, lse)]
+        return [*of_rows, jnp.where(unseen, 0.0, (top - lse) + log)] if self.functions.natural else of_rows
 
 
 def run(
@@ -186,9 +201,10 @@ def run(
     batches = tuple(x.shape[0] for x in (q, k, v))
     b = max(*batches, lists.batch, *(x.batch for x in layouts))
     tiles = pl.cdiv(t, sizes.rows)
-    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"])
+    staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
+    stretch = kind.stretch(sizes)
     of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * (2 if functions.natural else 1)
-    barriers = functools.partial(plgpu.Barrier, num_barriers=sizes.steps)
+    barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     out, *of_rows = launch(
         kind,
         "jattn_forward",
@@ -196,12 +212,12 @@ def run(
         computing=computing,
         out_type=[jax.ShapeDtypeStruct((b, t, h, e), q.dtype), *of_rows],
         scratch_types=[
-            tiles_in(computing, sizes.height, d, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, d, q.dtype, sizes),
-            tiles_in(sizes.steps, sizes.columns, e, q.dtype, sizes),
-            None if d == e else tiles_in(computing, sizes.height, e, q.dtype, sizes),
-            plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32),
-            plgpu.Barrier(num_arrivals=1 + staging.resident, num_barriers=computing),
+            tiles_in(computing, sizes.height, d, q.dtype, stretch),
+            tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
+            tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
+            None if d == e else tiles_in(computing, sizes.height, e, q.dtype, stretch),
+            plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32) if kind.copies else None,
+            kind.barrier(num_arrivals=1 + staging.resident, num_barriers=computing),
             barriers(num_arrivals=1 + staging.passing),
             barriers(),
             barriers(num_arrivals=computing),

@@ -11,7 +11,7 @@ with every tile that goes by, and numbers without position are read from global 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,9 @@ from jattn_kernels.gpu.machine import Warpgroup
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
+
+Copy = Callable[[jax.Ref, tuple[Any, ...], jax.Ref], None]
+"""(ref, at, to): brings `ref[at]`, in global memory, to shared memory."""
 
 _ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
 _LONGEST = 256  # numbers along an axis that it copies at once
@@ -119,12 +122,15 @@ class Staging:
     """Where the operands of a kernel stand in shared memory, and the copies that bring them there.
 
     `rows`: the axis along a tile's rows, `t` or `s`.  `padded`: the length of queries that diagonals are counted with.
+    `direct`: what rows have is not staged, but read where it is.  Whoever copies says how: `copy(ref, at, to)` brings
+    `ref[at]`.
     """
 
     layouts: tuple[OperandLayout, ...]
     rows: str
     sizes: Sizes
     padded: int
+    direct: bool = False
 
     def _resident(self, layout: OperandLayout) -> bool:
         return layout.along == self.rows
@@ -154,7 +160,7 @@ class Staging:
 
     def _scratch(self, layout: OperandLayout) -> Any:
         sizes = self.sizes
-        if not layout.along:
+        if not layout.along or (self.direct and self._resident(layout)):
             return None
         if self._resident(layout):
             return plgpu.SMEM((2, sizes.height), layout.dtype)
@@ -182,13 +188,13 @@ class Staging:
         return row - column - self.sizes.columns
 
     def copy_resident(
-        self, refs: Sequence[jax.Ref], staged: Sequence[Any], b: Index, h: Index, wg: Index, first: Index, arrived: Any
+        self, refs: Sequence[jax.Ref], staged: Sequence[Any], b: Index, h: Index, wg: Index, first: Index, copy: Copy
     ) -> None:
         """What a warpgroup's rows have, which begin at `first`."""
         for layout, ref, to in zip(self.layouts, refs, staged, strict=True):
             if self._resident(layout):
                 at = (*layout.entry(b, h), pl.ds(first, self.sizes.height))
-                plgpu.copy_gmem_to_smem(ref.at[at], to.at[wg], arrived)
+                copy(ref, at, to.at[wg])
 
     def copy_passing(
         self,
@@ -198,7 +204,7 @@ class Staging:
         h: Index,
         slot: Index,
         first: tuple[Index, Index],
-        arrived: Any,
+        copy: Copy,
     ) -> None:
         """What a tile has whose first row and column are `first`."""
         row, column = pl.ds(first[0], self.sizes.rows), pl.ds(first[1], self.sizes.columns)
@@ -209,16 +215,22 @@ class Staging:
             at = layout.entry(b, h)
             if layout.along == "r":
                 for begin, n in self._stretches:
-                    brought = ref.at[(*at, pl.ds(diagonal + begin, n))]
-                    plgpu.copy_gmem_to_smem(brought, to.at[slot, pl.ds(begin, n)], arrived)
+                    copy(ref, (*at, pl.ds(diagonal + begin, n)), to.at[slot, pl.ds(begin, n)])
             else:
                 along = (row, column) if layout.along == "ts" else (column,)
-                plgpu.copy_gmem_to_smem(ref.at[(*at, *along)], to.at[slot], arrived)
+                copy(ref, (*at, *along), to.at[slot])
 
     def read_resident(
-        self, machine: Warpgroup, refs: Sequence[jax.Ref], staged: Sequence[Any], b: Index, h: Index, wg: Index
+        self,
+        machine: Warpgroup,
+        refs: Sequence[jax.Ref],
+        staged: Sequence[Any],
+        b: Index,
+        h: Index,
+        wg: Index,
+        first: Index,
     ) -> list[Any]:
-        """What does not change from tile to tile; None in the place of the rest."""
+        """What does not change from tile to tile of rows that begin at `first`; None in the place of the rest."""
         parts: list[Any] = []
         for layout, ref, to in zip(self.layouts, refs, staged, strict=True):
             if layout.table is not None:
@@ -226,7 +238,8 @@ class Staging:
             elif not layout.along:
                 parts.append(self._of_its_kind(layout, ref[layout.entry(b, h)]))
             elif self._resident(layout):
-                parts.append(Row(self._of_its_kind(layout, machine.row(to[wg]))))
+                here = ref.at[(*layout.entry(b, h), pl.ds(first, self.sizes.height))] if self.direct else to.at[wg]
+                parts.append(Row(self._of_its_kind(layout, machine.load(here, "row"))))
             else:
                 parts.append(None)
         return parts
@@ -263,7 +276,7 @@ class Staging:
                 part = part.astype(jnp.float32) if jnp.issubdtype(layout.dtype, jnp.floating) else part
                 part = self._of_its_kind(layout, part)
             else:
-                part = Column(self._of_its_kind(layout, machine.column(to.at[slot, across][...])))
+                part = Column(self._of_its_kind(layout, machine.load(to.at[slot, across], "column")))
             parts.append(part)
         return parts
 
@@ -275,7 +288,7 @@ class Staging:
         begin = columns.start // stretch * stretch
         end = -(-columns.stop // stretch) * stretch
         rows = pl.ds(place * self.sizes.height, self.sizes.height)
-        part = machine.tile(staged.at[rows, pl.ds(begin, end - begin)][...])
+        part = machine.load(staged.at[rows, pl.ds(begin, end - begin)], "tile")
         return part[:, columns.start - begin : columns.stop - begin]
 
     def _of_its_kind(self, layout: OperandLayout, x: jax.Array) -> jax.Array:

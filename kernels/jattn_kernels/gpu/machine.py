@@ -55,6 +55,10 @@ class Warpgroup:
         """A vector along rows (axis 0) or along columns (axis 1) as a tile."""
         return jax.lax.broadcast_in_dim(x, shape, [axis])
 
+    def load(self, ref: jax.Ref, kind: Kind) -> jax.Array:
+        """A vector or tile in memory."""
+        return {"tile": self.tile, "row": self.row, "column": self.column}[kind](ref[...])
+
     def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         """The numbers of a flat array in memory at indices."""
         return look_up(ref, index, self.layouts.get(kind))

@@ -12,11 +12,11 @@ class Sizes:
 
     Attributes:
       rows: rows of a block's tile: queries, or keys where their gradients are computed.  Its two warpgroups have half
-        of them each, or both of them all; on Blackwell there may be one warpgroup alone.
+        of them each, or both of them all; on Blackwell there may be one warpgroup alone, and on Ampere there is.
       columns: columns of a tile, which go by.
       steps: tiles of the other side in shared memory at once.
       piece: columns that terms are evaluated for at once: fewer need fewer registers.
-      height: rows of a warpgroup's tile, which the machine forces: 64 on Hopper, 128 on Blackwell.
+      height: rows of a warpgroup's tile, which the machine forces: 64 on Ampere and Hopper, 128 on Blackwell.
     """
 
     rows: int = 128
@@ -28,9 +28,10 @@ class Sizes:
     def __post_init__(self) -> None:
         if self.rows not in (self.height, 2 * self.height):
             raise ValueError(f"rows must be those of one warpgroup's tile or of two, got {self}")
-        if self.columns not in (32, 64, 128) or self.columns % self.piece or self.piece % 16 or self.steps < 2:
+        if self.columns not in (16, 32, 64, 128) or self.columns % self.piece or self.piece % 16 or self.steps < 1:
             raise ValueError(
-                f"columns must be 32, 64 or 128, piece a multiple of 16 that divides them, steps at least 2, got {self}"
+                "columns must be 16, 32, 64 or 128, piece a multiple of 16 that divides them, steps at least 1, got"
+                f" {self}"
             )
 
     def keys(self, rows: str) -> int:

@@ -109,6 +109,22 @@ def test_blackwell(monkeypatch, name, sizes):
     _check(name, "bfloat16", sizes)
 
 
+@pytest.mark.parametrize(
+    ("name", "chip", "sizes"),
+    [
+        ("causal-empty-rows", "a100", None),  # of one tile, and rows that see nothing
+        ("everything", "a100", LARGE),
+        ("bias-every-axes", "l4", LARGE),
+        ("softcap", "l4", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
+    ],
+    ids=["empty", "everything", "bias", "256"],
+)
+def test_ampere(monkeypatch, name, chip, sizes):
+    """The kernels of Ampere and Ada, at the tile sizes of one and of the other."""
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    _check(name, "bfloat16", sizes)
+
+
 def test_float16():
     _check("alibi", "float16", LARGE)
 

@@ -45,8 +45,8 @@ def test_an_old_jax_comes_next(target):
         (None, "runs on NVIDIA's GPUs alone"),
         ((7, 5), "not sm_75, which has neither tensor cores for bfloat16 nor asynchronous copies"),
         ((7, 0), "not sm_70"),
-        ((12, 0), "not yet for sm_120"), ((8, 0), "not yet for sm_80"), ((8, 9), "not yet for sm_89"),
-        ((9, 0), None), ((10, 0), None),
+        ((12, 0), "not yet for sm_120"), ((8, 7), "not yet for sm_87"),
+        ((8, 0), None), ((8, 6), None), ((8, 9), None), ((9, 0), None), ((10, 0), None),
     ],
 )  # fmt: skip
 def test_the_machine(capability, reason):
@@ -57,7 +57,7 @@ def test_the_machine(capability, reason):
 @pytest.mark.skipif(not NEW, reason="jax 0.11 or newer, Python 3.12")
 def test_the_simulator_stands_for_any_machine():
     assert _unfit(Target("cpu", None, True)) is None
-    assert _unfit("h200") is None
+    assert _unfit("h200") is None and _unfit("a100") is None and _unfit("l4") is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from jattn_kernels.chips import GPUS
 
 from bench.gpu import _static, _tools
 from bench.gpu._cases import Case
@@ -66,6 +67,21 @@ def test_our_kernels_are_compiled_and_counted(ask, chip, most):
     for role, (full, partial) in most.items():
         estimate = rows[role].estimate
         assert estimate is not None
+        assert estimate.full.instructions <= full
+        assert estimate.partial.instructions <= partial
+
+
+@pytest.mark.skipif(bool(_tools.obstacle()), reason=f"nothing compiles for GPUs here: {_tools.obstacle()}")
+@pytest.mark.gpu
+def test_those_of_ampere_are_compiled_and_do_not_spill():
+    """Of 64 x 128 scores forward, whose products alone are 256 instructions, and of 64 x 64 backward."""
+    rows = {str(row.role): row for row in _static.rows_of(_case("causal", chip="a100"), "jattn")}
+    most = {"forward": (1010, 1210), "dq": (570, 700), "dkv": (770, 910)}
+    assert set(rows) == set(most)
+    for role, (full, partial) in most.items():
+        kernel, estimate = rows[role].kernel, rows[role].estimate
+        assert kernel is not None and estimate is not None
+        assert kernel.spilled == 0 and kernel.blocks_per_core(GPUS["a100"]) == 2
         assert estimate.full.instructions <= full
         assert estimate.partial.instructions <= partial
 

@@ -1,0 +1,73 @@
+"""Tile sizes: what fits each chip's shared memory, and what a caller asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jattn_kernels.chips import GPUS, KIB
+
+from jattn._call import targets
+from jattn._call.problem import reduce
+from jattn._call.targets import Target
+from jattn.backends.contract import Spec
+from jattn.backends.pallas_gpu import PALLAS_GPU
+from jattn.backends.pallas_gpu.sizes import tile_sizes
+from tests.problems import problem
+
+
+def _sizes(target: Any, kernel: Any, d: int, e: int = 0, blocks: Any = None, **options: Any) -> Any:
+    q, v = ((2, 512, 4, n) for n in (d, e or d))
+    of = jax.ShapeDtypeStruct
+    signature = []
+
+    def arrays(given):
+        *found, static = reduce(given)
+        signature.append(static)
+        return found
+
+    given = problem((of(q, jnp.bfloat16), of(q, jnp.bfloat16), of(v, jnp.bfloat16)), options)
+    _, k, v, operands = jax.eval_shape(arrays, given)
+    target = targets.named(target) if isinstance(target, str) else target
+    spec = Spec(PALLAS_GPU, signature[0], jnp.dtype(jnp.bfloat16), None, blocks, target)
+    return tile_sizes(spec, k, v, operands, kernel)
+
+
+BIAS: Any = {"bias": jnp.zeros((1, 4, 512, 512))}
+
+
+@pytest.mark.parametrize("d", [16, 64, 128, 192, 256])
+@pytest.mark.parametrize("kernel", ["forward", "queries", "keys"])
+@pytest.mark.parametrize("name", ["a100", "l4", "h100"])
+def test_tiles_fit_in_shared_memory(name, kernel, d):
+    for options in ({}, BIAS):
+        sizes, _ = _sizes(name, kernel, d, **options)
+        resident = sizes.rows * d * (1 if kernel == "forward" else 2) * 2
+        passing = sizes.steps * sizes.columns * (2 * d * 2 + (sizes.rows * 4 if options else 0))
+        assert resident + passing + 2 * KIB <= GPUS[name].granted
+
+
+@pytest.mark.parametrize(
+    ("target", "kernel", "d", "wanted"),
+    [
+        ("a100", "forward", 128, (64, 64, 2)), ("l4", "forward", 128, (64, 32, 2)), ("a100", "forward", 256, (64, 32, 2)),
+        ("a100", "queries", 128, (64, 32, 2)), ("a100", "keys", 64, (64, 64, 2)), ("l4", "keys", 256, (64, 16, 2)),
+        (Target("gpu", None, False, (8, 6)), "forward", 128, (64, 32, 2)),  # an RTX 30, which is not in the table
+        ("h100", "forward", 128, (128, 128, 2)),
+    ],
+)  # fmt: skip
+def test_two_blocks_of_ampere_share_a_multiprocessor_where_they_can(target, kernel, d, wanted):
+    sizes, source = _sizes(target, kernel, d)
+    assert (sizes.rows, sizes.columns, sizes.steps) == wanted
+    assert source == "the largest that fit"
+
+
+def test_where_nothing_else_fits_one_tile_is_there_at_a_time():
+    assert _sizes("l4", "keys", 256, **BIAS)[0].steps == 1
+
+
+def test_tiles_as_asked_for():
+    sizes, source = _sizes("a100", "forward", 64, blocks=(64, 32))
+    assert (sizes.rows, sizes.columns, source) == (64, 32, "as asked for")
