@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from jattn._call.hints import CAUSAL, SCALE, by_name
@@ -24,7 +24,9 @@ _PADDING = (
 OF_LAYERS = {
     **by_name(heads="heads", kv_heads="kv_heads", dropout="dropout, a rate in [0, 1)"),
     **by_name(causal=CAUSAL, window=_WINDOW, scale=SCALE, softcap="mods=jattn.mods.softcap(cap)"),
-    **dict.fromkeys(("in_features", "qkv_features", "embed_dim", "d_model", "dim", "model_dim"), _FEATURES),
+    **dict.fromkeys(
+        ("in_features", "out_features", "qkv_features", "embed_dim", "d_model", "dim", "model_dim"), _FEATURES
+    ),
     "hidden_size": "hidden, the width of a state or inside an MLP, where there is one; the width of x is features",
     **dict.fromkeys(("key_dim", "key_size", "size_per_head"), "head_dim"),
     **dict.fromkeys(("kdim", "in_kv_features"), _CONTEXT),
@@ -56,11 +58,12 @@ OF_CALLS = {
 }
 
 
-def translated(answers: dict[str, str]) -> Callable[[Method], Method]:
-    """Makes a method of a layer name our argument where it is given another library's, which it has not itself."""
+def translated(answers: dict[str, str], handed_on: Collection[str] = ()) -> Callable[[Method], Method]:
+    """Makes a method of a layer name our argument where it is given another library's, which it has not itself, nor
+    hands on."""
 
     def wrap(method: Method) -> Method:
-        own = frozenset(inspect.signature(method).parameters)
+        own = frozenset((*inspect.signature(method).parameters, *handed_on))
 
         @functools.wraps(method)
         def called(self, *args, **kwargs):

@@ -17,7 +17,7 @@ from jattn._call import modes
 from jattn.nn import _checks
 from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
-from jattn.nn._hints import of_calls, of_layers
+from jattn.nn._hints import OF_LAYERS, of_calls, translated
 from jattn.nn._options import AnyMask, Gates, LayerOptions, Mods, as_mask, several
 from jattn.nn.multi_head import MultiHeadAttention
 
@@ -74,7 +74,7 @@ class LocalAttention(nnx.Module):
     position: nnx.LinearGeneral | None
     direction: nnx.Param[Array] | None
 
-    @of_layers
+    @translated(OF_LAYERS, LayerOptions.__annotations__)
     def __init__(
         self,
         features: int,
