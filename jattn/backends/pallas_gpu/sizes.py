@@ -29,7 +29,7 @@ _HEIGHTS: dict[Generation, int] = {"ampere": 64, "hopper": 64, "blackwell": 128}
 def generation(target: Target) -> Generation:
     """Whose kernels run there; the simulator runs Hopper's, unless a chip is named."""
     generations: dict[int, Generation] = {8: "ampere", 9: "hopper", 10: "blackwell"}
-    return generations[(target.capability or (9, 0))[0]]
+    return generations.get((target.capability or (9, 0))[0], "hopper")
 
 
 def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], kernel: Kernel) -> tuple[Sizes, str]:
@@ -43,6 +43,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     wide = max(d, e) > _WIDE
     if generation(spec.target) == "ampere":
         return _on_ampere(spec, operands, kernel, d, e)
+    terms = terms_of(spec)
     height = _HEIGHTS[generation(spec.target)]
     if kernel == "forward":
         rows, columns = 128, 64 if wide else 128
@@ -65,7 +66,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     while columns > 32 and _bytes(kernel, rows, columns, d, e, 2, both) > room:
         columns //= 2
     piece = columns
-    if (kernel != "forward" or height == 128) and _has_terms(terms_of(spec)):
+    if (kernel != "forward" or height == 128) and _has_terms(terms):
         piece = min(columns, _PIECE)
     steps = 2
     while steps < 4 and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room and kernel != "forward":

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jattn_kernels.chips import GPUS, KIB
 
+from jattn import gates
 from jattn._call import targets
 from jattn._call.problem import reduce
 from jattn._call.targets import Target
@@ -62,6 +63,11 @@ def test_two_blocks_of_ampere_share_a_multiprocessor_where_they_can(target, kern
     sizes, source = _sizes(target, kernel, d)
     assert (sizes.rows, sizes.columns, sizes.steps) == wanted
     assert source == "the largest that fit"
+
+
+def test_gates_of_blackwell_have_fewer_columns():
+    gated: Any = {"dropout": gates.dropout(0.1, 0)}
+    assert [_sizes("b200", "forward", 128, **x)[0].columns for x in ({}, gated)] == [128, 64]
 
 
 def test_where_nothing_else_fits_one_tile_is_there_at_a_time():
