@@ -171,6 +171,13 @@ def test_tiles_as_asked_for():
         _attend(q, k, v, blocks=(64, 64))
 
 
+def test_tiles_that_tensor_memory_does_not_hold(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "b200")
+    x = jnp.ones((1, 8, 1, 256), jnp.bfloat16)
+    with pytest.raises(ValueError, match="tensor memory has 512 columns, and these tiles take 576: ask for fewer"):
+        _attend(x, x, x, blocks=(256, 32))
+
+
 def test_terms_that_look_up_tables():
     q, k, v = _arrays()
     table, layout = jnp.linspace(-1.0, 1.0, 7), jnp.arange(16).reshape(4, 4) % 3 > 0
