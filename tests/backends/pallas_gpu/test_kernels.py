@@ -212,3 +212,16 @@ def test_no_races(name):
     active = [jnp.issubdtype(x.dtype, jnp.floating) for x in operands]
     PALLAS_GPU.backward(spec, q, k, v, operands, result, result.out, jnp.zeros_like(result.lse), active)
     assert not interpret_pallas_call.get_races().races_found
+
+
+def test_no_races_on_blackwell():
+    """Of one warpgroup: tiles of two stand in one array beside each other, which the simulator takes for one place."""
+    from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    sizes = Sizes(b=1, t=100, s=120, h=1, g=1, d=144, e=144)
+    q, k, v, operands, signature = reduce(problem(*make("causal", jnp.bfloat16, sizes)))
+    target = targets.Target("cpu", "b200", plgpu.InterpretGPUParams(detect_races=True), (10, 0))
+    spec = Spec(PALLAS_GPU, signature, q.dtype, None, None, target)
+    PALLAS_GPU.forward(spec, q, k, v, operands)
+    assert not interpret_pallas_call.get_races().races_found
