@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jattn_kernels.chips import GPUS
+
 from bench._paths import ROOT
 from bench._report import write_json
 from bench.gpu._cases import TIMED, Case
@@ -45,19 +47,25 @@ def backend_with(settings: Mapping[str, Sizes]) -> Any:
     return dataclasses.replace(PALLAS_GPU, settings=Given(**{name: Tiles(**one) for name, one in settings.items()}))
 
 
-def candidates(d: int) -> dict[str, list[Sizes]]:
-    """What is tried for each kernel: rows and columns of a tile, tiles under way, columns that terms take at once."""
+def candidates(d: int, height: int = 64) -> dict[str, list[Sizes]]:
+    """What is tried for each kernel: rows and columns of a tile, tiles under way, columns that terms take at once.
+
+    `height`: rows of a warpgroup's tile on that chip, as `jattn_kernels.gpu.sizes.Sizes` says.
+    """
     wide = d > 128
+    alone = height == 128  # one warpgroup where heads are wide, and both have the same keys
+    of_queries = {"rows": height if wide and alone else 2 * height, "height": height}
+    of_keys = {"rows": height if wide or alone else 2 * height, "height": height}
     forward = [
-        {"rows": 128, "columns": columns, "steps": steps, "piece": piece}
+        {**of_queries, "columns": columns, "steps": steps, "piece": piece}
         for columns, steps in itertools.product((32, 64) if wide else (64, 128), (2, 3, 4))
         for piece in (columns, columns // 2)
     ]
-    backward = lambda rows: [
-        {"rows": rows, "columns": columns, "steps": steps, "piece": piece}
+    backward = lambda given: [
+        {**given, "columns": columns, "steps": steps, "piece": piece}
         for columns, steps, piece in itertools.product((32, 64), (2, 3, 4), (16, 32))
     ]
-    return {"forward": forward, "queries": backward(128), "keys": backward(64 if wide else 128)}
+    return {"forward": forward, "queries": backward(of_queries), "keys": backward(of_keys)}
 
 
 def cases() -> list[Case]:
@@ -83,6 +91,7 @@ def run(
     if not chip:
         print(f"bench gpu: {facts.get('device')} is not in jattn_kernels.chips: there is no name to tune it under")
         return 2
+    height = 128 if GPUS[chip].capability[0] == 10 else 64
     rows = read(table)
     tried: list[dict[str, Any]] = []
     environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -103,7 +112,7 @@ def run(
 
         written = 0
         for case in chosen:
-            for row in tune(case, measure):
+            for row in tune(case, measure, height):
                 rows[key({"chip": chip, **row})] = {"chip": chip, **row}
                 today = datetime.date.today().isoformat()
                 write(table, rows, {chip: {"device": facts.get("device"), "date": today, "jax": facts.get("jax")}})
@@ -113,7 +122,7 @@ def run(
     return 0 if written else 1
 
 
-def tune(case: Case, measure: Measure) -> Iterator[dict[str, Any]]:
+def tune(case: Case, measure: Measure, height: int = 64) -> Iterator[dict[str, Any]]:
     """A row for each kernel that any candidate could run: forward alone, then each gradient's with the best so far.
 
     The kernels of the gradients are timed together, with the forward, whose time is taken off: that of both stands in
@@ -122,7 +131,7 @@ def tune(case: Case, measure: Measure) -> Iterator[dict[str, Any]]:
     alone = dataclasses.replace(case, direction="fwd")
     settings: Settings = {}
     forward = 0.0
-    for kernel, tried in candidates(case.d).items():
+    for kernel, tried in candidates(case.d, height).items():
         asked = alone if kernel == "forward" else case
         measured = [(sizes, measure(asked, {**settings, kernel: sizes})) for sizes in tried]
         timed = [(sizes, time) for sizes, time in measured if time is not None]

@@ -41,7 +41,7 @@ def test_the_best_of_each_kernel_goes_into_the_table(tmp_path):
         row["direction"]: tables.Entry(**row) for row in document["entries"] if row["chip"] == "h100"
     }  # as the kernels read it
     assert list(got) == ["forward", "keys", "queries"]
-    assert got["forward"].sizes == {"rows": 128, "columns": 64, "steps": 2, "piece": 64}
+    assert got["forward"].sizes == {"rows": 128, "columns": 64, "steps": 2, "piece": 64, "height": 64}
     assert got["forward"].milliseconds == 3.0 / 16
     assert got["keys"].sizes["piece"] == got["queries"].sizes["piece"] == 16
     assert got["queries"].milliseconds == 16 / 16  # without its forward
@@ -76,10 +76,11 @@ def test_masks_are_those_of_the_tables():
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jattn_kernels.gpu") is None, reason="there are no GPU kernels")
+@pytest.mark.parametrize("height", [64, 128])
 @pytest.mark.parametrize("d", [64, 128, 256])
-def test_candidates_are_sizes(d):
+def test_candidates_are_sizes(d, height):
     """What is tried can be asked for."""
-    for direction, got in tune.candidates(d).items():
+    for direction, got in tune.candidates(d, height).items():
         for sizes in got:
             given = getattr(tune.backend_with({direction: sizes}).settings, direction)
             assert dataclasses.asdict(given) == sizes

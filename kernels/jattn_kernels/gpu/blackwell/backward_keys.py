@@ -119,6 +119,7 @@ def backward_keys(
     """What `jattn_kernels.gpu.hopper.backward_keys.backward_keys` returns, of the same arguments."""
     d, e = k.shape[-1], v.shape[-1]
     split = splits(d, e, sizes)
+    memory.check(4 * sizes.columns + (max(d, e) if split else d + e))
     both = memory.sums(d), memory.sums(e)
     own = {
         "tiles": memory.Backward.scratch(2, sizes.columns, q.dtype),

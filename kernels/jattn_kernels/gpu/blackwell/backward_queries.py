@@ -62,6 +62,7 @@ def backward_queries(
 ) -> tuple[jax.Array, list[jax.Array]]:
     """What `jattn_kernels.gpu.hopper.backward_queries.backward_queries` returns, of the same arguments."""
     computing = sizes.rows // sizes.height
+    memory.check(computing * (2 * sizes.columns + k.shape[-1]))
     own = {
         "tiles": memory.Backward.scratch(computing, sizes.columns, q.dtype),
         "sum": memory.sums(k.shape[-1], computing),

@@ -67,6 +67,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `jattn_kernels.gpu.hopper.forward.forward` returns, of the same arguments."""
     computing = sizes.rows // sizes.height
+    memory.check(computing * (sizes.columns + v.shape[-1]))
     own = {
         "tiles": memory.tiles_of_scores(computing, sizes.columns, q.dtype),
         "sum": memory.sums(v.shape[-1], computing),

@@ -26,6 +26,14 @@ ROWS, COLUMNS = 128, 512
 _PIECE = 32  # columns that are in registers at once where a sum is changed or read
 
 
+def check(columns: int) -> None:
+    """Raises ValueError if there are fewer than so many columns."""
+    if columns > COLUMNS:
+        raise ValueError(
+            f"tensor memory has {COLUMNS} columns, and these tiles take {columns}: ask for fewer rows or columns"
+        )
+
+
 def tiles_of_scores(n: int, columns: int, dtype: jnp.dtype) -> Any:
     """Tensor memory for n tiles of products, and, at the same place, of what becomes of them, in 16 bits.
 
