@@ -54,7 +54,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     if height == 128:  # two warpgroups, or one where tensor memory holds the sums of one alone
         rows = 128 if wide or kernel == "keys" else 256
         columns = 32 if wide and kernel == "keys" else columns
-        if kernel == "forward" and terms_of(spec).gates:  # beside gates no more weights stay in registers
+        if kernel == "forward" and terms.gates:  # beside gates no more weights stay in registers
             columns = 64
     source = "the largest that fit"
     if spec.blocks is not None:
