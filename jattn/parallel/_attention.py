@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -338,6 +338,8 @@ def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: Call) -> Any:
 def _over_mesh(arrays: list[Any], tree: Any, of: tuple[str | None, ...], mesh: Mesh | AbstractMesh, call: Call) -> Any:
     axes, whole = call.axes, jax.tree.unflatten(tree, arrays)
     split = whole.sizes["g"] % axes.count(axes.head) == 0  # else each device has query heads of one key head
+    explicit = AxisType.Explicit in getattr(mesh, "axis_types", ())  # there arrays are to lie as is said
+    at = lambda x, spec: jax.sharding.reshard(x, NamedSharding(mesh, spec)) if explicit else x
     specs = [
         (axes.spec("bth", 4) if x is whole.query else axes.spec("bsh", 4, split)) if a is None else axes.spec(a, x.ndim)
         for x, a in zip(arrays, of, strict=True)
@@ -360,7 +362,7 @@ def _over_mesh(arrays: list[Any], tree: Any, of: tuple[str | None, ...], mesh: M
 
     rows = axes.spec("bth", 4)
     out_specs = (rows, axes.spec("bth", 3)) if call.return_lse else rows
-    return jax.shard_map(body, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs)(*arrays)
+    return jax.shard_map(body, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs)(*map(at, arrays, specs))
 
 
 def _further(first: FieldValue, axis: str | None, size: int) -> FieldValue:
@@ -442,8 +444,12 @@ def _by_heads(problem: Problem, call: Call) -> tuple[Array, Array | None]:
     first = lax.axis_index(axis).astype(jnp.int32) * jnp.int32(h)
 
     def of_heads(x: jax.Array, axes: str) -> jax.Array:
+        shared = "t" if "t" in axes else "s"  # of the two the one along which it lies over devices
+        if "h" in axes and shared in axes:
+            x = natural(swap(x, split_axis=axes.index("h"), concat_axis=axes.index(shared)), axes.index(shared))
+            return natural(x, axes.index("s")) if {*"ts"} <= {*axes} else x
         if "h" in axes:
-            x = lax.dynamic_slice_in_dim(x, first, h, axes.index("h"))
+            return lax.dynamic_slice_in_dim(x, first, h, axes.index("h"))
         return _gathered(_of_all_keys(x, axes, call), axes, "t", call)
 
     own = _with_operands(problem, of_heads)

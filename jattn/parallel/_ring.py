@@ -484,7 +484,7 @@ def twin(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -
         led = start + (operands[own.lead.array] if isinstance(own.lead, Operand) else own.lead)
         of_rows = lambda x, axes, rows=rows: x[(slice(None),) * axes.index("t") + (rows,)] if "t" in axes else x
         args = [led if m == _LEAD else of_rows(every[m], ring.axes[m]) for m in order]
-        found.append(attend(plain, q[:, rows], k, v, args))
+        found.append(attend(plain, [q[:, rows], k, v, *args]))
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *found)
 
 

@@ -117,8 +117,8 @@ PLACES = {
 
 
 def inside(mesh_size: int = 8) -> dict[str, Any]:
-    """Inside a `jax.shard_map` of the caller's, in bfloat16; and a product of the Hessian with a vector, which goes by the
-    twin."""
+    """Inside a `jax.shard_map` of the caller's, in bfloat16; a product of the Hessian with a vector, which goes by the twin;
+    and on a mesh with Explicit axes."""
     (q, k, v), _ = make("plain", "float32", SIZES)
     mask = masks.causal(16) & masks.window(20)
     mesh = jax.make_mesh((mesh_size,), ("sequence",), axis_types=(AxisType.Auto,))
@@ -135,7 +135,12 @@ def inside(mesh_size: int = 8) -> dict[str, Any]:
 
     narrow = [x.astype(jnp.bfloat16) for x in (q, k, v)]
     low = lambda fn: jax.jit(lambda: fn(*narrow).astype(jnp.float32), compiler_options=QUICK)()
-    return {"case": "inside", "gaps": [gap(low(over), low(one)), gap(moved(over), moved(one))]}
+    explicit = jax.make_mesh((2, 4), ("batch", "sequence"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(explicit):
+        lies = {"batch_axis": "batch", "sequence_axis": "sequence"}
+        there = jax.jit(lambda: parallel.attention(q, k, v, **lies, mask=mask, mods=jattn.mods.softcap(3.0)))()
+    found = (low(over), low(one)), (moved(over), moved(one)), (there, jax.jit(one)(q, k, v))
+    return {"case": "inside", "gaps": [gap(*x) for x in found]}
 
 
 def main(*arguments: str) -> None:

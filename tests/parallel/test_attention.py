@@ -19,10 +19,9 @@ from jattn import masks, normalizers, parallel
 OUT, GRADIENTS = 2e-6, 2e-4
 
 ASKED = (
-    "plain::a", "causal::a", "causal::b", "window::b", "around::a", "segments-batch::d", "prefix-batch::c",
-    "lengths::b", "nested::c", "blocks-heads::d", "dense::a", "function-operands::c", "empty-rows::b", "everything::b",
-    "everything::c", "gumbel::d", "positions-traced::c", "sinks-empty-rows:gather:b", "everything:all_to_all:e",
-    "sparsemax::d", "inside::",
+    "causal::a", "causal::b", "window::b", "around::a", "segments-batch::d", "lengths::b", "nested::c",
+    "blocks-heads::d", "dense::a", "function-operands::c", "everything::b", "gumbel::d", "positions-traced::c",
+    "sinks-empty-rows:gather:b", "everything:all_to_all:e", "sparsemax::d", "inside::",
 )  # fmt: skip
 
 
@@ -46,14 +45,15 @@ def test_as_on_one_device(found, asked):
     assert max(derivatives) < GRADIENTS
 
 
-def test_inside_shard_map_in_bfloat16_and_twice_differentiated(found):
-    value, hessian = found["inside::"]
+def test_inside_shard_map_in_bfloat16_twice_differentiated_and_with_explicit_axes(found):
+    value, hessian, explicit = found["inside::"]
     assert value < 2**-7
     assert hessian < GRADIENTS
+    assert explicit < OUT
 
 
 def test_placements_that_hypothesis_draws():
-    for one in run("--drawn", "5"):
+    for one in run("--drawn", "3"):
         value, *derivatives = one["gaps"]
         assert value < OUT, one
         assert max(derivatives) < GRADIENTS, one
