@@ -92,6 +92,10 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
             f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh"
             ' axes b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
         )
+    if (
+        manual and spec.backend.twin is not None
+    ):  # a ring sends along manual axes, which are not there where it is asked
+        return lambda *args: call.compute(*args, spec=spec)
     return _asked(call, _around(concrete, manual) if manual else None)
 
 

@@ -11,7 +11,18 @@ from jattn.parallel._plan import explain as explain
 from jattn.parallel._shares import unzigzag as unzigzag
 from jattn.parallel._shares import zigzag as zigzag
 
-__all__ = ["ParallelPlan", "all_to_all", "attention", "explain", "gather", "layout", "mesh", "ring", "unzigzag", "zigzag"]
+__all__ = [
+    "ParallelPlan",
+    "all_to_all",
+    "attention",
+    "explain",
+    "gather",
+    "layout",
+    "mesh",
+    "ring",
+    "unzigzag",
+    "zigzag",
+]
 
 
 def __dir__() -> list[str]:
