@@ -92,8 +92,9 @@ def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, held, tangents = parts(flat, active)
     fold = Fold(spec, args, held)
     q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
-    moving = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
-    moved = Tangents(*moving[:3], moving[3:])
+    moving: list[Any] = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
+    dq, dk, dv = moving[:3]
+    moved = Tangents(dq, dk, dv, moving[3:])
     found = spec.backend.tangent(fold.folded, q, k, v, operands, with_infinity([fold.row(x) for x in held]), moved)
     return [fold.unfold(x) for x in found]
 
