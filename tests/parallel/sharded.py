@@ -146,13 +146,12 @@ def block_of_a_transformer() -> tuple[Callable, nnx.State, jax.Array]:
     return lambda state, x: nnx.merge(graph, state)(x), state, normal(6, B, T, 32)
 
 
-def annotated(path: Any, leaf: Any) -> P:
+def annotated(path: Any) -> P:
     """Megatron's layout: heads and hidden units along `model`, the rest on every device."""
-    names = [str(getattr(x, "key", getattr(x, "name", x))) for x in path]
-    first, last, bias = {"query", "key", "value", "mlp_in"}, {"out", "mlp_out"}, "bias" in names
-    if first & {*names}:
-        return P("model") if bias else P(None, "model")
-    return P("model") if last & {*names} and not bias else P()
+    names = {x.key for x in path if isinstance(x, jax.tree_util.DictKey)}
+    if names & {"query", "key", "value", "mlp_in"}:
+        return P("model") if "bias" in names else P(None, "model")
+    return P("model") if names & {"out", "mlp_out"} and "bias" not in names else P()
 
 
 def of_layers(mesh: Mesh) -> dict[str, Any]:
@@ -161,7 +160,7 @@ def of_layers(mesh: Mesh) -> dict[str, Any]:
     both = jax.value_and_grad(lambda state, x: jnp.sum(jnp.sin(fn(state, x))))
     wanted = jax.jit(both, compiler_options=QUICK)(state, x)
     with jax.set_mesh(mesh):
-        place = lambda path, y: jax.device_put(y, NamedSharding(mesh, annotated(path, y)))
+        place = lambda path, y: jax.device_put(y, NamedSharding(mesh, annotated(path)))
         put = jax.tree_util.tree_map_with_path(place, state), jax.device_put(x, NamedSharding(mesh, P("data")))
         program = jax.jit(both).lower(*put).compile(_QUICK)
         return {"gap": gap(program(*put), wanted), "sent": sent(str(program.as_text()))}
