@@ -75,7 +75,7 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
     """The call as a function of whole arrays, or inside `jax.shard_map` of what is there of them."""
     context, spec, avals = ctx.module_context.axis_context, call.spec, list[Any](ctx.avals_in)
     mesh, manual = avals[0].sharding.mesh, frozenset(getattr(context, "manual_axes", ()))
-    concrete: Any = getattr(context, "mesh", None)
+    concrete = getattr(context, "mesh", None)
     alone = lambda *args: call.compute(*args, spec=spec)
     count = concrete.size if concrete is not None else getattr(context, "num_devices", 1)
     free = [x for x in (mesh if concrete is None else concrete).shape_tuple if x[0] not in manual and x[1] > 1]
@@ -97,7 +97,7 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
         manual and spec.backend.twin is not None
     ):  # a ring sends along manual axes, which are not there where it is asked
         return alone
-    return _asked(call, _around(concrete, manual) if manual else None)
+    return _asked(call, None if concrete is None or not manual else _around(concrete, manual))
 
 
 def warn_of_sequence(axes: Axes) -> None:

@@ -211,7 +211,7 @@ def on_tpu() -> None:
             def compiled(args: Any = args, fn: Any = fn, mesh: Any = mesh, name: str = name, kind: str = kind) -> Any:
                 around = jattn.parallel.layout(**said[name]) if kind == "auto" else contextlib.nullcontext()
                 with jax.set_mesh(mesh), around:
-                    program = jax.jit(jax.grad(total(fn), tuple(range(5)))).lower(*args).compile().as_text()
+                    program = str(jax.jit(jax.grad(total(fn), tuple(range(5)))).lower(*args).compile().as_text())
                 return {"kernels": program.count("tpu_custom_call"), "sent": sent(program)}
 
             say(f"{kind}: {name}", compiled)
