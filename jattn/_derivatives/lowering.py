@@ -95,7 +95,7 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
         )
     if (
         manual and spec.backend.twin is not None
-    ):  # a ring sends along manual axes, which are not there where it is asked
+    ):  # a ring sends along manual axes, which are not known where it is asked
         return alone
     return _asked(call, None if concrete is None or not manual else _around(concrete, manual))
 
