@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 from jax.interpreters import batching
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -68,6 +69,16 @@ def _spread(x: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(x, shape, out_sharding=NamedSharding(placed.mesh, own))
 
 
-batching.fancy_primitive_batchers[attend_p] = _attend_batch
-batching.fancy_primitive_batchers[attend_tangent] = _attend_tangent_batch
-batching.fancy_primitive_batchers[attend_backward] = _attend_backward_batch
+def _register(primitive: Primitive, rule: Callable[..., Any]) -> None:
+    def asked(axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], **params: Any):
+        if all(d is None for d in dims):  # such rules are asked of everything inside a vmap
+            found = primitive.bind(*flat, **params)
+            return found, [None] * len(found)
+        return rule(axis, flat, dims, **params)
+
+    batching.fancy_primitive_batchers[primitive] = asked
+
+
+_register(attend_p, _attend_batch)
+_register(attend_tangent, _attend_tangent_batch)
+_register(attend_backward, _attend_backward_batch)

@@ -60,7 +60,7 @@ def _lowering(compute: Callable, roles: Of) -> Callable:
     def rule(ctx: mlir.LoweringRuleContext, *args: Any, spec: Any, **params: Any):
         _check_platform(spec.target.platform, ctx.module_context.platforms)
         own = lambda *args, spec: compute(*args, spec=spec, **params)
-        shapes = [x.shape for x in ctx.avals_in]
+        shapes = [x.shape for x in plain(ctx.avals_in)]
         call = Call(own, spec, roles(spec, **params), shapes, plain(ctx.avals_out))
         bare = ctx.replace(avals_in=plain(ctx.avals_in), avals_out=plain(ctx.avals_out))
         lowered = mlir.lower_fun(_placed(ctx, call), multiple_results=True)(bare, *args)
@@ -73,16 +73,17 @@ def _lowering(compute: Callable, roles: Of) -> Callable:
 
 def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
     """The call as a function of whole arrays, or inside `jax.shard_map` of what is there of them."""
-    context, spec = ctx.module_context.axis_context, call.spec
-    mesh, manual = ctx.avals_in[0].sharding.mesh, frozenset(getattr(context, "manual_axes", ()))
+    context, spec, avals = ctx.module_context.axis_context, call.spec, list[Any](ctx.avals_in)
+    mesh, manual = avals[0].sharding.mesh, frozenset(getattr(context, "manual_axes", ()))
     concrete = getattr(context, "mesh", None)
+    alone = lambda *args: call.compute(*args, spec=spec)
     count = concrete.size if concrete is not None else getattr(context, "num_devices", 1)
     free = [x for x in (mesh if concrete is None else concrete).shape_tuple if x[0] not in manual and x[1] > 1]
     if count == 1 or (manual and not free):
-        return lambda *args: call.compute(*args, spec=spec)
+        return alone
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     if any(kinds.get(name) == AxisType.Explicit for name, _ in free):
-        specs = [x.sharding.spec for x in ctx.avals_in]
+        specs = [x.sharding.spec for x in avals]
         warn_of_sequence(call.sequence(specs))
         return _mapped(call, mesh, manual, call.fitted(mesh.shape, call.read(specs)))
     if spec.target.layout is not None and spec.target.layout.mesh is not None:
@@ -92,7 +93,11 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
             f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh"
             ' axes b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
         )
-    return _asked(call, _around(concrete, manual) if manual else None)
+    if (
+        manual and spec.backend.twin is not None
+    ):  # a ring sends along manual axes, which are not known where it is asked
+        return alone
+    return _asked(call, None if concrete is None or not manual else _around(concrete, manual))
 
 
 def warn_of_sequence(axes: Axes) -> None:

@@ -32,6 +32,7 @@ class Fold:
     def __init__(self, spec: Spec, args: Sequence[AnyArray], rows: Sequence[AnyArray] = ()):
         self.spec, self.mapped = spec, len(spec.mapped)
         self.lengths = lengths([*args, *rows], [*spec.axes, *["bth"] * len(rows)], self.mapped)
+        self.shapes = [x.shape for x in args]
         self.outermost = [self._outermost(x) for x in args]
 
     def _outermost(self, x: AnyArray) -> int:
@@ -50,6 +51,19 @@ class Fold:
     def arg(self, n: int, x: AnyArray) -> jax.Array:
         """Argument n, or its tangent, which has the same axes."""
         return self._join(x, self.spec.axes[n], self.outermost[n])
+
+    def gradient(self, n: int, x: jax.Array) -> jax.Array:
+        """Of argument n from that of its folded form, summed over the axes that the argument lacks."""
+        shape, outermost = self.shapes[n], self.outermost[n]
+        if outermost == self.mapped:
+            return x.reshape(shape)
+        over, batched = self.mapped - outermost, "b" in self.spec.axes[n]
+        full = self.lengths[outermost:]
+        x = x.reshape(*full, *x.shape[1:])
+        x = jnp.sum(x, [at for at in range(over) if shape[outermost + at] == 1], keepdims=True)
+        own = shape[self.mapped] if batched else 1
+        x = x.reshape(*x.shape[:over], -1, own, *x.shape[over + 1 :]).sum(over)
+        return x.reshape(shape)
 
     def row(self, x: AnyArray) -> jax.Array:
         """A result, or its tangent or cotangent."""

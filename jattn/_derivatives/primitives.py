@@ -92,8 +92,9 @@ def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, held, tangents = parts(flat, active)
     fold = Fold(spec, args, held)
     q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
-    moving = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
-    moved = Tangents(*moving[:3], moving[3:])
+    moving: list[Any] = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
+    dq, dk, dv = moving[:3]
+    moved = Tangents(dq, dk, dv, moving[3:])
     found = spec.backend.tangent(fold.folded, q, k, v, operands, with_infinity([fold.row(x) for x in held]), moved)
     return [fold.unfold(x) for x in found]
 
@@ -101,16 +102,12 @@ def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, held, cotangents = parts(flat, active)
     fold = Fold(spec, args, (*held, *cotangents))
-    own = [n for n, y in enumerate(active) if y]
-    folded, pull = jax.vjp(
-        lambda *values: [fold.arg(n, x) for n, x in zip(own, values, strict=True)], *(args[n] for n in own)
-    )
-    rest = iter(folded)
-    q, k, v, *operands = (next(rest) if y else fold.arg(n, args[n]) for n, y in enumerate(active))
+    q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
     dout, dlse = map(fold.row, cotangents)
     held = with_infinity([fold.row(x) for x in held])
-    gradients = spec.backend.backward(fold.folded, q, k, v, operands, held, dout, dlse, active[3:])
-    return list(pull([*gradients[:3], *chosen(gradients.operands, active[3:])]))
+    found = spec.backend.backward(fold.folded, q, k, v, operands, held, dout, dlse, active[3:])
+    gradients = [*found[:3], *chosen(found.operands, active[3:])]
+    return [fold.gradient(n, x) for n, x in zip(chosen(range(len(active)), active), gradients, strict=True)]
 
 
 # Their twins

@@ -31,6 +31,7 @@ from jattn import gates, masks, mods, normalizers
 from tests.evaluate import QUICK
 from tests.parallel.devices import gap
 
+_QUICK: Any = QUICK
 B, T, H, D = 8, 16, 8, 8
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 SPECS = {"data": P(("data", "model")), "tensor": P(None, None, "model"), "both": P("data", None, "model")}
@@ -113,9 +114,9 @@ def compared(fn: Callable, args: Any, specs: Any, mesh: Mesh, around: Any = None
     wanted = jax.jit(fn, compiler_options=QUICK)(*args)
     with jax.set_mesh(mesh), around or contextlib.nullcontext():
         put = [jax.device_put(x, NamedSharding(mesh, y)) for x, y in zip(args, specs, strict=True)]
-        program = jax.jit(fn).lower(*put).compile(QUICK)
+        program = jax.jit(fn).lower(*put).compile(_QUICK)
         got = program(*put)
-    return {"gap": gap(jax.tree.map(np.asarray, got), wanted), "sent": sent(program.as_text())}
+    return {"gap": gap(jax.tree.map(np.asarray, got), wanted), "sent": sent(str(program.as_text()))}
 
 
 def meshes(devices: Any, shape: tuple[int, int]) -> dict[str, Mesh]:
@@ -145,13 +146,12 @@ def block_of_a_transformer() -> tuple[Callable, nnx.State, jax.Array]:
     return lambda state, x: nnx.merge(graph, state)(x), state, normal(6, B, T, 32)
 
 
-def annotated(path: Any, leaf: Any) -> P:
+def annotated(path: Any) -> P:
     """Megatron's layout: heads and hidden units along `model`, the rest on every device."""
-    names = [str(getattr(x, "key", getattr(x, "name", x))) for x in path]
-    first, last, bias = {"query", "key", "value", "mlp_in"}, {"out", "mlp_out"}, "bias" in names
-    if first & {*names}:
-        return P("model") if bias else P(None, "model")
-    return P("model") if last & {*names} and not bias else P()
+    names = {x.key for x in path if isinstance(x, jax.tree_util.DictKey)}
+    if names & {"query", "key", "value", "mlp_in"}:
+        return P("model") if "bias" in names else P(None, "model")
+    return P("model") if names & {"out", "mlp_out"} and "bias" not in names else P()
 
 
 def of_layers(mesh: Mesh) -> dict[str, Any]:
@@ -160,13 +160,16 @@ def of_layers(mesh: Mesh) -> dict[str, Any]:
     both = jax.value_and_grad(lambda state, x: jnp.sum(jnp.sin(fn(state, x))))
     wanted = jax.jit(both, compiler_options=QUICK)(state, x)
     with jax.set_mesh(mesh):
-        place = lambda path, y: jax.device_put(y, NamedSharding(mesh, annotated(path, y)))
+        place = lambda path, y: jax.device_put(y, NamedSharding(mesh, annotated(path)))
         put = jax.tree_util.tree_map_with_path(place, state), jax.device_put(x, NamedSharding(mesh, P("data")))
-        program = jax.jit(both).lower(*put).compile(QUICK)
-        return {"gap": gap(program(*put), wanted), "sent": sent(program.as_text())}
+        program = jax.jit(both).lower(*put).compile(_QUICK)
+        return {"gap": gap(program(*put), wanted), "sent": sent(str(program.as_text()))}
 
 
 def say(name: str, fn: Callable[[], Any]) -> None:
+    """Of the calls whose names have the second argument in them, if there is one."""
+    if (sys.argv[2:] or [""])[0] not in name:
+        return
     try:
         found = fn()
     except Exception as error:  # reported to the process that asked
@@ -208,7 +211,7 @@ def on_tpu() -> None:
             def compiled(args: Any = args, fn: Any = fn, mesh: Any = mesh, name: str = name, kind: str = kind) -> Any:
                 around = jattn.parallel.layout(**said[name]) if kind == "auto" else contextlib.nullcontext()
                 with jax.set_mesh(mesh), around:
-                    program = jax.jit(jax.grad(total(fn), tuple(range(5)))).lower(*args).compile().as_text()
+                    program = str(jax.jit(jax.grad(total(fn), tuple(range(5)))).lower(*args).compile().as_text())
                 return {"kernels": program.count("tpu_custom_call"), "sent": sent(program)}
 
             say(f"{kind}: {name}", compiled)

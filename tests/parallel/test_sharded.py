@@ -1,0 +1,110 @@
+"""Batch elements and heads that lie on several devices: as on one, and nothing that is sharded is gathered."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+import jattn
+from jattn import gates, parallel
+from tests import aot
+
+Q = jnp.ones((2, 8, 2, 4))
+
+
+def _run(where: str, environment: dict[str, str]) -> dict[str, dict]:
+    command = [sys.executable, "-m", "tests.parallel.sharded", where]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lines = map(json.loads, done.stdout.splitlines())
+    return {x["name"]: x["found"] for x in lines}
+
+
+def test_simulated_devices():
+    """Every kind of call, differentiated, vmapped and inside shard_map; only gradients of what is shared are summed."""
+    found = _run("cpu", {**os.environ, "JAX_PLATFORMS": "cpu"})
+    assert len(found) == 21
+    for name, one in found.items():
+        assert "error" not in one, (name, one)
+        assert one["gap"] < 2e-5, (name, one)
+        assert set(one["sent"]) <= {"all-reduce"}, (name, one)
+
+
+@pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
+def test_compiled_for_sixteen_tpus():
+    found = _run("tpu", aot.environment())
+    assert "axes b and h lie on, with jattn.parallel.layout" in found.pop("unsaid")["error"]
+    assert len(found) == 6
+    for name, one in found.items():
+        assert one.get("kernels") == 2, (name, one)
+        assert set(one["sent"]) <= {"all-reduce"}, (name, one)
+
+
+def _mesh(kind: jax.sharding.AxisType = jax.sharding.AxisType.Auto) -> jax.sharding.Mesh:
+    return jax.make_mesh((2,), ("x",), axis_types=(kind,))
+
+
+def _dropped(q: jax.Array) -> jax.Array:
+    return jattn.attention(q, q, q, dropout=gates.dropout(0.5, 0))
+
+
+def test_dropout_inside_shard_map_does_not_repeat_itself():
+    spec = PartitionSpec("x")
+    over = jax.jit(jax.shard_map(_dropped, mesh=_mesh(), in_specs=spec, out_specs=spec))
+    with pytest.raises(ValueError, match=r"dropout depends on .* along which of 'x' .* jattn\.parallel\.layout"):
+        over(Q)
+    whole, first = _dropped(Q), _dropped(Q[:1])
+    with parallel.layout(batch="x"):
+        np.testing.assert_allclose(over(Q), whole, atol=1e-6)
+    with parallel.layout():  # all devices do the same, since that is what is said
+        np.testing.assert_allclose(over(Q), jnp.concatenate([first] * 2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "match"),
+    [
+        ({"batch": "y"}, r"'y' is no axis of the mesh, which has 'x'"),
+        ({"heads": "x"}, r"heads h = 3, g = 3 do not divide by the 2 devices along 'x'"),
+        ({"batch": "x"}, r"b = 1 does not divide by the 2 devices along 'x'"),
+    ],
+)
+def test_layouts_that_do_not_fit(layout, match):
+    q = jnp.ones((1, 4, 3, 4))
+    with jax.set_mesh(_mesh()), parallel.layout(**layout), pytest.raises(ValueError, match=match):
+        jax.jit(jattn.attention).lower(q, q, q)
+
+
+def test_layouts_that_name_nothing():
+    with pytest.raises(TypeError, match="layout: heads must name axes of a mesh, got 3"):
+        parallel.layout(heads=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'x' is named twice"):
+        parallel.layout(batch=("x", "y"), heads="x")
+    with parallel.layout(batch="x"), pytest.raises(ValueError, match="axes of no mesh"):
+        jattn.attention(Q, Q, Q)
+
+
+def test_a_layout_is_looked_at_by_what_was_traced_before():
+    attend = jax.jit(lambda q: jattn.attention(q, q, q))
+    with jax.set_mesh(_mesh()):
+        attend.lower(Q)
+        with parallel.layout(batch="nothing"), pytest.raises(ValueError, match="'nothing' is no axis"):
+            attend.lower(Q)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_a_sharded_sequence_is_gathered_and_said_to_be(kind):
+    mesh = _mesh(getattr(jax.sharding.AxisType, kind))
+    with jax.set_mesh(mesh):
+        q = jax.device_put(Q, NamedSharding(mesh, PartitionSpec(None, "x")))
+        assert "queries and keys, sharded along 'x'" in str(jattn.explain(q, q, q))
+        with pytest.warns(UserWarning, match="gathers queries and keys, which are sharded along 'x'"):
+            got = jattn.attention(q, q, q)
+    np.testing.assert_allclose(got, jattn.attention(Q, Q, Q), atol=1e-6)
