@@ -162,8 +162,15 @@ def test_scores_so_large_that_lse_has_no_place_for_the_log_of_a_sum(shift, optio
 
 
 @pytest.mark.parametrize("implementation", BACKENDS[:2])
-@pytest.mark.parametrize("size", [2.0**10, 2.0**12, 999.0, 3.0e6])
-def test_equal_products_of_any_size_share_the_weight(size, implementation):
-    q, k = np.full(Q.shape, size, np.float32), np.full(K.shape, size, np.float32)
-    loss = lambda implementation: lambda v: jnp.sum(_attend(implementation, q, k, v, mask=masks.causal()) * np.cos(V))
-    assert_close(jax.grad(loss(implementation))(V), jax.grad(loss("reference"))(V), 1e-5)
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [*((jnp.float32, x) for x in (2.0**10, 2.0**12, 999.0, 3.0e6)), (jnp.bfloat16, 999.0), (jnp.bfloat16, 3.0e4)],
+)
+def test_equal_products_of_any_size_share_the_weight(dtype, size, implementation):
+    q, k, v = jnp.full(Q.shape, size, dtype), jnp.full(K.shape, size, dtype), jnp.asarray(V, dtype)
+    of = lambda implementation: lambda v: _attend(implementation, q.astype(v.dtype), k, v, mask=masks.causal())
+    loss = lambda implementation: lambda v: jnp.sum(of(implementation)(v) * np.cos(V))
+    wide, tolerance = v.astype(jnp.float32), 1e-5 if dtype == jnp.float32 else 2e-2
+    assert_close(jax.grad(loss(implementation))(v), jax.grad(loss("reference"))(wide), tolerance)
+    tangents = (jax.jvp(of(x), (y,), (jnp.cos(y),))[1] for x, y in ((implementation, v), ("reference", wide)))
+    assert_close(*tangents, tolerance)
