@@ -30,7 +30,7 @@ class TileFunctions(NamedTuple):
         return (lse, rest) if self.natural else times(lse, rest, 1 / LOG2E)
 
     def lse_and_share(self, lse: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of natural logarithms: lse in the units of the scores, and what weights must be multiplied by for its rounding."""
+        """Of natural logarithms lse in the units of the scores, and the factor of weights that its rounding costs."""
         if self.natural:
             return lse, jnp.exp(-rest)
         lse, rest = times(lse, rest, LOG2E)
