@@ -29,6 +29,28 @@ def _attend(implementation, q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     return jattn.attention(q, k, v, implementation=implementation, blocks=blocks, **options)
 
 
+NARROW = {
+    "mod of rows": {"mods": mods.function(lambda s, i, j: 0.5 * i)},
+    "mod of keys": {"mods": mods.function(lambda s, i, j: 0.5 * j)},
+    "mod of nothing": {"mods": mods.function(lambda s, i, j: 1.0)},
+    "gate of nothing": {"gates": gates.function(lambda w, i, j: 0.0)},
+}
+WHOLE = {
+    "mod of rows": {"mods": mods.function(lambda s, i, j: 0 * s + 0.5 * i)},
+    "mod of keys": {"mods": mods.function(lambda s, i, j: 0 * s + 0.5 * j)},
+    "mod of nothing": {"mods": mods.function(lambda s, i, j: 0 * s + 1.0)},
+    "gate of nothing": {"gates": gates.function(lambda w, i, j: 0 * w)},
+}
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("name", NARROW)
+def test_what_a_function_does_not_depend_on_is_the_same_over_the_tile(name, implementation):
+    loss = lambda options: lambda *qkv: jnp.sum(_attend(implementation, *qkv, mask=masks.causal(), **options) ** 2)
+    got, wanted = (jax.value_and_grad(loss(x[name]), (0, 1, 2))(Q, K, V) for x in (NARROW, WHOLE))
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, wanted)
+
+
 FAR = {
     "right": (lambda: masks.window(7, 2**31 - 1), lambda: masks.window(7, None)),
     "left": (lambda: masks.window(sys.maxsize), lambda: masks.causal()),
