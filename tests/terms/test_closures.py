@@ -170,9 +170,15 @@ def test_kernels_take_scalars_that_functions_close_over(monkeypatch):
     table = jnp.asarray(TABLE)
     with pytest.raises(jattn.UnsupportedError, match=r"operands with axes b h t s alone.*blockwise"):
         _attend("pallas_tpu", mods=(mods.function(lambda s, i, j: s + table[i % 7]),))
-    of_a_class = type("OfAClass", (), {"x": jnp.float32(0.5), "mod": lambda self, s, i, j: s * self.x})
+
+    class OfItsClass:
+        x = jnp.float32(0.5)
+
+        def mod(self, s, i, j):
+            return s * self.x
+
     with pytest.raises(jattn.UnsupportedError, match=r"arrays of their own.*jattn\.operand"):
-        _attend("pallas_tpu", mods=(mods.function(of_a_class().mod),))
+        _attend("pallas_tpu", mods=(mods.function(OfItsClass().mod),))
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)
