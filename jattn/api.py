@@ -244,7 +244,7 @@ def weights(
       query: `[b, t, h, d]`, as in `attention`.
       key: `[b, s, g, d]`, likewise.
       value: `[b, s, g, e]`, likewise; its numbers do not matter.
-      **options: all else that `attention` takes, but for `implementation` and `blocks`.
+      **options: all else that `attention` takes, but for `implementation`, `blocks` and `return_lse`.
 
     Returns:
       `[b, h, t, s]`, float32 or wider.
@@ -259,7 +259,9 @@ def weights(
      [0.5 0.5 0. ]
      [0.  0.5 0.5]]
     """
-    problem = checks.problem(query, key, value, **_named("weights", options, ("implementation", "blocks")))
+    problem = checks.problem(
+        query, key, value, **_named("weights", options, ("implementation", "blocks", "return_lse"))
+    )
     weight = _weights(problem)
     return weight[0] if jnp.ndim(query) == 3 else weight
 
@@ -275,7 +277,8 @@ def _weights(problem: Problem) -> jax.Array:
 def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
     """Options of `attention` as `checks.problem` names them; raises for those that `where` does not take."""
     known = [x for x in inspect.signature(attention).parameters if x not in ("query", "key", "value", *refused)]
-    unknown = [name for name, given in options.items() if name not in known and not (name in refused and given is None)]
+    left_alone = [name for name in refused if options.get(name) is None or options[name] is False]
+    unknown = [name for name in options if name not in (*known, *left_alone)]
     if unknown:
         raise TypeError(hints.unexpected(where, unknown, known))
     options = {name: given for name, given in options.items() if name in known}

@@ -29,6 +29,28 @@ def _attend(implementation, q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     return jattn.attention(q, k, v, implementation=implementation, blocks=blocks, **options)
 
 
+NARROW = {
+    "mod of rows": {"mods": mods.function(lambda s, i, j: 0.5 * i)},
+    "mod of keys": {"mods": mods.function(lambda s, i, j: 0.5 * j)},
+    "mod of nothing": {"mods": mods.function(lambda s, i, j: 1.0)},
+    "gate of nothing": {"gates": gates.function(lambda w, i, j: 0.0)},
+}
+WHOLE = {
+    "mod of rows": {"mods": mods.function(lambda s, i, j: 0 * s + 0.5 * i)},
+    "mod of keys": {"mods": mods.function(lambda s, i, j: 0 * s + 0.5 * j)},
+    "mod of nothing": {"mods": mods.function(lambda s, i, j: 0 * s + 1.0)},
+    "gate of nothing": {"gates": gates.function(lambda w, i, j: 0 * w)},
+}
+
+
+@pytest.mark.parametrize("implementation", BACKENDS)
+@pytest.mark.parametrize("name", NARROW)
+def test_what_a_function_does_not_depend_on_is_the_same_over_the_tile(name, implementation):
+    loss = lambda options: lambda *qkv: jnp.sum(_attend(implementation, *qkv, mask=masks.causal(), **options) ** 2)
+    got, wanted = (jax.value_and_grad(loss(x[name]), (0, 1, 2))(Q, K, V) for x in (NARROW, WHOLE))
+    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, wanted)
+
+
 FAR = {
     "right": (lambda: masks.window(7, 2**31 - 1), lambda: masks.window(7, None)),
     "left": (lambda: masks.window(sys.maxsize), lambda: masks.causal()),
@@ -162,8 +184,15 @@ def test_scores_so_large_that_lse_has_no_place_for_the_log_of_a_sum(shift, optio
 
 
 @pytest.mark.parametrize("implementation", BACKENDS[:2])
-@pytest.mark.parametrize("size", [2.0**10, 2.0**12, 999.0, 3.0e6])
-def test_equal_products_of_any_size_share_the_weight(size, implementation):
-    q, k = np.full(Q.shape, size, np.float32), np.full(K.shape, size, np.float32)
-    loss = lambda implementation: lambda v: jnp.sum(_attend(implementation, q, k, v, mask=masks.causal()) * np.cos(V))
-    assert_close(jax.grad(loss(implementation))(V), jax.grad(loss("reference"))(V), 1e-5)
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [*((jnp.float32, x) for x in (2.0**10, 2.0**12, 999.0, 3.0e6)), (jnp.bfloat16, 999.0), (jnp.bfloat16, 3.0e4)],
+)
+def test_equal_products_of_any_size_share_the_weight(dtype, size, implementation):
+    q, k, v = jnp.full(Q.shape, size, dtype), jnp.full(K.shape, size, dtype), jnp.asarray(V, dtype)
+    of = lambda implementation: lambda v: _attend(implementation, q.astype(v.dtype), k, v, mask=masks.causal())
+    loss = lambda implementation: lambda v: jnp.sum(of(implementation)(v) * np.cos(V))
+    wide, tolerance = v.astype(jnp.float32), 1e-5 if dtype == jnp.float32 else 2e-2
+    assert_close(jax.grad(loss(implementation))(v), jax.grad(loss("reference"))(wide), tolerance)
+    tangents = (jax.jvp(of(x), (y,), (jnp.cos(y),))[1] for x, y in ((implementation, v), ("reference", wide)))
+    assert_close(next(tangents), next(tangents), tolerance)

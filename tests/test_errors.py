@@ -64,6 +64,8 @@ BAD = {
     "mod of booleans": (attend(mods=mods.function(lambda s, i, j: s > 0)), TypeError, ["mods.function", "returns bool"]),
     "mod of one row": (attend(mods=mods.function(lambda s, i, j: s[:1])), ValueError, ["elementwise", "[1, bs]", "[bt, bs]"]),
     "mask of one row": (attend(mask=masks.function(lambda i, j: (j >= i)[:1])), ValueError, ["elementwise", "[1, bs]"]),
+    "NumPy on a tile": (attend(mask=masks.function(lambda i, j: np.eye(8, dtype=bool)[i, j])), TypeError, ["jax.numpy"]),
+    "a list by a tile": (attend(mask=masks.function(lambda i, j: [1, 2, 3][i] > j)), TypeError, ["jax.numpy"]),
     "mask turned": (attend(mask=masks.function(lambda i, j: (j >= i).T)), ValueError, ["elementwise", "[bs, bt]"]),
     "mod over the row": (attend(mods=mods.function(lambda s, i, j: s - s.max(-1, keepdims=True))), ValueError,
                          ["elementwise", "reduce_max"]),
@@ -90,6 +92,7 @@ BAD = {
     "num_heads": (attend(num_heads=4), TypeError, ["num_heads", "[b, t, h, d]"]),
     "mask in place": (lambda: jattn.attention(Q, K, V, masks.causal()), TypeError, ["4 arguments", "mask="]),  # pyright: ignore[reportCallIssue]  # wrong on purpose
     "fp8": (attend(jnp.asarray(Q).astype("float8_e4m3fn")), TypeError, ["query", "float8_e4m3fn", "cast"]),
+    "weights and lse": (lambda: jattn.weights(Q, K, V, return_lse=True), TypeError, ["weights", "return_lse"]),
     "weights by a backend": (lambda: jattn.weights(Q, K, V, implementation="nonsense"), TypeError, ["weights", "implementation"]),
     "sample by a backend": (lambda: jattn.sample(jax.random.key(0), Q, K, V, blocks=(4, 4)), TypeError, ["sample", "blocks"]),
     "explain of another": (lambda: jattn.explain(Q, K, V, is_causal=True), TypeError, ["explain", "masks.causal()"]),

@@ -17,7 +17,7 @@ import dis
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -107,7 +107,8 @@ class _Instance:
 
     def build(self, arrays: Arrays) -> Any:
         made = object.__new__(self.kind)
-        made.__dict__.update({name: x.build(arrays) for name, x in self.attributes})
+        for name, x in self.attributes:
+            object.__setattr__(made, name, x.build(arrays))
         return made
 
 
@@ -218,10 +219,10 @@ class _Reader:
         leaves, structure = jax.tree.flatten(value)
         if structure != _LEAF and _hashable(structure):
             return _Tree(structure, tuple(self.read(x) for x in leaves))
-        attributes = getattr(value, "__dict__", None)
-        if isinstance(attributes, dict):
-            return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()))
-        return _whole(value)
+        attributes = _attributes(value)
+        if attributes is None:
+            return _whole(value)
+        return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()))
 
     def _function(self, fn: types.FunctionType) -> Recipe:
         cells = tuple(self.read(x.cell_contents) for x in fn.__closure__ or ())
@@ -249,6 +250,20 @@ def _of_library(value: object) -> bool:
         return False
     module = getattr(value, "__module__", None) if callable(value) else type(value).__module__
     return callable(value) and str(module).partition(".")[0] in _LIBRARIES and not getattr(value, "__closure__", None)
+
+
+def _attributes(value: object) -> dict[str, Any] | None:
+    """Those of an object of a plain class, with slots or without; None of what has none."""
+    slots = [name for kind in type(value).__mro__ for name in _names_of(kind.__dict__.get("__slots__", ()))]
+    held = getattr(value, "__dict__", None)
+    if not isinstance(held, dict) and not slots:
+        return None
+    of_slots = {name: getattr(value, name) for name in slots if name[:2] != "__" and hasattr(value, name)}
+    return {**(held if isinstance(held, dict) else {}), **of_slots}
+
+
+def _names_of(slots: str | Iterable[str]) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _hashable(value: object) -> bool:

@@ -108,6 +108,14 @@ def _trace(
             f"{who} uses `and`, `or`, `not` or `if` on arrays: positions and scores come as tiles,"
             " so use & | ~ and jnp.where"
         ) from None
+    except TypeError as error:
+        conversions = jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError
+        if not isinstance(error, conversions) and "can be converted to" not in str(error):
+            raise
+        raise TypeError(
+            f"{who} uses NumPy, a list's index or a number's conversion on positions or scores, which are traced tiles:"
+            " take jax.numpy, and jnp.asarray(table)[i] to look something up"
+        ) from error
     if len(traced.out_avals) != 1:
         raise TypeError(f"{who} must return one array, returns {len(traced.out_avals)}")
     return traced

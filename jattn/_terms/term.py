@@ -155,8 +155,13 @@ class Terms(Term):
         """Weights after the gates."""
         i, j = self.offsets.at(i, j)
         for gate in self.gates:
-            weight = gate(weight, i, j)
+            weight = _whole(gate(weight, i, j), weight)
         return weight
+
+
+def _whole(result: jax.Array, tile: jax.Array) -> jax.Array:
+    """What a term makes of a tile, as large as it: what depends on i alone, say, is the same along a row."""
+    return result if result.shape == tile.shape else jnp.broadcast_to(result, tile.shape)
 
 
 def modified(score: jax.Array, mods: Iterable[Mod], i: jax.Array, j: jax.Array) -> jax.Array:
@@ -170,7 +175,7 @@ def modified(score: jax.Array, mods: Iterable[Mod], i: jax.Array, j: jax.Array) 
             live = score != -jnp.inf
             score = jnp.where(live, mod(jnp.where(live, score, 0), i, j), -jnp.inf)
         else:
-            score = mod(score, i, j)
+            score = _whole(mod(score, i, j), score)
         hides = hides or mod.hides
     return score
 

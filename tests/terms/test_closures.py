@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -44,6 +46,14 @@ class _Scaled:
         return s * self.x["by"] + jnp.cos(self.x["by"] * i)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Slotted:
+    x: Any
+
+    def __call__(self, s, i, j):
+        return s * self.x + jnp.cos(self.x * i)
+
+
 def _with_default(x):
     def fn(s, i, j, x=x):
         return s * x + jnp.cos(x * i)
@@ -66,6 +76,7 @@ WAYS = {
     "helper": _through_a_helper,
     "partial": lambda x: functools.partial(lambda x, s, i, j: s * x + jnp.cos(x * i), x),
     "method": lambda x: _Scaled(x).mod,
+    "slots": _Slotted,
     "container": lambda x: (lambda y: lambda s, i, j: s * y["a"][0] + jnp.cos(y["a"][0] * i))({"a": [x]}),
     "jit": _jitted,
 }
@@ -159,6 +170,15 @@ def test_kernels_take_scalars_that_functions_close_over(monkeypatch):
     table = jnp.asarray(TABLE)
     with pytest.raises(jattn.UnsupportedError, match=r"operands with axes b h t s alone.*blockwise"):
         _attend("pallas_tpu", mods=(mods.function(lambda s, i, j: s + table[i % 7]),))
+
+    class OfItsClass:
+        x = jnp.float32(0.5)
+
+        def mod(self, s, i, j):
+            return s * self.x
+
+    with pytest.raises(jattn.UnsupportedError, match=r"arrays of their own.*jattn\.operand"):
+        _attend("pallas_tpu", mods=(mods.function(OfItsClass().mod),))
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)

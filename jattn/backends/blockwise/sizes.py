@@ -55,8 +55,9 @@ class Geometry:
 
     def strip(self, n: int | jax.Array) -> tuple[Step, tuple[Any, Any, Any]]:
         """Strip n: its place, all keys, and its indices (batch step, head step, query block)."""
+        heads = self.g // self.heads
         rest, block = split(n, self.query.count)
-        batch, head = split(rest, self.g // self.heads)
+        batch, head = (0, rest) if self.b == self.batch else split(rest, heads)
         at = {
             "b": (batch * self.batch, self.batch),
             "g": (head * self.heads, self.heads),

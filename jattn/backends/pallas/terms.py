@@ -30,6 +30,17 @@ def terms_of(spec: Spec) -> Any:
     return spec.signature.fill([Operand(n, axes) for n, axes in enumerate(spec.signature.axes)])
 
 
+def scales_scores(spec: Spec) -> bool:
+    """Whether the scale multiplies the products, and not the query before them.
+
+    A factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before mods,
+    it multiplies the scores.
+    """
+    terms = terms_of(spec)
+    learned = isinstance(terms.compare.scale, Operand)
+    return bool(terms.mods) or learned or spec.precision == jax.lax.Precision.HIGHEST
+
+
 @term
 class Times(Mod):
     """score * a number: a scale that is learned."""
@@ -178,9 +189,7 @@ class TileTerms:
         self.frame, self.span, self.lead = frame, span(moved(terms_of(spec))), lead
         # float32 says exactly how large scores are, and mods may make them as large as they like
         self.natural = self.has_mods or spec.dtype == jnp.float32
-        # a factor of the query costs nothing but a rounding to its dtype, as in every kernel; asked for more, or before
-        # mods, it multiplies the scores
-        self.exact = self.has_mods or spec.precision == jax.lax.Precision.HIGHEST
+        self.exact = scales_scores(spec)
 
     @property
     def factor(self) -> float:

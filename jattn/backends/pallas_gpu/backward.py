@@ -15,7 +15,6 @@ import numpy as np
 from jattn_kernels.gpu.gradients import UNSEEN
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.sizes import Lengths
-from jattn_kernels.tiles.functions import LOG2E
 
 from jattn._terms import AnyArray
 from jattn.backends.batches import folded
@@ -41,17 +40,17 @@ def backward(
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`."""
     wide = lambda x: x.astype(jnp.float32)
-    out, lse, remainder = result
+    out, *of_lse = result
     keys = without_unseen(spec, operands, q, k, v)
     along_t, along_s = (Call(spec, *keys, operands, q.shape[1], kernel) for kernel in ("queries", "keys"))
     functions = along_t.functions
-    delta, share = jnp.sum(wide(dout) * wide(out), -1) - dlse, jnp.exp(-remainder)
+    delta, (lse, share) = jnp.sum(wide(dout) * wide(out), -1) - dlse, functions.lse_and_share(*of_lse)
     rows, of_out = q, wide(dout)
     if functions.weights is None:  # all gradients are linear in these: the kernels need not multiply each weight
         of_out, delta, share = of_out * share[..., None], delta * share, None
     if along_t.terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
         rows, of_out, delta = (of_rows_that_see(x, lse) for x in (q, of_out, delta))
-    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse * (1 if functions.natural else LOG2E))
+    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
     of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
     fused = [y and not _of_pairs(x, axes) for x, axes, y in zip(operands, spec.signature.axes, active, strict=True)]

@@ -5,7 +5,6 @@ Pallas is imported when a call first comes here, and not with the library.
 
 from __future__ import annotations
 
-from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Fused
 from jattn.backends.pallas.deferred import deferred
 from jattn.backends.pallas_tpu.refuses import unfit
@@ -17,6 +16,13 @@ def _forward():
     from jattn.backends.pallas_tpu.forward import forward
 
     return forward
+
+
+@deferred
+def _tangent():
+    from jattn.backends.pallas_tpu.tangent import tangent
+
+    return tangent
 
 
 @deferred
@@ -33,4 +39,4 @@ def _cut():
     return cut
 
 
-PALLAS_TPU = Fused("pallas_tpu", unfit, _forward, BLOCKWISE.tangent, _backward, _cut, Settings())
+PALLAS_TPU = Fused("pallas_tpu", unfit, _forward, _tangent, _backward, _cut, Settings())

@@ -33,9 +33,10 @@ def backward(
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`."""
     call = Call(spec, q, k, v, operands, "backward")
-    terms, (out, lse, remainder) = call.terms, result
+    terms, functions = call.terms, call.terms.functions()
+    out, *of_lse = result
     wide = lambda x: x.astype(jnp.float32)
-    delta, share = jnp.sum(wide(dout) * wide(out), -1) - dlse, jnp.exp(-remainder)
+    delta, (lse, share) = jnp.sum(wide(dout) * wide(out), -1) - dlse, functions.lse_and_share(*of_lse)
     if not terms.has_gates:  # all gradients are linear in these: the kernel need not multiply each weight
         dout, delta, share = wide(dout) * share[..., None], delta * share, None
     rows = q
@@ -47,7 +48,7 @@ def backward(
     dq, dk, dv, of_slots = run(
         terms.query(rows), heads_first(k), heads_first(v), heads_first(dout.astype(v.dtype)),
         flat(lse), flat(delta), None if share is None else flat(share),
-        arrays, call.layouts, slots, terms.functions(), call.work, call.frame.sizes,
+        arrays, call.layouts, slots, functions, call.work, call.frame.sizes,
         dq_dtype=q.dtype, factor=terms.scale, **call.options,
     )  # fmt: skip
     dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))

@@ -82,7 +82,7 @@ def _not_elementwise(
     arguments += [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_TILE[0], 1), (1, _TILE[1]))]
     given = [jax.ShapeDtypeStruct(shape(axes), wide(dtype)) for dtype, axes in operands]
     traced = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(given[:held], *arguments, *given[held:])
-    if any(jnp.ndim(x) for x in traced.consts):
+    if traced.consts:  # NumPy's numbers become part of the program
         return "takes functions without arrays of their own: give the array as a jattn.operand"
     look_ups = primitives(traced.jaxpr) & _LOOK_UPS
     return f"takes elementwise functions, not {' or '.join(sorted(look_ups))}" if look_ups else None

@@ -40,8 +40,8 @@ class Forward(Block):
         (self.q, self.k, self.v), rest = refs[:3], refs[3:]
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
-        self.out, *self.of_rows = rest[: 3 if self.functions.natural else 2]
-        (self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, *rest) = rest[1 + len(self.of_rows) :]
+        self.out, *self.of_rows = rest[:3]
+        self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, *rest = rest[3:]
         self.q_there, self.k_there, self.v_there, self.k_free, self.v_free, self.own, *self.staged = rest
         self.out_sm = self.q_sm if out_sm is None else out_sm  # the queries are read whole before it is written
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
@@ -168,11 +168,10 @@ class Forward(Block):
         plgpu.wait_smem_to_gmem(0)
 
     def logarithms(self, top: jax.Array, total: jax.Array) -> list[jax.Array]:
-        """lse and, of natural scores, what rounding took from it."""
-        unseen, log = total == 0, jnp.log(total)
-        lse = top + log if self.functions.natural else top * (1 / LOG2E) + log
-        of_rows = [jnp.where(unseen, -jnp.inf, lse)]
-        return [*of_rows, jnp.where(unseen, 0.0, (top - lse) + log)] if self.functions.natural else of_rows
+        """lse and what rounding took from it, in the units of the scores."""
+        unseen, log = total == 0, jnp.log(total) * (1.0 if self.functions.natural else LOG2E)
+        lse = top + log
+        return [jnp.where(unseen, -jnp.inf, lse), jnp.where(unseen, 0.0, (top - lse) + log)]
 
 
 def run(
@@ -203,7 +202,7 @@ def run(
     tiles = pl.cdiv(t, sizes.rows)
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
     stretch = kind.stretch(sizes)
-    of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * (2 if functions.natural else 1)
+    of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * 2
     barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     out, *of_rows = launch(
         kind,
@@ -235,6 +234,4 @@ def run(
         lengths=(t, s),
         interpret=interpret,
     )(q, k, v, *listed, *operands)
-    lse, *remainder = (jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows)
-    # Scores that are as exact as products of 16 bits are not so large that the remainder counts.
-    return out, lse, remainder[0] if remainder else jnp.zeros_like(lse)
+    return out, *functions.natural_lse(*(jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows))

@@ -6,6 +6,11 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from jattn_kernels.tiles.two_parts import times
+
 LOG2E = math.log2(math.e)
 
 
@@ -19,3 +24,14 @@ class TileFunctions(NamedTuple):
     reach: tuple[int, int]  # the first key that a query may see, and the first after the last
     sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query
     blind: bool = False  # queries may see nothing
+
+    def natural_lse(self, lse: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """lse and what rounding took from it as natural logarithms, from the units of the scores."""
+        return (lse, rest) if self.natural else times(lse, rest, 1 / LOG2E)
+
+    def lse_and_share(self, lse: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of natural logarithms lse in the units of the scores, and the factor of weights that its rounding costs."""
+        if self.natural:
+            return lse, jnp.exp(-rest)
+        lse, rest = times(lse, rest, LOG2E)
+        return lse, jnp.exp2(-rest)

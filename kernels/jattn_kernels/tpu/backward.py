@@ -242,8 +242,8 @@ def backward(
     """Gradients of q, in `dq_dtype`, of k and v, and of the operands that are `active`, in their layout.
 
     `factor` is the scale of the product of query and key: in `functions.scale` or, with the units of the scores, in q
-    `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`;
-    lse and delta (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  exp(score - lse) times `share`
+    `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`; lse, in the units of the scores, and delta
+    (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  The exponential of score - lse times `share`
     `[b, h, t]` is the weight of a pair; without gates, `share` is None and already a factor of do and delta.  q, k, v
     may have shorter batch axes; their gradients have all of it.
     """
@@ -251,7 +251,7 @@ def backward(
     frame = Frame(t, s, sizes)
     group = h // g
     rest = frame.padded["t"] - t
-    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse if functions.natural else lse * LOG2E)
+    lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
     lse = jnp.pad(lse, ((0, 0), (0, 0), (0, rest)), constant_values=UNSEEN)[:, :, None]
     of_rows = [lse]
     of_rows += [jnp.pad(x, ((0, 0), (0, 0), (0, rest)))[:, :, None] for x in (delta, share) if x is not None]

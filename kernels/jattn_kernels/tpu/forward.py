@@ -7,7 +7,6 @@ while its key tiles are visited; maxima and sums are kept once in every lane, so
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -126,13 +125,9 @@ class _Forward(GridStep):
         out = jnp.where(lanes(total, out.shape[1]) == 0, 0, out * lanes(share, out.shape[1]))
         self.out[rows, :] = out.astype(self.out.dtype)
         top, total = row(top), row(total)  # log(0) = -inf
-        if self.functions.natural:
-            log = jnp.log(total)
-            self.lse[:, rows] = lse = top + log
-            self.remainder[:, rows] = jnp.where(total == 0, 0, (top - lse) + log)
-        else:  # scores that are as exact as bfloat16 are not so large that the remainder counts
-            self.lse[:, rows] = (top + jnp.log2(total)) * math.log(2)
-            self.remainder[:, rows] = jnp.zeros_like(total)
+        log = jnp.log(total) if self.functions.natural else jnp.log2(total)
+        self.lse[:, rows] = lse = top + log
+        self.remainder[:, rows] = jnp.where(total == 0, 0, (top - lse) + log)
 
     def begin_rows(self) -> None:
         self.top[...] = jnp.full(self.top.shape, LOWEST, self.top.dtype)
@@ -217,7 +212,7 @@ def forward(
     rows = lambda n, width: pl.BlockSpec((None, None, sizes.query, width), lambda b, h, i, c, *_: (b % n, h, i, 0))
     flat = pl.BlockSpec((None, None, 1, sizes.query), lambda b, h, i, c, *_: (b, h, 0, i))
     per_row = pltpu.VMEM((sizes.query, LANES), jnp.float32)
-    return pl.pallas_call(
+    out, *of_rows = pl.pallas_call(
         functools.partial(
             _kernel,
             frame=frame,
@@ -245,3 +240,4 @@ def forward(
             disable_bounds_checks=True,
         ),
     )(*work.scalars, q, k, v, *operands)
+    return out, *functions.natural_lse(*of_rows)

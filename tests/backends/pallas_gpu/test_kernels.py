@@ -225,3 +225,16 @@ def test_no_races_on_blackwell():
     spec = Spec(PALLAS_GPU, signature, q.dtype, None, None, target)
     PALLAS_GPU.forward(spec, q, k, v, operands)
     assert not interpret_pallas_call.get_races().races_found
+
+
+@pytest.mark.parametrize("size", [2.0**10, 2.0**13])
+def test_equal_products_of_any_size_share_the_weight(size):
+    """A float32 of such a score has no place for the log of how many there are.
+
+    Powers of two: a GPU takes the maximum from an unrounded multiple of a score, the simulator only sometimes.
+    """
+    *_, v = _arrays()
+    q, k = (jnp.full_like(x, size) for x in _arrays()[:2])
+    loss = lambda attend: lambda v: jnp.sum(attend(q, k, v, mask=masks.causal(100)).astype(jnp.float32) ** 2)
+    reference = lambda *args, **options: jattn.attention(*args, implementation="reference", **options)
+    assert_close(jax.grad(loss(_attend))(v), jax.grad(loss(reference))(v.astype(jnp.float32)), 2e-2)
