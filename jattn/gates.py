@@ -57,8 +57,12 @@ class Dropout(Gate):
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         if self.rate == 0:
             return weight
-        keep = counter_hash.bits(self.seed, self.b, self.h, i, j) >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
-        return jnp.where(keep, weight * (1 / (1 - self.rate)), 0)
+        return self.drop(weight, counter_hash.bits(self.seed, self.b, self.h, i, j))
+
+    def drop(self, weight: jax.Array, bits: jax.Array) -> jax.Array:
+        """The new weight, of random bits."""
+        keep = bits >= np.uint32(min(round(self.rate * 2**32), 2**32 - 1))
+        return weight * jnp.where(keep, jnp.asarray(1 / (1 - self.rate), weight.dtype), 0)
 
 
 def dropout(rate: float, seed: ArrayLike) -> Gate:

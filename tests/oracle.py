@@ -244,7 +244,8 @@ def bits_of(seed: int, b: int, h: int, i: int, j: int) -> int:
     """The random bits of one pair, in Python's integers."""
     head = _mix(_mix((seed + 0x9E3779B9) % 2**32) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35) % 2**32)
     row = _mix(head ^ i * 0x27D4EB2F % 2**32)
-    return _mix(row ^ _mix((j * 0x165667B1 + 1) % 2**32))
+    factor = _mix((row + 0x9E3779B9) % 2**32) | 1
+    return (factor * _mix((j * 0x165667B1 + 1) % 2**32) + row) % 2**32
 
 
 def random_bits(seed: int, at: At) -> np.ndarray:

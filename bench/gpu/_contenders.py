@@ -22,7 +22,8 @@ from bench.gpu._terms import ASKS, CAP
 Program = tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
 Role = str
 FORWARD, QUERIES, KEYS, BIAS = "forward", "dq", "dkv", "dbias"
-"""What a kernel computes: out and lse; the queries' gradients; the keys' and values'; a learned bias' alone."""
+"""What a kernel computes: out and lse; the queries' gradients; the keys' and values'; an array's of pairs or diagonals
+alone."""
 PRODUCTS = {FORWARD: (1, 1), QUERIES: (2, 1), KEYS: (2, 2), BIAS: (1, 1)}
 """By role, how often d and e multiply-adds are made for each score."""
 
@@ -174,7 +175,7 @@ JATTN = Contender(
     "jattn",
     jattn_program,
     # the patterns are tried in this order: all of a backward's kernels may have `backward` in their names
-    {"bias": BIAS, "dkv|keys": KEYS, "dq|queries": QUERIES, "forward|fwd": FORWARD},
+    {"bias|pairs": BIAS, "dkv|keys": KEYS, "dq|queries": QUERIES, "forward|fwd": FORWARD},
     (FORWARD, QUERIES, KEYS),
 )
 PEERS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,22 +39,52 @@ def mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> _U(16))
 
 
+class Rows(NamedTuple):
+    """What the hash knows of a pair's row, uint32."""
+
+    factor: Any
+    word: Any
+
+
+def rows(seed: ArrayLike, b: ArrayLike, h: ArrayLike, i: ArrayLike) -> Rows:
+    """Of the queries i of head h of batch element b."""
+    u_seed, u_b, u_h, u_i = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, b, h, i))
+    head = mix(mix(u_seed + _U(0x9E3779B9)) ^ (u_b * _U(0x85EBCA6B) + u_h * _U(0xC2B2AE35)))
+    word = mix(head ^ (u_i * _U(0x27D4EB2F)))
+    return Rows(mix(word + _U(0x9E3779B9)) | _U(1), word)
+
+
+def columns(j: ArrayLike) -> jax.Array:
+    """What the hash knows of keys j, uint32."""
+    return mix(jnp.asarray(j).astype(jnp.uint32) * _U(0x165667B1) + _U(1))
+
+
+def join(rows: Rows, column: jax.Array) -> jax.Array:
+    """The bits of pairs."""
+    return rows.factor * column + rows.word
+
+
 def bits(seed: ArrayLike, b: ArrayLike, h: ArrayLike, i: ArrayLike, j: ArrayLike) -> jax.Array:
-    """32 random bits for every pair of a tile.
+    """32 random bits for every pair of a tile; the upper ones are the better ones.
 
     All arithmetic is in uint32 and wraps:
 
-        head = mix(mix(seed + 0x9E3779B9) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35))
-        row  = mix(head ^ (i * 0x27D4EB2F))
-        bits = mix(row ^ mix(j * 0x165667B1 + 1))
+        head   = mix(mix(seed + 0x9E3779B9) ^ (b * 0x85EBCA6B + h * 0xC2B2AE35))
+        row    = mix(head ^ (i * 0x27D4EB2F))
+        factor = mix(row + 0x9E3779B9) | 1
+        column = mix(j * 0x165667B1 + 1)
+        bits   = factor * column + row
 
-    with `mix` the finaliser `lowbias32`.  A tile of [bt, bs] costs bt + bs + bt * bs of them, so the cost per pair is
-    one xor and one `mix`: two multiplications, three shifts, three xors.
+    with `mix` the finaliser `lowbias32`.  A tile of [bt, bs] costs 2 bt + bs of them, and a pair one multiplication and
+    one sum: integers are the slowest thing that a GPU's kernels do.
+
+    Were `factor`, `row` and `column` drawn at random, any pairs of which no four stand in the corners of a rectangle
+    would be independent: of every two in a row columns differ, of every two in a column the summand does.  Of four
+    corners the differences along both rows, factor * (column - other), end with as many zeros as each other, which is
+    all that they share: what looks at the upper bits cannot tell.  A sum of multiples is Dietzfelbinger's hash
+    ("Universal hashing and k-wise independent random variables via integer arithmetic without primes", 1996).
     """
-    u_seed, u_b, u_h, u_i, u_j = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, b, h, i, j))
-    head = mix(mix(u_seed + _U(0x9E3779B9)) ^ (u_b * _U(0x85EBCA6B) + u_h * _U(0xC2B2AE35)))
-    row = mix(head ^ (u_i * _U(0x27D4EB2F)))
-    return mix(row ^ mix(u_j * _U(0x165667B1) + _U(1)))
+    return join(rows(seed, b, h, i), columns(j))
 
 
 def uniform(random_bits: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -20,6 +20,7 @@ from jattn._terms.moved import moved
 from jattn._terms.reach import Span, span
 from jattn.backends.batches import spread
 from jattn.backends.contract import Spec
+from jattn.gates import Gate
 from jattn.mods import Mod, Relative
 
 _HERE = Offsets()
@@ -148,8 +149,8 @@ class TileTerms:
     """The terms of a call as functions of a tile, with a slot for each of their arrays.
 
     Attributes:
-      slots: for each array that a kernel takes, the number of the operand that it comes from, or `Words`, and its axes;
-        `r` stands for `t s` where an array varies with j - i alone, `c` where it is the same within cells.
+      slots: for each array that a kernel takes, the number of the operand that it comes from, or what makes it, and its
+        axes; `r` stands for `t s` where an array varies with j - i alone, `c` where it is the same within cells.
       span: the keys that a query may see, as far as windows say.
       natural: scores are natural logarithms, of any size; else log2(e) is a factor of them.
     """
@@ -183,6 +184,7 @@ class TileTerms:
             compare=None,
             mods=(*first, *replaced(terms.mods, Relative, as_diagonals)),
             mask=packed(terms.mask, self.packed, terms.offsets),
+            gates=tuple(self.gate(x, terms.offsets) for x in terms.gates),
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)
@@ -203,17 +205,27 @@ class TileTerms:
 
     def active(self, operands: Sequence[bool]) -> tuple[bool, ...]:
         """Which slots get gradients, from which operands do."""
-        return tuple(not isinstance(x.array, Words) and operands[x.array] for x in self.slots)
+        return tuple(isinstance(x.array, int) and operands[x.array] for x in self.slots)
+
+    def gate(self, gate: Gate, offsets: Offsets) -> Gate:
+        """What a gate of the call, which may be part of no other, becomes in this family's kernels."""
+        del offsets
+        return gate
 
     def along_diagonals(
-        self, slot: Operand, operands: Sequence[AnyArray], relative: jax.Array
+        self,
+        slot: Operand,
+        operands: Sequence[AnyArray],
+        relative: jax.Array,
+        columns: Callable[[jax.Array, jax.Array], jax.Array] = lambda table, at: table[:, at],
     ) -> tuple[jax.Array, str]:
         """The table of relative positions that a slot comes from, looked up at j - i of the call's own positions; and
-        the axes that it then has."""
+        the axes that it then has; `columns`: table `[h, n]` and columns inside it to what stands there."""
         term = self.relative[slot.array]
         term = dataclasses.replace(term, held=tuple(operands[x.array] for x in term.held))
         table = _terms.wide(operands[slot.array])
-        look_up = lambda table, lead: jnp.take(table, term.bucket(relative - lead), axis=-1, mode="clip")
+        inside = lambda at: jnp.clip(at, 0, table.shape[-1] - 1)
+        look_up = lambda table, lead: columns(table, inside(term.bucket(relative - lead)))
         if not isinstance(self.lead, Operand):
             return look_up(table, self.lead), slot.axes
         lead = operands[self.lead.array]

@@ -1,11 +1,13 @@
-"""The backward kernels behind the contract: one along queries, one along keys.
+"""The backward kernels behind the contract: along queries, along keys, and along pairs for each operand that is learned
+there.
 
-Gradients of arrays that have both axes, and of tables that are looked up, are left to the tiled twin of all backends:
-each would need a kernel of its own.
+Gradients of tables that a user's function looks up are left to the tiled twin of all backends: which places of the
+table a tile adds to is known only in the kernel, and only one block may add to a place.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +44,8 @@ def backward(
     wide = lambda x: x.astype(jnp.float32)
     out, *of_lse = result
     keys = without_unseen(spec, operands, q, k, v)
-    along_t, along_s = (Call(spec, *keys, operands, q.shape[1], kernel) for kernel in ("queries", "keys"))
+    of_kernel = functools.partial(Call, spec, *keys, operands, q.shape[1])
+    along_t, along_s = of_kernel("queries"), of_kernel("keys", "s")
     functions = along_t.functions
     delta, (lse, share) = jnp.sum(wide(dout) * wide(out), -1) - dlse, functions.lse_and_share(*of_lse)
     rows, of_out = q, wide(dout)
@@ -53,30 +56,37 @@ def backward(
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
     of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
-    fused = [y and not _of_pairs(x, axes) for x, axes, y in zip(operands, spec.signature.axes, active, strict=True)]
+    found, relative = kernels(spec.target), along_t.terms.relative
+    fused = [
+        y and (found.pairs is not None or not _of_pairs(x, axes)) and (n in relative or x.ndim == len(axes))
+        for n, (x, axes, y) in enumerate(zip(operands, spec.signature.axes, active, strict=True))
+    ]
 
-    def run(kernel: Callable, call: Call, along: tuple[str, ...]) -> Any:
-        """What the kernel gives for its rows, and the gradients of the operands that have such rows."""
-        layouts = call.operands(operands)[1]
-        laid_out, pull = jax.vjp(lambda x: call.operands(x)[0], operands)
-        slots = tuple(n for n, y in enumerate(call.terms.active(fused)) if y and layouts[n].along in along)
-        *rest, sums = kernel(
-            *arrays, of_rows, laid_out, layouts, slots, call.functions, call.lists, call.listed, call.sizes,
-            interpret=call.interpret,
-        )  # fmt: skip
+    def run(kernel: Callable, call: Call, along: tuple[str, ...], of_pairs: Callable | None = None) -> Any:
+        """What the kernel gives for its rows, and the gradients of the operands that have such rows; and those of each
+        operand of pairs, by a launch of its own, where there is a kernel for them."""
+        laid_out, pull, layouts = jax.vjp(call.operands, operands, has_aux=True)
+        wanted = [n for n, y in enumerate(call.terms.active(fused)) if y]
+        slots = tuple(n for n in wanted if layouts[n].along in along)
+        given = *arrays, of_rows, laid_out, layouts
+        *rest, sums = kernel(*given, slots, *call.given, interpret=call.interpret)
         of_slots = dict(zip(slots, sums, strict=True))
+        for n in wanted:
+            if of_pairs is not None and layouts[n].along in ("ts", "r"):
+                of_tiles = of_kernel("pairs", layouts[n].along)
+                of_slots[n] = of_pairs(*given, n, *of_tiles.given, interpret=call.interpret)
         places = enumerate(zip(laid_out, layouts, strict=True))
         cotangents: Any = [_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places]
         return *rest, pull(cotangents)[0]
 
-    dq, of_t = run(kernels(spec.target).queries, along_t, ("t", ""))
-    dk, dv, of_s = run(kernels(spec.target).keys, along_s, ("s",))
+    dq, of_t = run(found.queries, along_t, ("t", ""), found.pairs)
+    dk, dv, of_s = run(found.keys, along_s, ("s",))
     doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
-    of_pairs = [x and not y for x, y in zip(active, fused, strict=True)]
-    if any(of_pairs):
+    of_tables = [x and not y for x, y in zip(active, fused, strict=True)]
+    if any(of_tables):
         every = [jnp.asarray(x) for x in operands]
-        twin = BLOCKWISE.backward(spec, q, k, v, every, result, dout, dlse, of_pairs)
-        doperands = [x if y else z for x, y, z in zip(twin.operands, of_pairs, doperands, strict=True)]
+        twin = BLOCKWISE.backward(spec, q, k, v, every, result, dout, dlse, of_tables)
+        doperands = [x if y else z for x, y, z in zip(twin.operands, of_tables, doperands, strict=True)]
     own = lambda x, like: folded(x[..., : like.shape[-1]], like)
     return Gradients(own(dq, q), own(dk, k), own(dv, v), doperands)
 
@@ -92,13 +102,14 @@ def _stretched(x: jax.Array, rest: float) -> jax.Array:
     return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, missing)), constant_values=rest)
 
 
-def _cotangent(x: jax.Array, layout: OperandLayout, of_rows: jax.Array | None) -> Any:
-    """The gradient of an array in its layout, from what each row of each head adds to it; zeros where there is none."""
+def _cotangent(x: jax.Array, layout: OperandLayout, gradient: jax.Array | None) -> Any:
+    """The gradient of an array in its layout, from what each row of each head adds to it, or from what all pairs do;
+    zeros where there is none."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return np.zeros(x.shape, jax.dtypes.float0)
-    if of_rows is None:
-        return jnp.zeros_like(x)
-    total = of_rows.reshape(-1, layout.batch, *of_rows.shape[1:]).sum(0)
+    if gradient is None or layout.along in ("ts", "r"):
+        return jnp.zeros_like(x) if gradient is None else gradient.astype(x.dtype)
+    total = gradient.reshape(-1, layout.batch, *gradient.shape[1:]).sum(0)
     total = total if layout.heads > 1 else total.sum(1, keepdims=True)
     if not layout.along:
         return total.sum(-1).astype(x.dtype)

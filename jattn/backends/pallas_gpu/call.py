@@ -18,7 +18,7 @@ from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.contract import Shaped, Spec
-from jattn.backends.pallas_gpu.lists import lists_of
+from jattn.backends.pallas_gpu.lists import Lines, lists_of
 from jattn.backends.pallas_gpu.sizes import Kernel, tile_sizes
 from jattn.backends.pallas_gpu.terms import GpuTerms
 from jattn.backends.steps import Step
@@ -36,17 +36,31 @@ class Call:
     listed: list[jax.Array]
     interpret: Any
 
-    def __init__(self, spec: Spec, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], t: int, kernel: Kernel):
-        s, rows = k.shape[1], "s" if kernel == "keys" else "t"
+    def __init__(
+        self,
+        spec: Spec,
+        k: jax.Array,
+        v: jax.Array,
+        operands: Sequence[AnyArray],
+        t: int,
+        kernel: Kernel,
+        lines: Lines = "t",
+    ):
+        s = k.shape[1]
         self.sizes = tile_sizes(spec, k, v, operands, kernel)[0]
-        self.terms = GpuTerms(spec, Lengths(t, s), rows)
-        self.lists, listed = lists_of(moved(spec.terms(operands)), t, s, self.sizes, rows)
+        self.terms = GpuTerms(spec, Lengths(t, s), "s" if lines == "s" else "t")
+        self.lists, listed = lists_of(moved(spec.terms(operands)), t, s, self.sizes, lines)
         self.listed = [jnp.asarray(x) for x in listed]
         self.interpret = _simulator(spec.target.interpret) if spec.target.interpret else None
 
     @property
     def functions(self) -> TileFunctions:
         return self.terms.functions()
+
+    @property
+    def given(self) -> tuple[TileFunctions, Lists, list[jax.Array], Sizes]:
+        """What every kernel takes after its operands."""
+        return self.functions, self.lists, self.listed, self.sizes
 
     def operands(self, operands: Sequence[AnyArray]) -> tuple[list[jax.Array], tuple[OperandLayout, ...]]:
         """The arrays as the kernel takes them, and how they lie."""

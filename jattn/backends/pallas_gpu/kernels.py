@@ -12,6 +12,7 @@ from jattn_kernels.gpu.blackwell import backward_keys as blackwell_keys
 from jattn_kernels.gpu.blackwell import backward_queries as blackwell_queries
 from jattn_kernels.gpu.blackwell import forward as blackwell_forward
 from jattn_kernels.gpu.hopper import backward_keys as hopper_keys
+from jattn_kernels.gpu.hopper import backward_pairs as hopper_pairs
 from jattn_kernels.gpu.hopper import backward_queries as hopper_queries
 from jattn_kernels.gpu.hopper import forward as hopper_forward
 
@@ -25,12 +26,20 @@ class Kernels(NamedTuple):
     forward: Callable
     queries: Callable
     keys: Callable
+    pairs: Callable | None  # None: the twin has these gradients
 
 
 _KERNELS: dict[Generation, Kernels] = {
-    "ampere": Kernels(ampere_forward.forward, ampere_queries.backward_queries, ampere_keys.backward_keys),
-    "hopper": Kernels(hopper_forward.forward, hopper_queries.backward_queries, hopper_keys.backward_keys),
-    "blackwell": Kernels(blackwell_forward.forward, blackwell_queries.backward_queries, blackwell_keys.backward_keys),
+    "ampere": Kernels(ampere_forward.forward, ampere_queries.backward_queries, ampere_keys.backward_keys, None),
+    "hopper": Kernels(
+        hopper_forward.forward,
+        hopper_queries.backward_queries,
+        hopper_keys.backward_keys,
+        hopper_pairs.backward_pairs,
+    ),
+    "blackwell": Kernels(
+        blackwell_forward.forward, blackwell_queries.backward_queries, blackwell_keys.backward_keys, None
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,36 +18,55 @@ from jattn.masks import Mask
 _MOST = 2**20  # tiles of a mask beyond which there are runs and no lists
 
 
-def lists_of(mask: Mask | None, t: int, s: int, sizes: Sizes, rows: str) -> tuple[Lists, list[AnyArray]]:
-    """Which tiles a kernel visits whose rows are queries, `t`, or keys, `s`; and the arrays that say so."""
+Lines = Literal["t", "s", "ts", "r"]
+"""What a line of tiles is: one of query tiles, one of key tiles, a single tile, or a diagonal of tiles."""
+
+
+def lists_of(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tuple[Lists, list[AnyArray]]:
+    """Which tiles a kernel visits, whose rows are keys where `lines` are `s`, else queries; and the arrays that say
+    so."""
     if jax.tree.leaves(mask):
-        return _lists(mask, t, s, sizes, rows)
-    return _static(mask, t, s, sizes, rows)
+        return _lists(mask, t, s, sizes, lines)
+    return _static(mask, t, s, sizes, lines)
 
 
 @functools.lru_cache(maxsize=256)
-def _static(mask: Mask | None, t: int, s: int, sizes: Sizes, rows: str) -> tuple[Lists, list[AnyArray]]:
-    return _lists(mask, t, s, sizes, rows)
+def _static(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tuple[Lists, list[AnyArray]]:
+    return _lists(mask, t, s, sizes, lines)
 
 
-def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, rows: str) -> tuple[Lists, list[AnyArray]]:
-    lengths = (sizes.rows, sizes.columns) if rows == "t" else (sizes.columns, sizes.rows)
+def _along_diagonals(x: AnyArray, step: int) -> Any:
+    """`[.., query tiles, key tiles]` as `[.., diagonals, query tiles]`, the lowest first, False where there is no
+    tile; of the next queries a diagonal has the tile `step` key tiles further."""
+    queries, keys = x.shape[-2:]
+    query = np.arange(queries)
+    key = np.arange((queries - 1) * step + keys)[:, None] + (query - queries + 1) * step
+    inside = (key >= 0) & (key < keys)
+    return x[..., query, np.clip(key, 0, keys - 1)] & inside
+
+
+def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tuple[Lists, list[AnyArray]]:
+    lengths = (sizes.columns, sizes.rows) if lines == "s" else (sizes.rows, sizes.columns)
     query, key = (Tiling(n, x, overhang=True) for n, x in zip((t, s), lengths, strict=True))
     some, every = block_tables.answers(mask, query, key)
     xp = work.numpy_of(some)
-    if rows == "s":
+    if lines == "ts":
+        some, every = (x.reshape(*x.shape[:2], -1, 1) for x in (some, every))
+    elif lines == "r":
+        some, every = (_along_diagonals(x, sizes.rows // sizes.columns) for x in (some, every))
+    elif lines == "s":
         if not query.whole:  # queries past the end stand in the last tile's columns: it looks at positions
             every = every & (np.arange(query.count) < query.count - 1)[:, None]
         some, every = (xp.swapaxes(x, -1, -2) for x in (some, every))
     every = every & some
-    batch, heads, lines, tiles = some.shape
+    batch, heads, count, tiles = some.shape
     if xp is np and every.all():
         return Lists("all", 1, 1, tiles), []
     kinds = (bool(every.any()), bool((some & ~every).any())) if xp is np else (True, True)
-    if batch * heads * lines * tiles <= _MOST:
+    if batch * heads * count * tiles <= _MOST:
         table: Any = block_tables.tabulate(Answer(some, every))  # its index is an array: it has no runs
         return Lists("list", batch, heads, tiles, kinds), [table.index, table.full, table.partial]
-    some, every = (x.reshape(-1, lines, tiles) for x in (some, every))
+    some, every = (x.reshape(-1, count, tiles) for x in (some, every))
     ends = work.runs(work.Answers(some, every, np.zeros(()), batch, heads))
-    first, full, rest, end = (ends[..., n].reshape(batch, heads, lines) for n in range(4))
+    first, full, rest, end = (ends[..., n].reshape(batch, heads, count) for n in range(4))
     return Lists("runs", batch, heads, tiles, kinds), [first, full, rest - full, full - first + end - rest]

@@ -17,3 +17,5 @@ class Settings:
     """Of the gradients along queries."""
     keys: Sizes | None = None
     """Of the gradients along keys."""
+    pairs: Sizes | None = None
+    """Of the gradients of operands that have both axes, or lie along diagonals."""

@@ -10,10 +10,11 @@ from jattn_kernels.gpu.sizes import Sizes
 
 from jattn._call.targets import Target
 from jattn.backends.contract import Shaped, Spec
-from jattn.backends.pallas.terms import terms_of
+from jattn.backends.pallas.terms import parts_of, terms_of
+from jattn.mods import Relative
 
-Kernel = Literal["forward", "queries", "keys"]
-"""One of `Settings`' fields: the forward pass, or the gradients along one axis."""
+Kernel = Literal["forward", "queries", "keys", "pairs"]
+"""One of `Settings`' fields: the forward pass, or the gradients along one axis or both."""
 _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes half of a thread's registers
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along one axis, what the compiler reduces in
@@ -43,12 +44,13 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     wide = max(d, e) > _WIDE
     if generation(spec.target) == "ampere":
         return _on_ampere(spec, operands, kernel, d, e)
-    terms = terms_of(spec)
-    height = _HEIGHTS[generation(spec.target)]
+    height, terms = _HEIGHTS[generation(spec.target)], terms_of(spec)
     if kernel == "forward":
         rows, columns = 128, 64 if wide else 128
     elif kernel == "queries":
         rows, columns = 128, 32 if wide else 64
+    elif kernel == "pairs":
+        rows, columns = 128, 64
     else:
         rows, columns = 64 if wide else 128, 64
     if height == 128:  # two warpgroups, or one where tensor memory holds the sums of one alone
@@ -63,13 +65,17 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
         source = "as asked for"
     both = [x.dtype.itemsize for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
     room = (chips.GPUS.get(spec.target.chip or "") or chips.GPUS["h100"]).granted - _SPARE
-    while columns > 32 and _bytes(kernel, rows, columns, d, e, 2, both) > room:
+    if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
+        room -= 4 * rows * columns
+    # Where rows go by as well, large tiles spare more reading than a second step hides.
+    fewest, most = {"forward": (2, 2), "pairs": (1, 2)}.get(kernel, (2, 4))
+    while columns > 32 and _bytes(kernel, rows, columns, d, e, fewest, both) > room:
         columns //= 2
     piece = columns
     if (kernel != "forward" or height == 128) and _has_terms(terms):
         piece = min(columns, _PIECE)
-    steps = 2
-    while steps < 4 and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room and kernel != "forward":
+    steps = fewest
+    while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room:
         steps += 1
     return Sizes(rows, columns, steps, piece, height), source
 
@@ -110,5 +116,7 @@ def _ampere(target: Target) -> chips.Gpu:
 
 def _bytes(kernel: Kernel, rows: int, columns: int, d: int, e: int, steps: int, both: list[int]) -> int:
     """Shared memory of a block's tiles, of 16-bit numbers; `both`: bytes of a number of each operand with both axes."""
+    if kernel == "pairs":
+        return steps * ((rows + columns) * (2 * (d + e)) + rows * columns * sum(both))
     resident = rows * (d + (e if kernel != "forward" or d != e else 0)) * 2
     return resident + steps * columns * (2 * (d + e) + rows * sum(both))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jattn_kernels.gpu.layout import OperandLayout, lay_out
 from jattn_kernels.gpu.sizes import Lengths
 
-from jattn._terms import AnyArray, FieldValue, Operand, term
+from jattn import gates
+from jattn._terms import AnyArray, FieldValue, Offsets, Operand, counter_hash, term
 from jattn.backends.contract import Spec
 from jattn.backends.pallas.terms import Packed, TileTerms, Words
 from jattn.mods import Mod
@@ -38,6 +41,69 @@ class LookedUp(Packed):
         return self.bits.at(i, j)
 
 
+@dataclasses.dataclass(frozen=True)
+class Mixed:
+    """Words of a dropout's hash, which depend on a row or a column alone."""
+
+    gate: gates.Dropout  # with the numbers of its operands
+    offsets: Offsets  # likewise
+    part: Literal["factor", "row", "column"]
+
+    @property
+    def axes(self) -> str:
+        first = self.offsets.first
+        return "bht" if self.part != "column" else "bs" if isinstance(first, Operand) and "b" in first.axes else "s"
+
+    def words(self, operands: Sequence[AnyArray], lengths: Lengths) -> jax.Array:
+        """`[b, h, t]`, or `[s]` or `[b, s]` of columns."""
+        value = lambda x: jnp.asarray(operands[x.array] if isinstance(x, Operand) else x)
+        along = lambda x: value(x).reshape(-1, 1, 1)
+        where = Offsets(along(self.offsets.lead), along(self.offsets.first))
+        i, j = where.at(*(jnp.arange(n, dtype=jnp.int32)[None, None] for n in (lengths.t, lengths.s)))
+        if self.part == "column":
+            return counter_hash.columns(j[:, 0] if self.axes == "bs" else j[0, 0])
+        b = along(self.gate.b)
+        longest = math.lcm(len(b), len(i))  # each element uses entry b % length
+        b, i = (jnp.tile(x, (longest // len(x), 1, 1)) for x in (b, i))
+        rows = counter_hash.rows(value(self.gate.seed), b, value(self.gate.h)[None, :, None], i)
+        return rows.factor if self.part == "factor" else rows.word
+
+
+@term
+class StagedDropout(gates.Gate):
+    """What `gates.dropout` becomes: the words of its hash come from outside, and a pair costs a multiplication."""
+
+    gate: gates.Dropout
+    factor: FieldValue
+    row: FieldValue
+    column: FieldValue
+
+    def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        del i, j
+        return self.gate.drop(weight, counter_hash.join(counter_hash.Rows(self.factor, self.row), self.column))
+
+
+@jax.custom_vjp
+def _columns(table: jax.Array, at: jax.Array) -> jax.Array:
+    """table[:, at] of columns inside the table; its gradient is added up by column, since what scatters adds in any
+    order, and bits would differ from run to run."""
+    return table[:, at]
+
+
+def _columns_forward(table: jax.Array, at: jax.Array) -> Any:
+    return _columns(table, at), (at, jnp.arange(table.shape[-1], dtype=at.dtype))
+
+
+def _columns_backward(saved: Any, gradient: jax.Array) -> Any:
+    at, columns = saved
+    here = (at[None] == columns[:, None])[None]
+    sums = jnp.sum(jnp.where(here, gradient[:, None], jnp.zeros_like(gradient[:, None])), -1)
+    return sums, np.zeros(at.shape, jax.dtypes.float0)
+
+
+_columns.defvjp(_columns_forward, _columns_backward)
+
+
 class GpuTerms(TileTerms):
     """The terms of a call for kernels whose rows are queries, `t`, or keys, `s`."""
 
@@ -53,6 +119,13 @@ class GpuTerms(TileTerms):
         self.natural = self.has_mods or not self.scale > 0
         self.exact = True
 
+    def gate(self, gate: gates.Gate, offsets: Offsets) -> gates.Gate:
+        if not isinstance(gate, gates.Dropout) or gate.rate == 0:
+            return gate
+        mixed = (Mixed(gate, offsets, "factor"), Mixed(gate, offsets, "row"), Mixed(gate, offsets, "column"))
+        words = (Operand(x, x.axes) for x in mixed)
+        return StagedDropout(dataclasses.replace(gate, seed=None, b=None, h=None), *words)
+
     def arrays(self, operands: Sequence[AnyArray]) -> list[tuple[jax.Array, OperandLayout]]:
         """For each slot its array and how it lies."""
         return [self._array(slot, operands) for slot in self.slots]
@@ -62,9 +135,12 @@ class GpuTerms(TileTerms):
             words = slot.array
             array, layout = lay_out(words.of_heads(operands), "h", self.frame.padded, self.rows)
             return array, dataclasses.replace(layout, cells=words.cells)
+        if isinstance(slot.array, Mixed):
+            words = slot.array.words(operands, Lengths(self.frame.t, self.frame.s))
+            return lay_out(words, slot.axes, self.frame.padded, self.rows)
         array, axes = operands[slot.array], slot.axes
         if "r" in axes:
             padded = self.frame.padded
             relative = jnp.arange(sum(padded.values()), dtype=jnp.int32) - padded["t"]  # j - i
-            array, axes = self.along_diagonals(slot, operands, relative)
+            array, axes = self.along_diagonals(slot, operands, relative, _columns)
         return lay_out(array, axes, self.frame.padded, self.rows)

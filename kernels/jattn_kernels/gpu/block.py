@@ -139,7 +139,7 @@ class Block:
         results: list[Any] = []
         for at in range(0, self.sizes.columns, piece):
             columns = slice(at, at + piece)
-            before = jax.tree.leaves(results[-1])[0] if results else None
+            before = jax.tree.leaves(results[-1]) if results else []
             cut = [machine.after(x[:, columns], before) for x in tiles]
             results.append(lowered(fn, cut[0].shape, machine)(*cut, *given(columns)))
         return jax.tree.map(self._together, *results, is_leaf=lambda x: isinstance(x, Row))

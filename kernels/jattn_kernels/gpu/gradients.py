@@ -1,4 +1,4 @@
-"""What both backward kernels compute of a tile: weights, and the gradients of its products and of the operands."""
+"""What all backward kernels compute of a tile: weights, and the gradients of its products and of the operands."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn_kernels.gpu.block import Block
+from jattn_kernels.gpu.layout import Diagonals, Found
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.tiles.functions import LOG2E
 
@@ -22,6 +23,15 @@ class OfQueries(NamedTuple):
     lse: Any  # times log2(e) unless scores are natural; `UNSEEN` where there is nothing to see
     delta: Any  # the sum of dout * out, less the cotangent of lse
     share: Any  # exp(-remainder): a factor of the weights; None without gates, where dout and delta have it
+
+
+def _numbers(part: Any, i: jax.Array, j: jax.Array) -> jax.Array:
+    """What a tile takes of a part: of diagonals those that were looked up, which get the gradient."""
+    return part.at(i, j) if isinstance(part, Diagonals) else part
+
+
+def _in_place_of(part: Any, numbers: jax.Array) -> Any:
+    return Found(numbers) if isinstance(part, Diagonals) else numbers
 
 
 class Gradients(Block):
@@ -57,10 +67,11 @@ class Gradients(Block):
         if masked and self.functions.natural and self.overhangs:
             # Past the ends stand zeros, where a mod may have no derivative, and 0 * inf is NaN.
             product = jnp.where((i < self.t) & (j < self.s), product, 1.0)
-        some, gradients = [parts[n] for n in self.active], []
+        some, gradients = [_numbers(parts[n], i, j) for n in self.active], []
 
         def filled(some: Sequence[Any]) -> list[Any]:
-            return [some[self.active.index(n)] if n in self.active else x for n, x in enumerate(parts)]
+            found = {n: _in_place_of(parts[n], x) for n, x in zip(self.active, some, strict=True)}
+            return [found.get(n, x) for n, x in enumerate(parts)]
 
         scores = lambda x, some: self.scores(x, i, j, filled(some), masked)
         if self.functions.natural:

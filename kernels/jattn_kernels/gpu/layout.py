@@ -46,6 +46,11 @@ def stretch(width: int, itemsize: int, columns: int = 128) -> int:
     return next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize) // itemsize
 
 
+def _inside(numbers: Any, *index: jax.Array) -> jax.Array:
+    """numbers[index] of an index that is never negative or past the end: nothing is done to make it so."""
+    return numbers.at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
+
+
 class Diagonals(NamedTuple):
     """Numbers that vary with j - i alone, `[n]`, of which the first belongs to `first`."""
 
@@ -54,7 +59,18 @@ class Diagonals(NamedTuple):
 
     def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
         """Those of a tile."""
-        return self.numbers[j - i - self.first]
+        return _inside(self.numbers, j - i - self.first)
+
+
+class Found(NamedTuple):
+    """Numbers that were looked up for a tile, in the place of what they were found in."""
+
+    numbers: Any
+
+    def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        """They themselves."""
+        del i, j
+        return self.numbers
 
 
 class Bits(NamedTuple):
@@ -67,7 +83,7 @@ class Bits(NamedTuple):
         """Those of a tile, as booleans."""
         row, column = (x // self.cells.side for x in (i, j))
         row = jnp.minimum(row, self.cells.rows - 1)  # of queries past the end
-        word = self.words[row, jnp.minimum(column >> 5, self.cells.words - 1)]
+        word = _inside(self.words, row, jnp.minimum(column >> 5, self.cells.words - 1))
         return (word >> (column & 31)) & 1 == 1
 
 
@@ -124,6 +140,7 @@ class Staging:
     `rows`: the axis along a tile's rows, `t` or `s`.  `padded`: the length of queries that diagonals are counted with.
     `direct`: what rows have is not staged, but read where it is.  Whoever copies says how: `copy(ref, at, to)` brings
     `ref[at]`.
+    `moving`: a block's tiles have rows of their own, which go by as columns do.
     """
 
     layouts: tuple[OperandLayout, ...]
@@ -131,9 +148,10 @@ class Staging:
     sizes: Sizes
     padded: int
     direct: bool = False
+    moving: bool = False
 
     def _resident(self, layout: OperandLayout) -> bool:
-        return layout.along == self.rows
+        return layout.along == self.rows and not self.moving
 
     def _passing(self, layout: OperandLayout) -> bool:
         return bool(layout.along) and not self._resident(layout)
@@ -167,7 +185,8 @@ class Staging:
         if layout.along == "ts":
             transforms = swizzle(sizes.columns, layout.dtype.itemsize)
             return plgpu.SMEM((sizes.steps, sizes.rows, sizes.columns), layout.dtype, transforms=transforms)
-        return plgpu.SMEM((sizes.steps, self._diagonals if layout.along == "r" else sizes.columns), layout.dtype)
+        length = {"r": self._diagonals, self.rows: sizes.rows}.get(layout.along, sizes.columns)
+        return plgpu.SMEM((sizes.steps, length), layout.dtype)
 
     @property
     def _diagonals(self) -> int:
@@ -217,7 +236,7 @@ class Staging:
                 for begin, n in self._stretches:
                     copy(ref, (*at, pl.ds(diagonal + begin, n)), to.at[slot, pl.ds(begin, n)])
             else:
-                along = (row, column) if layout.along == "ts" else (column,)
+                along = {"ts": (row, column), self.rows: (row,)}.get(layout.along, (column,))
                 copy(ref, (*at, *along), to.at[slot])
 
     def read_resident(
@@ -275,6 +294,9 @@ class Staging:
                 part = self._of_pairs(machine, layout, to.at[slot], place, columns)
                 part = part.astype(jnp.float32) if jnp.issubdtype(layout.dtype, jnp.floating) else part
                 part = self._of_its_kind(layout, part)
+            elif layout.along == self.rows:
+                here = to.at[slot, pl.ds(place * self.sizes.height, self.sizes.height)]
+                part = Row(self._of_its_kind(layout, machine.load(here, "row")))
             else:
                 part = Column(self._of_its_kind(layout, machine.load(to.at[slot, across], "column")))
             parts.append(part)

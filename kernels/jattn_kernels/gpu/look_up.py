@@ -1,7 +1,7 @@
 """Look-ups at computed indices inside a Mosaic GPU kernel: each thread loads the numbers of its own places.
 
 Mosaic has no such primitive, so its dialects are written here. A reference may lie in shared memory, one load an
-element, or in global memory; it is flat.
+element, or in global memory; if it has several axes, indices count in it as if it were flat.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxlib.mlir.dialects import arith, memref, vector
 
 
 def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
-    """`ref[index]` of a flat reference, for int32 indices inside it, in the reference's dtype.
+    """`ref.flat[index]` of a reference, for int32 indices inside it, in the reference's dtype.
 
     Args:
       ref: a reference of pallas, in shared or global memory.
@@ -31,6 +31,7 @@ def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout), return_type=result)
     def gather(_: Any, table: Any, places: Any) -> Any:
+        table = mgpu.utils.memref_fold(table, 0, len(ref.shape)) if len(ref.shape) > 1 else table
         found = np.empty_like(places.registers)
         for at, register in np.ndenumerate(places.registers):
             found[at] = _load(table, register)

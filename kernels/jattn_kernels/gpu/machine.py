@@ -81,9 +81,9 @@ class Warpgroup:
         """Tiles side by side."""
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
-    def after(self, x: jax.Array, other: jax.Array | None) -> jax.Array:
-        """x, not computed with before `other` is: pieces of a tile then need registers one after the other."""
-        return x if other is None else jax.lax.optimization_barrier((x, other))[0]
+    def after(self, x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
+        """x, not computed with before `others` are: pieces of a tile then need registers one after the other."""
+        return jax.lax.optimization_barrier((x, *others))[0] if others else x
 
     def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         """a `[m, d]` times b `[n, d]` transposed, both in shared memory; `then()` is run while it is under way."""
@@ -116,13 +116,13 @@ class Simulated(Warpgroup):
     count_columns = count_rows
 
     def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
-        return ref[...][index]
+        return ref[...].reshape(-1)[index]
 
     def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         return jnp.full(shape, value)
 
-    def after(self, x: jax.Array, other: jax.Array | None) -> jax.Array:
-        del other
+    def after(self, x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
+        del others
         return x
 
     def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:

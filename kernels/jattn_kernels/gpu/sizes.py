@@ -14,7 +14,7 @@ class Sizes:
       rows: rows of a block's tile: queries, or keys where their gradients are computed.  Its two warpgroups have half
         of them each, or both of them all; on Blackwell there may be one warpgroup alone, and on Ampere there is.
       columns: columns of a tile, which go by.
-      steps: tiles of the other side in shared memory at once.
+      steps: tiles of the other side in shared memory at once; with 1 copies and products take turns.
       piece: columns that terms are evaluated for at once: fewer need fewer registers.
       height: rows of a warpgroup's tile, which the machine forces: 64 on Ampere and Hopper, 128 on Blackwell.
     """

@@ -73,6 +73,7 @@ SEVERAL_TILES = [
     "blocks-heads",
     "everything",
     "bias-every-axes",
+    "relative",
     "around",
 ]
 

@@ -14,7 +14,7 @@ from bench.gpu._terms import ASKS
         ("jattn_forward", FORWARD),
         ("jattn_backward_keys", KEYS),
         ("jattn_backward_queries", QUERIES),
-        ("jattn_backward_bias", BIAS),
+        ("jattn_backward_pairs", BIAS),
     ],
 )
 def test_names_of_our_kernels_say_what_they_compute(name, role):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
@@ -40,19 +41,24 @@ class _Keys(Keys):
 
     def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
         del wg
+        if self.sizes.piece < self.sizes.columns:
+            # Where the rows lie is found for each tile anew: uniform registers do not hold that beside terms.
+            place = self.machine.after(jnp.int32(place), [slot])
         product = self.machine.product(self.k_sm.at[place], self.q_sm.at[slot])
         # Without dk the gradient of the weights is not needed, and any tile does for it.
         return product, self.machine.product(self.v_sm.at[place], self.dout_sm.at[slot]) if of_keys else product
+
+    def narrow(self, x: jax.Array) -> jax.Array:
+        return x.astype(self.q_sm.dtype)  # as soon as it is there: half as many registers hold a piece until all are
 
     def add(
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
     ) -> tuple[Any, Any]:
         del wg, step
-        dtype = self.q_sm.dtype
         if dv is not None:
-            dv = self.machine.accumulate(dv, weight.astype(dtype), self.dout_sm.at[slot])
+            dv = self.machine.accumulate(dv, weight, self.dout_sm.at[slot])
         if dk is not None:
-            dk = self.machine.accumulate(dk, ds.astype(dtype), self.q_sm.at[slot])
+            dk = self.machine.accumulate(dk, ds, self.q_sm.at[slot])
         return dk, dv
 
     def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:

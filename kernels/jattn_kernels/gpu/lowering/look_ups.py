@@ -36,7 +36,7 @@ def gather(tile: Tile, eqn: Any, x: Held, indices: Held) -> Held:
     batch = [d for d in range(len(out.shape)) if d not in numbers.offset_dims]
     if any(n in tile.sizes and n != m for n, m in zip(shape, sizes, strict=True)):
         raise NotLowered("looks at other places of the tile than its own")
-    filled = mode == lax.GatherScatterMode.FILL_OR_DROP
+    filled, promised = (mode == getattr(lax.GatherScatterMode, x) for x in ("FILL_OR_DROP", "PROMISE_IN_BOUNDS"))
 
     def at(index: Index) -> Value:
         places = [index[d] for d in batch]
@@ -49,7 +49,7 @@ def gather(tile: Tile, eqn: Any, x: Held, indices: Held) -> Held:
             place, last = tile.convert(start(n), np.int32), shape[d] - sizes[d]
             if last < 0:
                 raise NotLowered("cannot look up a table without entries")
-            where[d] = tile.inside(place, last)
+            where[d] = place if promised else tile.inside(place, last)
             if filled:
                 valid.append(tile.fold("ge", place, ZERO))
                 valid.append(tile.fold("le", place, known(last, np.int32)))

@@ -1,0 +1,112 @@
+"""The GPU kernels under JAX's own settings and transformations, on the simulator.
+
+Not tried: `checking_leaks`, under which Pallas' own simplest kernel leaks its references (jax 0.12.0), and
+`jax.checkpoint`, which does not take the effects that the simulator has and a GPU has not.
+"""
+
+# The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jattn
+from jattn import masks, mods
+from tests.cases import make
+from tests.evaluate import as_function
+from tests.tolerances import TOLERANCES, assert_close
+
+if jax.__version_info__ < (0, 11):
+    pytest.skip("the GPU kernels are not simulated: jax 0.11 is needed", allow_module_level=True)
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _simulated(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    yield
+    from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import reset_gpu_interpret_mode_state
+
+    reset_gpu_interpret_mode_state()
+
+
+def _attend(q, k, v, bias, implementation="pallas_gpu", **options):
+    biased = {"mask": masks.causal(3), "mods": (mods.bias(bias, "hts"),), **options}
+    return jattn.attention(q, k, v, **biased, implementation=implementation)
+
+
+def _arrays(b=2, t=5, s=7, h=2):
+    random = np.random.default_rng(0)
+    shapes = (b, t, h, 16), (b, s, 1, 16), (b, s, 1, 16), (h, t, s)
+    *arrays, bias = (jnp.asarray(random.standard_normal(x), jnp.float32) for x in shapes)
+    return [*(x.astype(jnp.bfloat16) for x in arrays), bias]
+
+
+def _loss(fn):
+    return lambda *arrays: jnp.sum(fn(*arrays).astype(jnp.float32) ** 2)
+
+
+def _gradients(fn, arrays):
+    return jax.jit(jax.grad(_loss(fn), (0, 1, 2, 3)))(*arrays)
+
+
+def _definition(arrays, over=lambda fn: fn):
+    """The gradients by the reference in float32."""
+    fn = over(functools.partial(_attend, implementation="reference"))
+    return _gradients(fn, [x.astype(jnp.float32) for x in arrays])
+
+
+def _check(got, wanted):
+    for x, y in zip(got, wanted, strict=True):
+        assert_close(x, y, TOLERANCES["bfloat16"].gradient * max(1.0, float(jnp.abs(y).max())))
+
+
+def test_promotion():
+    """Settings that act while tracing: nothing is traced that they forbid."""
+    fn, arrays, _ = as_function(make("everything", jnp.bfloat16), implementation="pallas_gpu")
+
+    def gradients(*arrays):
+        out, pull = jax.vjp(fn, *arrays)
+        return pull(jax.tree.map(jnp.ones_like, out))
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        jax.make_jaxpr(gradients)(*arrays)
+
+
+def test_operands_of_64_bits():
+    """Kernels have none; gradients come back in the dtypes of their arrays."""
+    arrays = _arrays()
+    jax.config.update("jax_enable_x64", True)  # of all threads: the simulator's are others
+    try:
+        got = _gradients(_attend, [*arrays[:3], arrays[3].astype(jnp.float64)])
+    finally:
+        jax.config.update("jax_enable_x64", False)
+    assert got[3].dtype == jnp.float64
+    _check(got, _definition(arrays))
+
+
+def test_vmap_over_a_learned_bias():
+    q, k, v, bias = _arrays(b=1)
+    arrays = q, k, v, jnp.stack([bias, -2 * bias])
+    over = lambda fn: jax.vmap(fn, (None, None, None, 0))
+    _check(_gradients(over(_attend), arrays), _definition(arrays, over))
+
+
+def test_a_learned_bias_that_all_shards_share():
+    """In one shard: the simulator has one GPU, whose memories several would mix up."""
+    arrays, mesh = _arrays(), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("b",))
+    split = jax.shard_map(_attend, mesh=mesh, in_specs=(P("b"), P("b"), P("b"), P()), out_specs=P("b"))
+    _check(_gradients(split, arrays), _definition(arrays))
+
+
+def test_sizes_that_nothing_divides():
+    arrays = _arrays(b=1, t=131, s=67, h=3)
+    _check(_gradients(_attend, arrays), _definition(arrays))
