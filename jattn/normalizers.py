@@ -250,7 +250,10 @@ class GumbelNoise(Mod):
         return dataclasses.replace(self, b=b, h=h)
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        u = counter_hash.uniform(counter_hash.bits(self.seed, self.b, self.h, i, j), score.dtype.type)
+        # Which key of a row is the greatest depends on all of its numbers: bits of a pair, of which any two in a row are
+        # independent and many are not, are mixed once more.
+        bits = counter_hash.mix(counter_hash.bits(self.seed, self.b, self.h, i, j))
+        u = counter_hash.uniform(bits, score.dtype.type)
         return (score - jnp.log(-jnp.log(u))) / self.temperature
 
 
@@ -276,7 +279,7 @@ class Gumbel(Normalizer):
 def gumbel(key: jax.Array, temperature: ArrayLike = 1.0, hard: bool = False) -> Normalizer:
     """weight = softmax((score + noise) / temperature), noise = -log(-log(u)): a relaxed sample of one key.
 
-    u comes from the hash of `jattn._terms.counter_hash.bits`: the same key gives the same noise on every backend.
+    u comes from `mix(bits(..))` of `jattn._terms.counter_hash`: the same key gives the same noise on every backend.
 
     Args:
       key: one `jax.random` key.

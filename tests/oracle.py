@@ -202,7 +202,7 @@ def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -
 
 def gumbel(seed: int, temperature: float = 1.0) -> Callable:
     def mod(score, at):
-        u = ((random_bits(seed, at) >> 9) + 0.5) * 2.0**-23
+        u = ((_mix(random_bits(seed, at)) >> 9) + 0.5) * 2.0**-23
         return (score - np.log(-np.log(u))) / temperature
 
     return mod
@@ -232,7 +232,7 @@ def gaussian(center: np.ndarray, sigma: float) -> Callable:
 # The hash, in integers that do not wrap by themselves
 
 
-def _mix(x: int) -> int:
+def _mix(x: Any) -> Any:
     x ^= x >> 16
     x = x * 0x7FEB352D % 2**32
     x ^= x >> 15

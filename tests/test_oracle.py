@@ -325,7 +325,7 @@ def _twin(query, key, value, **options):
     problem = checks.problem(query, key, value, score=scores.dot(), mods_=options.pop("mods"), **options)
     q, k, v, operands, signature = reduce(problem)
     spec = Spec(BLOCKWISE, signature, query.dtype, None, None, targets.current())
-    return twin.attend(spec, q, k, v, operands)
+    return twin.attend(spec, (q, k, v, *operands))
 
 
 WAYS = {
