@@ -47,6 +47,8 @@ def layout(
     >>> with jax.set_mesh(mesh), jattn.parallel.layout(batch="data", heads="model"):
     ...     jax.jit(jattn.attention)(x, x, x).shape
     (2, 16, 4, 8)
+
+    Source: Shoeybi et al. 2019, "Megatron-LM", section 3 (heads along an axis of their own).
     """
     named = _names("batch", batch), _names("heads", heads)
     both = [*named[0], *named[1]]
