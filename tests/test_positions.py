@@ -109,7 +109,7 @@ def test_pieces_at_their_positions_are_the_whole(known, name):
         return _run(q, k, v, _cut(options, start, sizes), return_lse=True, positions=start)
 
     traced = jax.jit(attend, compiler_options=QUICK)
-    static = lambda *x, start: jax.jit(lambda *y: attend(*y, start), compiler_options=QUICK)(*x)
+    static = lambda *x, start: jax.jit(lambda q, k, v: attend(q, k, v, start), compiler_options=QUICK)(*x)
     run = traced if known == "traced" else lambda q, k, v, start: static(q, k, v, start=start)
     for one, other, what in zip(_in_pieces(arrays, sizes, run), wanted, ("out", "lse"), strict=True):
         assert_close(one, other, TOLERANCES["float32"].value, what)
@@ -131,12 +131,12 @@ def test_a_piece_skips_the_blocks_that_the_whole_does(name):
     piece = lambda q, k, v, t: _run(
         q, k, v, _cut(options, {"b": 0, "t": t, "s": 0, "h": 0}, {**PIECES["static"], "s": 24}), positions=t
     )
-    whole = _visits(jax.jit(lambda *x: _run(*x, options)), q, k, v)[:, 2:]
+    whole = _visits(jax.jit(lambda q, k, v: _run(q, k, v, options)), q, k, v)[:, 2:]
     assert whole.any()
     assert not whole.all()
     traced = jax.jit(piece)
     np.testing.assert_array_equal(_visits(lambda *x: traced(*x, 8), q[:, 8:], k, v), whole)
-    np.testing.assert_array_equal(_visits(jax.jit(lambda *x: piece(*x, 8)), q[:, 8:], k, v), whole)
+    np.testing.assert_array_equal(_visits(jax.jit(lambda q, k, v: piece(q, k, v, 8)), q[:, 8:], k, v), whole)
 
 
 def test_where_both_move_together_a_window_stays_static():

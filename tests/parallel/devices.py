@@ -68,7 +68,7 @@ def gap(got: Any, wanted: Any) -> float:
     return float(max(gaps))
 
 
-def compare(name: str, shape: tuple[int, int, int], order: str, strategy: str | None, **fixed: Any) -> dict[str, Any]:
+def compare(name: str, shape: tuple[int, int, int], order: Any, strategy: Any, **fixed: Any) -> dict[str, Any]:
     """The greatest differences of out and lse, of the gradients and of the slopes."""
     inputs = make(name, "float32", SIZES)
     leaves, tree = jax.tree.flatten(inputs)
@@ -137,7 +137,7 @@ def inside(mesh_size: int = 8) -> dict[str, Any]:
     low = lambda fn: jax.jit(lambda: fn(*narrow).astype(jnp.float32), compiler_options=QUICK)()
     explicit = jax.make_mesh((2, 4), ("batch", "sequence"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(explicit):
-        lies = {"batch_axis": "batch", "sequence_axis": "sequence"}
+        lies: dict[str, Any] = {"batch_axis": "batch", "sequence_axis": "sequence"}
         there = jax.jit(lambda: parallel.attention(q, k, v, **lies, mask=mask, mods=jattn.mods.softcap(3.0)))()
     found = (low(over), low(one)), (moved(over), moved(one)), (there, jax.jit(one)(q, k, v))
     return {"case": "inside", "gaps": [gap(*x) for x in found]}
@@ -157,8 +157,8 @@ def main(*arguments: str) -> None:
             st.sampled_from([PLACES[x] for x in "abcd"]),
             st.sampled_from(["ring", "gather"]),
         )
-        def drawn(name: str, place: Any, strategy: str) -> None:
-            print(json.dumps(compare(name, *place, strategy)), flush=True)
+        def drawn(name: str, place: Any, strategy: Any) -> None:
+            print(json.dumps(compare(name, place[0], place[1], strategy)), flush=True)
 
         drawn()
         return

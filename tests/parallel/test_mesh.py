@@ -25,6 +25,7 @@ def points(*sides):
 def test_each_loop_is_closed_and_all_go_the_same_way(sides, length):
     places = np.random.default_rng(0).permutation(points(*sides))
     found = _mesh.loops(places, length)
+    assert found is not None
     assert sorted(found.ravel()) == list(range(len(places)))
     loops = places[found]
     steps = np.roll(loops, -1, axis=1) - loops
@@ -33,7 +34,9 @@ def test_each_loop_is_closed_and_all_go_the_same_way(sides, length):
 
 
 def test_two_rows_where_they_fit():
-    loop = points(16, 16, 1, 1)[_mesh.loops(points(16, 16, 1, 1), 32)[0]]
+    order = _mesh.loops(points(16, 16, 1, 1), 32)
+    assert order is not None
+    loop = points(16, 16, 1, 1)[order[0]]
     assert sorted(len(set(loop[:, n])) for n in range(2)) == [2, 16]
 
 
@@ -51,6 +54,7 @@ def test_devices_that_say_where_they_stand():
         types.SimpleNamespace(coords=(x, y, 0), core_on_chip=0) for x, y in itertools.product(range(4), range(2))
     ]
     order = _mesh._in_loops(devices, 4)
+    assert order is not None
     assert order.shape == (2, 4)
     assert _mesh._in_loops([object()] * 4, 2) is None
 
