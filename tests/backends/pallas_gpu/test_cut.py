@@ -68,9 +68,9 @@ def test_terms_take_their_time():
     capped = _estimate(mods=mods.softcap(30.0)).milliseconds
     tilted = _estimate(mods=mods.alibi(jnp.ones(16))).milliseconds
     dropped = _estimate(dropout=gates.dropout(0.1, 0)).milliseconds
-    assert plain < capped < tilted < dropped < 3 * plain
-    # counted in machine code: 466 instructions without, 721 and 769 with; in a loop whose products take 2048 cycles
-    for got, instructions in ((capped, 721), (tilted, 769)):
+    assert plain < capped < tilted < 3 * plain
+    # counted in machine code: 466 instructions without, 721, 769 and 741 with; in a loop whose products take 2048 cycles
+    for got, instructions in ((capped, 721), (tilted, 769), (dropped, 741)):
         assert got / plain == pytest.approx((2048 + 2 * instructions) / (2048 + 2 * 466), rel=0.1)
 
 
