@@ -250,8 +250,8 @@ class GumbelNoise(Mod):
         return dataclasses.replace(self, b=b, h=h)
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        # Which key of a row is the greatest depends on all of its numbers: bits of a pair, of which any two in a row are
-        # independent and many are not, are mixed once more.
+        # Which key of a row is the greatest depends on all of its numbers: bits of pairs, of which any two in a row are
+        # independent but not any number, are mixed once more.
         bits = counter_hash.mix(counter_hash.bits(self.seed, self.b, self.h, i, j))
         u = counter_hash.uniform(bits, score.dtype.type)
         return (score - jnp.log(-jnp.log(u))) / self.temperature

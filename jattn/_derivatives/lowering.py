@@ -93,7 +93,7 @@ def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
             f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh"
             ' axes b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
         )
-    if manual and spec.backend.twin is not None:  # a ring: the manual axes, along which it sends, are unknown where asked
+    if manual and spec.backend.twin is not None:  # a ring sends along manual axes: where asked these are not known
         return alone
     return _asked(call, None if concrete is None or not manual else _around(concrete, manual))
 
