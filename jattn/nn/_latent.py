@@ -57,7 +57,7 @@ class Latent:
     query_rank: int | None = None
     norm: Norm = nnx.RMSNorm
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_sizes(rank=self.rank, query_rank=1 if self.query_rank is None else self.query_rank)
         if not _checks.is_whole(self.rotary_dim) or self.rotary_dim < 0:
             raise ValueError(f"rotary_dim must be an int >= 0, got {self.rotary_dim!r}")

@@ -111,7 +111,7 @@ class Rotary:
     scaling: Scaling | None = None
     sections: tuple[int, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_base(self.base, "base")
         _checks.check_flags(interleaved=self.interleaved)
         if not _checks.is_number(self.fraction) or not 0 < self.fraction <= 1:

@@ -56,7 +56,7 @@ class LinearScaling:
 
     factor: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least_one(self.factor)
 
     def __call__(self, base: float, width: int, length: ArrayLike) -> Frequencies:
@@ -88,7 +88,7 @@ class DynamicScaling:
     factor: float
     original: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least_one(self.factor)
         _checks.check_sizes(original=self.original)
 
@@ -128,7 +128,7 @@ class Llama3Scaling:
     low: float = 1.0
     high: float = 4.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least_one(self.factor)
         _checks.check_sizes(original=self.original)
         if not self.high > self.low:
@@ -178,7 +178,7 @@ class YarnScaling:
     attention_factor: float | None = None
     truncate: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _at_least_one(self.factor)
         _checks.check_sizes(original=self.original)
         if not self.fast > self.slow:

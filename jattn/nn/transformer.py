@@ -81,7 +81,7 @@ class Residual:
     parallel: bool = False
     one_norm: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _checks.check_flags(parallel=self.parallel, one_norm=self.one_norm)
         if self.norms not in get_args(Norms):
             raise ValueError(f"norms must be one of {', '.join(map(repr, get_args(Norms)))}, got {self.norms!r}")
