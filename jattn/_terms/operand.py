@@ -100,9 +100,9 @@ def as_array(x: ArrayLike, name: str) -> AnyArray:
 def indices(n: Size, axis: str, first: int | Operand = 0) -> Operand:
     """first, first + 1, .. along an axis, for terms that depend on which batch element or head they are of.
 
-    They are NumPy's unless where they begin is known at run time alone.
+    They are NumPy's unless how many they are, or where they begin, is known at run time alone.
     """
-    own = np.arange(n, dtype=np.int32)
+    own = (np if isinstance(n, int) else jnp).arange(n, dtype=np.int32)
     return Operand(own + (first.array if isinstance(first, Operand) else np.int32(first)), axis)
 
 

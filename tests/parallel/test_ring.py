@@ -31,7 +31,9 @@ WHOLE, HALF = (0, OWN), OWN // 2
 )
 def test_causal_steps(zigzag, earlier, later):
     """Of keys of an earlier device, and of a later one: in order nothing is computed, in zig-zag order as much."""
-    which, found = ring(zigzag, mask=masks.causal())._rectangles()
+    rectangles = ring(zigzag, mask=masks.causal())._rectangles()
+    assert rectangles is not None
+    which, found = rectangles
     for me, source in np.ndindex(DEVICES, DEVICES):
         assert found[which[me, source]] == (None if me == source else earlier if source < me else later)
 

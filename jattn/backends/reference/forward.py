@@ -62,8 +62,10 @@ def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
         return _attention(problem)
     b, t, h = placed.spec[:3]
     of_rows = PartitionSpec(b, t, h)
-    fn: Any = jax.sharding.auto_axes(_attention, out_sharding=(of_rows, of_rows, PartitionSpec(b, h, t)))
-    return fn(problem)
+    arrays, tree = jax.tree.flatten(problem)
+    whole = lambda *arrays: _attention(jax.tree.unflatten(tree, arrays))
+    fn: Any = jax.sharding.auto_axes(whole, out_sharding=(of_rows, of_rows, PartitionSpec(b, h, t)))
+    return fn(*arrays)
 
 
 def _attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
