@@ -164,7 +164,7 @@ class _Pairs(Gradients):
     def write_diagonals(self, wg: jax.Array, total: jax.Array) -> None:
         """Writes the sums of a warpgroup's diagonals, the first of which lies one below its lowest corner."""
         machine, (height, columns) = self.machine, total.shape
-        self.tile_sm.at[wg][...] = total
+        machine.write(self.tile_sm.at[wg], total)
         plgpu.commit_smem()
         diagonal = machine.count_rows(height + columns) - height
 
