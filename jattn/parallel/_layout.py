@@ -26,8 +26,7 @@ def layout(
     - on TPU with Auto axes, where JAX cannot ask kernels how they are sharded;
     - inside `jax.shard_map`, for what depends on which batch element and head a device has: dropout, Gumbel noise,
       `masks.blocks` with a layout for each head.  All of them are then numbered as on one device, by
-      `jax.lax.axis_index`; so a mask's layout has all heads.
-
+      `jax.lax.axis_index`; so a mask's layout has all heads;
     - for a sequence that is to stay sharded: with `sequence` every `jattn.attention` inside is
       `jattn.parallel.attention` along these axes.  So layers of `jattn.nn`, and whole models, need no change.  t and s
       of every call are then to divide by its devices: one token of `decode` does not.  `weights` and `sample` gather.
@@ -49,8 +48,9 @@ def layout(
 
     Raises:
       TypeError: `batch`, `heads` or `sequence` is not made of names.
-      ValueError: an axis is named twice, several beside a sequence, or there is no such order.  When attention is called or compiled: the mesh has no axis of such a name, or
-        there is none, or b or the heads do not divide by the devices along theirs.
+      ValueError: an axis is named twice, several beside a sequence, or there is no such order.  When attention is
+        called or compiled: the mesh has no axis of such a name, or there is none, or b, the heads, or t and s do not
+        divide by the devices along theirs.
 
     >>> import jax, jattn
     >>> x = jax.numpy.ones((2, 16, 4, 8))
@@ -73,13 +73,8 @@ def layout(
     check_order(order, "layout")
     if sequence is not None and not isinstance(sequence, str):
         raise TypeError(f"layout: sequence must name an axis of a mesh, got {sequence!r}")
-    said = layouts.Layout(
-        _names("batch", batch),
-        _names("heads", heads),
-        mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh,
-        sequence,
-        order,
-    )
+    there = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    said = layouts.Layout(_names("batch", batch), _names("heads", heads), there, sequence, order)
     if twice := [x for n, x in enumerate(said.axes) if x in said.axes[:n]]:
         others = "" if sequence is None else f", sequence={sequence!r}"
         raise ValueError(f"layout: {twice[0]!r} is named twice, in batch={batch!r}, heads={heads!r}{others}")

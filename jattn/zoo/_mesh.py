@@ -48,7 +48,7 @@ class Devices(NamedTuple):
         )
 
     def step(self, fn: Callable[[Any, Any], Any], state: Any) -> Callable[[Any, Any], Any]:
-        """A function (state, batch) -> (state, loss) that leaves the state where it lies, as the next step expects it."""
+        """The function (state, batch) -> (state, loss), which leaves the state where it lies, as the next step expects."""
         if self.mesh is None:
             return fn
         where = jax.tree.map(lambda x: x.sharding, state), NamedSharding(self.mesh, P())
