@@ -48,7 +48,7 @@ class Devices(NamedTuple):
         )
 
     def step(self, fn: Callable[[Any, Any], Any], state: Any) -> Callable[[Any, Any], Any]:
-        """The function (state, batch) -> (state, loss), which leaves the state where it lies, as the next step expects."""
+        """The function (state, batch) -> (state, loss), which leaves the state where it lies, for the next."""
         if self.mesh is None:
             return fn
         where = jax.tree.map(lambda x: x.sharding, state), NamedSharding(self.mesh, P())
