@@ -29,7 +29,7 @@ class Devices(NamedTuple):
     mesh: Mesh | None = None
 
     @contextlib.contextmanager
-    def at_work(self) -> Generator[None]:
+    def at_work(self) -> Generator[None, None, None]:
         """Inside, whatever attends does so along the mesh."""
         if self.mesh is None:
             yield

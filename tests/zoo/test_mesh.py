@@ -5,11 +5,14 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+from flax import nnx
 
 from jattn.zoo import _mesh
 from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
+from tests.zoo.test_text import model
 
 
 def test_eight_devices_learn_as_one_does_and_another_mesh_goes_on(tmp_path):
@@ -63,3 +66,20 @@ def test_where_there_are_no_other_hosts_it_is_said(monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", initialize)
     with pytest.raises(UsageError, match="--distributed: JAX finds no other hosts here .coordinator_address"):
         _mesh.check(None, True)
+
+
+def test_heads_and_hidden_units_lie_along_model_and_nothing_else_does():
+    """Layers come first, since blocks are stacked; of an optimizer's state as of the parameters themselves."""
+    params = nnx.state(model())
+    found = jax.tree.map_with_path(_mesh._along_model, {"mu": params})
+    along = {}
+    for path, spec in jax.tree.leaves_with_path(found, is_leaf=lambda x: isinstance(x, jax.P)):
+        if "model" in spec:
+            along[
+                next(key.key for key in reversed(path) if getattr(key, "key", "kernel") not in ("kernel", "value"))
+            ] = spec
+    heads = jax.P(None, None, "model")
+    assert along == {
+        "query": heads, "key": heads, "value": heads, "out": jax.P(None, "model"),
+        "mlp_in": heads, "mlp_out": jax.P(None, "model"),
+    }  # fmt: skip
