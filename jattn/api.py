@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import jax
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jattn import normalizers, scores
-from jattn._call import checks, dispatch, hints, modes, targets
+from jattn._call import checks, dispatch, hints, layouts, modes, targets
 from jattn._call.plan import Plan, plan
 from jattn._call.problem import Problem
 from jattn._terms import rows
@@ -25,6 +25,23 @@ from jattn.masks import Mask
 from jattn.mods import Mod
 
 _DOT, _SOFTMAX = scores.dot(), normalizers.softmax()
+
+
+def _along_sequence(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or `jattn.parallel.attention` where `jattn.parallel.layout` says along which axis sequences lie."""
+
+    @functools.wraps(attend)
+    def call(*arrays: Any, **options: Any) -> Any:
+        said = layouts.current()
+        if said is None or said.sequence is None:
+            return attend(*arrays, **options)
+        from jattn import parallel  # which imports this module
+
+        batch, head = (x[0] if x else None for x in (said.batch, said.heads))
+        axes = {"batch_axis": batch, "head_axis": head, "sequence_axis": said.sequence}
+        return parallel.attention(*arrays, mesh=said.mesh, order=said.order, **axes, **options)
+
+    return call
 
 
 @overload
@@ -89,6 +106,7 @@ def attention(
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @hints.hinted
 @modes.ordinary
+@_along_sequence
 def attention(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],

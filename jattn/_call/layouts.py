@@ -1,4 +1,4 @@
-"""Along which axes of a mesh the batch elements and heads of calls lie, where the user says so."""
+"""Along which axes of a mesh the batch elements, heads and sequences of calls lie, where the user says so."""
 
 from __future__ import annotations
 
@@ -32,6 +32,15 @@ class Layout:
     heads: Axes
     mesh: AbstractMesh | None
     """None: that of `jax.set_mesh` where the call is."""
+    sequence: str | None = None
+    """Where it is said, `jattn.attention` is `jattn.parallel.attention`."""
+    order: str = "contiguous"
+    """Of that sequence."""
+
+    @property
+    def axes(self) -> Axes:
+        """All that are named."""
+        return *self.batch, *self.heads, *(() if self.sequence is None else (self.sequence,))
 
 
 # JAX's, so that a function that was traced under another layout, or none, is traced once more.
@@ -55,11 +64,11 @@ def current() -> Layout | None:
     if said is None:
         return None
     mesh = jax.sharding.get_abstract_mesh() if said.mesh is None else said.mesh
-    if mesh.empty and (said.batch or said.heads):
+    if mesh.empty and said.axes:
         raise ValueError(
             "jattn.parallel.layout names axes of no mesh: call inside jax.set_mesh(mesh), or give it mesh="
         )
-    for name in (*said.batch, *said.heads):
+    for name in said.axes:
         if name not in mesh.axis_names:
             raise ValueError(
                 f"jattn.parallel.layout: {name!r} is no axis of the mesh, which has {named(mesh.axis_names)}"

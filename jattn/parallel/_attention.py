@@ -248,12 +248,16 @@ def _results(out: Array, lse: Array | None, return_lse: bool) -> Any:
 
 
 def _check_choices(strategy: object, order: object) -> None:
-    for name, value, known in (
-        ("strategy", strategy, (None, "ring", "all_to_all", "gather")),
-        ("order", order, ("contiguous", "zigzag")),
-    ):
-        if value not in known:
-            raise ValueError(f"parallel.attention: {name} must be one of {known}, got {value!r}")
+    known = (None, "ring", "all_to_all", "gather")
+    if strategy not in known:
+        raise ValueError(f"parallel.attention: strategy must be one of {known}, got {strategy!r}")
+    check_order(order, "parallel.attention")
+
+
+def check_order(order: object, where: str) -> None:
+    known = ("contiguous", "zigzag")
+    if order not in known:
+        raise ValueError(f"{where}: order must be one of {known}, got {order!r}")
 
 
 def _axes(mesh: Mesh | AbstractMesh, batch: str | None, head: str | None, sequence: str) -> Axes:

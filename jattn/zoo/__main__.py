@@ -31,10 +31,12 @@ class _Parser(argparse.ArgumentParser):
 def run(options: argparse.Namespace, build: Callable[[argparse.Namespace], Task] | None = None) -> None:
     """Trains a task, or what `build` makes in its place; what is known to be wrong is said before data is made."""
     _need_extras()
-    from jattn.zoo import _checkpoint, _train
+    from jattn.zoo import _checkpoint, _mesh, _train
 
+    given = vars(options)
+    _mesh.check(given.get("mesh"), given.get("distributed", False))
     _check_implementation(options.implementation)
-    _checkpoint.check(options.out, vars(options))
+    _checkpoint.check(options.out, given)
     task = _task(options.task)
     _train.say(f"preparing {task.DATA}")
     _train.train((build or task.build)(options), options.steps, options.out)

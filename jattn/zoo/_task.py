@@ -9,6 +9,8 @@ import jax
 import optax
 from flax import nnx
 
+from jattn.zoo._mesh import Devices
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,6 +26,7 @@ class Task(NamedTuple):
     pictures: model -> figures by file name, drawn at the end.
     baseline: name and value of what the figure is to be compared with, such as the share of the majority class.
     written: model -> text that it writes, printed at the end; None where it writes none.
+    devices: on which it learns; evaluations, pictures and what is written are of one of them.
     """
 
     settings: dict[str, Any]
@@ -37,3 +40,4 @@ class Task(NamedTuple):
     show: Callable[[float], str] = "{:.1%}".format
     baseline: tuple[str, float] | None = None
     written: Callable[[Any], str] | None = None
+    devices: Devices = Devices()

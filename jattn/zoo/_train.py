@@ -15,7 +15,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from jattn.zoo import _checkpoint as checkpoint
-from jattn.zoo import _figure
+from jattn.zoo import _figure, _mesh
 from jattn.zoo._task import Task
 
 
@@ -48,29 +48,36 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
     Raises:
         UsageError: `out` cannot be used, or holds a checkpoint made with other settings.
     """
+    devices, first_process = task.devices, _mesh.is_first()
     graph, params = nnx.split(task.model, nnx.Param)
-    step_of = partial(update, task.loss, task.optimizer, graph)
+    whole = lambda state: nnx.merge(graph, devices.whole(state.params))
     with checkpoint.open_checkpoints(out) as manager:
-        first, state = checkpoint.restore(manager, State(params, task.optimizer.init(params)), task.settings)
+        fresh = devices.place(State(params, task.optimizer.init(params)))
+        first, state = checkpoint.restore(manager, fresh, task.settings)
+        step_of = devices.step(partial(update, task.loss, task.optimizer, graph), state)
         if first:
             say(f"{out}: {'going on from' if first < steps else 'finished already, at'} step {first}")
         if first < steps:
             say("compiling")
-            jax.eval_shape(step_of, state, task.batch(first))  # what no backend can do is said before a bar is drawn
+            with devices.at_work():  # what no backend can do is said before a bar is drawn
+                jax.eval_shape(step_of, state, task.batch(first))
         begun = time.monotonic() - _seconds(out, first)
         figure = None
-        with tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=first >= steps) as bar:
+        silent = first >= steps or not first_process
+        with tqdm(range(first, steps), initial=first, total=steps, unit="step", disable=silent) as bar:
             for step in bar:
-                state, loss = step_of(state, task.batch(step))
+                with devices.at_work():
+                    state, loss = step_of(state, devices.batch(task.batch(step)))
                 done = step + 1
                 if done % 10 == 0:
                     bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if done % every == 0 or done == steps:
-                    figure = _evaluate(task, nnx.merge(graph, state.params), done, time.monotonic() - begun)
+                    figure = _evaluate(task, whole(state), done, time.monotonic() - begun)
                     say(f"step {done}: loss {loss:.4f}, {task.metric} {figure.shown}")
                     checkpoint.save(manager, done, state, task.settings)
-                    _figure.save(out, figure)
-    model = nnx.merge(graph, state.params)
+                    if first_process:
+                        _figure.save(out, figure)
+    model = whole(state)
     if figure is None:
         figure = _evaluate(task, model, first, _seconds(out, first))
         say(f"step {first}: {task.metric} {figure.shown}")
@@ -78,16 +85,17 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
         say(f"for comparison: {figure.baseline[0]} {figure.baseline[1]}")
     if task.written is not None:
         say(task.written(model))
-    for name, picture in task.pictures(model).items():
+    for name, picture in (task.pictures(model) if first_process else {}).items():
         picture.savefig(out / name)
         say(f"picture: {out / name}")
     return figure.value
 
 
 def say(text: str) -> None:
-    """Prints above the bar, at once even where the output is no terminal."""
-    tqdm.write(text)
-    sys.stdout.flush()
+    """Prints above the bar, at once even where the output is no terminal; once, where there are several processes."""
+    if _mesh.is_first():
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 def _evaluate(task: Task, model: nnx.Module, step: int, seconds: float) -> _figure.Figure:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from jattn.zoo import _mesh
+
 if TYPE_CHECKING:
     from jattn.zoo._task import Task
 
@@ -25,6 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=_count, default=512, help="bytes of context; 8192 fits in a laptop's memory")
     parser.add_argument("--window", type=_count, help="how many bytes back a layer looks; None: all")
     parser.add_argument("--positions", choices=POSITIONS, default="rotary", help="what tells a layer where bytes are")
+    parser.add_argument("--sequences", type=_count, help="of a step; None: as many as have 2048 bytes, or one")
+    _mesh.add_options(parser)
 
 
 def _count(text: str) -> int:
@@ -36,4 +40,12 @@ def _count(text: str) -> int:
 def build(options: argparse.Namespace) -> Task:
     from jattn.zoo.text.task import text
 
-    return text(options.length, options.window, options.positions, options.seed, options.implementation)
+    return text(
+        options.length,
+        options.window,
+        options.positions,
+        options.seed,
+        options.implementation,
+        sequences=options.sequences,
+        mesh=options.mesh,
+    )

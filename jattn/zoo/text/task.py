@@ -11,6 +11,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from jattn import viz
+from jattn.zoo import _mesh
 from jattn.zoo._errors import UsageError
 from jattn.zoo._optimizer import adam
 from jattn.zoo._task import Task
@@ -33,14 +34,25 @@ def text(
     implementation: str | None,
     sizes: Sizes = Sizes(),  # noqa: B008
     corpus: data.Corpus | None = None,
+    sequences: int | None = None,
+    mesh: dict[str, int] | None = None,
 ) -> Task:
-    """The task for a context of so many bytes; `corpus` in the place of the standard library."""
+    """The task for a context of so many bytes; `corpus` in the place of the standard library.
+
+    sequences: of a step.  mesh: devices along each axis of `_mesh.AXES`.
+    """
+    size = sequences or max(TOKENS // length, 1)
+    devices = _mesh.devices(
+        mesh,
+        data=(f"the {size} sequences of a step (--sequences)", size),
+        model=(f"the {sizes.heads} heads", sizes.heads),
+        sequence=(f"the {length} bytes of a sequence (--length)", length),
+    )
     corpus = corpus or data.corpus()
     training, held_out = corpus
     if length >= len(held_out):
         raise UsageError(f"--length must be less than the {len(held_out)} bytes held out, got {length}")
     examined = data.held_out_batch(held_out, EXAMINED, length)
-    size = max(TOKENS // length, 1)
     return Task(
         settings={
             "task": "text",
@@ -64,11 +76,13 @@ def text(
         written=lambda model: "--- read, of source held out:\n{}\n--- and written:\n{}\n---".format(
             *_texts(model, held_out)
         ),
+        devices=devices,
     )
 
 
 def _loss(model: LanguageModel, batch: data.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(model(batch[:, :-1]), batch[:, 1:]).mean()
+    source, target = _mesh.sequences(batch[:, :-1]), _mesh.sequences(batch[:, 1:])
+    return optax.softmax_cross_entropy_with_integer_labels(model(source), target).mean()
 
 
 _examine = nnx.jit(_loss)
