@@ -70,7 +70,7 @@ class Devices(NamedTuple):
 
 
 def _along_model(path: Any, x: Any) -> P:
-    names = [getattr(key, "key", getattr(key, "name", None)) for key in path]
+    names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]  # a variable's own `value` is none
     axis = next((axis for name, axis in _OF_MODEL.items() if name in names), None)
     if axis is None or np.ndim(x) < -axis or "kernel" not in names:
         return P()

@@ -75,9 +75,7 @@ def test_heads_and_hidden_units_lie_along_model_and_nothing_else_does():
     along = {}
     for path, spec in jax.tree.leaves_with_path(found, is_leaf=lambda x: isinstance(x, jax.P)):
         if "model" in spec:
-            along[
-                next(key.key for key in reversed(path) if getattr(key, "key", "kernel") not in ("kernel", "value"))
-            ] = spec
+            along[next(key.key for key in reversed(path) if getattr(key, "key", "kernel") != "kernel")] = spec
     heads = jax.P(None, None, "model")
     assert along == {
         "query": heads, "key": heads, "value": heads, "out": jax.P(None, "model"),
