@@ -24,7 +24,6 @@ WITHOUT_PAPER = {  # and why
     "gates.function": "whatever its argument is",
     **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_mask", "show_positions", "show_weights")},
     "parallel.explain": "says what a call would do",
-    "parallel.layout": "names axes",
     "parallel.mesh": "an order of devices",
     "parallel.unzigzag": "the inverse of what has one",
     "nn.BlockCache": "a `nn.Cache` and what lies beside it",

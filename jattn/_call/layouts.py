@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Generator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import AbstractMesh
 
 Axes = tuple[str, ...]
 """Mesh axes along which one axis of an array lies, the first the slowest."""
+
+Order = Literal["contiguous", "zigzag"]
+"""How a sequence lies along its axis."""
 
 
 def as_axes(entry: Any) -> Axes:
@@ -34,7 +37,7 @@ class Layout:
     """None: that of `jax.set_mesh` where the call is."""
     sequence: str | None = None
     """Where it is said, `jattn.attention` is `jattn.parallel.attention`."""
-    order: str = "contiguous"
+    order: Order = "contiguous"
     """Of that sequence."""
 
     @property

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jattn import api
 from jattn._call import checks, dispatch, modes, targets
+from jattn._call.layouts import Order
 from jattn._call.problem import Problem
 from jattn._terms import FieldValue, Operand
 from jattn.backends.contract import Backend, Fused
@@ -23,7 +24,6 @@ from jattn.parallel import _ring
 from jattn.parallel._shares import Shares, unzigzag, zigzag
 
 Strategy = Literal["ring", "all_to_all", "gather"]
-Order = Literal["contiguous", "zigzag"]
 Lse = Float[Array, "*b t h"]
 
 

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from jax.sharding import AbstractMesh, Mesh
 
 from jattn._call import layouts
-from jattn.parallel._attention import Order, check_order
+from jattn._call.layouts import Order
+from jattn.parallel._attention import check_order
 
 
 def layout(

@@ -13,13 +13,14 @@ from jax.typing import ArrayLike
 
 from jattn import _terms, api
 from jattn._call import checks, modes, targets
+from jattn._call.layouts import Order
 from jattn._call.plan import Plan, _short, plan
 from jattn._call.problem import Problem
 from jattn._terms import Terms
 from jattn._terms.moved import moved
 from jattn.backends.contract import Backend
 from jattn.parallel import _attention, _ring
-from jattn.parallel._attention import Axes, Order, Strategy
+from jattn.parallel._attention import Axes, Strategy
 from jattn.parallel._shares import Shares
 
 _LINKS = {

@@ -77,7 +77,7 @@ def _along_model(path: Any, x: Any) -> P:
     return P(*[None] * (np.ndim(x) + axis), "model")
 
 
-def sequences(x: jax.Array) -> jax.Array:
+def sequences(x: jax.Array | np.ndarray) -> Any:
     """An array `[b, t]`, which lies along the mesh of here, if there is one."""
     there = jax.sharding.get_abstract_mesh()
     return x if there.empty else jax.lax.with_sharding_constraint(x, P("data", "sequence"))
@@ -147,5 +147,5 @@ def devices(mesh: dict[str, int] | None, **divided: tuple[str, int]) -> Devices:
     for axis, (what, count) in divided.items():
         if count % mesh.get(axis, 1):
             raise UsageError(f"--mesh {axis}={mesh[axis]} does not divide {what}")
-    sizes = {**mesh, **{axis: 1 for axis in AXES if axis not in mesh}}
+    sizes: dict[str, Any] = {**mesh, **{axis: 1 for axis in AXES if axis not in mesh}}
     return Devices(parallel.mesh(**sizes, devices=jax.devices()[: math.prod(mesh.values())]))

@@ -112,8 +112,9 @@ def test_layers_attend_along_a_sequence_that_a_layout_names(order):
     with jax.set_mesh(_mesh()), parallel.layout(sequence="x", order=order):
         rows = NamedSharding(_mesh(), PartitionSpec(None, "x"))
         run = jax.jit(lambda state, x: nnx.merge(graph, state)(x, positions=at), in_shardings=(None, rows))
-        program = run.lower(state, there(x, 2)).compile()
-        got = program(state, jax.device_put(there(x, 2), rows))
+        placed = jax.device_put(there(x, 2), rows)
+        program = run.lower(state, placed).compile()
+        got = program(state, placed)
     np.testing.assert_allclose(back(jnp.asarray(got), 2), layer(x), atol=1e-5)
     assert "collective-permute" in str(program.as_text())
     assert "all-gather" not in str(program.as_text())
