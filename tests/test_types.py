@@ -6,9 +6,9 @@ import inspect
 import pytest
 
 import jattn
-from jattn import gates, masks, mods, normalizers, scores, viz
+from jattn import gates, masks, mods, normalizers, parallel, scores, viz
 
-MODULES = (jattn, gates, masks, mods, normalizers, scores, viz)
+MODULES = (jattn, gates, masks, mods, normalizers, parallel, scores, viz)
 
 
 @pytest.mark.parametrize("package", ["jattn", "jattn_kernels"])
@@ -18,7 +18,7 @@ def test_packages_say_that_they_are_typed(package):
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda x: x.__name__)
 def test_a_module_lists_what_users_call(module):
-    listed = set(dir(module)) - {"nn", "viz", "zoo", "__version__"}
+    listed = set(dir(module)) - {"nn", "parallel", "viz", "zoo", "__version__"}
     assert listed == set(module.__all__)
     assert all(hasattr(module, x) for x in listed)
 
