@@ -48,7 +48,7 @@ def test_nothing_is_chosen_unasked_that_no_run_has_confirmed():
 )  # fmt: skip
 def test_a_run_confirms_its_own_chip_backend_dtype_and_pass(other):
     assert dispatch.choose(_problem(), None, H100, [_run()]).backend is CUDNN
-    assert dispatch.choose(_problem(), None, H100, [_run(**other)]).backend is BLOCKWISE
+    assert dispatch.choose(_problem(), None, H100, [_run(**other)]).backend is not CUDNN
     assert dispatch.choose(_problem("float16"), None, H100, [_run()]).backend is BLOCKWISE
     assert dispatch.choose(_problem(), None, targets.Target("gpu", None, False, (9, 0)), [_run()]).backend is BLOCKWISE
     assert dispatch.choose(_problem(), None, H100._replace(interpret=True), [_run()]).backend is not CUDNN
