@@ -63,7 +63,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
         if kernel == "forward":
             rows, columns = spec.blocks
         source = "as asked for"
-    both = [x.dtype.itemsize for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
+    both = _widths_of_pairs(spec, operands)
     room = (chips.GPUS.get(spec.target.chip or "") or chips.GPUS["h100"]).granted - _SPARE
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
@@ -80,6 +80,11 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     return Sizes(rows, columns, steps, piece, height), source
 
 
+def _widths_of_pairs(spec: Spec, operands: Sequence[Shaped]) -> list[int]:
+    """Bytes of a number of each operand with both axes, of which every tile has a part."""
+    return [x.dtype.itemsize for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
+
+
 def _has_terms(terms: Any) -> bool:
     return bool(terms.mods or terms.gates or terms.mask is not None)
 
@@ -89,7 +94,7 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
     none, the largest of one."""
     chip, passing = _ampere(spec.target), "t" if kernel == "keys" else "s"
     pairs = [(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
-    both = [x.dtype.itemsize for x, axes in pairs if {*"ts"} <= {*axes}]
+    both = _widths_of_pairs(spec, operands)
     vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # that are staged with each tile
 
     def fits(columns: int, steps: int, blocks: int) -> bool:
