@@ -118,7 +118,7 @@ def test_the_address_is_one():
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     assert urls["Source"] == ADDRESS
     assert all(url.startswith(ADDRESS) for url in urls.values())
-    named = re.findall(r"https://github\.com/[\w/-]*jattn", "".join(page.read_text() for page in (*PAGES, *PAPERS)))
+    named = re.findall(r"https://github\.com/[\w-]+/jattn\b", "".join(page.read_text() for page in (*PAGES, *PAPERS)))
     assert set(named) <= {ADDRESS}
 
 
