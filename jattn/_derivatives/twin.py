@@ -12,7 +12,7 @@ from jattn._derivatives import mapped
 from jattn._terms import AnyArray, Terms
 from jattn._terms.rows import logsumexp
 from jattn.backends.contract import Spec
-from jattn.backends.whole_rows import Strip, output, rows
+from jattn.backends.whole_rows import StripSize, output, rows
 from jattn.normalizers import Softmax
 
 
@@ -24,7 +24,7 @@ def attend(spec: Spec, args: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
         return out, logsumexp(scores)
 
     together = math.prod(mapped.lengths(args, spec.axes, len(spec.mapped))[:-1])
-    strip = Strip(Strip().scores // max(1, together))
+    strip = StripSize(StripSize().scores // max(1, together))
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, *operands: AnyArray):
         if spec.backend.twin is not None:

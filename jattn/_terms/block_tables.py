@@ -83,7 +83,7 @@ def entry(array: AnyArray, index: Sequence[int | jax.Array]) -> jax.Array:
     return jax.lax.dynamic_slice(jnp.asarray(array), at, size, allow_negative_indices=False).reshape(())
 
 
-class Runs(NamedTuple):
+class BlockRuns(NamedTuple):
     """Rows of a table whose visited blocks are a run, and whose full blocks are a run within it."""
 
     visited: AnyArray  # [1, 1, query blocks] int32: the first block that is visited
@@ -93,7 +93,7 @@ class Runs(NamedTuple):
 class BlockTable(NamedTuple):
     """For every query block: its full key blocks, then its partial ones.  Leading axes `[b or 1, head groups or 1]`."""
 
-    index: AnyArray | Runs
+    index: AnyArray | BlockRuns
     """`[.., .., query blocks, longest row]` int32: the first `full + partial` entries of a row count."""
     full: AnyArray
     """`[.., .., query blocks]` int32."""
@@ -102,7 +102,7 @@ class BlockTable(NamedTuple):
 
     def block(self, row: Sequence[int | jax.Array], n: int | jax.Array) -> jax.Array:
         """The n-th key block of a row."""
-        if not isinstance(self.index, Runs):
+        if not isinstance(self.index, BlockRuns):
             return entry(self.index, (*row, n))
         visited, first, count = (entry(x, row) for x in (*self.index, self.full))
         partial = visited + n - count
@@ -236,7 +236,8 @@ def _run_table(answer: Answer) -> BlockTable:
 
     (visited, end), (full, full_end) = run(some), run(every)
     count = np.where(every.sum(-1) == full_end - full, full_end - full, 0)
-    return BlockTable(*jax.tree.map(lambda x: x.astype(np.int32), (Runs(visited, full), count, end - visited - count)))
+    parts = BlockRuns(visited, full), count, end - visited - count
+    return BlockTable(*jax.tree.map(lambda x: x.astype(np.int32), parts))
 
 
 def tabulate(answer: Answer, batch: int = 1, heads: int = 1) -> BlockTable:

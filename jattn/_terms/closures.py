@@ -75,7 +75,7 @@ class _Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Table:
+class _KnownArray:
     """A NumPy array that is known while tracing, compared by its contents."""
 
     shape: tuple[int, ...]
@@ -190,7 +190,7 @@ class _Reader:
     def _array(self, value: AnyArray) -> Recipe:
         value = as_array(value, "an array that a function closes over")
         if self.tables and isinstance(value, np.ndarray) and value.size <= _STATIC_TABLE and value.dtype != object:
-            return _Table(value.shape, value.dtype.str, value.tobytes())
+            return _KnownArray(value.shape, value.dtype.str, value.tobytes())
         number = self.numbers.setdefault(id(value), len(self.arrays))
         if number == len(self.arrays):
             self.arrays.append(value)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 
-class _Kind(enum.Enum):
+class _Dependence(enum.Enum):
     """How a value depends on the argument."""
 
     ZERO = 0  # not at all, and it is 0
@@ -35,20 +35,20 @@ def nonlinear(traced: ClosedJaxpr, at: int) -> str | None:
 
     What cannot be seen to be linear without knowing values counts as not linear.
     """
-    kinds = [_Kind.LINEAR if n == at else _Kind.FREE for n in range(len(traced.jaxpr.invars))]
+    kinds = [_Dependence.LINEAR if n == at else _Dependence.FREE for n in range(len(traced.jaxpr.invars))]
     try:
         (kind,) = _walk(traced.jaxpr, traced.consts, kinds)
     except _NotLinearError as error:
         return str(error)
-    return "a result without it" if kind is _Kind.FREE else None
+    return "a result without it" if kind is _Dependence.FREE else None
 
 
-def _of_value(value: object) -> _Kind:
+def _of_value(value: object) -> _Dependence:
     known = isinstance(value, (int, float, bool, np.ndarray, np.generic))
-    return _Kind.ZERO if known and not np.any(value) else _Kind.FREE
+    return _Dependence.ZERO if known and not np.any(value) else _Dependence.FREE
 
 
-def _walk(jaxpr: Jaxpr, consts: Sequence[Any], kinds: Sequence[_Kind]) -> list[_Kind]:
+def _walk(jaxpr: Jaxpr, consts: Sequence[Any], kinds: Sequence[_Dependence]) -> list[_Dependence]:
     kinds_of = dict(zip(jaxpr.constvars, map(_of_value, consts), strict=True))
     kinds_of.update(zip(jaxpr.invars, kinds, strict=True))
     read = lambda x: _of_value(x.val) if isinstance(x, Literal) else kinds_of[x]
@@ -65,27 +65,27 @@ def _inner(equation: JaxprEqn) -> list[tuple[Jaxpr, Sequence[Any]]]:
     return closed or [(x, ()) for x in values if isinstance(x, Jaxpr)]
 
 
-def _outputs(equation: JaxprEqn, inputs: list[_Kind]) -> list[_Kind]:
+def _outputs(equation: JaxprEqn, inputs: list[_Dependence]) -> list[_Dependence]:
     """The kinds of what an equation computes."""
     name, first, rest = equation.primitive.name, inputs[:1], inputs[1:]
     if name in _MOVES:
         return inputs
-    if name == "mul" and _Kind.ZERO in inputs:
-        return [_Kind.ZERO]
-    if _Kind.LINEAR not in inputs:
-        return [_Kind.FREE] * len(equation.outvars)
+    if name == "mul" and _Dependence.ZERO in inputs:
+        return [_Dependence.ZERO]
+    if _Dependence.LINEAR not in inputs:
+        return [_Dependence.FREE] * len(equation.outvars)
     linear = {
-        **dict.fromkeys(_SUMS, _Kind.FREE not in inputs),
-        "mul": inputs.count(_Kind.LINEAR) == 1,
-        "div": _Kind.LINEAR not in rest,
-        "select_n": _Kind.LINEAR not in first and _Kind.FREE not in rest,
+        **dict.fromkeys(_SUMS, _Dependence.FREE not in inputs),
+        "mul": inputs.count(_Dependence.LINEAR) == 1,
+        "div": _Dependence.LINEAR not in rest,
+        "select_n": _Dependence.LINEAR not in first and _Dependence.FREE not in rest,
     }
     if linear.get(name, False):
-        return [_Kind.LINEAR]
+        return [_Dependence.LINEAR]
     branches = _inner(equation)
-    if name == "cond" and _Kind.LINEAR not in first:
+    if name == "cond" and _Dependence.LINEAR not in first:
         outputs = [_walk(*branch, rest) for branch in branches]
-        if all(_Kind.FREE not in x for x in zip(*outputs, strict=True)):
+        if all(_Dependence.FREE not in x for x in zip(*outputs, strict=True)):
             return [max(x, key=lambda kind: kind.value) for x in zip(*outputs, strict=True)]
     elif branches and name not in ("cond", "scan", "while") and len(branches[0][0].invars) == len(inputs):
         return _walk(*branches[0], inputs)  # jit and the like

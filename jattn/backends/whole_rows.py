@@ -32,7 +32,7 @@ from jattn.normalizers import Normalizer
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
 
 
-class Strip(NamedTuple):
+class StripSize(NamedTuple):
     """How large a strip is: it has some query rows of all batch elements and heads, which no loop takes one after the
     other, since in a mesh each device has some of them."""
 
@@ -42,7 +42,7 @@ class Strip(NamedTuple):
     """As many as it has even so: scores of so few take about the memory of the keys."""
 
 
-_STRIP = Strip()
+_STRIP_SIZE = StripSize()
 
 
 def rows(
@@ -53,7 +53,7 @@ def rows(
     operands: Sequence[AnyArray],
     finish: Callable,
     extra: object = None,
-    strip: Strip = _STRIP,
+    strip: StripSize = _STRIP_SIZE,
 ) -> Any:
     """Any function of whole rows of scores, for all rows.
 
@@ -73,7 +73,7 @@ def _rows(
     signature: Signature,
     extra_signature: Signature,
     finish: Callable,
-    most: Strip,
+    most: StripSize,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -186,7 +186,7 @@ def output(
     return jnp.where(empty, 0, out).astype(dtype)
 
 
-def attention(problem: Problem, strip: Strip = _STRIP) -> jax.Array:
+def attention(problem: Problem, strip: StripSize = _STRIP_SIZE) -> jax.Array:
     """out `[b, t, h, e]` for normalisers without an online form, which see whole rows."""
     q, k, v, operands, signature = reduce(problem)
 

@@ -125,7 +125,7 @@ def test_steps_over_batch_and_heads(step):
 @pytest.mark.parametrize("strip", [1, 300, 2000])
 def test_strips_of_whole_rows(strip):
     """As above, for the normalisers without an online form: one row at a time; some rows; all of them."""
-    strip = whole_rows.Strip(strip, 1)
+    strip = whole_rows.StripSize(strip, 1)
     backend = Direct("rows", BLOCKWISE.refuses, lambda x: (whole_rows.attention(x, strip), None))
     for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15"):
         got = evaluate(make(name, jnp.float64), backend)

@@ -46,7 +46,7 @@ RUN = {
 
 def test_a_file_is_a_list_of_entries_or_says_what_is_confirmed_too():
     entry = tables.read("tpu")[0]._asdict()
-    assert tables.parse(json.dumps([entry])) == tables.Table(tables.read("tpu")[:1])
+    assert tables.parse(json.dumps([entry])) == tables.FamilyTable(tables.read("tpu")[:1])
     got = tables.parse(json.dumps({"entries": [entry], "confirmed": [RUN]}))
     assert got.entries == tables.read("tpu")[:1]
     assert got.confirmed[0]._asdict() == {**RUN, "passes": ("forward",)}

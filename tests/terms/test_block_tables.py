@@ -87,7 +87,7 @@ def test_long_tables_say_the_same_in_three_numbers_a_row(name):
     query, key = block_tables.Tiling(60, 4), block_tables.Tiling(50, 3)
     wanted = block_tables.table(mask, query, key)
     got = block_tables.table(mask, query, key, most=20)
-    assert isinstance(got.index, block_tables.Runs)
+    assert isinstance(got.index, block_tables.BlockRuns)
     for row in range(query.count):
         at = (0, 0, row)
         cut = lambda x, at=at: [int(x.block(at, n)) for n in range(int(x.full[at] + x.partial[at]))]

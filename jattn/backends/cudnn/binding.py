@@ -30,7 +30,7 @@ class Kind(NamedTuple):
     """Whether lengths are given."""
 
 
-class Lengths(NamedTuple):
+class RealLengths(NamedTuple):
     """How many queries and keys of each batch element are real, `[b]` int32."""
 
     query: jax.Array
@@ -68,14 +68,14 @@ def _options(kind: Kind) -> dict[str, Any]:
     return options
 
 
-def _absent(lengths: Lengths | None, dtype: jnp.dtype) -> list[jax.Array]:
+def _absent(lengths: RealLengths | None, dtype: jnp.dtype) -> list[jax.Array]:
     """Of the operands after the values: bias, lengths, offsets of packed sequences, tables of pages; empty for none."""
     none = jnp.zeros(0, dtype)
     return [none, *(lengths or (none, none)), none, none, none, none]
 
 
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: Lengths | None, kind: Kind
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: RealLengths | None, kind: Kind
 ) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, h, t]` float32 of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     run = _module()._dot_product_attention_fwd_impl
@@ -87,7 +87,7 @@ def backward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    lengths: Lengths | None,
+    lengths: RealLengths | None,
     out: jax.Array,
     lse: jax.Array,
     dout: jax.Array,

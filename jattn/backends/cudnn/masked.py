@@ -13,10 +13,10 @@ from jattn import masks
 from jattn._terms import FieldValue, Operand
 from jattn._terms.reach import span
 from jattn.backends.batches import spread
-from jattn.backends.cudnn.binding import Lengths
+from jattn.backends.cudnn.binding import RealLengths
 
 
-class Parts(NamedTuple):
+class MaskParts(NamedTuple):
     """A mask that is windows and lengths joined with `&`, taken apart."""
 
     windows: masks.Mask | None
@@ -30,20 +30,20 @@ class Parts(NamedTuple):
         return bool(self.keys or self.queries)
 
 
-def parts(mask: masks.Mask | None) -> Parts | None:
+def parts(mask: masks.Mask | None) -> MaskParts | None:
     """The parts of a mask; None if it has others."""
     if mask is None:
-        return Parts(None)
+        return MaskParts(None)
     if isinstance(mask, masks.And):
         one, other = parts(mask.left), parts(mask.right)
         if one is None or other is None:
             return None
         both = [x for x in (one.windows, other.windows) if x is not None]
         windows = functools.reduce(masks.And, both) if both else None
-        return Parts(windows, one.keys + other.keys, one.queries + other.queries)
+        return MaskParts(windows, one.keys + other.keys, one.queries + other.queries)
     if isinstance(mask, masks.Before):
-        return Parts(None, (mask.limit,)) if mask.axis == "s" else Parts(None, (), (mask.limit,))
-    return Parts(mask) if isinstance(mask, masks.Window) and span(mask).exact else None
+        return MaskParts(None, (mask.limit,)) if mask.axis == "s" else MaskParts(None, (), (mask.limit,))
+    return MaskParts(mask) if isinstance(mask, masks.Window) and span(mask).exact else None
 
 
 class Seen(NamedTuple):
@@ -54,7 +54,7 @@ class Seen(NamedTuple):
     causal: bool
     window: int | None
     """Keys that a query sees, its own the last of them; None for all up to its own."""
-    lengths: Lengths | None
+    lengths: RealLengths | None
     """Within 1 and all: rows and keys of batch elements that have none are left out by the flags below."""
     rows: jax.Array | None
     """`[b, t]`: whether a query sees anything."""
@@ -78,7 +78,7 @@ def seen(mask: masks.Mask | None, b: int, t: int, s: int) -> Seen:
     first = jnp.zeros_like(i) if left is None else jnp.maximum(i - left, 0)
     rows = (i < queries[:, None]) & (first < keys[:, None])
     shown = jnp.minimum(keys, queries) if causal else jnp.where(queries > 0, keys, 0)
-    at_least_one = Lengths(jnp.maximum(queries, 1), jnp.maximum(keys, 1))
+    at_least_one = RealLengths(jnp.maximum(queries, 1), jnp.maximum(keys, 1))
     return Seen(end, causal, width, at_least_one, rows, j < shown[:, None])
 
 

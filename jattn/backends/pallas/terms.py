@@ -53,7 +53,7 @@ class Times(Mod):
 
 
 @term
-class Diagonals(Mod):
+class DiagonalBias(Mod):
     """score + a strip of numbers along diagonals: what `Relative` becomes."""
 
     hides = True
@@ -166,7 +166,7 @@ class TileTerms:
     lead: FieldValue  # how far the first query stands beyond the first key, or the number of that operand
     natural: bool
     exact: bool
-    along_diagonal: Any = Diagonals
+    along_diagonal: Any = DiagonalBias
     """What `Relative` becomes in this family's kernels."""
     packed: type[Packed] = Packed
     """What `masks.blocks` becomes."""

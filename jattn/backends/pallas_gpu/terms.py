@@ -21,7 +21,7 @@ from jattn.mods import Mod
 
 
 @term
-class Strip(Mod):
+class LookedUpDiagonalBias(Mod):
     """score + a strip of numbers along diagonals, looked up at j - i: what `Relative` becomes."""
 
     hides = True
@@ -107,7 +107,7 @@ _columns.defvjp(_columns_forward, _columns_backward)
 class GpuTerms(TileTerms):
     """The terms of a call for kernels whose rows are queries, `t`, or keys, `s`."""
 
-    along_diagonal: Any = Strip
+    along_diagonal: Any = LookedUpDiagonalBias
     packed: type[Packed] = LookedUp
     natural: bool
     exact: bool

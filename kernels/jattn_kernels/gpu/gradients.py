@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn_kernels.gpu.block import Block
-from jattn_kernels.gpu.layout import Diagonals, Found
+from jattn_kernels.gpu.layout import Diagonals, TileNumbers
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.tiles.functions import LOG2E
 
@@ -31,7 +31,7 @@ def _numbers(part: Any, i: jax.Array, j: jax.Array) -> jax.Array:
 
 
 def _in_place_of(part: Any, numbers: jax.Array) -> Any:
-    return Found(numbers) if isinstance(part, Diagonals) else numbers
+    return TileNumbers(numbers) if isinstance(part, Diagonals) else numbers
 
 
 class Gradients(Block):

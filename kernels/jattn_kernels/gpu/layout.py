@@ -62,7 +62,7 @@ class Diagonals(NamedTuple):
         return _inside(self.numbers, j - i - self.first)
 
 
-class Found(NamedTuple):
+class TileNumbers(NamedTuple):
     """Numbers that were looked up for a tile, in the place of what they were found in."""
 
     numbers: Any

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
         return f"{self.chip}, {self.direction}, {self.mask}, d {self.d}, t {self.t}"
 
 
-class Found(NamedTuple):
+class TunedEntry(NamedTuple):
     """The entry that a case goes by, and whether it was made for such a case: if not, it is the nearest."""
 
     entry: Entry
@@ -79,23 +79,23 @@ class Confirmed(NamedTuple):
         return f"{self.device}, {self.date}, {self.run}"
 
 
-class Table(NamedTuple):
+class FamilyTable(NamedTuple):
     """What a family's file says."""
 
     entries: tuple[Entry, ...]
     confirmed: tuple[Confirmed, ...] = ()
 
 
-def parse(text: str) -> Table:
+def parse(text: str) -> FamilyTable:
     """A family's file: a list of entries, or an object of `entries` and what is `confirmed`."""
     content = json.loads(text)
     content = content if isinstance(content, dict) else {"entries": content}
     runs = ({**x, "passes": tuple(x["passes"])} for x in content.get("confirmed", ()))
-    return Table(tuple(Entry(**x) for x in content["entries"]), tuple(Confirmed(**x) for x in runs))
+    return FamilyTable(tuple(Entry(**x) for x in content["entries"]), tuple(Confirmed(**x) for x in runs))
 
 
 @functools.cache
-def _table(family: str) -> Table:
+def _table(family: str) -> FamilyTable:
     return parse(importlib.resources.files(__name__).joinpath(f"{family}.json").read_text())
 
 
@@ -109,7 +109,7 @@ def confirmed(family: str) -> tuple[Confirmed, ...]:
     return _table(family).confirmed
 
 
-def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> Found:
+def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> TunedEntry:
     """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length.
 
     Raises:
@@ -126,4 +126,4 @@ def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: st
     if not (own or others):
         raise LookupError(f"tables/{family}.json has no {direction} entries of {chip} or {ELSEWHERE[family]}")
     best = min(own or others, key=distance)
-    return Found(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)
+    return TunedEntry(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)
