@@ -1,7 +1,7 @@
 """What a program costs before it runs: seconds to trace masks on a long sequence, and compile time beside jax.nn's."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,28 +16,28 @@ LONG = 32768  # tokens of the sequence on which masks are traced
 COMPILED = Case("causal", 2048, 64, "fwdbwd", b=1, h=8)
 
 
-def _masks() -> dict[str, Any]:
+def _masks(tokens: int) -> dict[str, Any]:
     """One mask of each kind, and the worst of the functions: one that knows no block to be empty or full."""
     from jattn import masks
 
-    layout = np.random.default_rng(0).random((LONG // 64, LONG // 64)) < 0.1
+    layout = np.random.default_rng(0).random((tokens // 64, tokens // 64)) < 0.1
     return {
         "causal": masks.causal(),
         "window": masks.window(1023),
         "dilated": masks.dilated(7) & masks.causal(),
         "blocks": masks.blocks(layout, 64),
-        "segments": masks.segments(np.arange(LONG) // 700),
+        "segments": masks.segments(np.arange(tokens) // 700),
         "function": masks.function(lambda i, j: ((i - j) % 7 == 0) | (abs(i - j) < 100)),
     }
 
 
-def trace_seconds() -> dict[str, float]:
-    """By mask, seconds to trace and lower forward and backward at `LONG` tokens."""
+def trace_seconds(tokens: int = LONG) -> dict[str, float]:
+    """By mask, seconds to trace and lower forward and backward of so many tokens."""
     import jattn
 
-    x = jax.ShapeDtypeStruct((1, LONG, 1, 64), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, tokens, 1, 64), jnp.float32)
     seconds = {}
-    for name, mask in _masks().items():
+    for name, mask in _masks(tokens).items():
         attend = lambda q, k, v, mask=mask: jattn.attention(q, k, v, mask=mask)
         start = time.perf_counter()
         jax.jit(lambda q, k, v, g, attend=attend: jax.vjp(attend, q, k, v)[1](g)).lower(x, x, x, x)
@@ -45,14 +45,14 @@ def trace_seconds() -> dict[str, float]:
     return seconds
 
 
-def compile_seconds(attend_of: Callable[[Case], Attend], repeats: int = 3) -> float:
-    """The least seconds of some to compile `COMPILED`, without a cache."""
-    x = jax.ShapeDtypeStruct((COMPILED.b, COMPILED.t, COMPILED.h, COMPILED.d), jnp.float32)
-    ids = jax.ShapeDtypeStruct((COMPILED.b, COMPILED.t), jnp.int32)
+def compile_seconds(attend_of: Callable[[Case], Attend], case: Case = COMPILED, repeats: int = 3) -> float:
+    """The least seconds of some to compile a case, without a cache."""
+    x = jax.ShapeDtypeStruct((case.b, case.t, case.h, case.d), jnp.float32)
+    ids = jax.ShapeDtypeStruct((case.b, case.t), jnp.int32)
     seconds = []
     for _ in range(repeats):
         jax.clear_caches()
-        lowered = jax.jit(jax_program(COMPILED, attend_of(COMPILED))).lower(x, x, x, x, ids)
+        lowered = jax.jit(jax_program(case, attend_of(case))).lower(x, x, x, x, ids)
         start = time.perf_counter()
         lowered.compile()
         seconds.append(time.perf_counter() - start)
@@ -60,15 +60,20 @@ def compile_seconds(attend_of: Callable[[Case], Attend], repeats: int = 3) -> fl
 
 
 def limits() -> list[Limit]:
-    """The longest trace, and jattn's compile time over jax.nn's."""
+    """The longest trace, and jattn's compile time over jax.nn's, as they are here."""
     traced = trace_seconds()
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
-    slowest = max(traced, key=lambda name: traced[name])
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         ratio = compile_seconds(jattn_attend) / compile_seconds(jax_attend)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+    return held(traced, ratio)
+
+
+def held(traced: Mapping[str, float], ratio: float) -> list[Limit]:
+    """The limits of seconds to trace, by mask, and of a ratio of compile times."""
+    slowest = max(traced, key=lambda name: traced[name])
     return [
         Limit(f"longest trace of a mask, t = {LONG}: {slowest}", traced[slowest], 1.0, "s"),
         Limit(f"jattn / jax.nn, compile time, {COMPILED.name}", ratio, 1.5),

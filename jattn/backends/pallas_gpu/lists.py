@@ -22,17 +22,19 @@ Lines = Literal["t", "s", "ts", "r"]
 """What a line of tiles is: one of query tiles, one of key tiles, a single tile, or a diagonal of tiles."""
 
 
-def lists_of(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tuple[Lists, list[AnyArray]]:
+def lists_of(
+    mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int = _MOST
+) -> tuple[Lists, list[AnyArray]]:
     """Which tiles a kernel visits, whose rows are keys where `lines` are `s`, else queries; and the arrays that say
-    so."""
+    so.  A mask of more than `most` tiles has runs."""
     if jax.tree.leaves(mask):
-        return _lists(mask, t, s, sizes, lines)
-    return _static(mask, t, s, sizes, lines)
+        return _lists(mask, t, s, sizes, lines, most)
+    return _static(mask, t, s, sizes, lines, most)
 
 
 @functools.lru_cache(maxsize=256)
-def _static(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tuple[Lists, list[AnyArray]]:
-    return _lists(mask, t, s, sizes, lines)
+def _static(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int) -> tuple[Lists, list[AnyArray]]:
+    return _lists(mask, t, s, sizes, lines, most)
 
 
 def _along_diagonals(x: AnyArray, step: int) -> Any:
@@ -45,7 +47,7 @@ def _along_diagonals(x: AnyArray, step: int) -> Any:
     return x[..., query, np.clip(key, 0, keys - 1)] & inside
 
 
-def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tuple[Lists, list[AnyArray]]:
+def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int) -> tuple[Lists, list[AnyArray]]:
     lengths = (sizes.columns, sizes.rows) if lines == "s" else (sizes.rows, sizes.columns)
     query, key = (Tiling(n, x, overhang=True) for n, x in zip((t, s), lengths, strict=True))
     some, every = block_tables.answers(mask, query, key)
@@ -63,7 +65,7 @@ def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines) -> tup
     if xp is np and every.all():
         return Lists("all", 1, 1, tiles), []
     kinds = (bool(every.any()), bool((some & ~every).any())) if xp is np else (True, True)
-    if batch * heads * count * tiles <= _MOST:
+    if batch * heads * count * tiles <= most:
         table: Any = block_tables.tabulate(Answer(some, every))  # its index is an array: it has no runs
         return Lists("list", batch, heads, tiles, kinds), [table.index, table.full, table.partial]
     some, every = (x.reshape(-1, count, tiles) for x in (some, every))

@@ -22,9 +22,9 @@ MASKS = {
 }
 
 
-def _visited(mask, lines):
+def _visited(mask, lines, **most):
     """(batch element, query tile, key tile, whether it is full) of every visit."""
-    read, arrays = lists.lists_of(mask, T, S, SIZES, lines)
+    read, arrays = lists.lists_of(mask, T, S, SIZES, lines, **most)
     queries, keys = -(-T // SIZES.rows), -(-S // SIZES.columns)
     step = SIZES.rows // SIZES.columns
     count = {"t": queries, "ts": queries * keys, "r": (queries - 1) * step + keys}[lines]
@@ -52,12 +52,10 @@ def test_every_tile_is_visited_once(name, lines):
     assert len({x[:3] for x in found}) == len(found)
 
 
-def test_lists_of_diagonals_are_those_of_runs(monkeypatch):
+def test_lists_of_diagonals_are_those_of_runs():
     """Where lists would be long runs are read, which may visit more tiles but miss none."""
     wanted = {x[:3] for x in _visited(MASKS["causal"], "r")}
-    monkeypatch.setattr(lists, "_MOST", 0)
-    monkeypatch.setattr(lists, "_static", lists._lists)  # without its cache
-    assert wanted <= {x[:3] for x in _visited(MASKS["causal"], "r")}
+    assert wanted <= {x[:3] for x in _visited(MASKS["causal"], "r", most=0)}
 
 
 def test_the_gradient_of_a_look_up_is_added_up_by_column():
