@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn import normalizers, scores
 from jattn._call import checks, dispatch, hints, layouts, modes, targets
+from jattn._call.pages import gathered
 from jattn._call.plan import Plan, plan
 from jattn._call.problem import Problem
 from jattn._terms import rows
@@ -63,6 +64,7 @@ def attention(
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
+    pages: Int[ArrayLike, "*b m"] | None = ...,
 ) -> Float[Array, "*b t h e"]: ...
 @overload
 def attention(
@@ -83,6 +85,7 @@ def attention(
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
+    pages: Int[ArrayLike, "*b m"] | None = ...,
 ) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @overload
 def attention(
@@ -103,6 +106,7 @@ def attention(
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
+    pages: Int[ArrayLike, "*b m"] | None = ...,
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @hints.hinted
 @modes.ordinary
@@ -125,6 +129,7 @@ def attention(
     blocks: tuple[int, int] | None = None,
     precision: jax.lax.Precision | str | None = None,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = None,
+    pages: Int[ArrayLike, "*b m"] | None = None,
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]:
     """Attention: out[b, i, h] = sum over j of weight[b, h, i, j] value[b, j, h // (h/g)], with
 
@@ -153,6 +158,10 @@ def attention(
         head, "b": first batch element}`: j counts from the first key, a layout of each head and the bits of dropout
         from the first head, those bits from the first batch element.  Arrays have the call's own queries, keys, heads
         and batch elements.  An int is part of the compiled program, an array is not; blocks are skipped by either.
+      pages: integers `[b, m]`, where keys and values lie in pages that examples may share: key is then a pool
+        `[p, page, g, d]`, value one `[p, page, g, e]`, and key j of example b is row j % page of page
+        `pages[b, j // page]`, so that s = m page (Kwon et al. 2023).  Entries that are not in use may be any page, and
+        one out of range is the nearest: hide them with `masks.lengths`.
 
     Returns:
       out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf
@@ -182,7 +191,7 @@ def attention(
     """
     problem = checks.problem(
         query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
-        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision, positions=positions,
+        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision, positions=positions, pages=pages,
     )  # fmt: skip
     target = targets.current()
     chosen = dispatch.choose(problem, implementation, target).backend
@@ -240,10 +249,14 @@ def explain(
     'blockwise'
     >>> empty, partial, full = plan.blocks
     """
-    arrays = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
+    arrays: list[Any] = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
+    named, with_batch = _named("explain", options), lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
     if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
-        arrays = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in arrays]
-    return plan(checks.problem(*arrays, **_named("explain", options)), implementation, checks.blocks(blocks), device)
+        if named.get("pages") is None:
+            arrays = [with_batch(x) for x in arrays]
+        else:
+            arrays[0], named["pages"] = with_batch(arrays[0]), with_batch(jnp.asarray(named["pages"]))
+    return plan(checks.problem(*arrays, **named), implementation, checks.blocks(blocks), device)
 
 
 @modes.ordinary
@@ -289,7 +302,7 @@ def _weights(problem: Problem) -> jax.Array:
     sizes = problem.sizes
     if problem.empty:
         return jnp.zeros([sizes[a] for a in "bhts"], jnp.promote_types(problem.query.dtype, jnp.float32))
-    return reference.attention(problem)[2]
+    return reference.attention(gathered(problem))[2]
 
 
 def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -347,7 +360,7 @@ def sample(
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     options = _named("sample", options, ("implementation", "blocks"))
     problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
-    drawn = sampling.sample(problem)
+    drawn = sampling.sample(gathered(problem))
     return jax.tree.map(lambda x: x[0], drawn) if jnp.ndim(query) == 3 else drawn
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jattn_kernels import tables
 
 from jattn import _derivatives
+from jattn._call.pages import gathered
 from jattn._call.problem import Problem, reduce
 from jattn._call.targets import Target
 from jattn._terms import Operand, rows
@@ -40,7 +41,7 @@ def run(
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
             return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
-        problem = _whole_float32(problem, target)
+        problem = _whole_float32(gathered(problem), target)
         if isinstance(backend, Direct):
             return backend.compute(problem)
         if not problem.normalizer.is_softmax:
