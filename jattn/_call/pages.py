@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,19 +64,23 @@ def gathered(problem: Problem) -> Problem:
         rows = jnp.take(pool, problem.pages, axis=0, mode="clip")
         return rows.reshape(flat(pool, problem.pages).shape)
 
-    return dataclasses.replace(problem, key=take(problem.key), value=take(problem.value), pages=None)
+    return _in_rows(problem, take)
 
 
 def outlined(problem: Problem) -> Problem:
     """The problem as it would be once gathered, with shapes for its keys and values."""
-    if problem.pages is None:
-        return problem
-    key, value = (flat(x, problem.pages) for x in (problem.key, problem.value))
-    return dataclasses.replace(problem, key=key, value=value, pages=None)
+    return problem if problem.pages is None else _in_rows(problem, lambda pool: flat(pool, problem.pages))
+
+
+def _in_rows(problem: Problem, take: Callable[[jax.Array], Any]) -> Problem:
+    """The problem without pages; `take` says what each pool becomes."""
+    key, value, scales = jax.tree.map(take, (problem.key, problem.value, problem.scales))
+    return dataclasses.replace(problem, key=key, value=value, scales=scales, pages=None)
 
 
 def bytes_copied(problem: Problem) -> int | None:
     """How many bytes gathering copies, None where there are no pages."""
     if problem.pages is None:
         return None
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in (outlined(problem).key, outlined(problem).value))
+    rows = outlined(problem)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((rows.key, rows.value, rows.scales)))

@@ -12,7 +12,7 @@ from jattn_kernels import tables
 from jax.core import Tracer
 
 from jattn import _terms
-from jattn._call import dispatch, layouts, pages, places, targets
+from jattn._call import dispatch, layouts, pages, places, scales, targets
 from jattn._call.problem import Problem, reduce
 from jattn._terms import Terms
 from jattn._terms.moved import moved
@@ -113,7 +113,7 @@ def plan(
     memory = None
     if device is None:
         memory = getattr(run.lower(shapes_of(problem)).compile().memory_analysis(), "temp_size_in_bytes", None)
-    copied, problem = pages.bytes_copied(problem), pages.outlined(problem)
+    copied, problem = pages.bytes_copied(problem), scales.outlined(pages.outlined(problem))
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     cut, tiled = Cut((0, 0), None), False
     pairs: int | None = sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]

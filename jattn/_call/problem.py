@@ -20,7 +20,8 @@ from jattn.scores import Perceptron, Product, Score
 @term
 class Problem(_terms.Term):
     """What `attention` computes, with nothing left to default: arrays `[b, t, h, d]`, `[b, s, g, d]`, `[b, s, g,
-    e]`; with `pages` `[b, m]`, keys and values are pools `[p, page, g, d]` and `[p, page, g, e]`."""
+    e]`; with `pages` `[b, m]`, keys and values are pools `[p, page, g, d]` and `[p, page, g, e]`; with `scales` they
+    are these numbers times those of each row and head."""
 
     query: FieldValue
     key: FieldValue
@@ -34,6 +35,7 @@ class Problem(_terms.Term):
     precision: jax.lax.Precision | None
     origin: Origin = Origin()
     pages: FieldValue = None  # int32, or None where keys and values are no pools
+    scales: tuple[jax.Array, jax.Array] | None = None  # of keys and of values, of their shapes but for the width
 
     @property
     def empty(self) -> bool:
