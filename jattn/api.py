@@ -10,10 +10,12 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from jattn import normalizers, scores
 from jattn._call import checks, dispatch, hints, layouts, modes, targets
+from jattn._call import pages as pages_
+from jattn._call import scales as scales_
 from jattn._call.plan import Plan, plan
 from jattn._call.problem import Problem
 from jattn._terms import rows
@@ -47,8 +49,8 @@ def _along_sequence(attend: Callable[..., Any]) -> Callable[..., Any]:
 @overload
 def attention(
     query: Float[ArrayLike, "*b t h d"],
-    key: Float[ArrayLike, "*b s g d"],
-    value: Float[ArrayLike, "*b s g e"],
+    key: Num[ArrayLike, "*b s g d"],
+    value: Num[ArrayLike, "*b s g e"],
     *,
     score: scores.Score = ...,
     normalizer: normalizers.Normalizer = ...,
@@ -63,12 +65,14 @@ def attention(
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
+    pages: Int[ArrayLike, "*b m"] | None = ...,
+    scales: tuple[Float[ArrayLike, "*b s g"], Float[ArrayLike, "*b s g"]] | None = ...,
 ) -> Float[Array, "*b t h e"]: ...
 @overload
 def attention(
     query: Float[ArrayLike, "*b t h d"],
-    key: Float[ArrayLike, "*b s g d"],
-    value: Float[ArrayLike, "*b s g e"],
+    key: Num[ArrayLike, "*b s g d"],
+    value: Num[ArrayLike, "*b s g e"],
     *,
     score: scores.Score = ...,
     normalizer: normalizers.Normalizer = ...,
@@ -83,12 +87,14 @@ def attention(
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
+    pages: Int[ArrayLike, "*b m"] | None = ...,
+    scales: tuple[Float[ArrayLike, "*b s g"], Float[ArrayLike, "*b s g"]] | None = ...,
 ) -> tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @overload
 def attention(
     query: Float[ArrayLike, "*b t h d"],
-    key: Float[ArrayLike, "*b s g d"],
-    value: Float[ArrayLike, "*b s g e"],
+    key: Num[ArrayLike, "*b s g d"],
+    value: Num[ArrayLike, "*b s g e"],
     *,
     score: scores.Score = ...,
     normalizer: normalizers.Normalizer = ...,
@@ -103,14 +109,16 @@ def attention(
     blocks: tuple[int, int] | None = ...,
     precision: jax.lax.Precision | str | None = ...,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = ...,
+    pages: Int[ArrayLike, "*b m"] | None = ...,
+    scales: tuple[Float[ArrayLike, "*b s g"], Float[ArrayLike, "*b s g"]] | None = ...,
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]: ...
 @hints.hinted
 @modes.ordinary
 @_along_sequence
 def attention(
     query: Float[ArrayLike, "*b t h d"],
-    key: Float[ArrayLike, "*b s g d"],
-    value: Float[ArrayLike, "*b s g e"],
+    key: Num[ArrayLike, "*b s g d"],
+    value: Num[ArrayLike, "*b s g e"],
     *,
     score: scores.Score = _DOT,
     normalizer: normalizers.Normalizer = _SOFTMAX,
@@ -125,6 +133,8 @@ def attention(
     blocks: tuple[int, int] | None = None,
     precision: jax.lax.Precision | str | None = None,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = None,
+    pages: Int[ArrayLike, "*b m"] | None = None,
+    scales: tuple[Float[ArrayLike, "*b s g"], Float[ArrayLike, "*b s g"]] | None = None,
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Float[Array, "*b t h"]]:
     """Attention: out[b, i, h] = sum over j of weight[b, h, i, j] value[b, j, h // (h/g)], with
 
@@ -153,6 +163,12 @@ def attention(
         head, "b": first batch element}`: j counts from the first key, a layout of each head and the bits of dropout
         from the first head, those bits from the first batch element.  Arrays have the call's own queries, keys, heads
         and batch elements.  An int is part of the compiled program, an array is not; blocks are skipped by either.
+      pages: integers `[b, m]`, where keys and values lie in pages that examples may share: key is then a pool
+        `[p, page, g, d]`, value one `[p, page, g, e]`, and key j of example b is row j % page of page
+        `pages[b, j // page]`, so that s = m page (Kwon et al. 2023).  Entries that are not in use may be any page, and
+        one out of range is the nearest: hide them with `masks.lengths`.
+      scales: of keys and of values, each `[b, s, g]` (`[p, page, g]` with pages): the key is key * scale, the value
+        value * scale.  Key and value may then be int8, float8_e4m3fn or float8_e5m2 too, and get no gradients.
 
     Returns:
       out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf
@@ -182,7 +198,8 @@ def attention(
     """
     problem = checks.problem(
         query, key, value, score=score, normalizer=normalizer, mask=mask, mods_=mods, gates=gates, bias=bias,
-        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision, positions=positions,
+        sinks=sinks, dropout=dropout, return_lse=return_lse, precision=precision, positions=positions, pages=pages,
+        scales=scales,
     )  # fmt: skip
     target = targets.current()
     chosen = dispatch.choose(problem, implementation, target).backend
@@ -240,17 +257,26 @@ def explain(
     'blockwise'
     >>> empty, partial, full = plan.blocks
     """
-    arrays = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
+    named, with_batch = _named("explain", options), lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+    narrow = named.get("scales") is not None
+    arrays: list[Any] = [
+        checks.array(query, "query"), checks.array(key, "key", narrow), checks.array(value, "value", narrow)
+    ]  # fmt: skip
     if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
-        arrays = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in arrays]
-    return plan(checks.problem(*arrays, **_named("explain", options)), implementation, checks.blocks(blocks), device)
+        if named.get("pages") is None:
+            arrays = [with_batch(x) for x in arrays]
+            if narrow:
+                named["scales"] = [with_batch(x) for x in named["scales"]]
+        else:
+            arrays[0], named["pages"] = with_batch(arrays[0]), with_batch(jnp.asarray(named["pages"]))
+    return plan(checks.problem(*arrays, **named), implementation, checks.blocks(blocks), device)
 
 
 @modes.ordinary
 def weights(
     query: Float[ArrayLike, "*b t h d"],
-    key: Float[ArrayLike, "*b s g d"],
-    value: Float[ArrayLike, "*b s g e"],
+    key: Num[ArrayLike, "*b s g d"],
+    value: Num[ArrayLike, "*b s g e"],
     **options: Any,  # of `attention`, which has their types
 ) -> Float[Array, "*b h t s"]:
     """The weights of `attention` with the same arguments: for looking at, O(t * s) memory.
@@ -289,7 +315,7 @@ def _weights(problem: Problem) -> jax.Array:
     sizes = problem.sizes
     if problem.empty:
         return jnp.zeros([sizes[a] for a in "bhts"], jnp.promote_types(problem.query.dtype, jnp.float32))
-    return reference.attention(problem)[2]
+    return reference.attention(scales_.cast(scales_.applied(pages_.gathered(problem), to_values=False)))[2]
 
 
 def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -309,8 +335,8 @@ def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -
 def sample(
     random_key: jax.Array,
     query: Float[ArrayLike, "*b t h d"],
-    key: Float[ArrayLike, "*b s g d"],
-    value: Float[ArrayLike, "*b s g e"],
+    key: Num[ArrayLike, "*b s g d"],
+    value: Num[ArrayLike, "*b s g e"],
     **options: Any,  # of `attention`, which has their types
 ) -> tuple[Float[Array, "*b t h e"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
     """Draws one key for each query and head from the softmax, and attends to it alone: stochastic hard attention,
@@ -347,7 +373,7 @@ def sample(
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
     options = _named("sample", options, ("implementation", "blocks"))
     problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
-    drawn = sampling.sample(problem)
+    drawn = sampling.sample(scales_.whole(pages_.gathered(problem)))
     return jax.tree.map(lambda x: x[0], drawn) if jnp.ndim(query) == 3 else drawn
 
 

@@ -15,9 +15,11 @@ from jax.typing import ArrayLike
 
 from jattn import _terms, masks, mods, normalizers, scores
 from jattn import gates as gates_
+from jattn._call import pages as pages_
 from jattn._call import places
+from jattn._call import scales as scales_
 from jattn._call.problem import Problem
-from jattn._terms import AXES, Offsets, Operand, Origin, Term, broadcast_operand, functions
+from jattn._terms import AXES, Offsets, Operand, Origin, Shaped, Term, broadcast_operand, functions
 from jattn._terms import positions as integers
 
 T = TypeVar("T")
@@ -25,19 +27,24 @@ _HERE = Origin()
 _DTYPES = tuple(map(jnp.dtype, ("float32", "bfloat16", "float16", "float64")))
 
 
-def array(x: ArrayLike | jax.ShapeDtypeStruct, name: str) -> jax.Array:
-    """`x` as a floating-point array; a `jax.ShapeDtypeStruct` passes for one, of which no more is asked."""
+def array(x: ArrayLike | jax.ShapeDtypeStruct, name: str, narrow: bool = False) -> jax.Array:
+    """`x` as a floating-point array; a `jax.ShapeDtypeStruct` passes for one, of which no more is asked.
+
+    `narrow`: whether it may be of few bits, as keys and values with scales are.
+    """
     if not isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         try:
             x = jnp.asarray(x)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
-    if x.dtype not in _DTYPES:
+    if x.dtype not in _DTYPES and not (narrow and x.dtype in scales_.NARROW):
+        if x.dtype in scales_.NARROW and name in ("key", "value"):
+            raise TypeError(f"{name} must have scales where it is {x.dtype}: give scales=(of keys, of values)")
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {x.dtype}; cast it first")
     return x if isinstance(x, jax.ShapeDtypeStruct) else jnp.asarray(x)  # type: ignore[return-value]
 
 
-def shapes(query: jax.Array, key: jax.Array, value: jax.Array, equal_width: bool = True) -> None:
+def shapes(query: Shaped, key: Shaped, value: Shaped, equal_width: bool = True) -> None:
     """Raises unless the three go together."""
     q, k, v = query.shape, key.shape, value.shape
     got = f"got query {list(q)}, key {list(k)}, value {list(v)}"
@@ -79,15 +86,25 @@ def problem(
     return_lse: bool = False,
     precision: jax.lax.Precision | str | None = None,
     positions: Mapping[str, ArrayLike] | ArrayLike | None = None,
+    pages: ArrayLike | jax.ShapeDtypeStruct | None = None,
+    scales: Sequence[ArrayLike | jax.ShapeDtypeStruct] | None = None,
 ) -> Problem:
     """The checked problem, with a batch axis."""
-    query, key, value = array(query, "query"), array(key, "key"), array(value, "value")
+    narrow = scales is not None
+    query, key, value = array(query, "query"), array(key, "key", narrow), array(value, "value", narrow)
+    factors = None if scales is None else scales_.checked(scales, key, value, array)
     score = _instance(score, scores.Score, "score", "scores.dot()")
     normalizer = _instance(normalizer, normalizers.Normalizer, "normalizer", "normalizers.softmax()")
-    shapes(query, key, value, equal_width=not isinstance(score, (scores.General, scores.Concat, scores.Additive)))
+    table = None if pages is None else pages_.checked(pages, query, key, value)
+    seen = (key, value) if table is None else (pages_.flat(key, table), pages_.flat(value, table))
+    shapes(query, *seen, equal_width=not isinstance(score, (scores.General, scores.Concat, scores.Additive)))
+    sizes = dict(zip("bth", (1, *query.shape)[-4:-1], strict=True)) | {"s": seen[0].shape[-3]}
     if query.ndim == 3:
-        query, key, value = query[None], key[None], value[None]
-    sizes = {"b": query.shape[0], "t": query.shape[1], "s": key.shape[1], "h": query.shape[2]}
+        query = query[None]
+        if table is None:
+            key, value, factors = jax.tree.map(lambda x: x[None], (key, value, factors))
+        else:
+            table = table[None]
 
     if isinstance(mask, (list, tuple)) and any(isinstance(x, masks.Mask) for x in mask):
         raise TypeError("mask must be one mask, got a sequence of them: join them with & or |")
@@ -117,7 +134,7 @@ def problem(
     except ValueError:
         raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
     score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
-    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision, origin)
+    whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision, origin, table, factors)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
     mask, mods_, gates = functions.checked((mask, mods_, gates), query.dtype)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jattn_kernels import tables
 
 from jattn import _derivatives
+from jattn._call import pages, scales
 from jattn._call.problem import Problem, reduce
 from jattn._call.targets import Target
 from jattn._terms import Operand, rows
@@ -40,9 +41,9 @@ def run(
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
             return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
-        problem = _whole_float32(problem, target)
+        problem = _whole_float32(scales.applied(pages.gathered(problem)), target)
         if isinstance(backend, Direct):
-            return backend.compute(problem)
+            return backend.compute(scales.cast(problem))
         if not problem.normalizer.is_softmax:
             return whole_rows.attention(problem), None
         assert isinstance(backend, Fused), backend  # what is neither refuses every problem
@@ -94,7 +95,7 @@ def choose(
     """
     confirmed = tables.confirmed("gpu") if confirmed is None else confirmed
     known, asked = _known(implementation)
-    reasons = _reasons(problem, known, asked, target)
+    reasons = _reasons(scales.outlined(pages.outlined(problem)), known, asked, target)
     able = [x for name, x in known.items() if reasons[name] is None]
     if asked is not None and reasons[asked] is not None:
         names = " and ".join(x.name for x in able)

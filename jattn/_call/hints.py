@@ -43,6 +43,7 @@ _OURS = {
     **by_name(softcap="mods=(jattn.mods.softcap(cap),)", bias="bias=", dropout=_DROPOUT, dropout_rng=_DROPOUT),
     **by_name(weights="another function: jattn.weights(query, key, value, ...)"),
     **dict.fromkeys(("lengths", "query_seq_lengths", "key_value_seq_lengths", "q_seqlen", "kv_seqlen"), _LENGTHS),
+    **dict.fromkeys(("page_indices", "page_table", "block_table", "block_tables"), "pages="),
     "enable_gqa": f"no argument: {_HEADS}",
     "score_mod": "mods=(jattn.mods.function(fn),)",
     "mask_mod": "mask=jattn.masks.function(fn)",

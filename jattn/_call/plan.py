@@ -12,7 +12,7 @@ from jattn_kernels import tables
 from jax.core import Tracer
 
 from jattn import _terms
-from jattn._call import dispatch, layouts, places, targets
+from jattn._call import dispatch, layouts, pages, places, scales, targets
 from jattn._call.problem import Problem, reduce
 from jattn._terms import Terms
 from jattn._terms.moved import moved
@@ -48,6 +48,8 @@ class Plan:
 
     gathered: str | None = None
     """Of queries or keys that are sharded: along which mesh axes, and so gathered."""
+    copied: int | None = None
+    """Of keys and values in pages: how many bytes are copied to have them in a row, forward."""
 
     def __str__(self) -> str:
         rows = [
@@ -69,6 +71,8 @@ class Plan:
             rows.append(("evidence", self.evidence))
         if self.gathered is not None:
             rows.append(("gathered", f"queries and keys, sharded along {self.gathered}: see jattn.parallel.attention"))
+        if self.copied is not None:
+            rows.append(("pages", f"gathered, a copy of {_short(self.copied, 1024)}B"))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -105,10 +109,11 @@ def plan(
     chosen, others, evidence = dispatch.choose(problem, implementation, target, confirmed)
     sizes = problem.sizes
     run = jax.jit(lambda p: dispatch.run(p, chosen, override, target))
-    as_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), problem)
+    shapes_of = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
     memory = None
     if device is None:
-        memory = getattr(run.lower(as_shapes).compile().memory_analysis(), "temp_size_in_bytes", None)
+        memory = getattr(run.lower(shapes_of(problem)).compile().memory_analysis(), "temp_size_in_bytes", None)
+    copied, problem = pages.bytes_copied(problem), scales.outlined(pages.outlined(problem))
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     cut, tiled = Cut((0, 0), None), False
     pairs: int | None = sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
@@ -124,11 +129,12 @@ def plan(
         tile=cut.tile if tiled else None,
         blocks=cut.blocks,
         flops=None if pairs is None else 2 * pairs * (sizes["d"] + sizes["e"]),
-        bytes=size_of(as_shapes) + size_of(jax.eval_shape(run, as_shapes)),
+        bytes=size_of(problem) + size_of(jax.eval_shape(run, shapes_of(problem))),
         peak_memory=memory,
         tuned=cut.tuned,
         milliseconds=cut.milliseconds,
         evidence=evidence,
+        copied=copied,
         gathered=layouts.named(along) if (along := places.sequence(problem)) else None,
     )
 

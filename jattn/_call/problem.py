@@ -20,7 +20,8 @@ from jattn.scores import Perceptron, Product, Score
 @term
 class Problem(_terms.Term):
     """What `attention` computes, with nothing left to default: arrays `[b, t, h, d]`, `[b, s, g, d]`, `[b, s, g,
-    e]`."""
+    e]`; with `pages` `[b, m]`, keys and values are pools `[p, page, g, d]` and `[p, page, g, e]`; with `scales` they
+    are these numbers times those of each row and head."""
 
     query: FieldValue
     key: FieldValue
@@ -33,6 +34,8 @@ class Problem(_terms.Term):
     sinks: FieldValue  # an operand [h], or None
     precision: jax.lax.Precision | None
     origin: Origin = Origin()
+    pages: FieldValue = None  # int32, or None where keys and values are no pools
+    scales: tuple[jax.Array, jax.Array] | None = None  # of keys and of values, of their shapes but for the width
 
     @property
     def empty(self) -> bool:
@@ -42,6 +45,8 @@ class Problem(_terms.Term):
     @property
     def sizes(self) -> dict[str, Any]:  # ints, but for the symbols of `jax.export`
         (b, t, h, d), (_, s, g, e) = self.query.shape, self.value.shape
+        if self.pages is not None:
+            s *= self.pages.shape[1]
         return {"b": b, "t": t, "s": s, "h": h, "g": g, "d": d, "e": e}
 
 

@@ -31,7 +31,7 @@ def integer(value: ArrayLike, name: str) -> int | Operand:
     if isinstance(held, float) or (isinstance(held, Operand) and not jnp.issubdtype(held.array.dtype, jnp.integer)):
         raise TypeError(f"{name} must be an integer, got {held!r}")
     if isinstance(held, Operand):
-        return Operand(_int32(held.array), held.axes)
+        return Operand(int32(held.array), held.axes)
     return max(-FAR, min(held, FAR))
 
 
@@ -42,11 +42,11 @@ def lengths(value: ArrayLike, name: str) -> int | Operand:
     if isinstance(value, (np.ndarray, jax.Array)) and value.ndim:
         if value.ndim > 1 or not jnp.issubdtype(value.dtype, jnp.integer):
             raise TypeError(f"{name} must be an int or integers [b], got {value.dtype}{list(value.shape)}")
-        return Operand(_int32(value), "b")
+        return Operand(int32(value), "b")
     return integer(value, name)
 
 
-def _int32(array: AnyArray) -> AnyArray:
+def int32(array: AnyArray) -> AnyArray:
     """Integers as int32, those beyond it as its least or greatest."""
     if array.dtype in (jnp.int8, jnp.int16, jnp.int32, jnp.uint8, jnp.uint16):
         return array.astype(jnp.int32)

@@ -4,8 +4,9 @@ A backend is a record in a package of its name, as `jattn.backends.blockwise.BLO
 all of them in order of preference, and `attention(implementation=)` takes a name or such a record.
 
 Shapes: q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`, where h is a multiple of g.  Any of them may have a
-shorter batch axis: element b of the call then uses entry b % length.  `operands` are the arrays of the terms, with the
-axes that `spec.signature.axes` names.
+shorter batch axis: element b of the call then uses entry b % length.  k and v may be of fewer bits than q
+(`jattn._call.scales.NARROW`) where a backend does not refuse it: they are cast a tile at a time.  `operands` are the
+arrays of the terms, with the axes that `spec.signature.axes` names.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from jattn import _terms
 from jattn._call.targets import Target
@@ -38,8 +39,8 @@ if TYPE_CHECKING:  # type checkers do not look into shapes
     Lse: TypeAlias = jax.Array
 else:
     Query = Float[jax.Array, "_ t h d"]
-    Key = Float[jax.Array, "_ s g d"]
-    Value = Float[jax.Array, "_ s g e"]
+    Key = Num[jax.Array, "_ s g d"]
+    Value = Num[jax.Array, "_ s g e"]
     Out = Float[jax.Array, "_ t h e"]
     Lse = Float[jax.Array, "_ t h"]
 

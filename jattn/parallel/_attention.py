@@ -133,7 +133,7 @@ def attention(
     inside = sequence_axis in getattr(here, "manual_axes", ())
     mesh = here if mesh is None else mesh
     axes = _axes(mesh, batch_axis, head_axis, sequence_axis)
-    named = api._named("parallel.attention", options)
+    named = api._named("parallel.attention", options, ("pages", "scales"))
     if inside:
         named["positions"] = _shard_positions(named.get("positions"), axes, query)
     problem = checks.problem(query, key, value, return_lse=return_lse, **named)

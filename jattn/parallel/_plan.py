@@ -144,7 +144,7 @@ def explain(
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     axes = _attention._axes(mesh, batch_axis, head_axis, sequence_axis)
     arrays = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
-    problem = checks.problem(*arrays, **api._named("parallel.explain", options))
+    problem = checks.problem(*arrays, **api._named("parallel.explain", options, ("pages", "scales")))
     _attention._check_sizes(problem.sizes, axes, order, False)
     chosen = strategy or _attention._strategy(problem, axes, False)
     _attention._check_strategy(problem, axes, chosen, False)
