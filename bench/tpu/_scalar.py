@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.tpu._bundles import Instruction
 
-_NUMBER = re.compile(r"\$?(-?\d+|0x[0-9a-f]+)")
+_NUMBER = re.compile(r"\$?(-?\d+|0x[0-9a-f]+)(?:\.0)?")
 _WORD = 1 << 32
 
 
@@ -172,6 +172,8 @@ class ScalarCore:
             holds = self.holds(args[0])
             return None if holds is None else self.value(args[1] if holds else args[2])
         values = [self.value(one) for one in args]
+        if op[0] == "spop":  # from the vector units: our kernels ask of numbers alone whether one of them is NaN
+            return 0
         if op[0] in ("smov", "int_to_ptr"):
             return values[0]
         if op[0] == "scalar_lea":

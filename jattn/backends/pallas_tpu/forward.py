@@ -9,6 +9,7 @@ from jattn_kernels.tpu.forward import forward as run
 from jattn.backends.contract import Key, Query, Result, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_tpu.call import Call
+from jattn.backends.pallas_tpu.decode import decode, fold_of
 from jattn.backends.pallas_tpu.terms import heads_first
 
 
@@ -16,6 +17,9 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
     """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
     narrow = [of_32_bits(x) for x in operands]
     with jax.enable_x64(False):
+        fold = fold_of(spec, q, k, v)
+        if fold is not None:
+            return decode(spec, q, k, v, narrow, fold)
         call = Call(spec, q, k, v, narrow, "forward")
         out, *of_rows = run(
             call.terms.query(q), heads_first(k), heads_first(v),

@@ -41,7 +41,7 @@ def row(x: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.sum(part, axis=0, keepdims=True) for part in parts], 1)
 
 
-def _fold(combine: Callable, x: jax.Array) -> jax.Array:
+def fold_lanes(combine: Callable, x: jax.Array) -> jax.Array:
     """`[rows, n]` to `[rows, LANES]`, without moving anything across lanes."""
     return functools.reduce(combine, [x[:, n : n + LANES] for n in range(0, x.shape[1], LANES)])
 
@@ -90,7 +90,7 @@ class _Forward(GridStep):
         before = jnp.full((strip.size, LANES), LOWEST, jnp.float32) if first else self.top[rows, :]
         top = functools.reduce(jnp.maximum, tops, before)
         weights = [self.exp(x - lanes(top, x.shape[1])) for x in scores]
-        total = functools.reduce(jnp.add, (_fold(jnp.add, p) for p in weights))
+        total = functools.reduce(jnp.add, (fold_lanes(jnp.add, p) for p in weights))
         out = functools.reduce(
             jnp.add,
             (self.weighted(strip, *x, tile) for x in zip(strip.stretches, weights, scores, strict=True)),

@@ -1,0 +1,420 @@
+"""Forward for few queries, as in decoding: all heads of a batch element at once, keys in the layout in which they lie.
+
+With few queries a tile of one head has next to no rows, and time goes into reading the keys.  So the heads fold: rows
+are the queries of all heads, `[t h, d]`, columns the keys of all key heads, `[s g, d]`, both of them plain reshapes of
+`[t, h, d]` and `[s, g, d]`, so that no array moves.  Of the products, those of a query with another head's keys are
+thrown away: the units have time for them while the next keys come.
+
+Grid: half of the keys (of chips with two cores), item of work.  An item is a chunk of one batch element's keys; chunks
+that nothing is seen of are not among them, and how many there are is known at run time alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
+
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+from jattn_kernels.tiles.place import Index
+from jattn_kernels.tiles.work import Array, numpy_of
+from jattn_kernels.tpu.forward import LOWEST, fold_lanes, lanes, reciprocal
+from jattn_kernels.tpu.grid_step import product
+from jattn_kernels.tpu.lanes import to_column
+from jattn_kernels.tpu.layout import array
+from jattn_kernels.tpu.sizes import LANES
+
+ROWS = 16  # of a tile of 16-bit numbers: whole tiles of queries
+MOST_LINES, MOST_CHUNKS = 2**15, 2**14  # that an item has bits for
+EMPTY, PARTIAL, FULL = range(3)  # what an item says of its chunk; of an empty one nothing is computed
+_STATE, _CHUNK = 2, 14  # bits of an item for each of them; above them stands the batch element
+_NONE = 2**31 - 1  # sorts behind all items
+
+
+class Fold(NamedTuple):
+    """Lengths of a call whose heads are folded, and how many keys are in fast memory at once."""
+
+    t: int
+    s: int
+    h: int
+    g: int
+    chunk: int
+
+    @property
+    def rows(self) -> int:
+        """Of queries and heads, in whole tiles."""
+        return -(-self.t * self.h // ROWS) * ROWS
+
+    @property
+    def columns(self) -> int:
+        """Of keys and their heads in a chunk."""
+        return self.chunk * self.g
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.s // self.chunk)
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key head."""
+        return self.h // self.g
+
+    @property
+    def padded(self) -> dict[str, int]:
+        """Lengths that chunks divide."""
+        return {"t": self.t, "s": self.chunks * self.chunk}
+
+    @property
+    def step(self) -> int:
+        """Columns of one product."""
+        return math.gcd(self.columns, 1024)
+
+
+def chunk_of(s: int, g: int, most: int) -> int:
+    """Keys of a chunk, at most `most` if columns are to be whole lanes: all of them, or that times a power of two."""
+    unit = LANES // math.gcd(LANES, g)
+    return unit * min(2 ** max(0, (most // unit).bit_length() - 1), -(-s // unit))
+
+
+class Items(NamedTuple):
+    """The work of each half of the keys: `[halves, most]` items in order and `[halves]` how many there are."""
+
+    items: Array
+    counts: Array
+    partial: bool
+    """Whether there may be partial chunks."""
+    full: bool
+    """Whether there may be full ones."""
+
+    @property
+    def longest(self) -> int | jax.Array:
+        """Steps of the grid."""
+        xp = numpy_of(self.counts)
+        return int(self.counts.max()) if xp is not jnp else jnp.max(self.counts)
+
+
+def items_of(some: Array, every: Array, halves: int) -> Items:
+    """The work of booleans `[b, chunks]`: of which chunks something is seen, and of which all is.
+
+    A batch element of which nothing is seen has an empty item, so that its rows are written.
+    """
+    xp = numpy_of(some)
+    b, chunks = some.shape
+    static = xp is not jnp
+    chunk = xp.arange(chunks, dtype=xp.int32)
+    mine = chunk % halves == xp.arange(halves, dtype=xp.int32)[:, None, None]
+    used = some & mine  # [halves, b, chunks]
+    state = xp.where(used, xp.where(every, FULL, PARTIAL), EMPTY)
+    used = used | (~used.any(-1, keepdims=True) & (chunk == 0))
+    line = xp.arange(b, dtype=xp.int32)[:, None] << (_CHUNK + _STATE)
+    items = xp.where(used, line + (chunk << _STATE) + state, _NONE).astype(xp.int32).reshape(halves, -1)
+    counts = used.reshape(halves, -1).sum(-1).astype(xp.int32)
+    partial, full = (not static or bool((state == x).any()) for x in (PARTIAL, FULL))
+    return Items(xp.sort(items, axis=-1), counts, partial, full)
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldedLayout:
+    """How one operand is laid out for folded heads: `""` a number for each batch element, `rows` `[batch, rows, 1]`,
+    `columns` `[batch, 1, s g]`, or `pairs` `[batch, n, s g]`, whose n rows several rows of the tile share."""
+
+    along: str
+    batch: int
+    boolean: bool
+    queries: bool = False  # of pairs: whether queries differ
+    heads: bool = False  # of pairs: whether heads of a group differ
+
+    def shared(self, fold: Fold) -> int:
+        """How many rows pairs have."""
+        return (fold.t if self.queries else 1) * (fold.group if self.heads else 1)
+
+    def spec(self, fold: Fold, at: Any) -> pl.BlockSpec:
+        """`at(*grid)` gives the batch element and chunk of a step."""
+        if not self.along:
+            return pl.BlockSpec(memory_space=pltpu.SMEM)
+
+        def index(*grid: Index):
+            b, c = at(*grid)
+            return entry(b, self.batch), 0, 0 if self.along == "rows" else c
+
+        shape = {"rows": (fold.rows, 1), "columns": (1, fold.columns), "pairs": (self.shared(fold), fold.columns)}
+        return pl.BlockSpec((None, *shape[self.along]), index)
+
+    def read(self, ref: jax.Ref, tile: _Tile) -> jax.Array:
+        """The part for a tile, broadcastable to its scores."""
+        columns = slice(tile.at, tile.at + tile.size)
+        if not self.along:
+            part = ref[entry(tile.b, self.batch)]
+        elif self.along == "rows":
+            part = ref[...]
+        elif self.along == "columns":
+            part = ref[:, columns]
+        else:
+            part = ref[:, columns]
+            part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
+            part = self._spread(part, tile)
+        return part != 0 if self.boolean else part
+
+    def _spread(self, part: jax.Array, tile: _Tile) -> jax.Array:
+        """`[n, columns]` to `[rows, columns]`, a row at a time: nothing is moved across sublanes."""
+        i, head = tile.i, tile.head
+        member = divided(head, tile.fold.group)[1]
+        number = (i if self.queries else 0) * (tile.fold.group if self.heads else 1) + (member if self.heads else 0)
+        spread = part[:1]
+        for n in range(1, self.shared(tile.fold)):
+            spread = jnp.where(number == n, part[n : n + 1], spread)
+        return spread
+
+
+def lay_out(x: jax.Array, axes: str, fold: Fold) -> tuple[jax.Array, FoldedLayout]:
+    """An array with the axes `axes` of `b h t s` as the kernel takes it, and its layout.
+
+    An array with keys and queries or heads keeps as many numbers as it has, but for those that key heads share.
+    """
+    boolean = x.dtype == jnp.bool_
+    batch = x.shape[0] if "b" in axes else 1
+    pairs = "s" in axes and ("h" in axes or "t" in axes)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = x if pairs else x.astype(jnp.float32)
+    elif x.dtype != jnp.uint32:
+        x = x.astype(jnp.int8 if boolean and pairs else jnp.int32)
+    h, t, s = (x.shape[axes.index(a)] if a in axes else 1 for a in "hts")
+    x = x.reshape(batch, h, t, s)
+    if "s" not in axes:
+        if h == t == 1 and not set("ht") & set(axes):
+            return x.reshape(batch), FoldedLayout("", batch, boolean)
+        x = jnp.broadcast_to(jnp.swapaxes(x[..., 0], 1, 2), (batch, fold.t, fold.h)).reshape(batch, -1)
+        x = jnp.pad(x, ((0, 0), (0, fold.rows - x.shape[1])), mode="edge")
+        return x[..., None], FoldedLayout("rows", batch, boolean)
+    heads = "h" in axes
+    x = x.reshape(batch, fold.g if heads else 1, fold.group if heads else 1, t, s)
+    x = jnp.transpose(x, (0, 3, 2, 4, 1))  # [batch, t, heads of a group, s, g]
+    x = jnp.broadcast_to(x, (*x.shape[:-1], fold.g)).reshape(batch, -1, s * fold.g)
+    return x, FoldedLayout("pairs" if pairs else "columns", batch, boolean, "t" in axes, heads)
+
+
+def entry(b: Index, batch: int) -> Index:
+    """Which of `batch` entries batch element b uses."""
+    return 0 if batch == 1 else jax.lax.rem(b, jnp.int32(batch))
+
+
+def divided(x: jax.Array, n: int) -> tuple[Any, Any]:
+    """x // n and x % n of vectors of numbers below 2^20."""
+    if n & (n - 1) == 0:
+        return x >> (n.bit_length() - 1), x & (n - 1)
+    quotient = ((x.astype(jnp.float32) + 0.5) * (1 / n)).astype(jnp.int32)  # the unit has no division
+    return quotient, x - quotient * n
+
+
+class _Tile:
+    """Some columns of a chunk with all rows: where they stand."""
+
+    def __init__(self, fold: Fold, b: Index, chunk: Index, at: int, size: int):
+        self.fold, self.b, self.at, self.size = fold, b, at, size
+        self.row = jax.lax.broadcasted_iota(jnp.int32, (fold.rows, 1), 0)
+        column = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1) + at
+        self.i, self.head = divided(self.row, fold.h)
+        key, self.key_head = divided(column, fold.g)
+        self.j = key + chunk * fold.chunk
+
+    def live(self, masked: bool) -> Any:
+        """Which pairs there are: of a query and a key of its own head, which exists; True for all."""
+        live = True
+        if self.fold.g > 1:
+            live = divided(self.head, self.fold.group)[0] == self.key_head
+        if masked and self.fold.s % self.fold.chunk:
+            live = live & (self.j < self.fold.s)
+        return live
+
+
+class _Step:
+    """One step of the grid: a chunk of a batch element's keys."""
+
+    def __init__(
+        self,
+        *refs: jax.Ref,
+        fold: Fold,
+        functions: TileFunctions,
+        layouts: tuple[FoldedLayout, ...],
+        precision: jax.lax.Precision | None,
+    ):
+        self.items, self.counts, self.q, self.k, self.v, *rest = refs
+        *self.operands, self.out, self.lse, self.remainder, self.top, self.total, self.sum = rest
+        self.fold, self.functions, self.layouts, self.precision = fold, functions, layouts, precision
+        half, n = pl.program_id(0), pl.program_id(1)
+        self.n, self.count = n, self.counts[half]
+        item = item_at(self.items, self.counts, half, n, fold)
+        self.b, self.chunk, self.state = parts_of(item)
+        before = parts_of(item_at(self.items, self.counts, half, jnp.maximum(n - 1, 0), fold))[0]
+        after = parts_of(item_at(self.items, self.counts, half, n + 1, fold))[0]
+        self.first = (n == 0) | (before != self.b)
+        self.last = (n == self.count - 1) | (after != self.b)
+
+    def begin(self) -> None:
+        self.top[...] = jnp.full(self.top.shape, LOWEST, jnp.float32)
+        self.total[...] = jnp.zeros(self.total.shape, jnp.float32)
+        self.sum[...] = jnp.zeros(self.sum.shape, jnp.float32)
+
+    def scores(self, tile: _Tile, masked: bool) -> jax.Array:
+        query, key = self.q[...], self.k[tile.at : tile.at + tile.size, :]
+        score = product(query, key.astype(query.dtype), (1, 1), self.precision)
+        score = score if self.functions.scale is None else score * self.functions.scale
+        return self.functions.scores(score, tile.i, tile.j, masked, tile.live(masked), self.parts(tile))
+
+    def parts(self, tile: _Tile) -> list[jax.Array]:
+        return [x.read(ref, tile) for x, ref in zip(self.layouts, self.operands, strict=True)]
+
+    def exp(self, difference: jax.Array) -> jax.Array:
+        return jnp.exp2(difference * LOG2E if self.functions.natural else difference)
+
+    def visit(self, masked: bool, careful: bool = False) -> None:
+        """The rows' softmax takes in the chunk.  The products of the next columns come before the exponentials of
+        these, to overlap with them.
+
+        What no query sees reaches nothing, but 0 * NaN is NaN, and to look for unseen values takes longer than the
+        products: of a masked chunk that makes a NaN all is computed once more, `careful`.
+        """
+        fold = self.fold
+        tiles = [_Tile(fold, self.b, self.chunk, at, fold.step) for at in range(0, fold.columns, fold.step)]
+        top, total, out = self.top[...], self.total[...], self.sum[...]
+        coming = self.scores(tiles[0], masked)
+        for n, tile in enumerate(tiles):
+            score = coming
+            if n + 1 < len(tiles):
+                coming = self.scores(tiles[n + 1], masked)
+            higher = jnp.maximum(top, jnp.max(score, axis=1, keepdims=True))
+            weight = self.exp(score - lanes(higher, score.shape[1]))
+            shrink = self.exp(top - higher)
+            top, total = higher, total * shrink + fold_lanes(jnp.add, weight)
+            out = out * lanes(shrink, out.shape[1]) + self.weighted(tile, weight, score if careful else None)
+
+        def keep() -> None:
+            self.top[...], self.total[...], self.sum[...] = top, total, out
+
+        if not masked or careful:
+            keep()
+            return
+        spoilt = jnp.any(out != out)
+        pl.when(~spoilt)(keep)
+        pl.when(spoilt)(functools.partial(self.visit, True, True))
+
+    def weighted(self, tile: _Tile, weight: jax.Array, score: jax.Array | None) -> jax.Array:
+        """The sum of values that some columns add; with scores, of those that some query sees."""
+        if self.functions.weights is not None:
+            weight = self.functions.weights(weight, tile.i, tile.j, self.parts(tile))
+            if self.fold.g > 1:  # a gate may be anything between heads that do not meet
+                weight = jnp.where(tile.live(False), weight, 0)
+        value = self.v[tile.at : tile.at + tile.size, :].astype(self.q.dtype)
+        if score is not None:
+            some = (score != -jnp.inf) & (tile.row < self.fold.t * self.fold.h)
+            seen = to_column(jnp.max(some.astype(jnp.float32), axis=0, keepdims=True)) > 0
+            value = jnp.where(seen, value, jnp.zeros_like(value))
+        return product(weight.astype(value.dtype), value, (1, 0), self.precision)
+
+    def end(self) -> None:
+        """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
+        total = jnp.broadcast_to(jnp.sum(self.total[...], axis=1, keepdims=True), self.total.shape)
+        top, out = self.top[...], self.sum[...]
+        out = jnp.where(lanes(total, out.shape[1]) == 0, 0, out * lanes(reciprocal(total, False), out.shape[1]))
+        self.out[...] = out.astype(self.out.dtype)
+        log = jnp.log(total) if self.functions.natural else jnp.log2(total)  # log(0) = -inf
+        self.lse[...] = lse = top + log
+        self.remainder[...] = jnp.where(total == 0, 0, (top - lse) + log)
+
+
+def item_at(items: jax.Ref, counts: jax.Ref, half: Index, n: Index, fold: Fold) -> jax.Array:
+    """Item n of one half; beyond the last the last, whose chunk then stays in fast memory."""
+    longest = items.shape[0] // counts.shape[0]
+    return items[half * longest + jnp.minimum(n, counts[half] - 1)]
+
+
+def parts_of(item: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch element, chunk and state of an item."""
+    return item >> (_CHUNK + _STATE), (item >> _STATE) & (2**_CHUNK - 1), item & (2**_STATE - 1)
+
+
+def _kernel(*refs: jax.Ref, partial: bool, full: bool, **static: Any):
+    step = _Step(*refs, **static)
+
+    @pl.when(step.n < step.count)
+    def _():
+        pl.when(step.first)(step.begin)
+        if full:
+            pl.when(step.state == FULL)(functools.partial(step.visit, False))
+        if partial:
+            pl.when(step.state == PARTIAL)(functools.partial(step.visit, True))
+        pl.when(step.last)(step.end)
+
+
+def decode(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[jax.Array],
+    layouts: tuple[FoldedLayout, ...],
+    functions: TileFunctions,
+    work: Items,
+    fold: Fold,
+    b: int,
+    *,
+    dtype: DTypeLike,
+    precision: jax.lax.Precision | None = None,
+    memory: int | None = None,
+    interpret: Any = False,  # as `pallas_call` takes it
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """out `[halves, b, t h, e]` in `dtype`, lse and what rounding took from it `[halves, b, t h]`, of q
+    `[b, t h, d]`, k `[b, s g, d]`, v `[b, s g, e]`: of each half of the keys, to be merged by lse.
+
+    Batch axes may be shorter than b: element n uses entry n % length.  `memory` is as in `forward`.
+    """
+    halves = work.counts.shape[0]
+    rows, e = fold.rows, v.shape[-1]
+    q = jnp.pad(q, ((0, 0), (0, rows - q.shape[1]), (0, 0)))
+
+    def at(half: Index, n: Index, items: jax.Ref, counts: jax.Ref) -> tuple[jax.Array, jax.Array]:
+        return parts_of(item_at(items, counts, half, n, fold))[:2]
+
+    def keys(x: jax.Array) -> pl.BlockSpec:
+        def index(*grid: Any):
+            b, c = at(*grid)
+            return entry(b, x.shape[0]), c, 0
+
+        return pl.BlockSpec((None, fold.columns, x.shape[-1]), index)
+
+    of_queries = pl.BlockSpec((None, rows, q.shape[-1]), lambda *grid: (entry(at(*grid)[0], q.shape[0]), 0, 0))
+    of_rows = lambda width: pl.BlockSpec((None, None, rows, width), lambda *grid: (grid[0], at(*grid)[0], 0, 0))
+    per_row = pltpu.VMEM((rows, LANES), jnp.float32)
+    out, *per_query = pl.pallas_call(
+        functools.partial(
+            _kernel,
+            fold=fold,
+            functions=functions,
+            layouts=layouts,
+            partial=work.partial,
+            full=work.full,
+            precision=precision,
+        ),
+        name="jattn_decode",
+        interpret=interpret,
+        out_shape=[array((halves, b, rows, e), dtype), *[array((halves, b, rows, LANES), jnp.float32)] * 2],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(halves, work.longest),
+            in_specs=[of_queries, keys(k), keys(v), *(x.spec(fold, at) for x in layouts)],
+            out_specs=[of_rows(e), of_rows(LANES), of_rows(LANES)],
+            scratch_shapes=[per_row, per_row, pltpu.VMEM((rows, e), jnp.float32)],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=memory, disable_bounds_checks=True
+        ),
+    )(work.items.reshape(-1), work.counts, q, k, v, *operands)
+    n = fold.t * fold.h
+    return out[:, :, :n], *functions.natural_lse(*(x[:, :, :n, 0] for x in per_query))
