@@ -294,7 +294,7 @@ class _Step:
             weight = self.exp(score - lanes(higher, score.shape[1]))
             shrink = self.exp(top - higher)
             top, total = higher, total * shrink + fold_lanes(jnp.add, weight)
-            out = out * lanes(shrink, out.shape[1]) + self.weighted(tile, weight, score if careful else None)
+            out = out * lanes(shrink, out.shape[1]) + self.weighted(tile, weight, score, masked, careful)
 
         def keep() -> None:
             self.top[...], self.total[...], self.sum[...] = top, total, out
@@ -306,14 +306,14 @@ class _Step:
         pl.when(~spoilt)(keep)
         pl.when(spoilt)(functools.partial(self.visit, True, True))
 
-    def weighted(self, tile: _Tile, weight: jax.Array, score: jax.Array | None) -> jax.Array:
-        """The sum of values that some columns add; with scores, of those that some query sees."""
+    def weighted(self, tile: _Tile, weight: jax.Array, score: jax.Array, masked: bool, careful: bool) -> jax.Array:
+        """The sum of values that some columns add; `careful`: of those that some query sees."""
         if self.functions.weights is not None:
             weight = self.functions.weights(weight, tile.i, tile.j, self.parts(tile))
-            if self.fold.g > 1:  # a gate may be anything between heads that do not meet
-                weight = jnp.where(tile.live(False), weight, 0)
+            live = tile.live(masked)
+            weight = weight if live is True else jnp.where(live, weight, 0)  # of no pair a gate may be anything
         value = self.v[tile.at : tile.at + tile.size, :].astype(self.q.dtype)
-        if score is not None:
+        if careful:
             some = (score != -jnp.inf) & (tile.row < self.fold.t * self.fold.h)
             seen = to_column(jnp.max(some.astype(jnp.float32), axis=0, keepdims=True)) > 0
             value = jnp.where(seen, value, jnp.zeros_like(value))
