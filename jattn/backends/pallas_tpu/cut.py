@@ -8,31 +8,55 @@ from collections.abc import Sequence
 import numpy as np
 from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import Frame
+from jattn_kernels.tpu.decode import Fold
 
 from jattn._terms import block_tables
 from jattn.backends.contract import Cut, Shaped, Spec
-from jattn.backends.pallas.count import count
+from jattn.backends.pallas.count import Count, count
 from jattn.backends.pallas.work import lengths
+from jattn.backends.pallas_tpu.decode import fold_of
 from jattn.backends.pallas_tpu.sizes import case_of, tile_sizes
 from jattn.masks import Mask
+
+_STEP = 300  # cycles that a chunk of folded heads takes before its first product, as counted on v5e
+_COLUMN, _PAIR = 0.1, 1 / 240  # and cycles for each of its columns, and for each of their pairs with rows
 
 
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; blocks are counted where the mask is `known`."""
-    sizes, source = tile_sizes(spec, q, k, v, "forward")
-    tile = sizes.query, sizes.key
+    (b, t, h, d), (s, e) = q.shape, (v.shape[1], v.shape[-1])
+    fold = fold_of(spec, q, k, v)
+    if fold is None:
+        sizes, source = tile_sizes(spec, q, k, v, "forward")
+        tile, tiles = (sizes.query, sizes.key), lengths(Frame(t, s, sizes))
+    else:
+        source = "as asked for" if spec.blocks is not None else "chunks by the memory's speed"
+        tile, tiles = (t, fold.chunk), ((t, t), (s, fold.chunk))
     if not known:
         return Cut(tile, None, source)
-    (b, t, h, d), (s, e) = q.shape, (v.shape[1], v.shape[-1])
-    query, key = (block_tables.Tiling(n, x, overhang=True) for n, x in lengths(Frame(t, s, sizes)))
-    counted = count(mask, b, h, query, key)
+    query, key = (block_tables.Tiling(n, x, overhang=True) for n, x in tiles)
+    counted, chip = count(mask, b, h, query, key), chips.tpu(spec.target.chip)
+    small = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, *operands))
+    small += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
+    keys = sum(math.prod(x.shape) * x.dtype.itemsize for x in (k, v))
+    if fold is not None:
+        share = counted.pairs / (b * h * t * s)
+        return Cut(tile, counted.blocks, source, _folded(fold, counted, h, small + share * keys, chip), counted.pairs)
     entry = tables.find("tpu", spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
     worked_off = (
         (counted.full + counted.partial / 2) * tile[0] * tile[1]
     )  # with rows that fill a tile up; of a partial tile about half
     seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
-    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
-    moved += b * t * h * (e * np.dtype(spec.dtype).itemsize + 4)  # out, and lse in float32
-    chip = chips.tpu(spec.target.chip)
-    seconds = seconds if chip is None else max(seconds, moved / chip.bandwidth)
+    seconds = seconds if chip is None else max(seconds, (small + keys) / chip.bandwidth)
     return Cut(tile, counted.blocks, source, 1e3 * seconds, counted.pairs)
+
+
+def _folded(fold: Fold, counted: Count, h: int, moved: float, chip: chips.Tpu | None) -> float | None:
+    """Milliseconds with folded heads: bytes or cycles, whichever take longer, and the first chunk, for which the
+    kernel waits."""
+    if chip is None:
+        return None
+    chunks = (counted.full + counted.partial) / h
+    cycles = chunks * (_STEP + fold.columns * (_COLUMN + _PAIR * fold.rows)) / chip.cores
+    first = moved / max(chunks, 1) / chip.bandwidth * chip.cores
+    return 1e3 * (max(moved / chip.bandwidth, cycles / chip.clock) + first)
