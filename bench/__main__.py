@@ -7,13 +7,14 @@ SUBCOMMANDS = {
     "cpu": "times jattn, PyTorch and jax.nn on this machine",
     "tpu": "estimates the times of jattn's and splash's TPU kernels, with no TPU attached",
     "gpu": "checks, times and tunes jattn's GPU kernels; without a GPU, compiles and counts them",
+    "decode": "steps of decoding against what their bytes take: measured on the CPU, estimated for TPUs",
     "tune": "finds the tile sizes of the TPU kernels, by such estimates",
     "zoo": "trains every task of the zoo in every variant",
 }
 USAGE = f"""\
 usage: python -m bench {{{",".join(SUBCOMMANDS)}}} ...
 
-{chr(10).join(f"  {name:5} {what}" for name, what in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:6} {what}" for name, what in SUBCOMMANDS.items())}
 
 python -m bench SUBCOMMAND --help lists its options."""
 
@@ -44,6 +45,8 @@ def _subcommand(name: str) -> Callable[[Sequence[str]], int]:
             from bench.tpu.command import main
         case "gpu":
             from bench.gpu.command import main
+        case "decode":
+            from bench.decode.command import main
         case "tune":
             from bench.tune import main
         case _:

@@ -233,6 +233,13 @@ def tokamax_program(case: Case, setting: Setting) -> Program:
     return call, [query, key, key, *([lse, lse, query, query] if backward else [])]
 
 
+def decode_program(case: Case, setting: Setting) -> Program:
+    """A step of `python -m bench decode`, of which the setting says all but the chip."""
+    from bench.decode import _cases, _programs
+
+    return _programs.tpu_program(_cases.Case(**setting["step"]), setting["contender"])
+
+
 JATTN = Contender("jattn", "jattn", lambda case: [{}], jattn_program)
 PEERS = {
     "splash": Contender(
@@ -246,4 +253,5 @@ PEERS = {
     )
 }
 TOKAMAX = Contender("tokamax", "tokamax", lambda case: [], tokamax_program, cached=True)
-CONTENDERS = {"jattn": JATTN, **PEERS, "tokamax": TOKAMAX}
+DECODE = Contender("decode", "jattn", lambda case: [], decode_program)
+CONTENDERS = {"jattn": JATTN, **PEERS, "tokamax": TOKAMAX, "decode": DECODE}

@@ -1,0 +1,113 @@
+"""`python -m bench decode`: steps of decoding against what their bytes take, by cache kind, batch and fill.
+
+A step is one query of each of 32 heads, 8 key heads, width 128. On this machine's CPU it is measured, in float32, beside
+jax.nn and plain jnp; for TPUs it is estimated in bfloat16, by `python -m bench tpu`'s counter, beside JAX's own kernels
+for pages. A legend says how to read the table.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jattn_kernels.chips import TPUS
+
+from bench import _machine
+from bench._cli import Parser, choices, complain, install, integers, missing, positive
+from bench._paths import OUT
+from bench._report import facts_line, header, line, progress, write_json
+from bench.decode import _cpu, _report, _tpu
+from bench.decode._cases import BATCHES, FILLS, KINDS, PAGES, QUICK, ROOM, Case, cases
+from bench.decode._rows import Row
+from bench.tpu._compile import Compiler
+
+LEGEND = """\
+limit: the keys and values that are seen, and scales, over the memory's bandwidth: a TPU's as published, the CPU's as it
+  sums up an array of 256 MiB. x limit: the time over it. tokens/s: of attention alone, over the batch.
+Caches: contiguous; paged16, paged64, paged256: pages of so many keys, in no order; int8: with a float32 scale for each
+  key and head; window: contiguous, and a query sees 1024 keys.
+TPU: the kernels' counted cycles, and what XLA does around them by its bytes over the bandwidth (around). What starts a
+  program is not counted. paged_attention, ragged: JAX's kernels, each in its own layout.
+CPU: medians of runs in turns after a pause before each; jnp and jax.nn get pages gathered and int8 multiplied out in the
+  step.
+GPU: no figures; a step's kernels are bound by launches and memory, which counting instructions does not see."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark; 1 if a peer's result differs, 2 if the command line is wrong or something is not installed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    needed = ["matplotlib", "tqdm", *([] if options.no_tpu else ["libtpu"])]
+    absent = missing(needed)
+    if absent:
+        hint = install("aot,bench") + (", or choose --no-tpu" if "libtpu" in absent else "")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: {hint}")
+    chosen = [case for case in _chosen(options) if options.filter in case.name]
+    if not chosen or (options.no_cpu and options.no_tpu):
+        return complain(parser.prog, "no case matches; names look like paged64-b8-fill1024")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return complain(parser.prog, f"{type(error).__name__}: {error}")
+    jax.config.update("jax_platforms", "cpu")
+    return _run(chosen, options)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="bench decode", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}")
+    parser.add_argument("--chips", type=choices(TPUS), default=("v5e",), help=f"of {','.join(TPUS)}; default: v5e")
+    parser.add_argument("--no-cpu", action="store_true", help="nothing is measured")
+    parser.add_argument("--no-tpu", action="store_true", help="nothing is estimated")
+    parser.add_argument("--kind", type=choices(KINDS), default=KINDS, help=f"of {','.join(KINDS)}")
+    parser.add_argument("--b", type=integers, default=BATCHES, help="batches, comma-separated")
+    parser.add_argument("--fill", type=integers, default=FILLS, help="keys in the cache, comma-separated")
+    parser.add_argument("--n", type=positive, default=ROOM, help=f"room of the cache, default: {ROOM}")
+    parser.add_argument("--page", type=integers, default=PAGES, help="keys of a page, comma-separated")
+    parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
+    parser.add_argument("--rounds", type=positive, help="runs of each contender (default: what --budget allows)")
+    parser.add_argument("--budget", type=float, default=0.5, metavar="SECONDS", help="for each contender of each case")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
+    return parser
+
+
+def _chosen(options: Any) -> list[Case]:
+    chosen = cases(options.kind, options.b, options.fill, options.n, options.page)
+    return [case for case in chosen if case.name in QUICK] if options.quick else chosen
+
+
+def _run(chosen: Sequence[Case], options: Any) -> int:
+    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu"])
+    text = [facts_line(facts), "", header(_report.COLUMNS)]
+    print("\n".join(text))
+    rows: list[Row] = []
+    bar = progress(chosen)
+    with Compiler() as compiler:
+        speed = None if options.no_cpu else _cpu.bandwidth()
+        for case in bar:
+            bar.set_postfix_str(case.name)
+            for row in _rows(case, options, compiler, speed):
+                rows.append(row)
+                text.append(line(_report.COLUMNS, row))
+                bar.write(text[-1])
+                sys.stdout.flush()
+            document = {"machine": facts, "bandwidth": speed, "complete": case is chosen[-1]}
+            write_json(options.out / "decode.json", {**document, "rows": [row.as_json() for row in rows]})
+    ending = ["", _report.summary(rows), "", LEGEND]
+    print("\n".join(ending))
+    (options.out / "decode.txt").write_text("\n".join([*text, *ending]) + "\n")
+    _report.plot(rows, options.out / "decode.png")
+    written = [options.out / name for name in ("decode.txt", "decode.json", "decode.png")]
+    print(f"\nWritten: {', '.join(str(path) for path in written if path.exists())}")
+    wrong = [f"{row.contender} in {row.case.name}" for row in rows if row.error.startswith("WRONG")]
+    if wrong:
+        print(f"bench decode: WRONG RESULTS: {', '.join(wrong)}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _rows(case: Case, options: Any, compiler: Compiler, speed: float | None) -> Iterator[Row]:
+    for chip in () if options.no_tpu else options.chips:
+        yield from _tpu.estimate(case, chip, compiler.count)
+    if speed is not None:
+        yield from _cpu.measure(case, speed, options.budget, options.rounds)

@@ -1,0 +1,152 @@
+"""Few queries on TPU: heads that fold, interpreted, against the reference; and which chunks of keys they visit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jattn_kernels.tpu import decode as kernel
+
+import jattn
+from jattn import gates, masks, mods, operand
+from jattn.backends.pallas_tpu.decode import MOST_ROWS
+from tests.tolerances import assert_close
+
+B, S = 3, 131  # keys: a prime, so that chunks hang over
+LENGTHS = jnp.array([0, 1, S])
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+
+
+def _numbers(*shape):
+    return jnp.asarray(np.random.default_rng(sum(shape)).standard_normal(shape), jnp.float32)
+
+
+def _inputs(t, h, g, d=8, e=5):
+    return _numbers(B, t, h, d), _numbers(B, S, g, d), _numbers(B, S, g, e)
+
+
+def _attend(arrays, implementation, options, chunk=None):
+    blocks = None if chunk is None else (16, chunk)
+    run = lambda *x: jattn.attention(*x, return_lse=True, implementation=implementation, blocks=blocks, **options)
+    return jax.jit(run)(*arrays)
+
+
+def _compare(arrays, options, chunk):
+    got, wanted = _attend(arrays, "pallas_tpu", options, chunk), _attend(arrays, "reference", options)
+    for what, x, y in zip(("out", "lse"), got, wanted, strict=True):
+        assert_close(x, y, 1e-5, what)
+
+
+MASKS = {
+    "alone": {},
+    "cache": {"mask": masks.causal() & masks.prefix(LENGTHS), "positions": LENGTHS - 1},
+    "window": {"mask": masks.window(7) & masks.prefix(LENGTHS + 5), "positions": LENGTHS},
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize(("t", "h", "g", "chunk"), [(1, 4, 1, 128), (3, 8, 8, 16), (3, 6, 3, 128), (1, 32, 8, 32)])
+def test_heads_fold(name, t, h, g, chunk):
+    """Of every example its own length, none at all included; groups of one head and of several, and no power of two."""
+    _compare(_inputs(t, h, g), MASKS[name], chunk)
+
+
+T, H, G = 3, 8, 4
+TERMS = {
+    "numbers": lambda: {"mods": (mods.softcap(jnp.float32(2.0)), mods.bias(_numbers(B), "b"))},
+    "rows": lambda: {"mods": (mods.alibi(_numbers(H)), mods.bias(_numbers(B, H, T), "bht"), mods.bias(_numbers(T), "t"))},
+    "columns": lambda: {"mods": mods.bias(_numbers(B, S), "bs"), "gates": gates.gaussian(_numbers(B, T) * 40, 9.0)},
+    "pairs": lambda: {
+        "mods": (mods.bias(_numbers(H, S), "hs"), mods.bias(_numbers(B, T, S), "bts")),
+        "bias": _numbers(1, H, T, S),
+        "gates": gates.function(lambda w, i, j, a: w * jnp.cos(a + i - j), operand(_numbers(B, H, S), "bhs")),
+    },
+    "relative": lambda: {"mods": mods.relative(_numbers(H, 16)), "positions": LENGTHS, "mask": masks.causal()},
+    "blocks": lambda: {
+        "mask": masks.blocks(np.random.default_rng(0).random((H, 28, 28)) < 0.4, 5), "positions": jnp.array([0, 7, 99]),
+    },
+    "tree": lambda: {"mask": masks.dense(jnp.asarray(np.random.default_rng(1).random((B, 1, T, S)) < 0.5))},
+    "segments": lambda: {"mask": masks.segments(jnp.arange(B * T).reshape(B, T) % 5, jnp.arange(B * S).reshape(B, S) % 5)},
+    "dropout": lambda: {"dropout": gates.dropout(0.3, 7), "sinks": _numbers(H), "positions": LENGTHS},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_kind_of_term(name):
+    """Operands along rows, along columns and along both; with one mask of few keys, whose chunks are not all visited."""
+    options = TERMS[name]()
+    _compare(_inputs(T, H, G), options, 32)
+
+
+def test_gradients_are_those_of_all_calls():
+    arrays = _inputs(T, H, G)
+
+    def gradients(implementation):
+        loss = lambda *x: jnp.sum(jnp.sin(_attend(x, implementation, MASKS["cache"])[0]))
+        return jax.grad(loss, (0, 1, 2))(*arrays)
+
+    for x, y in zip(gradients("pallas_tpu"), gradients("reference"), strict=True):
+        assert_close(x, y, 1e-5)
+
+
+def test_what_no_query_sees_reaches_nothing():
+    """Nor does it where a chunk is seen in part."""
+    q, k, v = _inputs(T, H, G)
+    unseen = jnp.arange(S)[None, :, None, None] >= jnp.maximum(LENGTHS + 2, 0)[:, None, None, None]
+    spoil = lambda x: jnp.where(unseen, jnp.where(jnp.arange(S)[:, None, None] % 2 == 0, jnp.nan, jnp.inf), x)
+    got = _attend((q, spoil(k), spoil(v)), "pallas_tpu", MASKS["cache"] | {"positions": LENGTHS - 1}, 32)
+    hidden = MASKS["cache"]["mask"]
+    wanted = _attend((q, k, v), "reference", {"mask": hidden, "positions": LENGTHS - 1})
+    for x, y in zip(got, wanted, strict=True):
+        assert_close(x, y, 1e-5)
+    out = _attend((q, k, v.at[2, 5, 0, 0].set(jnp.nan)), "pallas_tpu", MASKS["cache"], 32)[0]
+    assert np.isnan(out[2, :, :2, 0]).all()
+    assert np.isfinite(out[:2]).all()
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_chunks_without_keys_are_no_work(xp, halves):
+    some = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
+    every = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
+    work = kernel.items_of(xp.asarray(some), xp.asarray(every), halves)
+    found = set()
+    for items, count in zip(np.asarray(work.items), np.asarray(work.counts), strict=True):
+        lines = [tuple(int(x) for x in kernel.parts_of(item)) for item in items[:count]]
+        assert lines == sorted(lines)
+        assert {b for b, _, _ in lines} == {0, 1, 2}  # or a row would not be written
+        found |= {x for x in lines if x[2] != kernel.EMPTY}
+    assert found == {(0, 0, 2), (0, 1, 2), (0, 2, 1), (2, 3, 2)}
+    assert int(work.longest) == max(np.asarray(work.counts)) <= 5
+
+
+def test_split_keys_are_merged():
+    """As on chips with two cores."""
+    from jattn._call import targets
+    from jattn._call.problem import reduce
+    from jattn.backends.contract import Spec
+    from jattn.backends.pallas_tpu import PALLAS_TPU
+    from tests.problems import problem
+
+    arrays, options = _inputs(T, H, G), MASKS["cache"]
+    q, k, v, operands, signature = reduce(problem(arrays, options))
+    spec = Spec(PALLAS_TPU, signature, q.dtype, None, (16, 32), targets.Target("tpu", "v5p", True))
+    result = jax.jit(lambda *x: PALLAS_TPU.forward(spec, *x, operands))(q, k, v)
+    wanted = _attend(arrays, "reference", options)
+    for x, y in zip(result, wanted, strict=False):
+        assert_close(x, y, 1e-5)
+    assert np.isfinite(result.remainder).all()
+
+
+def test_many_rows_do_not_fold():
+    shapes = lambda t: [jax.ShapeDtypeStruct((1, n, 8, 128), jnp.bfloat16) for n in (t, 4096, 4096)]
+    tile = lambda t: jattn.explain(*shapes(t), device="v5e").tile
+    few, many = tile(16), tile(MOST_ROWS // 8 + 1)
+    assert few is not None and many is not None
+    assert few[0] == 16
+    assert many[0] % 128 == 0
