@@ -82,8 +82,8 @@ class Compiler:
         return Path(self._directory.name) / "stderr"
 
 
-def environment(dump: Path) -> dict[str, str]:
-    """This process's environment, with what libtpu needs to compile without a TPU and to dump its bundles."""
+def environment(dump: Path | None = None) -> dict[str, str]:
+    """This process's environment, with what libtpu needs to compile without a TPU, and to dump its bundles there."""
     flags = [
         f"--xla_jf_dump_to={dump}",
         "--xla_jf_dump_llo_text=true",
@@ -97,6 +97,6 @@ def environment(dump: Path) -> dict[str, str]:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": " ".join(flags),
         "PYTHONPATH": os.pathsep.join(path),
+        **({} if dump is None else {"LIBTPU_INIT_ARGS": " ".join(flags)}),
     }
