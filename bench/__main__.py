@@ -7,6 +7,7 @@ SUBCOMMANDS = {
     "cpu": "times jattn, PyTorch and jax.nn on this machine",
     "tpu": "estimates the times of jattn's and splash's TPU kernels, with no TPU attached",
     "gpu": "checks, times and tunes jattn's GPU kernels; without a GPU, compiles and counts them",
+    "scale": "predicts one sequence over many chips that are not there; compiles training steps for whole pods",
     "tune": "finds the tile sizes of the TPU kernels, by such estimates",
     "zoo": "trains every task of the zoo in every variant",
 }
@@ -44,6 +45,8 @@ def _subcommand(name: str) -> Callable[[Sequence[str]], int]:
             from bench.tpu.command import main
         case "gpu":
             from bench.gpu.command import main
+        case "scale":
+            from bench.scale.command import main
         case "tune":
             from bench.tune import main
         case _:

@@ -1,8 +1,9 @@
 """What kernels take for a piece of queries and keys on one device, from what was counted of their programs.
 
-jattn's on TPU: the forward pass is what `jattn.explain` estimates, from the cycles that were counted when tile sizes were
-chosen; the backward one is to it as the two were counted there.  splash's: what `python -m bench tpu` has counted and
-kept, for the nearest length.  An H100's: what `python -m bench gpu --static` has recorded, of products and instructions.
+jattn's on TPU: the forward pass is what `jattn.explain` estimates, from the cycles that were counted when tile sizes
+were chosen; the backward one is to it as the two were counted there.  splash's: what `python -m bench tpu` has counted
+and kept, for the nearest length.  An H100's: what `python -m bench gpu --static` has recorded, of products and
+instructions.
 """
 
 import functools

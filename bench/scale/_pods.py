@@ -19,6 +19,7 @@ from jattn_kernels.chips import TPUS
 from bench._paths import ROOT
 from bench.scale._hlo import Permute, permutes
 from bench.tpu._compile import environment
+from jattn._call.layouts import Order
 
 
 class Block(NamedTuple):
@@ -50,14 +51,14 @@ class Pod:
     topology: str
     axes: tuple[int, int, int]
     t: int
-    order: str
+    order: Order
     block: Block
     ring: str | None = None
 
 
 MILLION = 2**20
 LLAMA = Block(4096, 32, 8, 14336)  # Llama 3 8B
-SMALL = Block(256, 2, 1, 512)
+SMALL = Block(256, 4, 2, 512)
 _V5E, _PEERS = ("v5e", "v5e:16x16"), ("v5e", "v5e:4x4", (1, 1, 16))
 PODS = {
     "v5e-16x16": Pod(*_V5E, (2, 4, 32), MILLION, "zigzag", LLAMA),
@@ -87,9 +88,17 @@ class Compiled(NamedTuple):
         looped = [one for one in self.permutes if one.loop]
         return bool(looped) and all(one.asynchronous and one.encloses for one in looped)
 
+    def as_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "permutes": [one._asdict() for one in self.permutes]}
 
-def compiled(names: Sequence[str], seconds: float) -> Iterator[Compiled | tuple[str, str]]:
-    """Each program as it comes; or its name, and why there is none."""
+    @classmethod
+    def from_json(cls, answer: dict[str, Any]) -> "Compiled":
+        of = lambda one: Permute(**{**one, "encloses": tuple(one["encloses"])})
+        return cls(**{**answer, "permutes": [of(one) for one in answer["permutes"]]})
+
+
+def compiled(names: Sequence[str], seconds: float) -> Iterator[tuple[str, Compiled | str]]:
+    """Each name, as it comes, with what came of its program, or with the reason why there is none."""
     for name in names:
         command = [sys.executable, "-m", "bench.scale._pods", name]
         try:
@@ -101,11 +110,7 @@ def compiled(names: Sequence[str], seconds: float) -> Iterator[Compiled | tuple[
             continue
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         answer = json.loads(lines[-1]) if lines else {"error": (done.stderr.splitlines() or ["no message"])[-1]}
-        if "error" in answer:
-            yield name, answer["error"]
-            continue
-        answer["permutes"] = [Permute(**{**one, "encloses": tuple(one["encloses"])}) for one in answer["permutes"]]
-        yield Compiled(**answer)
+        yield name, answer["error"] if "error" in answer else Compiled.from_json(answer)
 
 
 def training_step(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
@@ -164,9 +169,9 @@ def jattn_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         out = jattn.parallel.attention(
             q, k, v, mask=jattn.masks.causal(), mesh=mesh, sequence_axis="sequence", strategy="ring",
-            order="zigzag" if pod.order == "zigzag" else "contiguous",
+            order=pod.order,
         )  # fmt: skip
-        return out.astype(jnp.float32).sum()
+        return jnp.sum(jnp.asarray(out, jnp.float32))
 
     along = NamedSharding(mesh, P(None, "sequence"))
     of = lambda heads: jax.ShapeDtypeStruct((1, pod.t, heads, pod.block.width), jnp.bfloat16, sharding=along)
@@ -191,10 +196,10 @@ def splash_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
     )
 
     n, block = mesh.shape["sequence"], pod.block
-    sizes = dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), 1024)
     config = splash.SplashConfig(
-        **sizes, **{f"{name}_dkv": 1024 for name in ("block_q", "block_kv")}, block_kv_dkv_compute=1024
-    )
+        block_q=1024, block_kv=1024, block_kv_compute=1024,
+        block_q_dkv=1024, block_kv_dkv=1024, block_kv_dkv_compute=1024,
+    )  # fmt: skip
     kernel = ring.make_ring_attention(
         masks.FullMask((pod.t, pod.t)),
         is_mqa=False,
@@ -230,7 +235,7 @@ def compile_for(name: str, pod: Pod) -> Compiled:
     mesh = jattn.parallel.mesh(data=data, model=model, sequence=sequence, devices=devices)
     layout = functools.partial(jattn.parallel.layout, batch="data", heads="model", sequence="sequence")
     start = time.monotonic()
-    with jax.set_mesh(mesh), layout(order="zigzag" if pod.order == "zigzag" else "contiguous"):
+    with jax.set_mesh(mesh), layout(order=pod.order):
         fn, shapes = _PROGRAMS[pod.ring](pod, mesh)
         program = fn.lower(*shapes).compile()
     seconds, held = time.monotonic() - start, program.memory_analysis()
@@ -245,8 +250,7 @@ def main(names: Sequence[str]) -> None:
     os.dup2(2, 1)
     for name in names:
         try:
-            found = compile_for(name, {**PODS, **SMALLEST}[name])
-            answer = {**found._asdict(), "permutes": [one._asdict() for one in found.permutes]}
+            answer = compile_for(name, {**PODS, **SMALLEST}[name]).as_json()
         except Exception as error:  # whatever a compiler may raise: it is the answer
             answer = {
                 "name": name,

@@ -101,13 +101,13 @@ def _times(case: Case, n: int, direction: str) -> np.ndarray | None:
     if way.strategy == "all_to_all":
         every = of(case.t, case.t, case.mask)
         return None if every is None else np.full((n, n), every / n**2)
-    first, full = of(own, own, case.mask), of(own, own, "full")
-    if first is None or full is None:
+    full = of(own, own, "full")
+    if case.mask == "full" or full is None:
+        return None if full is None else np.full((n, n), full)
+    first, low, high = of(own, own, "causal"), full, 0.0
+    if way.order == "zigzag":
+        low, high = of(own, own // 2, "full"), of(own // 2, own, "full")
+    if first is None or low is None or high is None:
         return None
-    if case.mask == "full":
-        return np.full((n, n), full)
     me, source = np.indices((n, n))
-    if way.order == "contiguous":
-        return np.where(me == source, first, np.where(source < me, full, 0.0))
-    low, high = of(own, own // 2, "full"), of(own // 2, own, "full")
-    return np.where(me == source, first, np.where(source < me, low, high)).astype(float)
+    return np.where(me == source, first, np.where(source < me, low, high))
