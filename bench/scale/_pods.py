@@ -1,7 +1,7 @@
-"""`python -m bench.scale._pods NAME ...`: compiles programs for pods that are not there, and reads what they send.
+"""`python -m bench.scale._pods DIR NAME`: compiles a program for a pod that is not there, and reads what it sends.
 
-Each line of standard output is an answer, a `Compiled` as JSON or {"name": .., "error": one line}.  A process of its
-own, in the environment of `bench.tpu._compile`: libtpu reads it once, when it loads.
+A line of standard output is the answer, a `Compiled` as JSON or {"name": .., "error": one line}.  A process of its own,
+in the environment of `bench.tpu._compile`: libtpu reads it once, when it loads, and dumps the program into DIR.
 """
 
 import dataclasses
@@ -10,8 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jattn_kernels.chips import TPUS
@@ -69,8 +71,8 @@ PODS = {
     "v5e-4x4-ring": Pod(*_PEERS, 2**16, "contiguous", SMALL, "jattn"),
     "v5e-4x4-splash": Pod(*_PEERS, 2**16, "contiguous", SMALL, "splash"),
 }
-SMALLEST = {"v5e-4x4": Pod("v5e", "v5e:4x4", (1, 2, 8), 2**15, "zigzag", SMALL)}
-"""For tests: seconds."""
+SMALLEST = {"v5e-4x4": Pod("v5e", "v5e:4x4", (2, 1, 8), 2**14, "contiguous", SMALL, "jattn")}
+"""For a test."""
 
 
 class Compiled(NamedTuple):
@@ -100,14 +102,16 @@ class Compiled(NamedTuple):
 def compiled(names: Sequence[str], seconds: float) -> Iterator[tuple[str, Compiled | str]]:
     """Each name, as it comes, with what came of its program, or with the reason why there is none."""
     for name in names:
-        command = [sys.executable, "-m", "bench.scale._pods", name]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=seconds, check=False
-            )
-        except subprocess.TimeoutExpired:
-            yield name, f"no program within {seconds:.0f} s"
-            continue
+        with tempfile.TemporaryDirectory(prefix="jattn-bench-") as dump:
+            command = [sys.executable, "-m", "bench.scale._pods", dump, name]
+            around = environment(Path(dump), "nothing", ())
+            try:
+                done = subprocess.run(
+                    command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=seconds, check=False
+                )
+            except subprocess.TimeoutExpired:
+                yield name, f"no program within {seconds:.0f} s"
+                continue
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         answer = json.loads(lines[-1]) if lines else {"error": (done.stderr.splitlines() or ["no message"])[-1]}
         yield name, answer["error"] if "error" in answer else Compiled.from_json(answer)
@@ -223,7 +227,7 @@ def splash_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
 _PROGRAMS = {None: training_step, "jattn": jattn_ring, "splash": splash_ring}
 
 
-def compile_for(name: str, pod: Pod) -> Compiled:
+def compile_for(name: str, pod: Pod, dump: Path) -> Compiled:
     """Compiles a program for a pod that is not there, whose devices lie along closed loops."""
     import jax
     from jax.experimental import topologies
@@ -241,22 +245,19 @@ def compile_for(name: str, pod: Pod) -> Compiled:
     seconds, held = time.monotonic() - start, program.memory_analysis()
     memory = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
     memory += held.temp_size_in_bytes + held.generated_code_size_in_bytes
-    return Compiled(name, round(seconds, 1), permutes(str(program.as_text())), memory, held.temp_size_in_bytes)
+    text = max(dump.glob("*-TLP-hlo.txt"), key=lambda path: path.stat().st_size).read_text()  # as_text() fails on 7x
+    return Compiled(name, round(seconds, 1), permutes(text), memory, held.temp_size_in_bytes)
 
 
-def main(names: Sequence[str]) -> None:
-    """Answer for each of the names. What libraries print goes to stderr."""
+def main(dump: Path, name: str) -> None:
+    """What libraries print goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for name in names:
-        try:
-            answer = compile_for(name, {**PODS, **SMALLEST}[name]).as_json()
-        except Exception as error:  # whatever a compiler may raise: it is the answer
-            answer = {
-                "name": name,
-                "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}",
-            }
-        print(json.dumps(answer), file=answers, flush=True)
+    try:
+        answer = compile_for(name, {**PODS, **SMALLEST}[name], dump).as_json()
+    except Exception as error:  # whatever a compiler may raise: it is the answer
+        answer = {"name": name, "error": f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"}
+    print(json.dumps(answer), file=answers, flush=True)
 
 
 def fits(one: Compiled) -> bool:
@@ -265,4 +266,4 @@ def fits(one: Compiled) -> bool:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(Path(sys.argv[1]), sys.argv[2])

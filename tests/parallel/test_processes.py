@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -9,10 +10,10 @@ import subprocess
 import sys
 
 import pytest
-from jaxlib import _jax
 
 from tests.parallel.test_attention import GRADIENTS, OUT
 
+GLOO = hasattr(importlib.import_module("jaxlib._jax"), "make_gloo_tcp_collectives")
 ASKED = "causal::a", "lengths::b"
 PROCESSES = 2
 
@@ -23,7 +24,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-@pytest.mark.skipif(not hasattr(_jax, "make_gloo_tcp_collectives"), reason="this jaxlib is built without gloo")
+@pytest.mark.skipif(not GLOO, reason="this jaxlib is built without gloo")
 def test_two_processes():
     """Values, gradients and slopes of a ring that crosses from one to the other, in both orders."""
     found = []
