@@ -8,6 +8,7 @@ SUBCOMMANDS = {
     "tpu": "estimates the times of jattn's and splash's TPU kernels, with no TPU attached",
     "gpu": "checks, times and tunes jattn's GPU kernels; without a GPU, compiles and counts them",
     "decode": "steps of decoding against what their bytes take: measured on the CPU, estimated for TPUs",
+    "scale": "predicts one sequence over many chips that are not there; compiles training steps for whole pods",
     "tune": "finds the tile sizes of the TPU kernels, by such estimates",
     "zoo": "trains every task of the zoo in every variant",
 }
@@ -47,6 +48,8 @@ def _subcommand(name: str) -> Callable[[Sequence[str]], int]:
             from bench.gpu.command import main
         case "decode":
             from bench.decode.command import main
+        case "scale":
+            from bench.scale.command import main
         case "tune":
             from bench.tune import main
         case _:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -82,13 +83,18 @@ class Compiler:
         return Path(self._directory.name) / "stderr"
 
 
-def environment(dump: Path) -> dict[str, str]:
-    """This process's environment, with what libtpu needs to compile without a TPU and to dump its bundles."""
-    flags = [
+def environment(dump: Path, passes: str = ".*final_bundles.*", flags: Sequence[str] = _OPERANDS_STAY) -> dict[str, str]:
+    """This process's environment, with what libtpu needs to compile without a TPU and to dump its programs.
+
+    Args:
+        dump: the directory into which it dumps.
+        passes: a regular expression of the passes after which it dumps a kernel; what XLA made it dumps always.
+        flags: more of libtpu's.
+    """
+    dumps = [
         f"--xla_jf_dump_to={dump}",
         "--xla_jf_dump_llo_text=true",
-        "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*",  # the last of seventy passes: half the time
-        *_OPERANDS_STAY,
+        f"--xla_jf_dump_llo_pass_label_regex={passes}",  # one of seventy passes: half the time
     ]
     path = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
@@ -97,6 +103,6 @@ def environment(dump: Path) -> dict[str, str]:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "LIBTPU_INIT_ARGS": " ".join(flags),
+        "LIBTPU_INIT_ARGS": " ".join([*dumps, *flags]),
         "PYTHONPATH": os.pathsep.join(path),
     }

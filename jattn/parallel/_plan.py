@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jattn_kernels import chips
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 
@@ -19,16 +20,10 @@ from jattn._call.problem import Problem
 from jattn._terms import Terms
 from jattn._terms.moved import moved
 from jattn.backends.contract import Backend
-from jattn.parallel import _attention, _ring
+from jattn.parallel import _attention, _cost, _ring
 from jattn.parallel._attention import Axes, Strategy
+from jattn.parallel._cost import Cost, Load
 from jattn.parallel._shares import Shares
-
-_LINKS = {
-    "v4": 4.5e10, "v5e": 4.5e10, "v5p": 9e10, "v6e": 9e10, "tpu7x": 1e11,
-    "a100": 3e11, "h100": 4.5e11, "h200": 4.5e11, "b200": 9e11,
-}  # fmt: skip
-"""Bytes a second from one chip to its neighbour, one way: of a TPU's link (Austin et al. 2025, "How to Scale Your
-Model", chapter 2; 7x: of the 1.2 TB/s of its six links, both ways), of all of a GPU's NVLink (NVIDIA's data sheets)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,21 +70,6 @@ class ParallelPlan:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Cost:
-    sent: int
-    memory: int
-    compute: float | None
-    network: float | None
-    hidden: float | None
-
-    @property
-    def total(self) -> float | None:
-        if self.compute is None or self.network is None or self.hidden is None:
-            return None
-        return self.compute + self.network * (1 - self.hidden)
-
-
 @modes.ordinary
 def explain(
     query: ArrayLike | jax.ShapeDtypeStruct,
@@ -110,7 +90,8 @@ def explain(
     """The plan of `jattn.parallel.attention` with the same arguments.  Nothing is run.
 
     Times are estimates of the forward pass: those of `jattn.explain` for one chip, of which the busiest device of each
-    step takes its share; and the bytes that a device sends, over the rate of one link.
+    step takes its share, and what a ring reads and writes beside; and the bytes that a device sends, over the rate of
+    one link.  `python -m bench scale` of the project predicts whole pods by the same formulas, gradients too.
 
     Args:
       query: `[b, t, h, d]`, an array or a `jax.ShapeDtypeStruct`, of all devices.
@@ -152,7 +133,9 @@ def explain(
     one = plan(problem, implementation, checks.blocks(blocks), target.chip if device is None else device)
     shares = Shares(axes.devices, order == "zigzag")
     work = _work(problem, shares)
-    cost = {x: _cost(x, problem, axes, work, one, target) for x in ("ring", "all_to_all", "gather")}
+    load, times = _load(problem, axes), _times(one, axes, work)
+    chip = chips.CHIPS.get(target.chip or "")
+    cost = {x: _cost.cost(x, load, times, chip) for x in ("ring", "all_to_all", "gather")}
     mean_of_busiest = None if work is None else float(work.sum(1).mean() / work.sum(1).max())
     return ParallelPlan(
         chosen, _why(strategy, problem, chosen), _others(problem, axes, chosen, cost), axes.devices, cost[chosen].sent,
@@ -170,7 +153,7 @@ def _why(asked: str | None, problem: Problem, chosen: str) -> str:
     return f"{whole}, and heads divide" if chosen == "all_to_all" else f"{whole}, and heads do not divide"
 
 
-def _others(problem: Problem, axes: Axes, chosen: str, cost: dict[str, _Cost]) -> dict[str, str]:
+def _others(problem: Problem, axes: Axes, chosen: str, cost: dict[str, Cost]) -> dict[str, str]:
     found = {}
     for name, x in cost.items():
         if name == chosen:
@@ -201,29 +184,18 @@ def _work(problem: Problem, shares: Shares) -> np.ndarray | None:
     return of[chunks[:, None, :, None], chunks[None, :, None, :]].mean((0, 1))
 
 
-def _cost(
-    strategy: str, problem: Problem, axes: Axes, work: np.ndarray | None, one: Plan, target: targets.Target
-) -> _Cost:
-    n = axes.devices
-    share = lambda x, heads=1: math.prod(x.shape) * x.dtype.itemsize // (n * axes.count(axes.batch) * heads)
-    heads = axes.count(axes.head)
-    of_keys = sum(share(x, min(heads, problem.sizes["g"])) for x in (problem.key, problem.value))
+def _load(problem: Problem, axes: Axes) -> Load:
+    n, heads = axes.devices, axes.count(axes.head)
+    share = lambda x, heads: math.prod(x.shape) * x.dtype.itemsize // (n * axes.count(axes.batch) * heads)
+    keys = sum(share(x, min(heads, problem.sizes["g"])) for x in (problem.key, problem.value))
     query = share(problem.query, heads)
     out = query * problem.sizes["e"] // problem.query.shape[-1]
-    sent = {"ring": n * of_keys, "all_to_all": (query + of_keys + out) * (n - 1) // n, "gather": (n - 1) * of_keys}
-    if n == 1:
-        sent = dict.fromkeys(sent, 0)
-    wide = out * 4 // problem.query.dtype.itemsize
-    beside = {"ring": 2 * of_keys + wide, "all_to_all": query + of_keys + out, "gather": n * of_keys}[strategy]
-    memory, link = query + of_keys + out + beside, _LINKS.get(target.chip or "")
-    if one.milliseconds is None or link is None:
-        return _Cost(sent[strategy], memory, None, None, None)
-    whole = one.milliseconds / (axes.count(axes.batch) * heads)
-    work = np.ones((n, n)) if work is None else work
-    steps = np.stack([work[np.arange(n), (np.arange(n) - i) % n].max() for i in range(n)])
-    busiest = {"ring": steps.sum(), "all_to_all": work.sum() / n, "gather": work.sum(1).max()}[strategy]
-    compute, network = whole * busiest / work.sum(), 1e3 * sent[strategy] / link
-    hidden = 0.0
-    if strategy == "ring" and network:
-        hidden = float(np.minimum(whole * steps / work.sum(), network / n).sum() / network)
-    return _Cost(sent[strategy], memory, float(compute), network, hidden if network else 1.0)
+    return Load(n, query, keys, out, problem.query.dtype.itemsize)
+
+
+def _times(one: Plan, axes: Axes, work: np.ndarray | None) -> np.ndarray | None:
+    """Milliseconds of each device's queries with each device's keys: their share of what one device takes for all."""
+    if one.milliseconds is None:
+        return None
+    work = np.ones((axes.devices,) * 2) if work is None else work
+    return one.milliseconds / (axes.count(axes.batch) * axes.count(axes.head)) * work / work.sum()

@@ -31,6 +31,8 @@ class Chip:
             multiply-add is two.  Types have JAX's names, and `tf32` is float32 of which 19 bits are multiplied.
         fast_memory: Bytes of the on-chip memory that a kernel addresses itself, of one core, as the hardware has them.
         granted: Bytes of it that a kernel gets when it asks for as much as our kernels do.
+        link: Bytes a second that one device can send to its neighbour: a TPU over one link of the torus, a GPU over all
+            of its NVLink; None where there is no such link.
     """
 
     platform: ClassVar[str]
@@ -47,6 +49,7 @@ class Chip:
     flops: Mapping[str, float] = dataclasses.field(hash=False)
     fast_memory: int
     granted: int
+    link: float | None
 
     def is_kind(self, kind: str) -> bool:
         """Whether a device of this kind is such a chip."""
@@ -68,11 +71,15 @@ class Tpu(Chip):
     Attributes:
         topology: One host of it, as `jax.experimental.topologies.get_topology_desc` names them: what to compile for
             where there is none.
+        torus: How many axes the torus has in which chips stand.
+        closed: The fewest chips along an axis of it that are a closed ring.
     """
 
     platform = "tpu"
 
     topology: str
+    torus: int
+    closed: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,9 @@ class Gpu(Chip):
 # that sets `vmem_limit_bytes` gets what it asks for, up to all there is but 64 KiB.  `granted` is what our kernels ask
 # for: less than all where there is much, since XLA keeps small arrays there around a kernel.  So both 100 and 128 MiB
 # are right for v5e.
+#
+# Links, one way: Austin et al. 2025, "How to Scale Your Model", chapter 2, which has the axes too; of 7x Google Cloud's
+# page, 1200e9 a chip of six links both ways.  A link is that of a chip, whose two devices are neighbours on tpu7x.
 
 
 def _tpu_flops(bfloat16: float, **others: float) -> dict[str, float]:
@@ -114,26 +124,31 @@ TPUS = {
         Tpu(
             name="v4", kinds=("TPU v4",), topology="v4:2x2x1", cores=2, clock=1.05e9, memory=32 * GIB, bandwidth=1228e9,
             matrix_units=4, matrix_side=128, flops=_tpu_flops(_FOUR_OF_128), fast_memory=16 * MIB, granted=16 * MIB,
+            link=4.5e10, torus=3, closed=4,
         ),
         Tpu(
             name="v5e", kinds=("TPU v5 lite", "TPU v5e"), topology="v5e:2x2", cores=1, clock=1.5e9, memory=16 * GIB,
             bandwidth=819e9, matrix_units=4, matrix_side=128, flops=_tpu_flops(_FOUR_OF_128, int8=2 * _FOUR_OF_128),
             fast_memory=128 * MIB, granted=100 * MIB,
+            link=4.5e10, torus=2, closed=16,
         ),
         Tpu(
             name="v5p", kinds=("TPU v5", "TPU v5p"), topology="v5p:2x2x1", cores=2, clock=1.75e9, memory=95 * GIB,
             bandwidth=2764e9, matrix_units=4, matrix_side=128, flops=_tpu_flops(_FOUR_OF_128, int8=2 * _FOUR_OF_128),
             fast_memory=64 * MIB, granted=60 * MIB,
+            link=9e10, torus=3, closed=4,
         ),
         Tpu(
             name="v6e", kinds=("TPU v6 lite", "TPU v6e"), topology="v6e:2x2", cores=1, clock=1.75e9, memory=32 * GIB,
             bandwidth=1640e9, matrix_units=2, matrix_side=256, flops=_tpu_flops(_TWO_OF_256, int8=2 * _TWO_OF_256),
             fast_memory=128 * MIB, granted=100 * MIB,
+            link=9e10, torus=2, closed=16,
         ),
         Tpu(
             name="tpu7x", kinds=("TPU7x",), topology="tpu7x:2x2x1", cores=1, clock=2.2e9, memory=96 * GIB,
             bandwidth=3690e9, matrix_units=2, matrix_side=256,
             flops=_tpu_flops(_TWO_OF_256, float8_e4m3fn=2 * _TWO_OF_256), fast_memory=64 * MIB, granted=56 * MIB,
+            link=1e11, torus=3, closed=4,
         ),
     )
 }  # fmt: skip
@@ -150,6 +165,8 @@ SMALLEST_TPU = min(TPUS.values(), key=lambda chip: chip.granted)
 # Shared memory: CUDA's programming guide, "technical specifications per compute capability".  A block gets all of a
 # multiprocessor's but 1 KiB that the driver keeps, when its kernel sets
 # `cudaFuncAttributeMaxDynamicSharedMemorySize` (as Pallas does), and 48 KiB when it does not.
+#
+# Links, one way: half of what the data sheets say of NVLink.
 
 
 def _gpu_flops(bfloat16: float, float32: float, **others: float) -> dict[str, float]:
@@ -165,27 +182,27 @@ GPUS = {
         Gpu(
             name="a100", kinds=("NVIDIA A100-*", "NVIDIA A100 *"), capability=(8, 0), cores=108, clock=1.41e9,
             memory=80 * GIB, bandwidth=2039e9, matrix_units=4, matrix_side=16, flops=_gpu_flops(2048, 128),
-            fast_memory=164 * KIB, granted=163 * KIB,
+            fast_memory=164 * KIB, granted=163 * KIB, link=3e11,
         ),
         Gpu(
             name="l4", kinds=("NVIDIA L4",), capability=(8, 9), cores=58, clock=2.04e9, memory=24 * GIB,
             bandwidth=300e9, matrix_units=4, matrix_side=16, flops=_gpu_flops(1024, 256, float8_e4m3fn=2048),
-            fast_memory=100 * KIB, granted=99 * KIB,
+            fast_memory=100 * KIB, granted=99 * KIB, link=None,
         ),
         Gpu(
             name="h100", kinds=("NVIDIA H100 *", "NVIDIA GH200 *"), capability=(9, 0), cores=132, clock=1.83e9,
             memory=80 * GIB, bandwidth=3352e9, matrix_units=4, matrix_side=16, flops=_HOPPER_FLOPS,
-            fast_memory=228 * KIB, granted=227 * KIB,
+            fast_memory=228 * KIB, granted=227 * KIB, link=4.5e11,
         ),
         Gpu(
             name="h200", kinds=("NVIDIA H200", "NVIDIA H200 *"), capability=(9, 0), cores=132, clock=1.83e9,
             memory=141 * GIB, bandwidth=4800e9, matrix_units=4, matrix_side=16, flops=_HOPPER_FLOPS,
-            fast_memory=228 * KIB, granted=227 * KIB,
+            fast_memory=228 * KIB, granted=227 * KIB, link=4.5e11,
         ),
         Gpu(
             name="b200", kinds=("NVIDIA B200", "NVIDIA B200 *", "NVIDIA GB200", "NVIDIA GB200 *"), capability=(10, 0),
             cores=148, clock=1.855e9, memory=180 * GIB, bandwidth=7700e9, matrix_units=4, matrix_side=16,
-            flops=_gpu_flops(8192, 256, float8_e4m3fn=16384), fast_memory=228 * KIB, granted=227 * KIB,
+            flops=_gpu_flops(8192, 256, float8_e4m3fn=16384), fast_memory=228 * KIB, granted=227 * KIB, link=9e11,
         ),
     )
 }  # fmt: skip

@@ -1,7 +1,8 @@
 """Calls over eight simulated devices against the same on one: values, every gradient, and a derivative in forward mode.
 
 A program of its own, since a process has as many devices as it had when JAX began.  It prints a line of JSON for each of its
-arguments CASE:STRATEGY:PLACE, or with `--drawn N` for N placements that Hypothesis draws.
+arguments CASE:STRATEGY:PLACE, or with `--drawn N` for N placements that Hypothesis draws.  With PROCESSES, PROCESS and PORT in
+the environment it is one of several processes, which share the devices and find each other at that port.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import os
 import sys
 from typing import Any
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={8 // int(os.environ.get('PROCESSES', '1'))}"
 
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jattn
 from jattn import Operand, masks, parallel
 from tests.cases import CASES, Sizes, make
 from tests.evaluate import QUICK, _floating, _inner, _normal
 
+PROCESSES = int(os.environ.get("PROCESSES", "1"))
 SIZES = Sizes(b=2, t=32, s=48, h=4, g=2)
 NAMES = ("batch", "heads", "sequence")
 
@@ -101,7 +103,10 @@ def compare(name: str, shape: tuple[int, int, int], order: Any, strategy: Any, *
             out, push = jax.linearize(fn, *arrays)
             return out, jax.linear_transpose(push, *arrays)(cotangents), _inner(cotangents, push(*tangents))
 
-        return jax.jit(everything, compiler_options=QUICK)(*arrays)
+        if PROCESSES > 1:  # every process gives whole arrays, and gets whole ones
+            arrays = jax.tree.map(np.asarray, arrays)
+        whole = NamedSharding(mesh, PartitionSpec()) if many and PROCESSES > 1 else None
+        return jax.jit(everything, compiler_options=QUICK, out_shardings=whole)(*arrays)
 
     got, wanted = call(True), call(False)
     return {"case": name, "shape": shape, "order": order, "strategy": strategy, "gaps": list(map(gap, got, wanted))}
@@ -144,6 +149,10 @@ def inside(mesh_size: int = 8) -> dict[str, Any]:
 
 
 def main(*arguments: str) -> None:
+    if PROCESSES > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{os.environ['PORT']}", PROCESSES, int(os.environ["PROCESS"]))
+        assert (jax.device_count(), jax.local_device_count()) == (8, 8 // PROCESSES)
     if arguments[0] == "--drawn":
         softmax = sorted(
             x for x in CASES
