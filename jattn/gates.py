@@ -142,7 +142,7 @@ class Function(OfUser, Gate):
 
 
 def function(fn: Callable, *operands: ArrayLike | Operand) -> Gate:
-    """fn(weight, i, j, *operands), or fn(weight, b, h, i, j, *operands): any multiplier of the weights that you can write in JAX.
+    """fn(weight, i, j, *operands), or fn(weight, b, h, i, j, *operands): any multiplier that you can write in JAX.
 
     Args:
       fn: takes the weight `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for

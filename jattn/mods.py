@@ -20,7 +20,8 @@ from jattn._terms import FieldValue, Operand, Term, number, operand, term
 from jattn._terms.closures import Closure, OfUser, hoist
 
 __all__ = [
-    "Mod", "T5Bucket", "alibi", "alibi_slopes", "bias", "function", "relative", "relative_content", "softcap", "t5_bucket",
+    "Mod", "T5Bucket", "alibi", "alibi_slopes", "bias", "function", "relative", "relative_content", "softcap",
+    "t5_bucket",
 ]  # fmt: skip
 
 
@@ -363,8 +364,8 @@ def relative_content(
       content: `[b, t, h, m]`, or `[b, s, h, m]` of keys, as queries are laid out; the batch axis may be absent.  It is
         not scaled: give it the factor that the score has.
       table: `[buckets, m]` or `[h, buckets, m]`.  Both get gradients.
-      bucket: maps int32 arrays of j - i to entries of the table; None takes the middle one for j = i, its neighbours for
-        the positions beside, and the first and the last for all beyond.
+      bucket: maps int32 arrays of j - i to entries of the table; None takes the middle one for j = i, its neighbours
+        for the positions beside, and the first and the last for all beyond.
       of: "query" or "key".
 
     Raises:
@@ -378,7 +379,7 @@ def relative_content(
     >>> jattn.attention(q, k, v, mods=shaw).shape
     (1, 6, 2, 4)
 
-    Positions in two dimensions, as SAM's: of 2 by 3 patches each query has something to say of each row and each column.
+    Positions in two dimensions, as SAM's: of 2 by 3 patches each query has something to say of each row and column.
 
     >>> y = jattn.operand(jax.random.normal(jax.random.key(2), (1, 2, 6, 2)), "bht")
     >>> x = jattn.operand(jax.random.normal(jax.random.key(3), (1, 2, 6, 3)), "bht")
@@ -421,7 +422,7 @@ class Function(OfUser, Mod):
 
 
 def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
-    """fn(score, i, j, *operands), or fn(score, b, h, i, j, *operands): any function of a score that you can write in JAX.
+    """fn(score, i, j, *operands), or fn(score, b, h, i, j, *operands): any function of a score that you can write.
 
     Arrays that `fn` closes over, traced ones too, become operands without axes: they reach it whole.  Operands and
     closed-over arrays get gradients.

@@ -352,7 +352,7 @@ def function(fn: Callable, *operands: ArrayLike | Operand, elementwise: bool = F
 
     Raises:
       TypeError: `fn` is not callable with that many arguments.  When `attention` is called, TypeError or ValueError: it
-        returns no floating-point numbers `[bt, s]`, draws random numbers, or is not elementwise though it is said to be.
+        returns no floating-point numbers `[bt, s]`, draws random numbers, or is not elementwise though said to be.
 
     ReLU attention, each weight divided by the number of keys that the query sees:
 
@@ -378,5 +378,5 @@ def function(fn: Callable, *operands: ArrayLike | Operand, elementwise: bool = F
     Source: Wortsman et al. 2023, "Replacing softmax with ReLU in Vision Transformers"; Tan et al. 2024, "Stick-breaking
     Attention".
     """
-    _, *parts = function_parts("normalizers.function", fn, operands, "scores")
-    return Function(*parts, bool(elementwise))
+    _, closure, named, held = function_parts("normalizers.function", fn, operands, "scores")
+    return Function(closure, named, held, bool(elementwise))

@@ -235,7 +235,10 @@ CASES: dict[str, Callable[[Draw], Options]] = {
     "gumbel": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), 0.7), "mask": masks.causal()},
     "gumbel-hard": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), x.number(0.7), hard=True)},
     "relu": lambda x: {"normalizer": _relu(x), "mask": _without_rows(x), "dropout": gates.dropout(0.2, 2)},
-    "stick-breaking": lambda x: {"normalizer": normalizers.function(stick_breaking), "mask": masks.causal(x.s - x.t - 1)},
+    "stick-breaking": lambda x: {
+        "normalizer": normalizers.function(stick_breaking),
+        "mask": masks.causal(x.s - x.t - 1),
+    },
     # positions
     "positions": lambda x: {
         "mask": masks.window(9) & ~masks.blocks(x.flags(x.t // 3 + 4, x.s // 3 + 4, odds=0.3), 3),

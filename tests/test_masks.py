@@ -298,8 +298,8 @@ def test_a_function_of_the_head_skips_blocks_of_each_head():
     later = masks.function(lambda b, h, i, j: j <= i - 8 * h)
     plan = jattn.explain(x, x, x, mask=later, blocks=(8, 8), implementation="blockwise")
     assert plan.blocks == (4 * 3, 4 * 5, 4 * 1)  # empty, partial and full, of all heads, which one step takes together
-    bound = problem((x, x, x), {"mask": later}).mask.bound(*Origin().indices(2, 2))
-    some, every = block_tables.answers(bound, *[Tiling(24, 8)] * 2)
+    bound = _terms.bind(problem((x, x, x), {"mask": later}).mask, *Origin().indices(2, 2))
+    some, every = (np.asarray(y) for y in block_tables.answers(bound, *[Tiling(24, 8)] * 2))
     assert some.sum((-1, -2)).tolist() == [[6, 3]] and every.sum((-1, -2)).tolist() == [[3, 1]]
     options = {"mask": later, "blocks": (8, 8), "implementation": "blockwise"}
     got = jax.jit(jax.vmap(lambda x: jattn.attention(x, x, x, **options)))(x)

@@ -322,11 +322,16 @@ def _transformer_xl(q, k, v, r, u, w):
     """Dai et al. 2019, section 3.3: (q + u).k + (q + w).r[i - j], with an entry for every relative position."""
     moved = scores.dot(1.0)
     of_keys = jnp.einsum("hd,bshd->bhs", u, jnp.repeat(k, 2, axis=2))
-    return {"score": moved, "mods": (mods.bias(of_keys, "bhs"), mods.relative_content(q + w, r, lambda r: SIZES.t - 1 - r + SIZES.s))}
+    return {
+        "score": moved,
+        "mods": (mods.bias(of_keys, "bhs"), mods.relative_content(q + w, r, lambda r: SIZES.t - 1 - r + SIZES.s)),
+    }
 
 
 def _transformer_xl_plain(q, k, score, r, u, w):
-    return jnp.einsum("bthd,bshd->bhts", q + u, k) + jnp.einsum("bthd,htsd->bhts", q + w, r[:, SIZES.t - 1 + SIZES.s + I - J])
+    return jnp.einsum("bthd,bshd->bhts", q + u, k) + jnp.einsum(
+        "bthd,htsd->bhts", q + w, r[:, SIZES.t - 1 + SIZES.s + I - J]
+    )
 
 
 def _sam(q, k, v, ys, xs):
@@ -334,7 +339,10 @@ def _sam(q, k, v, ys, xs):
     y, x = (np.arange(SIZES.t) // 4)[:, None] - np.arange(5), (np.arange(SIZES.t) % 4)[:, None] - np.arange(4)
     said = (jattn.operand(jnp.einsum("bthd,tnd->bhtn", q, z), "bht") for z in (ys[y + 4], xs[x + 3]))
     look_up = lambda content, n: jnp.take(content[:, 0], n[0], axis=1, mode="clip")
-    return {"mods": mods.function(lambda s, i, j, y, x: s + look_up(y, j // 4) + look_up(x, j % 4), *said), "score": scores.dot(1.0)}
+    return {
+        "mods": mods.function(lambda s, i, j, y, x: s + look_up(y, j // 4) + look_up(x, j % 4), *said),
+        "score": scores.dot(1.0),
+    }
 
 
 def _sam_plain(q, k, score, ys, xs):
@@ -344,7 +352,11 @@ def _sam_plain(q, k, score, ys, xs):
 
 CONTENT = {
     "deberta": (_deberta, _deberta_plain, lambda x: (x.normal("", 9, x.d), x.normal("h", 9, x.d))),
-    "transformer-xl": (_transformer_xl, _transformer_xl_plain, lambda x: (x.normal("h", 40, x.d), x.normal("hd"), x.normal("hd"))),
+    "transformer-xl": (
+        _transformer_xl,
+        _transformer_xl_plain,
+        lambda x: (x.normal("h", 40, x.d), x.normal("hd"), x.normal("hd")),
+    ),
     "sam": (_sam, _sam_plain, lambda x: (x.normal("", 9, x.d), x.normal("", 7, x.d))),
 }
 
@@ -356,7 +368,9 @@ def test_scores_of_relative_positions_by_content(draw, name, blocks):
     arrays = *draw.inputs(), *(0.3 * x for x in learned(draw))
 
     def got(q, k, v, *more):
-        return jattn.attention(q, k, v, **options(q, k, v, *more), mask=masks.window(9, 5), implementation="blockwise", blocks=blocks)
+        return jattn.attention(
+            q, k, v, **options(q, k, v, *more), mask=masks.window(9, 5), implementation="blockwise", blocks=blocks
+        )
 
     def wanted(q, k, v, *more):
         keys = jnp.repeat(k, 2, axis=2)

@@ -374,5 +374,5 @@ class OfUser(Term):
     def of(cls, name: str, fn: Callable, operands: Sequence[ArrayLike | Operand], tile: str) -> Self:
         """Of a function of `(tile, i, j, *operands)`, or of `(tile, b, h, i, j, *operands)`."""
         forms = [", ".join(filter(None, (tile, x))) for x in ("i, j", "b, h, i, j")]
-        form, *parts = function_parts(name, fn, operands, *forms, tables=not tile)
-        return cls(*parts, told="bh" if form == forms[1] else None)
+        form, closure, named, held = function_parts(name, fn, operands, *forms, tables=not tile)
+        return cls(closure, named, held, "bh" if form == forms[1] else None)

@@ -65,7 +65,7 @@ def checked(terms: T, dtype: jnp.dtype) -> T:
 
 
 def _claims(x: object) -> bool:
-    """Whether it is a gate, or a normaliser that says it is elementwise, of a user's own.  The library's need no look."""
+    """Whether it is a gate, or a normaliser that says it is elementwise, of a user's own; others need no look."""
     if isinstance(x, normalizers.Function):
         return x.elementwise
     own = isinstance(x, gates.Gate) or (isinstance(x, normalizers.Normalizer) and x.elementwise)
@@ -73,8 +73,8 @@ def _claims(x: object) -> bool:
 
 
 def _check_claim(x: Any, dtype: jnp.dtype) -> None:
-    """Raises unless a gate is linear in the weight, or a normaliser elementwise; what holds for one holds for all of its
-    class and signature."""
+    """Raises unless a gate is linear in the weight, or a normaliser elementwise; what holds for one holds for all of
+    its class and signature."""
     arrays, signature = split(x.bound(*Origin().indices(1, 1)))
     operands = tuple(
         (x.shape, _canonical(working(x, dtype)), axes) for x, axes in zip(arrays, signature.axes, strict=True)

@@ -138,7 +138,7 @@ def _rows(
             return tile(n, 0, columns)
         row, shapes = jnp.asarray(visited)[n], jax.eval_shape(tile, 0, 0, columns)
         # of all arrays, so that inside `jax.shard_map` it varies over the axes that any of them varies over
-        zero = sum(jnp.zeros_like(x, shape=(), dtype=dtype) for x in (q, k, v, *operands))
+        zero = functools.reduce(jnp.add, (jnp.zeros_like(x, shape=(), dtype=dtype) for x in (q, k, v, *operands)))
         nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero.astype(x.dtype), shapes)
         visit = lambda c: jax.lax.cond(row[c], lambda: tile(n, c, columns), nothing)
         return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(visit, jnp.arange(key.count)))

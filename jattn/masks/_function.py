@@ -74,10 +74,10 @@ _EAGER_PAIRS = 2**22  # compiled, it looks ten times faster, but compiling takes
 def function(fn: Callable, *operands: ArrayLike | Operand) -> Mask:
     """fn(i, j, *operands), or fn(b, h, i, j, *operands): any mask that you can write.
 
-    Without operands and without use of b it is static: evaluated once per block while tracing, so that empty blocks are skipped.  It may
-    close over arrays: NumPy arrays of up to 65,536 entries stay static, all others become operands, known at run time.
-    Pairs are looked at one by one, up to 2^30 of them; a mask class with `blocks` of its own answers at once (see
-    `Mask`).
+    Without operands, and without use of b, it is static: evaluated once per block while tracing, for each head if it
+    asks which, so that empty blocks are skipped.  It may close over arrays: NumPy arrays of up to 65,536 entries stay
+    static, all others become operands, known at run time.  Pairs are looked at one by one, up to 2^30 of them; a mask
+    class with `blocks` of its own answers at once (see `Mask`).
 
     Args:
       fn: takes int32 positions i `[bt, 1]` and j `[1, bs]` and an array for each operand; returns booleans

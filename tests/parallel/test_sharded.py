@@ -74,16 +74,20 @@ def test_functions_are_told_which_of_all_batch_elements_and_heads():
         tilted = mods.function(lambda s, b, h, i, j: s - (1 + b) * 0.3 * h * abs(i - j))
         relu = normalizers.function(lambda s: jnp.maximum(s, 0), elementwise=True)
         later = masks.function(lambda b, h, i, j: j <= i - h)
-        return sum(jattn.attention(q, q, q, mods=tilted, mask=later, normalizer=x) for x in (normalizers.softmax(), relu))
+        soft, own = (
+            jattn.attention(q, q, q, mods=tilted, mask=later, normalizer=x) for x in (normalizers.softmax(), relu)
+        )
+        return soft + own
 
     q = jax.random.normal(jax.random.key(0), (2, 300, 2, 4))  # so long that the elementwise one has two blocks of keys
     wanted = call(q)
-    for axis, spec in (("batch", PartitionSpec("x")), ("heads", PartitionSpec(None, None, "x"))):
+    layouts = parallel.layout(batch="x"), parallel.layout(heads="x")
+    for layout, spec in zip(layouts, (PartitionSpec("x"), PartitionSpec(None, None, "x")), strict=True):
         over = jax.jit(jax.shard_map(call, mesh=_mesh(), in_specs=spec, out_specs=spec))
         with pytest.raises(ValueError, match=r"function depends on .* along which of 'x' .* jattn\.parallel\.layout"):
             over(q)
         sharded = jax.jit(call)(jax.device_put(q, NamedSharding(_mesh(), spec)))
-        with parallel.layout(**{axis: "x"}):
+        with layout:
             for got in (sharded, over(q)):
                 np.testing.assert_allclose(got, wanted, atol=1e-5)
 
