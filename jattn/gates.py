@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, counter_hash, number, operand, term
-from jattn._terms.closures import Closure, function_parts
+from jattn._terms.closures import OfUser
 
 __all__ = ["Gate", "dropout", "function", "gaussian"]
 
@@ -134,23 +134,20 @@ def gaussian(center: ArrayLike, sigma: ArrayLike) -> Gate:
 
 
 @term
-class Function(Gate):
+class Function(OfUser, Gate):
     """A user's function."""
 
-    closure: Closure
-    operands: tuple[Operand, ...]
-    held: tuple[Operand, ...] = ()
-
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        return jnp.asarray(self.closure.build(self.held)(weight, i, j, *self.operands), weight.dtype)
+        return self.result(weight, i=i, j=j).astype(weight.dtype)
 
 
 def function(fn: Callable, *operands: ArrayLike | Operand) -> Gate:
-    """fn(weight, i, j, *operands): any multiplier of the weights that you can write in JAX.
+    """fn(weight, i, j, *operands), or fn(weight, b, h, i, j, *operands): any multiplier that you can write in JAX.
 
     Args:
       fn: takes the weight `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
         each operand; returns weights `[bt, bs]`.  It is elementwise, and linear in the weight: `weight * f(i, j)`.
+        With two arguments more it is told b and h before the positions, as in `jattn.mods.function`.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.  See `jattn.mods.function`
         for arrays that `fn` closes over.
 
@@ -164,4 +161,4 @@ def function(fn: Callable, *operands: ArrayLike | Operand) -> Gate:
     >>> jattn.weights(q, q, q, gates=near).tolist()
     [[[[0.5, 0.25], [0.25, 0.5]]]]
     """
-    return Function(*function_parts("gates.function", fn, operands, 3))
+    return Function.of("gates.function", fn, operands, "weight")

@@ -9,15 +9,20 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, number, operand, term
-from jattn._terms.closures import Closure, function_parts, hoist
+from jattn._terms.closures import Closure, OfUser, hoist
 
-__all__ = ["Mod", "T5Bucket", "alibi", "alibi_slopes", "bias", "function", "relative", "softcap", "t5_bucket"]
+__all__ = [
+    "Mod", "T5Bucket", "alibi", "alibi_slopes", "bias", "function", "relative", "relative_content", "softcap",
+    "t5_bucket",
+]  # fmt: skip
 
 
 def __dir__() -> list[str]:
@@ -177,10 +182,10 @@ def bias(array: ArrayLike, axes: str) -> Mod:
 
 
 @term
-class Relative(Mod):
-    """score + table[bucket(j - i)]."""
+class Bucketed(Mod):
+    """A mod that looks j - i up in a table."""
 
-    hides = True
+    name = "mods.relative"
 
     table: FieldValue
     closure: Closure  # of the bucket
@@ -192,15 +197,22 @@ class Relative(Mod):
             columns = self.closure.build(self.held)(relative)
         except jax.errors.UnexpectedTracerError:
             raise TypeError(
-                f"mods.relative: bucket {self.closure.name} uses a traced array that is out of reach when it runs:"
+                f"{self.name}: bucket {self.closure.name} uses a traced array that is out of reach when it runs:"
                 " let it close over the array itself, or make the bias with jattn.mods.function and jattn.operand"
             ) from None
         if jnp.shape(columns) != relative.shape or not jnp.issubdtype(jnp.result_type(columns), jnp.integer):
             raise TypeError(
-                f"mods.relative: bucket {self.closure.name} must map integers {list(relative.shape)} to as many,"
+                f"{self.name}: bucket {self.closure.name} must map integers {list(relative.shape)} to as many,"
                 f" returns {jnp.result_type(columns)}{list(jnp.shape(columns))}"
             )
         return columns
+
+
+@term
+class Relative(Bucketed):
+    """score + table[bucket(j - i)]."""
+
+    hides = True
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         # the bias is constant along diagonals: look up each diagonal of the tile once, then shear the strip
@@ -217,6 +229,33 @@ def _shear(strip: jax.Array, rows: int, columns: int) -> jax.Array:
     periodic = jnp.broadcast_to(strip, (rows + 1, n)).reshape(-1)
     # row r of a view that is one longer than the period starts r places later in it
     return jnp.flip(periodic[: rows * (n + 1)].reshape(rows, n + 1)[:, :columns], 0)
+
+
+@term
+class RelativeContent(Bucketed):
+    """score + content . table[bucket(j - i)], the content a query's or a key's."""
+
+    name = "mods.relative_content"
+
+    content: FieldValue = None  # [bt, 1, m] or [1, bs, m]
+    of_keys: bool = False
+
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        # each row with the diagonals of the tile, and then sheared; of keys the same with the tile turned
+        rows, columns = i.shape[0], j.shape[1]
+        lead, n = j[0, 0] - i[0, 0], jnp.arange(rows + columns, dtype=jnp.int32)
+        at = lead + columns - 1 - n if self.of_keys else lead - (rows - 1) + n
+        content = self.content[0] if self.of_keys else self.content[:, 0]
+        # float32 is not rounded, as in the product of queries and keys
+        product = jnp.matmul(content, self.table[self.bucket(at)].T, precision=jax.lax.Precision.HIGHEST)
+        return score + (_shear_rows(product, rows).T if self.of_keys else _shear_rows(product, columns))
+
+
+def _shear_rows(rows: jax.Array, columns: int) -> jax.Array:
+    """[r, r + columns] -> [r, columns], with [x, c] = rows[x, c - x + r - 1]."""
+    r, n = rows.shape
+    # row x of a view that is one shorter starts x places earlier
+    return rows.reshape(-1)[r - 1 : r - 1 + r * (n - 1)].reshape(r, n - 1)[:, :columns]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,22 +347,82 @@ def relative(table: ArrayLike, bucket: Callable[[jax.Array], jax.Array] | None =
     return Relative(named, *hoist(bucket))
 
 
+def relative_content(
+    content: ArrayLike,
+    table: ArrayLike,
+    bucket: Callable[[jax.Array], jax.Array] | None = None,
+    of: Literal["query", "key"] = "query",
+) -> Mod:
+    """score + content[b, i, h] . table[h, bucket(j - i)]: what a query has to say of a relative position; with
+    `of="key"` score + content[b, j, h] . table[h, bucket(j - i)], what a key has.
+
+    Memory is that of the content and of the table: a tile is multiplied with the relative positions that it has, and no
+    `[t, buckets]` or `[t, s]` array is made.  DeBERTa has one of each, Shaw's and Transformer-XL's the first, with the
+    query or the query and a learned vector as its content.
+
+    Args:
+      content: `[b, t, h, m]`, or `[b, s, h, m]` of keys, as queries are laid out; the batch axis may be absent.  It is
+        not scaled: give it the factor that the score has.
+      table: `[buckets, m]` or `[h, buckets, m]`.  Both get gradients.
+      bucket: maps int32 arrays of j - i to entries of the table; None takes the middle one for j = i, its neighbours
+        for the positions beside, and the first and the last for all beyond.
+      of: "query" or "key".
+
+    Raises:
+      ValueError: `content` or `table` has other axes, or other widths m; `of` is neither.
+      TypeError: `bucket` is not a function; when `attention` is called: it does not map integers to as many.
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+    >>> table = jax.random.normal(jax.random.key(1), (2 * 3 + 1, 4))  # 3 positions before and after
+    >>> shaw = jattn.mods.relative_content(q / 2, table)
+    >>> jattn.attention(q, k, v, mods=shaw).shape
+    (1, 6, 2, 4)
+
+    Positions in two dimensions, as SAM's: of 2 by 3 patches each query has something to say of each row and column.
+
+    >>> y = jattn.operand(jax.random.normal(jax.random.key(2), (1, 2, 6, 2)), "bht")
+    >>> x = jattn.operand(jax.random.normal(jax.random.key(3), (1, 2, 6, 3)), "bht")
+    >>> look_up = lambda content, n: jnp.take(content[:, 0], n[0], axis=1, mode="clip")
+    >>> def decomposed(score, i, j, y, x):
+    ...     return score + look_up(y, j // 3) + look_up(x, j % 3)
+    >>> jattn.attention(q, k, v, mods=jattn.mods.function(decomposed, y, x)).shape
+    (1, 6, 2, 4)
+
+    Source: Shaw et al. 2018, equation 4; Dai et al. 2019 (Transformer-XL), section 3.3; He et al. 2021 (DeBERTa),
+    equation 4; of two dimensions: Li et al. 2022 (MViTv2), section 4.1.
+    """
+    if of not in ("query", "key"):
+        raise ValueError(f'of must be "query" or "key", got {of!r}')
+    contents, entries = (x if isinstance(x, (jax.Array, np.ndarray)) else jnp.asarray(x) for x in (content, table))
+    if contents.ndim not in (3, 4):
+        raise ValueError(f"content must be [b, t, h, m], or without b, got shape {contents.shape}")
+    if entries.ndim not in (2, 3) or entries.shape[-1] != contents.shape[-1]:
+        raise ValueError(
+            f"table must be [buckets, m] or [h, buckets, m], of the content's width m = {contents.shape[-1]}, got shape"
+            f" {entries.shape}"
+        )
+    last = entries.shape[-2] - 1
+    bucket = (lambda relative: jnp.clip(relative + last // 2, 0, last)) if bucket is None else bucket
+    if not callable(bucket):
+        raise TypeError(f"bucket must be a function of j - i, got {bucket!r}")
+    axes = ("b" if contents.ndim == 4 else "") + ("hs" if of == "key" else "ht")
+    named = operand(entries, "h" if entries.ndim == 3 else ""), operand(contents.swapaxes(-3, -2), axes)
+    return RelativeContent(named[0], *hoist(bucket), named[1], of == "key")
+
+
 @term
-class Function(Mod):
+class Function(OfUser, Mod):
     """A user's function."""
 
     hides = True
 
-    closure: Closure
-    operands: tuple[Operand, ...]
-    held: tuple[Operand, ...] = ()
-
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        return jnp.asarray(self.closure.build(self.held)(score, i, j, *self.operands), score.dtype)
+        return self.result(score, i=i, j=j).astype(score.dtype)
 
 
 def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
-    """fn(score, i, j, *operands): any function of a score that you can write in JAX.
+    """fn(score, i, j, *operands), or fn(score, b, h, i, j, *operands): any function of a score that you can write.
 
     Arrays that `fn` closes over, traced ones too, become operands without axes: they reach it whole.  Operands and
     closed-over arrays get gradients.
@@ -331,6 +430,8 @@ def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
     Args:
       fn: takes the score `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
         each operand; returns scores `[bt, bs]`.  It is elementwise: no pair may depend on which others are in its tile.
+        Where it has two arguments more, the int32 scalars b and h come before the positions: which batch element and
+        which query head the tile is of.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.
 
     Raises:
@@ -348,4 +449,4 @@ def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
 
     Source: Dong et al. 2024, "Flex Attention" (score_mod).
     """
-    return Function(*function_parts("mods.function", fn, operands, 3))
+    return Function.of("mods.function", fn, operands, "score")

@@ -2,7 +2,7 @@
 
 Each is a frozen dataclass pytree called with rows of scores `[.., s]`, -inf where the mask forbids; a row that may
 attend to nothing gets weights 0.  Only `softmax` (and `gumbel`, which is one) has the online form of the fused
-backends.
+backends; those that are elementwise are computed a tile at a time all the same, and all others in whole rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, counter_hash, number, rows, term
+from jattn._terms.closures import Closure, function_parts
 from jattn.mods import Mod
 
-__all__ = ["Normalizer", "entmax15", "gumbel", "hard", "sigmoid", "softmax", "sparsemax"]
+__all__ = ["Normalizer", "entmax15", "function", "gumbel", "hard", "sigmoid", "softmax", "sparsemax"]
 
 
 def __dir__() -> list[str]:
@@ -26,15 +27,20 @@ def __dir__() -> list[str]:
 
 
 class Normalizer(Term):
-    """What `attention(normalizer=...)` takes.  Make one with the functions of this module, or a subclass of your own:
-    it is called with whole rows of scores.
+    """What `attention(normalizer=...)` takes.  Make one with the functions of this module, or a subclass of your own,
+    whose attributes may be numbers, and arrays, which get gradients.  It is called with whole rows of scores, unless it
+    says that it is `elementwise`.
 
-    >>> import jax, jax.numpy as jnp, jattn
-    >>> class Relu(jattn.normalizers.Normalizer):
+    >>> import dataclasses, jax, jax.numpy as jnp, jattn
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Power(jattn.normalizers.Normalizer):
+    ...     scale: jax.Array
+    ...
     ...     def __call__(self, scores):
-    ...         return jnp.maximum(scores, 0) / scores.shape[-1]
+    ...         weight = jnp.maximum(scores, 0) ** 2
+    ...         return self.scale * weight / (1 + weight.sum(-1, keepdims=True))
     >>> q = jax.random.normal(jax.random.key(0), (1, 6, 2, 4))
-    >>> jattn.attention(q, q, q, normalizer=Relu()).shape
+    >>> jattn.attention(q, q, q, normalizer=Power(jnp.float32(0.5))).shape
     (1, 6, 2, 4)
     """
 
@@ -42,9 +48,13 @@ class Normalizer(Term):
     """What the scores go through first."""
     is_softmax: bool = False
     """Whether it is a softmax of the scores after these mods."""
+    elementwise: bool = False
+    """Whether a weight depends on its own score alone.  Blocks of keys are then computed apart and added up, and those
+    that the mask hides are left out.  One that only says so is refused when `attention` is called."""
 
     def __call__(self, scores: jax.Array) -> jax.Array:
-        """Weights `[.., s]` of rows of scores `[.., s]`, float32 or wider, -inf where the mask forbids."""
+        """Weights `[.., s]` of rows of scores `[.., s]`, float32 or wider, -inf where the mask forbids.  There weights
+        count as 0, whatever they are."""
         raise NotImplementedError
 
 
@@ -76,6 +86,8 @@ def softmax() -> Normalizer:
 @term
 class Sigmoid(Normalizer):
     """sigmoid(score + bias)."""
+
+    elementwise = True
 
     bias: FieldValue
 
@@ -305,3 +317,66 @@ def gumbel(key: jax.Array, temperature: ArrayLike = 1.0, hard: bool = False) -> 
     except TypeError:
         raise TypeError(f"key must be one jax.random key, got {key!r}") from None
     return Gumbel(GumbelNoise(counter_hash.seed(seed), divisor), bool(hard))
+
+
+@term
+class Function(Normalizer):
+    """A user's function."""
+
+    closure: Closure
+    operands: tuple[Operand, ...]
+    held: tuple[Operand, ...] = ()
+    elementwise: bool = False
+
+    def __call__(self, scores: jax.Array) -> jax.Array:
+        hidden = jnp.isneginf(scores)
+        # of a score alone nothing need be known of what is hidden, where -inf times an operand would be its gradient
+        given = jnp.where(hidden, 0, scores) if self.elementwise else scores
+        weight = jnp.asarray(self.closure.build(self.held)(given, *self.operands), scores.dtype)
+        return jnp.where(hidden, 0, weight + rows.flaw(jnp.maximum(scores, 0)))  # as `Sigmoid`
+
+
+def function(fn: Callable, *operands: ArrayLike | Operand, elementwise: bool = False) -> Normalizer:
+    """weights of a row = fn(scores of the row, *operands): any normaliser that you can write in JAX.
+
+    A hidden key gets weight 0, whatever `fn` says of it.  Operands and arrays that `fn` closes over get gradients, as
+    in `jattn.mods.function`.
+
+    Args:
+      fn: takes scores `[bt, s]` in float32 or wider, whole rows of them in the order of the keys, -inf where a key is
+        hidden, and an array for each operand; returns weights `[bt, s]`.  What multiplies a score and gets a gradient
+        should not meet the -inf, since 0 * inf is NaN: `jnp.where(jnp.isneginf(scores), 0, scores)` has none.
+      *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, s]`.
+      elementwise: says that a weight depends on its own score and on operands alone.  Then blocks of keys are computed
+        apart and added up, those that the mask hides are never computed, and hidden scores reach `fn` as 0.
+
+    Raises:
+      TypeError: `fn` is not callable with that many arguments.  When `attention` is called, TypeError or ValueError: it
+        returns no floating-point numbers `[bt, s]`, draws random numbers, or is not elementwise though said to be.
+
+    ReLU attention, each weight divided by the number of keys that the query sees:
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+    >>> seen = jattn.operand(jnp.arange(1.0, 7.0), "t")
+    >>> relu = jattn.normalizers.function(lambda s, n: jnp.maximum(s, 0) / n, seen, elementwise=True)
+    >>> jattn.attention(q, k, v, normalizer=relu, mask=jattn.masks.causal()).shape
+    (1, 6, 2, 4)
+
+    Stick-breaking attention: from the latest key back, each takes its share of what is left of the stick, which needs
+    the order of the keys.
+
+    >>> def stick_breaking(scores):
+    ...     left = jax.nn.log_sigmoid(-scores)  # what a key leaves, in logarithms: 0 of one that is hidden
+    ...     later = jax.lax.cumsum(left, axis=scores.ndim - 1, reverse=True) - left
+    ...     return jnp.exp(jax.nn.log_sigmoid(scores) + later)
+    >>> breaking = jattn.normalizers.function(stick_breaking)
+    >>> weights = jattn.weights(q, k, v, normalizer=breaking, mask=jattn.masks.causal(-1))
+    >>> bool((weights.sum(-1) < 1).all())
+    True
+
+    Source: Wortsman et al. 2023, "Replacing softmax with ReLU in Vision Transformers"; Tan et al. 2024, "Stick-breaking
+    Attention".
+    """
+    _, closure, named, held = function_parts("normalizers.function", fn, operands, "scores")
+    return Function(closure, named, held, bool(elementwise))

@@ -85,6 +85,19 @@ def _without_rows(x: Draw):
     return middle & masks.lengths(x.integers("b", 1, x.s + 1), x.integers("b", 0, x.t + 1))
 
 
+def stick_breaking(scores):
+    left = jax.nn.log_sigmoid(-scores)
+    return jnp.exp(jax.nn.log_sigmoid(scores) + jax.lax.cumsum(left, scores.ndim - 1, reverse=True) - left)
+
+
+def _relu(x: Draw) -> normalizers.Normalizer:
+    """max(score + shift, 0) to a learned power, over a number of each query."""
+    shift, power = x.normal("hs"), x.number(1.5)
+    relu = lambda s, n, shift: jnp.maximum(s + shift, 0) ** power / n
+    count = operand(2 + jnp.abs(x.normal("bt")), "bt")
+    return normalizers.function(relu, count, operand(shift, "hs"), elementwise=True)
+
+
 def _additive(x: Draw, *axes: str, m: int = 6) -> Options:
     w_q, w_k, v = axes
     return {"score": scores.additive(x.normal(w_q + "d", m), x.normal(w_k + "d", m), x.normal(v, m))}
@@ -185,6 +198,11 @@ CASES: dict[str, Callable[[Draw], Options]] = {
             ),
         )
     },
+    "indices": lambda x: {
+        "mask": masks.function(lambda b, h, i, j: (i + j + h) % 3 != 0) & masks.function(lambda b, h, i, j: j != b),
+        "mods": mods.function(lambda s, b, h, i, j, m: s * m - 0.1 * h * abs(i - j) + b, operand(x.normal("h"), "h")),
+        "gates": gates.function(lambda w, b, h, i, j: w * (1 + b + 2 * h)),
+    },
     # gates
     "dropout": lambda x: {"dropout": gates.dropout(0.3, 5)},
     "dropout-traced-seed": lambda x: {"dropout": gates.dropout(0.5, jnp.uint32(5)), "mask": masks.causal()},
@@ -216,6 +234,11 @@ CASES: dict[str, Callable[[Draw], Options]] = {
     "hard-straight-through": lambda x: {"normalizer": normalizers.hard(True), "mask": _without_rows(x)},
     "gumbel": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), 0.7), "mask": masks.causal()},
     "gumbel-hard": lambda x: {"normalizer": normalizers.gumbel(jax.random.key(1), x.number(0.7), hard=True)},
+    "relu": lambda x: {"normalizer": _relu(x), "mask": _without_rows(x), "dropout": gates.dropout(0.2, 2)},
+    "stick-breaking": lambda x: {
+        "normalizer": normalizers.function(stick_breaking),
+        "mask": masks.causal(x.s - x.t - 1),
+    },
     # positions
     "positions": lambda x: {
         "mask": masks.window(9) & ~masks.blocks(x.flags(x.t // 3 + 4, x.s // 3 + 4, odds=0.3), 3),

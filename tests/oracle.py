@@ -109,6 +109,25 @@ def hard() -> Callable:
     return lambda z: np.arange(len(z)) == min(n for n in range(len(z)) if z[n] == z.max())
 
 
+def relu() -> Callable:
+    """Over the number of keys that are seen."""
+    return lambda z: np.maximum(z, 0) / len(z)
+
+
+def stick_breaking() -> Callable:
+    """Each key's share of what those after it have left of the stick."""
+
+    def weights(z):
+        left, got = 1.0, np.zeros(len(z))
+        for n in reversed(range(len(z))):
+            share = 1 / (1 + np.exp(-z[n]))
+            got[n] = left * share
+            left *= 1 - share
+        return got
+
+    return weights
+
+
 # Masks
 
 

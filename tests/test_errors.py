@@ -20,6 +20,13 @@ def attend(q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     return lambda: jattn.attention(q, k, v, **options)
 
 
+class Ranked(normalizers.Normalizer):
+    elementwise = True
+
+    def __call__(self, scores):
+        return jnp.sort(scores, -1)
+
+
 BAD = {
     # query, key, value
     "layout [b, h, t, d]": (attend(Q.transpose(0, 2, 1, 3), Q.transpose(0, 2, 1, 3)[..., :5, :], Q.transpose(0, 2, 1, 3)[..., :5, :]),
@@ -82,9 +89,27 @@ BAD = {
     "gate of a root": (attend(gates=gates.function(lambda w, i, j: jnp.sqrt(w))), ValueError, ["linear", "sqrt"]),
     "mod of two results": (attend(mods=mods.function(lambda s, i, j: (s, s))), TypeError, ["one array", "2"]),
     "mask with and": (attend(mask=masks.function(lambda i, j: i < 3 and j < 4)), TypeError, ["& | ~"]),
-    "five arguments": (lambda: mods.function(lambda score, b, h, i, j: score), TypeError,
-                       ["(score, b, h, i, j)", "(score, i, j)", 'jattn.operand(jnp.arange(h), "h")']),
-    "mask of four arguments": (lambda: masks.function(lambda b, h, i, j: i >= j), TypeError, ["(i, j)", "jattn.operand"]),
+    "four arguments": (lambda: mods.function(lambda score, h, i, j: score), TypeError,
+                       ["(score, h, i, j)", "(score, i, j)", "(score, b, h, i, j)", "3 or 5 in all"]),
+    "mask of three arguments": (lambda: masks.function(lambda h, i, j: i >= j), TypeError, ["(i, j)", "(b, h, i, j)"]),
+    # normalisers of a user's own
+    "normaliser of two arguments": (lambda: normalizers.function(lambda s, i: s), TypeError, ["(scores)", "0 operands"]),
+    "one weight a row": (attend(normalizer=normalizers.function(lambda s: s.max(-1, keepdims=True))), ValueError,
+                         ["normalizers.function", "weights [bt, s]", "[bt, 1]"]),
+    "random weights": (attend(normalizer=normalizers.function(lambda s: s * jax.random.uniform(KEY, s.shape))), ValueError,
+                       ["random numbers", "gumbel"]),
+    "not elementwise: a sum": (attend(normalizer=normalizers.function(lambda s: s / s.sum(-1, keepdims=True), elementwise=True)),
+                               ValueError, ["normalizers.function", "elementwise", "whole rows"]),
+    "not elementwise: its length": (attend(normalizer=normalizers.function(lambda s: jnp.maximum(s, 0) / s.shape[-1], elementwise=True)),
+                                    ValueError, ["elementwise", "what else is in its row"]),
+    "not elementwise: a place": (attend(normalizer=normalizers.function(lambda s: s * jnp.arange(s.shape[-1]), elementwise=True)),
+                                 ValueError, ["elementwise"]),
+    "not elementwise: a class": (attend(normalizer=Ranked()), ValueError, ["normalizer: Ranked", "elementwise"]),
+    "sinks of a function": (attend(sinks=np.ones(4, np.float32), normalizer=normalizers.function(lambda s: s)), ValueError,
+                            ["sinks", "function has none"]),
+    "lse of a function": (attend(return_lse=True, normalizer=normalizers.function(lambda s: s)), ValueError, ["return_lse", "function"]),
+    "sample of a function": (lambda: jattn.sample(KEY, Q, K, V, normalizer=normalizers.function(lambda s: s)), ValueError,
+                             ["sample", "no normalizer"]),
     "bucket of floats": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: r * 0.5)), TypeError, ["bucket", "integers"]),
     # from elsewhere
     "is_causal": (attend(is_causal=True), TypeError, ["is_causal", "mask=jattn.masks.causal()"]),

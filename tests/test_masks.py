@@ -24,6 +24,7 @@ from jattn._terms import Origin, block_tables
 from jattn._terms.block_tables import Answer, Tiling
 from tests import strategies
 from tests.cases import Draw, Sizes
+from tests.problems import problem
 
 SIZES = Sizes()
 B, T, S, H = SIZES.b, SIZES.t, SIZES.s, SIZES.h
@@ -290,3 +291,19 @@ def test_masks_are_pickled_by_those_names():
     stored = pickle.dumps(KINDS, protocol=0)
     assert pickle.loads(stored) == KINDS
     assert b"cjattn.masks\nWindow\n" in stored
+
+
+def test_a_function_of_the_head_skips_blocks_of_each_head():
+    x = jnp.asarray(RANDOM.standard_normal((2, 24, 2, 4)), jnp.float32)
+    later = masks.function(lambda b, h, i, j: j <= i - 8 * h)
+    plan = jattn.explain(x, x, x, mask=later, blocks=(8, 8), implementation="blockwise")
+    assert plan.blocks == (4 * 3, 4 * 5, 4 * 1)  # empty, partial and full, of all heads, which one step takes together
+    bound = _terms.bind(problem((x, x, x), {"mask": later}).mask, *Origin().indices(2, 2))
+    some, every = (np.asarray(y) for y in block_tables.answers(bound, *[Tiling(24, 8)] * 2))
+    assert some.sum((-1, -2)).tolist() == [[6, 3]] and every.sum((-1, -2)).tolist() == [[3, 1]]
+    options = {"mask": later, "blocks": (8, 8), "implementation": "blockwise"}
+    got = jax.jit(jax.vmap(lambda x: jattn.attention(x, x, x, **options)))(x)
+    wanted = jattn.attention(x, x, x, mask=np.stack([np.tri(24, k=-8 * h, dtype=bool) for h in range(2)]))
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+    of_batch = masks.function(lambda b, h, i, j: j <= i - 8 * b)
+    assert jattn.explain(x, x, x, mask=of_batch, blocks=(8, 8), implementation="blockwise").blocks == (0, 36, 0)

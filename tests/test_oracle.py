@@ -23,6 +23,7 @@ from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Spec
 from jattn.backends.reference import forward as reference
 from tests import oracle
+from tests.cases import stick_breaking
 from tests.evaluate import QUICK
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -133,6 +134,40 @@ CASES: dict[str, Case] = {
     "hard": _both("normalizer", "hard"),
     "gumbel": _gumbel(False),
     "gumbel-hard": _gumbel(True)._replace(arrays={"temperature": np.array(0.7)}),
+    "stick-breaking": Case(
+        {},
+        lambda x: {"normalizer": normalizers.function(stick_breaking), "mask": masks.causal(-1)},
+        lambda x: {"normalizer": oracle.stick_breaking(), "mask": oracle.causal(-1)},
+    ),
+    "relu": Case(
+        {},
+        lambda x: {
+            "normalizer": normalizers.function(lambda z, n: jnp.maximum(z, 0) / n, jattn.operand(jnp.minimum(jnp.arange(T) + 2.0, S), "t"), elementwise=True),
+            "mask": masks.causal(1),
+        },
+        lambda x: {"normalizer": oracle.relu(), "mask": oracle.causal(1)},
+    ),
+    "relu-counted": Case(
+        {"power": np.array(1.0)},
+        lambda x: {
+            "normalizer": normalizers.function(lambda z, power: jnp.maximum(z, 0) ** power / jnp.maximum((~jnp.isneginf(z)).sum(-1, keepdims=True), 1), x.power),
+            "mask": masks.lengths(_kv, _q),
+        },
+        lambda x: {"normalizer": lambda z: np.maximum(z, 0) ** x.power / len(z), "mask": oracle.lengths(_kv, _q)},
+    ),
+    "indices": Case(
+        {"m": "h"},
+        lambda x: {
+            "mask": masks.function(lambda b, h, i, j: (i + j + h + b) % 3 != 0),
+            "mods": mods.function(lambda s, b, h, i, j, m: s * m[h] - 0.1 * h * abs(i - j) + b * j, jattn.operand(x.m)),
+            "gates": gates.function(lambda w, b, h, i, j: w * (1 + b + 2 * h)),
+        },
+        lambda x: {
+            "mask": lambda at: (at.i + at.j + at.h + at.b) % 3 != 0,
+            "mods": (lambda s, at: s * x.m[at.h] - 0.1 * at.h * abs(at.i - at.j) + at.b * at.j,),
+            "gates": (lambda w, at: w * (1 + at.b + 2 * at.h),),
+        },
+    ),
     "causal": _mask(masks.causal(), oracle.causal()),
     "causal-offset": _mask(masks.causal(-2), oracle.causal(-2)),
     "window": _mask(masks.window(1, 2), oracle.window(1, 2)),
@@ -317,6 +352,8 @@ NORMALIZERS = {
     "hard-through": lambda: normalizers.hard(True),
     "gumbel": lambda: normalizers.gumbel(jax.random.key(KEY), jnp.asarray(0.7)),
     "gumbel-hard": lambda: normalizers.gumbel(jax.random.key(KEY), jnp.asarray(0.7), hard=True),
+    "stick-breaking": lambda: normalizers.function(stick_breaking),
+    "relu": lambda: normalizers.function(lambda z, a: jnp.maximum(z + a, 0), jnp.asarray(0.5), elementwise=True),
 }
 
 

@@ -137,9 +137,10 @@ def problem(
     whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision, origin, table, factors)
     _operands(whole, sizes)
     _score(score, query.shape[-1], key.shape[-1])
-    mask, mods_, gates = functions.checked((mask, mods_, gates), query.dtype)
+    mask, mods_, gates, normalizer = functions.checked((mask, mods_, gates, normalizer), query.dtype)
+    whole = dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates, normalizer=normalizer)
     places.check(whole)
-    return _narrowed(dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates))
+    return _narrowed(whole)
 
 
 def _adopted(terms: T) -> T:

@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from jattn._call.layouts import Axes, as_axes, named
 from jattn._terms import Operand
 from jattn.backends.contract import Spec
-from jattn.masks import Blocks
+from jattn.masks import Blocks, Function
 
 Sizes = Mapping[str, int]
 """Of the axes of a mesh."""
@@ -163,12 +163,15 @@ class Call:
 
 
 def _with_heads_picked(spec: Spec) -> Spec:
-    """The spec for a device with some of the heads: of a layout for each head it picks those that it has."""
+    """The spec for a device with some of the heads: of a layout for each head it picks those that it has, and of a
+    function of the head it knows at run time alone which they are."""
 
     def picked(x: Any) -> Any:
-        return dataclasses.replace(x, picked=True) if isinstance(x, Blocks) and x.head is not None else x
+        if isinstance(x, Blocks) and x.head is not None:
+            return dataclasses.replace(x, picked=True)
+        return dataclasses.replace(x, heads=None) if isinstance(x, Function) else x
 
     numbered = spec.terms(range(len(spec.signature.axes)))
-    terms = jax.tree.map(picked, numbered, is_leaf=lambda x: isinstance(x, (Blocks, Operand)))
+    terms = jax.tree.map(picked, numbered, is_leaf=lambda x: isinstance(x, (Blocks, Function, Operand)))
     tree = jax.tree.structure(terms, is_leaf=lambda x: isinstance(x, Operand))
     return dataclasses.replace(spec, signature=spec.signature._replace(tree=tree))

@@ -1,7 +1,8 @@
 """What users' functions may return: checked once for each, on a tile that is not square, before anything runs.
 
 A function that is not elementwise would give another result for every tile size, silently; and a gate that is not
-linear in the weight another one on every backend, be it a function or a class of a user's own.
+linear in the weight another one on every backend, be it a function or a class of a user's own.  So would a normaliser
+that says it is elementwise and is not: that is tried, on a few numbers.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
-from jattn import gates, masks, mods
+from jattn import gates, masks, mods, normalizers
 from jattn._terms import Operand, Origin, Signature, split, working
 from jattn._terms.closures import Closure
 from jattn._terms.linear import nonlinear
+from jattn._terms.untraced import untraced
 
 T = TypeVar("T")
 # Primes, so that an axis of this length is one of the tile's; nothing of this size is made.
@@ -34,40 +37,58 @@ def checked(terms: T, dtype: jnp.dtype) -> T:
     Raises for the first function, and the first gate of a user's own class, that is not what it must be.  `dtype` is
     the query's.
     """
-    for gate in jax.tree.leaves(terms, is_leaf=_of_a_user):
-        if _of_a_user(gate):
-            _check_gate(gate, dtype)
-    kinds = {mods.Function: "mods.function", masks.Function: "masks.function", gates.Function: "gates.function"}
+    kinds = {
+        mods.Function: "mods.function",
+        masks.Function: "masks.function",
+        gates.Function: "gates.function",
+        normalizers.Function: "normalizers.function",
+    }
 
     def of(x: Any) -> Any:
         if type(x) not in kinds or x.closure.unused:
             return x
         held, operands = _describe(x.held, dtype), _describe(x.operands, dtype)
-        used = _check(kinds[type(x)], x.closure, held, operands, str(dtype))
+        told = getattr(x, "told", None)
+        used, told_used = _check(kinds[type(x)], x.closure, held, operands, told, str(dtype))
+        if told_used != told:
+            x = dataclasses.replace(x, told=told_used)
         if all(used):
             return x
         closure, held = x.closure.without(x.held, used)
         return dataclasses.replace(x, closure=closure, held=held)
 
-    return jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand)))
+    terms = jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand)))
+    for x in jax.tree.leaves(terms, is_leaf=_claims):
+        if _claims(x):
+            _check_claim(x, dtype)
+    return terms
 
 
-def _of_a_user(x: object) -> bool:
-    """Whether it is a gate that the library has not made: its own are linear, and need no look."""
-    return isinstance(x, gates.Gate) and type(x).__module__.partition(".")[0] != "jattn"
+def _claims(x: object) -> bool:
+    """Whether it is a gate, or a normaliser that says it is elementwise, of a user's own; others need no look."""
+    if isinstance(x, normalizers.Function):
+        return x.elementwise
+    own = isinstance(x, gates.Gate) or (isinstance(x, normalizers.Normalizer) and x.elementwise)
+    return own and type(x).__module__.partition(".")[0] != "jattn"
 
 
-def _check_gate(gate: gates.Gate, dtype: jnp.dtype) -> None:
-    """Raises unless a gate is linear in the weight; what holds for one holds for all of its class and signature."""
-    arrays, signature = split(gate.bound(*Origin().indices(1, 1)))
+def _check_claim(x: Any, dtype: jnp.dtype) -> None:
+    """Raises unless a gate is linear in the weight, or a normaliser elementwise; what holds for one holds for all of
+    its class and signature."""
+    arrays, signature = split(x.bound(*Origin().indices(1, 1)))
     operands = tuple(
         (x.shape, _canonical(working(x, dtype)), axes) for x, axes in zip(arrays, signature.axes, strict=True)
     )
+    if isinstance(x, normalizers.Function):
+        who = f"normalizers.function: {x.closure.name}"
+    else:
+        who = f"{'gates' if isinstance(x, gates.Gate) else 'normalizer'}: {type(x).__qualname__}"
+    check = _linear if isinstance(x, gates.Gate) else _elementwise
     try:
         hash(signature)
     except TypeError:  # an attribute that is neither an array nor hashable
-        return _linear.__wrapped__(type(gate), signature, operands, str(dtype))
-    return _linear(type(gate), signature, operands, str(dtype))
+        return check.__wrapped__(who, signature, operands, str(dtype))
+    return check(who, signature, operands, str(dtype))
 
 
 _Description = tuple[tuple[int, ...], jnp.dtype, str]  # of an operand: shape, dtype and axes
@@ -131,22 +152,53 @@ def _say_unless_linear(who: str, traced: ClosedJaxpr, at: int) -> None:
 
 
 @functools.lru_cache(maxsize=512)
-def _linear(kind: type[gates.Gate], signature: Signature, operands: tuple[_Description, ...], dtype: str) -> None:
-    """Raises unless all gates of that kind and signature are linear in the weight."""
+def _linear(who: str, signature: Signature, operands: tuple[_Description, ...], dtype: str) -> None:
+    """Raises unless gates of that signature are linear in the weight."""
     weight = jax.ShapeDtypeStruct((_ROWS, _COLUMNS), jnp.promote_types(dtype, jnp.float32))
-    who = f"gates: {kind.__qualname__}"
     traced = _trace(who, lambda tiles, *rest: signature.fill(tiles)(*rest), operands, [weight, *_positions()])
     _say_unless_linear(who, traced, len(operands))
 
 
 @functools.lru_cache(maxsize=512)
+def _elementwise(who: str, signature: Signature, operands: tuple[_Description, ...], dtype: str) -> None:
+    """Raises unless normalisers of that signature give a few scores the weights that each gets alone, and elsewhere in
+    the row."""
+    row = 4 * np.random.default_rng(0).standard_normal((1, 6)).astype(jnp.promote_types(dtype, jnp.float32))
+
+    def weights(scores: np.ndarray) -> np.ndarray:
+        along = {_ROWS: 1, _COLUMNS: scores.shape[1]}
+        tiles = (_tile(*x) for x in operands)
+        ones = [jnp.asarray(np.ones([along.get(n, n) for n in x.shape], x.dtype)) for x in tiles]
+        return np.broadcast_to(np.asarray(signature.fill(ones)(jnp.asarray(scores))), scores.shape)
+
+    def tried() -> bool:
+        alone = np.concatenate([weights(row[:, [n]]) for n in range(row.size)], 1)
+        others = weights(row), weights(row[:, ::-1])[:, ::-1]
+        return all(np.allclose(x, alone, 1e-3, 1e-3, equal_nan=True) for x in others)
+
+    if not untraced(tried):
+        raise ValueError(
+            f"{who} says that it is elementwise, but the weight of a score depends on what else is in its row: leave"
+            " `elementwise` out, and it gets whole rows"
+        )
+
+
+@functools.lru_cache(maxsize=512)
 def _check(
-    name: str, closure: Closure, held: tuple[_Description, ...], operands: tuple[_Description, ...], dtype: str
-) -> tuple[bool, ...]:
-    """Which of the arrays that it closes over a function uses."""
+    name: str,
+    closure: Closure,
+    held: tuple[_Description, ...],
+    operands: tuple[_Description, ...],
+    told: str | None,
+    dtype: str,
+) -> tuple[tuple[bool, ...], str | None]:
+    """Which of the arrays that it closes over a function uses, and of the indices that it is told."""
     who, computed = f"{name}: {closure.name}", jnp.promote_types(dtype, jnp.float32)
-    score = [] if name == "masks.function" else [jax.ShapeDtypeStruct((_ROWS, _COLUMNS), computed)]
-    arguments = [*score, *_positions(), *(_tile(*x) for x in operands)]
+    tile = [] if name == "masks.function" else [jax.ShapeDtypeStruct((_ROWS, _COLUMNS), computed)]
+    of_rows = name == "normalizers.function"
+    which = [] if told is None else [jax.ShapeDtypeStruct((), jnp.int32)] * 2
+    positions = [] if of_rows else [*which, *_positions()]
+    arguments = [*tile, *positions, *(_tile(*x) for x in operands)]
     traced = _trace(who, lambda held, *rest: closure.build(held)(*rest), held, arguments)
     if any(isinstance(x, Tracer) for x in traced.consts):
         raise TypeError(
@@ -158,7 +210,7 @@ def _check(
     if out.dtype != bool if name == "masks.function" else not floating:
         wanted = "bool" if name == "masks.function" else "floating-point numbers"
         raise TypeError(f"{who} returns {out.dtype}, must return {wanted}")
-    mixed = _across(traced.jaxpr)
+    mixed = "" if of_rows else _across(traced.jaxpr)
     if mixed:
         raise ValueError(
             f"{who} must be elementwise, but {mixed} mixes the entries of a tile: its result would"
@@ -173,15 +225,21 @@ def _check(
         _say_unless_linear(who, traced, len(held))
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
     held_used, used = used[: len(held)], used[len(held) :]
+    told_used = None if told is None else "".join(x for x, y in zip("bh", used[len(tile) :], strict=False) if y)
     shapes = [x.shape[:2] for x, y in zip(arguments, used, strict=True) if y and len(x.shape) >= 2]
     least = [max((x[n] for x in shapes if x[n] in (_ROWS, _COLUMNS)), default=1) for n in (0, 1)]
     got = (1,) * (2 - len(out.shape)) + tuple(out.shape)
+    if of_rows and got != (_ROWS, _COLUMNS):
+        raise ValueError(f"{who} must return weights [bt, s] of scores [bt, s], returns {_shown(out.shape)}")
     if len(got) > 2 or any(n not in (want, full) for n, want, full in zip(got, least, (_ROWS, _COLUMNS), strict=True)):
-        say = lambda shape: str(list(shape)).replace(str(_ROWS), "bt").replace(str(_COLUMNS), "bs")
         raise ValueError(
-            f"{who} must be elementwise: of a tile [bt, bs] it returns {say(out.shape)}, must return {say(least)}"
+            f"{who} must be elementwise: of a tile [bt, bs] it returns {_shown(out.shape)}, must return {_shown(least)}"
         )
-    return tuple(held_used)
+    return tuple(held_used), told_used
+
+
+def _shown(shape: Sequence[int]) -> str:
+    return str(list(shape)).replace(str(_ROWS), "bt").replace(str(_COLUMNS), "bs")
 
 
 def _across(jaxpr: Jaxpr) -> str:

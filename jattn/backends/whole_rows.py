@@ -4,7 +4,9 @@ What no query of a strip sees counts as 0 there, and so does a query that sees n
 included, reaches no result and no gradient.
 
 The twin of the fused kernels (their higher derivatives are derivatives of this), and the way of the normalisers that
-have no online form.  `jax.checkpoint` around a strip keeps the memory of any derivative linear in t + s.
+have no online form.  Of those that are elementwise a strip is cut into blocks of keys, whose results are added up, and
+blocks that the mask hides are left out.  `jax.checkpoint` around a strip or a block keeps the memory of any derivative
+linear in t + s.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from jax.typing import DTypeLike
 from jattn import _terms
 from jattn._call.problem import Problem, reduce, tile_width
 from jattn._terms import AnyArray, Operand, Signature, Terms
-from jattn._terms.block_tables import Tiling
+from jattn._terms.block_tables import Tiling, answers
 from jattn._terms.moved import moved
 from jattn._terms.rows import THRESHOLD
 from jattn.backends.contract import Precision
@@ -40,6 +42,10 @@ class StripSize(NamedTuple):
     """As many as it may have."""
     rows: int = 16
     """As many as it has even so: scores of so few take about the memory of the keys."""
+    blocks: int = 8
+    """Into as many its keys are cut where it may be: more skip more, but each adds to gradients as long as the keys."""
+    keys: int = 256
+    """As many a block has at least."""
 
 
 _STRIP_SIZE = StripSize()
@@ -54,14 +60,17 @@ def rows(
     finish: Callable,
     extra: object = None,
     strip: StripSize = _STRIP_SIZE,
+    summed: bool = False,
 ) -> Any:
     """Any function of whole rows of scores, for all rows.
 
     `finish(terms, extra, scores [bt, s], value [s, e], i, j)` of one head returns a pytree of arrays `[bt, ..]`; the
     result has them as `[b, t, h, ..]`.  `extra` is a term or a pytree of them, cut to the tile as the terms are;
-    `strip` says how large a strip is.
+    `strip` says how large a strip is.  `summed`: what it returns of a row is the sum over blocks of its keys, 0 of keys
+    that are all hidden.
     """
     more, extra_signature = _terms.split(extra)
+    strip = strip if summed else strip._replace(blocks=1)
     fn: Any = functools.partial(_rows, signature, extra_signature, finish, strip)
     placed = jax.typeof(q).sharding
     if AxisType.Explicit in placed.mesh.axis_types:  # loops over sharded arrays are for the partitioner to place
@@ -93,14 +102,25 @@ def _rows(
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     terms = signature.fill(operands[:own])
     masked, width = terms.mask is not None, tile_width(terms, q)
-    query = Tiling(t, min(t, max(most.rows, most.scores // max(1, b * h * s * width))))
+    key = Tiling(s, max(1, min(s, max(most.keys, -(-s // most.blocks)) if most.blocks > 1 else s)))
+    query = Tiling(t, min(t, max(most.rows, most.scores // max(1, b * h * key.block * width))))
     whole = Step({"b": (0, b), "g": (0, g), "h": (0, h), "s": (0, s)}, h // g)
     columns = [whole.columns(x).astype(dtype) for x in (k, v)]
+    visited = None  # which blocks of keys a strip visits, where there are several
+    if key.count > 1:
+        named = signature.fill([Operand(*x) for x in zip(operands[:own], signature.axes, strict=True)])
+        visited = answers(moved(named), query, key).some.any((0, 1))
 
     @functools.partial(jax.checkpoint, policy=_KEPT)
-    def strip(n: int | jax.Array, columns: list[jax.Array]):
+    def tile(n: int | jax.Array, c: int | jax.Array, columns: list[jax.Array]):
         step = whole.along("t", query.start(n), query.block)
+        fresh: Any = True
+        if visited is not None:
+            step = step.along("s", key.start(c), key.block)
+            columns = [jax.lax.dynamic_slice_in_dim(x, key.start(c), key.block, 2) for x in columns]
         i, j = step.positions()
+        if not key.whole:
+            fresh = jnp.broadcast_to(j >= c * key.block, (query.block, key.block))
         tiles = [step.operand(x, a) for x, a in zip(operands, axes, strict=True)]
         arrays = (step.rows(q).astype(dtype), *columns)
         if masked:
@@ -108,10 +128,20 @@ def _rows(
 
         def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
             terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
-            return finish(terms, cut, terms.scores(query, key, i, j), value, i, j)
+            return finish(terms, cut, terms.scores(query, key, i, j, fresh=fresh), value, i, j)
 
-        tile = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
-        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), tile)
+        found = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), found)
+
+    def strip(n: int | jax.Array, columns: list[jax.Array]):
+        if visited is None:
+            return tile(n, 0, columns)
+        row, shapes = jnp.asarray(visited)[n], jax.eval_shape(tile, 0, 0, columns)
+        # of all arrays, so that inside `jax.shard_map` it varies over the axes that any of them varies over
+        zero = functools.reduce(jnp.add, (jnp.zeros_like(x, shape=(), dtype=dtype) for x in (q, k, v, *operands)))
+        nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero.astype(x.dtype), shapes)
+        visit = lambda c: jax.lax.cond(row[c], lambda: tile(n, c, columns), nothing)
+        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(visit, jnp.arange(key.count)))
 
     if query.count == 1:
         return strip(0, columns)
@@ -180,17 +210,22 @@ def output(
     precision: Precision,
     dtype: DTypeLike,
 ) -> jax.Array:
-    """out `[bt, e]` of the weights before the gates; 0 for a row that is -inf throughout, whatever the values."""
+    """out `[bt, e]` of the weights before the gates, which are 0 where scores are -inf; 0 for a row that is -inf
+    throughout, whatever the values."""
+    weight = jnp.where(jnp.isneginf(scores), 0, weight)
     out = jnp.matmul(terms.weights(weight, i, j), value, precision=precision)
     empty = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
     return jnp.where(empty, 0, out).astype(dtype)
 
 
 def attention(problem: Problem, strip: StripSize = _STRIP_SIZE) -> jax.Array:
-    """out `[b, t, h, e]` for normalisers without an online form, which see whole rows."""
+    """out `[b, t, h, e]` for normalisers without an online form, which see whole rows unless they are elementwise."""
     q, k, v, operands, signature = reduce(problem)
+    normalizer = problem.normalizer.bound(*problem.origin.indices(q.shape[0], q.shape[2]))
+    dtype = jnp.promote_types(q.dtype, jnp.float32) if normalizer.elementwise else problem.query.dtype
 
     def finish(terms: Terms, normalizer: Normalizer, scores: jax.Array, value: jax.Array, i: jax.Array, j: jax.Array):
-        return output(terms, scores, normalizer(scores), value, i, j, problem.precision, problem.query.dtype)
+        return output(terms, scores, normalizer(scores), value, i, j, problem.precision, dtype)
 
-    return rows(signature, q, k, v, operands, finish, problem.normalizer, strip)
+    out = rows(signature, q, k, v, operands, finish, normalizer, strip, normalizer.elementwise)
+    return out.astype(problem.query.dtype)

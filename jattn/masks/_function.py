@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,50 +10,55 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import AnyArray, FieldValue, Operand, term
+from jattn._terms import AnyArray, Operand, term
 from jattn._terms.block_tables import Answer, Range
-from jattn._terms.closures import Closure, function_parts
+from jattn._terms.closures import OfUser
+from jattn._terms.untraced import untraced
 from jattn.masks._mask import Mask
 
 
 @term
-class Function(Mask):
+class Function(OfUser, Mask):
     """A user's function."""
 
-    closure: Closure
-    operands: tuple[FieldValue, ...]
-    held: tuple[FieldValue, ...] = ()
+    heads: tuple[int, ...] | None = None
+    """Which heads the call has, where they are known and all that it is told."""
+
+    def bound(self, b: Operand, h: Operand) -> Function:
+        known = self.told == "h" and isinstance(h.array, np.ndarray)
+        return dataclasses.replace(super().bound(b, h), heads=tuple(h.array.tolist()) if known else None)
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        attends = jnp.asarray(self.closure.build(self.held)(i, j, *self.operands))
+        attends = self.result(i=i, j=j)
         if attends.dtype != bool:
             raise TypeError(f"masks.function: {self.closure.name} returns {attends.dtype}, must return bool")
         return attends | jnp.zeros(jnp.broadcast_shapes(i.shape, j.shape), bool)
 
     def blocks(self, i: Range, j: Range) -> Answer:
-        if self.operands or self.held or not isinstance(i.lo, np.ndarray):
+        unknown = self.operands or self.held or (self.told and self.heads is None)
+        if unknown or not isinstance(i.lo, np.ndarray):
             return super().blocks(i, j)
         rows, columns = (_every(lo, hi) for lo, hi in ((i.lo[:, 0], i.hi[:, 0]), (j.lo[0], j.hi[0])))
-        if rows.size * columns.size > _MOST_PAIRS:
+        heads = self.heads or (None,)
+        if len(heads) * rows.size * columns.size > _MOST_PAIRS:
             return super().blocks(i, j)
+        some, every = untraced(lambda: tuple(zip(*(self._look(x, rows, columns) for x in heads), strict=True)))
+        return Answer(np.array(some), np.array(every)) if self.heads else Answer(some[0], every[0])
+
+    def _look(self, head: int | None, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whether some pair and whether every pair of each block attends, of blocks of positions."""
+        of_head = dataclasses.replace(self, h=None if head is None else jnp.int32(head))
 
         def strip(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            pairs = self(rows[:, None], jnp.asarray(columns.reshape(1, -1)))
+            pairs = of_head(rows[:, None], jnp.asarray(columns.reshape(1, -1)))
             over = lambda reduce: reduce(reduce(pairs, axis=0).reshape(columns.shape), axis=1)
             return over(jnp.any), over(jnp.all)
 
-        def look() -> Answer:
-            if rows.size * columns.size > _EAGER_PAIRS:
-                some, every = jax.jit(lambda rows: jax.lax.map(strip, rows))(rows)
-            else:
-                some, every = zip(*map(strip, rows), strict=True)
-            return Answer(np.array(some), np.array(every))
-
-        # In a thread of its own the function just runs: what JAX is tracing, and for which mesh, it keeps to each
-        # thread.  `jax.ensure_compile_time_eval` leaves the trace but not the mesh of `jax.set_mesh`, so that
-        # it would run on devices that are only there to be compiled for.
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            return thread.submit(look).result()
+        if rows.size * columns.size > _EAGER_PAIRS:
+            some, every = jax.jit(lambda rows: jax.lax.map(strip, rows))(rows)
+        else:
+            some, every = zip(*map(strip, rows), strict=True)
+        return np.array(some), np.array(every)
 
 
 def _every(lo: AnyArray, hi: AnyArray) -> np.ndarray:
@@ -67,16 +72,17 @@ _EAGER_PAIRS = 2**22  # compiled, it looks ten times faster, but compiling takes
 
 
 def function(fn: Callable, *operands: ArrayLike | Operand) -> Mask:
-    """fn(i, j, *operands): any mask that you can write.
+    """fn(i, j, *operands), or fn(b, h, i, j, *operands): any mask that you can write.
 
-    Without operands it is static: evaluated once per block while tracing, so that empty blocks are skipped.  It may
-    close over arrays: NumPy arrays of up to 65,536 entries stay static, all others become operands, known at run time.
-    Pairs are looked at one by one, up to 2^30 of them; a mask class with `blocks` of its own answers at once (see
-    `Mask`).
+    Without operands, and without use of b, it is static: evaluated once per block while tracing, for each head if it
+    asks which, so that empty blocks are skipped.  It may close over arrays: NumPy arrays of up to 65,536 entries stay
+    static, all others become operands, known at run time.  Pairs are looked at one by one, up to 2^30 of them; a mask
+    class with `blocks` of its own answers at once (see `Mask`).
 
     Args:
       fn: takes int32 positions i `[bt, 1]` and j `[1, bs]` and an array for each operand; returns booleans
-        broadcastable to `[bt, bs]`.  It is elementwise: no pair may depend on which others are in its tile.
+        broadcastable to `[bt, bs]`.  It is elementwise: no pair may depend on which others are in its tile.  With two
+        arguments more it is told b and h before the positions, as in `jattn.mods.function`.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.
 
     Raises:
@@ -93,4 +99,4 @@ def function(fn: Callable, *operands: ArrayLike | Operand) -> Mask:
 
     Source: Dong et al. 2024, "Flex Attention" (mask_mod).
     """
-    return Function(*function_parts("masks.function", fn, operands, 2, tables=True))
+    return Function.of("masks.function", fn, operands, "")

@@ -124,10 +124,11 @@ def test_steps_over_batch_and_heads(step):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("strip", [1, 300, 2000])
 def test_strips_of_whole_rows(strip):
-    """As above, for the normalisers without an online form: one row at a time; some rows; all of them."""
-    strip = whole_rows.StripSize(strip, 1)
+    """As above, for the normalisers without an online form: one row at a time; some rows; all of them.  Of those that
+    are elementwise, five keys at a time: some tiles are left out, and the last one moves back."""
+    strip = whole_rows.StripSize(strip, 1, 4, 5)
     backend = Direct("rows", BLOCKWISE.refuses, lambda x: (whole_rows.attention(x, strip), None))
-    for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15"):
+    for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15", "relu", "stick-breaking"):
         got = evaluate(make(name, jnp.float64), backend)
         assert_agree(got, _wanted(name), "float64")
         assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")

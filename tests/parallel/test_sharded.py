@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jattn
-from jattn import gates, masks, parallel
+from jattn import gates, masks, mods, normalizers, parallel
 from tests import aot
 
 Q = jnp.ones((2, 8, 2, 4))
@@ -67,6 +67,29 @@ def test_dropout_inside_shard_map_does_not_repeat_itself():
         np.testing.assert_allclose(over(Q), whole, atol=1e-6)
     with parallel.layout():  # all devices do the same, since that is what is said
         np.testing.assert_allclose(over(Q), jnp.concatenate([first] * 2), atol=1e-6)
+
+
+def test_functions_are_told_which_of_all_batch_elements_and_heads():
+    def call(q: jax.Array) -> jax.Array:
+        tilted = mods.function(lambda s, b, h, i, j: s - (1 + b) * 0.3 * h * abs(i - j))
+        relu = normalizers.function(lambda s: jnp.maximum(s, 0), elementwise=True)
+        later = masks.function(lambda b, h, i, j: j <= i - h)
+        soft, own = (
+            jattn.attention(q, q, q, mods=tilted, mask=later, normalizer=x) for x in (normalizers.softmax(), relu)
+        )
+        return soft + own
+
+    q = jax.random.normal(jax.random.key(0), (2, 300, 2, 4))  # so long that the elementwise one has two blocks of keys
+    wanted = call(q)
+    layouts = parallel.layout(batch="x"), parallel.layout(heads="x")
+    for layout, spec in zip(layouts, (PartitionSpec("x"), PartitionSpec(None, None, "x")), strict=True):
+        over = jax.jit(jax.shard_map(call, mesh=_mesh(), in_specs=spec, out_specs=spec))
+        with pytest.raises(ValueError, match=r"function depends on .* along which of 'x' .* jattn\.parallel\.layout"):
+            over(q)
+        sharded = jax.jit(call)(jax.device_put(q, NamedSharding(_mesh(), spec)))
+        with layout:
+            for got in (sharded, over(q)):
+                np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from jattn import gates, masks, mods
 from jattn._call.problem import Problem
 from jattn._terms import Operand
 from jattn.backends.pallas.terms import packed, parts_of
-from jattn.mods import Relative
+from jattn.mods import Relative, RelativeContent
 from jattn.scores import Additive
 
 Function = masks.Function | mods.Function | gates.Function
@@ -48,6 +48,8 @@ def unfit_terms(
     terms = problem.mods, problem.mask, problem.gates
     if parts_of(packed(problem.mask), masks.Blocks):
         return "takes masks.blocks combined with & | ~ alone, not inside another mask"
+    if parts_of(problem.mods, RelativeContent):
+        return "has no kernel for mods.relative_content, a product of its own for each tile"
     tables = [m.table for m in problem.mods if isinstance(m, Relative)]
     for x in parts_of(terms, Operand):
         reason = None if any(x is y for y in tables) else operand(x)

@@ -3,7 +3,7 @@
     score  = score(query, key)                        [t, s]
     score  = -inf where the mask is False             and it stays -inf
     score  = mod(score, i, j)                         for each mod in order
-    weight = normalizer(score)                        each row over s; a row of -inf gives 0
+    weight = normalizer(score)                        each row over s; a score of -inf gives 0
     weight = gate(weight, i, j)                       for each gate in order
     out    = weight @ value                           [t, e]
     lse    = log(sum over s of exp(score))            [t], softmax only
@@ -37,7 +37,7 @@ def _head(
         hidden = jnp.isneginf(score)
         score = jnp.where(hidden, -jnp.inf, mod(jnp.where(hidden, 0, score), i, j))
     lse = logsumexp(score)
-    weight = problem.normalizer(score)
+    weight = jnp.where(jnp.isneginf(score), 0, problem.normalizer(score))
     if problem.sinks is not None:
         share, lse = with_sink(lse, problem.sinks)
         weight = weight * share[:, None]
