@@ -102,7 +102,7 @@ def problem(
     if query.ndim == 3:
         query = query[None]
         if table is None:
-            key, value, factors = jax.tree.map(lambda x: x[None], (key, value, factors))
+            key, value, factors = key[None], value[None], jax.tree.map(lambda x: x[None], factors)
         else:
             table = table[None]
 
