@@ -13,17 +13,17 @@ from jattn_kernels.tpu import decode as kernel
 from jattn_kernels.tpu.decode import Fold, FoldedLayout, Items
 from jax.lax import Precision
 
+from jattn._call.scales import ScaledScore, ScaledWeight
 from jattn._terms import AnyArray, Operand, block_tables
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
 from jattn.backends.contract import Result, Shaped, Spec
-from jattn.backends.pallas.terms import Packed, TileTerms, Words, terms_of
+from jattn.backends.pallas.terms import Packed, TileTerms, Words, parts_of, terms_of
 from jattn.backends.pallas.work import MOST_SCALARS
 from jattn.masks import Mask
 
 MOST_QUERIES, MOST_ROWS = 16, 256  # of one head and of all; beyond them the products take longer than the keys
 _READ = 1.8e-6  # seconds for which the keys and values of a chunk are read: long beside what starts a step
-_MOST_SHARED = 16  # rows of an operand with queries and keys, each of which costs a pair a choice
 
 
 def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped) -> Fold | None:
@@ -31,16 +31,11 @@ def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped) -> Fold | None:
     (_, t, h, d), (_, s, g, e) = q.shape, v.shape
     if t > MOST_QUERIES or t * h > MOST_ROWS or spec.backend.settings.forward is not None:
         return None
-    group = h // g
-    for axes in _axes(spec):
-        shared = (t if "t" in axes else 1) * (group if "h" in axes else 1)
-        if "s" in axes and shared > _MOST_SHARED:
-            return None
     lanes = lambda n: -(-n // 128) * 128
     bytes_of_key = g * (lanes(d) * k.dtype.itemsize + lanes(e) * v.dtype.itemsize)
     chip = chips.tpu(spec.target.chip) or chips.SMALLEST_TPU
     most = int(_READ * chip.bandwidth / chip.cores / bytes_of_key) if spec.blocks is None else spec.blocks[1]
-    fold = Fold(t, s, h, g, kernel.chunk_of(s, g, most))
+    fold = kernel.fold_of(t, s, h, g, most, _with_keys(spec))
     b = lines(spec, q, k, v)
     if b > kernel.MOST_LINES or fold.chunks > kernel.MOST_CHUNKS or 2 * b * fold.chunks > MOST_SCALARS:
         return None
@@ -53,10 +48,9 @@ def lines(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped
     return max(*(x.shape[0] for x in (q, k, v)), *own, 1)
 
 
-def _axes(spec: Spec) -> list[str]:
-    """Of each array that the kernel gets."""
-    terms = FoldedTerms(spec, Fold(1, 1, 1, 1, 1))
-    return [x.axes.replace("r", "ts").replace("c", "ts") for x in terms.slots]
+def _with_keys(spec: Spec) -> bool:
+    """Whether some operand has numbers of keys."""
+    return any(isinstance(x.array, Words) or set("sr") & set(x.axes) for x in FoldedTerms(spec, Fold(1, 1, 1, 1, 1, 1)).slots)
 
 
 class _Looked(Packed):
@@ -74,7 +68,9 @@ class FoldedTerms(TileTerms):
 
     def __init__(self, spec: Spec, fold: Fold):
         super().__init__(spec, fold)
-        self.fold, self.offsets = fold, terms_of(spec).offsets
+        terms = terms_of(spec)
+        self.fold, self.offsets = fold, terms.offsets
+        self.alike = {x.scale.array for kind in (ScaledScore, ScaledWeight) for x in parts_of(terms, kind)}
 
     def laid_out(self, operands: Sequence[AnyArray]) -> tuple[list[jax.Array], tuple[FoldedLayout, ...]]:
         """Arrays for the slots, and how each of them lies."""
@@ -82,14 +78,21 @@ class FoldedTerms(TileTerms):
         return [x for x, _ in pairs], tuple(x for _, x in pairs)
 
     def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, str]:
-        """An array and which of the axes `b h t s` it has."""
+        """An array and which of the axes `b h t s` it has; g in the place of h where a key head's queries share it."""
         if isinstance(slot.array, Words):
             return self._looked_up(slot.array, operands)
+        if slot.array in self.alike:
+            return self._of_key_heads(operands[slot.array]), "bgs"
         if "r" not in slot.axes:
             return jnp.asarray(operands[slot.array]), slot.axes
         t, s = (jnp.arange(n, dtype=jnp.int32) for n in (self.fold.t, self.fold.s))
         array, axes = self.along_diagonals(slot, operands, s - t[:, None])
         return array, axes.replace("r", "ts")
+
+    def _of_key_heads(self, array: AnyArray) -> jax.Array:
+        """`[b, g, s]` of an array `[b, h, s]` that is the same for all heads of a group, which XLA then does not make."""
+        b, _, s = array.shape
+        return jnp.reshape(array, (b, self.fold.g, self.fold.h // self.fold.g, s))[:, :, 0]
 
     def _looked_up(self, words: Words, operands: Sequence[AnyArray]) -> tuple[jax.Array, str]:
         """The bits of all pairs, where the call's queries and keys stand."""

@@ -20,6 +20,7 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
         fold = fold_of(spec, q, k, v)
         if fold is not None:
             return decode(spec, q, k, v, narrow, fold)
+        k, v = (x.astype(q.dtype) if x.dtype.itemsize == 1 else x for x in (k, v))
         call = Call(spec, q, k, v, narrow, "forward")
         out, *of_rows = run(
             call.terms.query(q), heads_first(k), heads_first(v),

@@ -37,16 +37,19 @@ MOST_LINES, MOST_CHUNKS = 2**15, 2**14  # that an item has bits for
 EMPTY, PARTIAL, FULL = range(3)  # what an item says of its chunk; of an empty one nothing is computed
 _STATE, _CHUNK = 2, 14  # bits of an item for each of them; above them stands the batch element
 _NONE = 2**31 - 1  # sorts behind all items
+_STEP = 1024  # columns of one product, about
 
 
 class Fold(NamedTuple):
-    """Lengths of a call whose heads are folded, and how many keys are in fast memory at once."""
+    """Lengths of a call whose heads are folded, how many keys are in fast memory at once, and how many columns one
+    product has."""
 
     t: int
     s: int
     h: int
     g: int
     chunk: int
+    step: int
 
     @property
     def rows(self) -> int:
@@ -63,25 +66,20 @@ class Fold(NamedTuple):
         return -(-self.s // self.chunk)
 
     @property
-    def group(self) -> int:
-        """Query heads of a key head."""
-        return self.h // self.g
-
-    @property
     def padded(self) -> dict[str, int]:
         """Lengths that chunks divide."""
         return {"t": self.t, "s": self.chunks * self.chunk}
 
-    @property
-    def step(self) -> int:
-        """Columns of one product."""
-        return math.gcd(self.columns, 1024)
 
-
-def chunk_of(s: int, g: int, most: int) -> int:
-    """Keys of a chunk, at most `most` if columns are to be whole lanes: all of them, or that times a power of two."""
-    unit = LANES // math.gcd(LANES, g)
-    return unit * min(2 ** max(0, (most // unit).bit_length() - 1), -(-s // unit))
+def fold_of(t: int, s: int, h: int, g: int, most: int, spread: bool) -> Fold:
+    """How heads fold where a chunk is to have at most `most` keys: it has all of them, or a number times a power of two
+    with which columns are whole lanes.  `spread`: operands have numbers of keys, which are spread over columns, of
+    whole lanes of keys at a time."""
+    unit = LANES if spread else LANES // math.gcd(LANES, g)
+    chunk = unit * min(2 ** max(0, (most // unit).bit_length() - 1), -(-s // unit))
+    least = LANES * g if spread else LANES
+    step = least * math.gcd(chunk * g // least, max(1, _STEP // least))
+    return Fold(t, s, h, g, chunk, step)
 
 
 class Items(NamedTuple):
@@ -124,17 +122,13 @@ def items_of(some: Array, every: Array, halves: int) -> Items:
 @dataclasses.dataclass(frozen=True)
 class FoldedLayout:
     """How one operand is laid out for folded heads: `""` a number for each batch element, `rows` `[batch, rows, 1]`,
-    `columns` `[batch, 1, s g]`, or `pairs` `[batch, n, s g]`, whose n rows several rows of the tile share."""
+    `keys` `[batch, n, s]`: for all rows 1, or one for each row, or with `heads` one for each key head."""
 
     along: str
     batch: int
     boolean: bool
-    queries: bool = False  # of pairs: whether queries differ
-    heads: bool = False  # of pairs: whether heads of a group differ
-
-    def shared(self, fold: Fold) -> int:
-        """How many rows pairs have."""
-        return (fold.t if self.queries else 1) * (fold.group if self.heads else 1)
+    n: int = 1
+    heads: bool = False
 
     def spec(self, fold: Fold, at: Any) -> pl.BlockSpec:
         """`at(*grid)` gives the batch element and chunk of a step."""
@@ -145,39 +139,50 @@ class FoldedLayout:
             b, c = at(*grid)
             return entry(b, self.batch), 0, 0 if self.along == "rows" else c
 
-        shape = {"rows": (fold.rows, 1), "columns": (1, fold.columns), "pairs": (self.shared(fold), fold.columns)}
-        return pl.BlockSpec((None, *shape[self.along]), index)
+        return pl.BlockSpec((None, *((fold.rows, 1) if self.along == "rows" else (self.n, fold.chunk))), index)
 
     def read(self, ref: jax.Ref, tile: _Tile) -> jax.Array:
         """The part for a tile, broadcastable to its scores."""
-        columns = slice(tile.at, tile.at + tile.size)
         if not self.along:
             part = ref[entry(tile.b, self.batch)]
         elif self.along == "rows":
             part = ref[...]
-        elif self.along == "columns":
-            part = ref[:, columns]
         else:
-            part = ref[:, columns]
+            g = tile.fold.g
+            part = ref[:, tile.at // g : (tile.at + tile.size) // g]
             part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
-            part = self._spread(part, tile)
+            part = spread(part, g, 1 if self.boolean else 4)
+            if self.heads:
+                own = jax.lax.broadcasted_iota(jnp.int32, (self.n, 1), 0) == tile.key_head
+                part = jnp.sum(jnp.where(own, part, 0), axis=0, keepdims=True)
         return part != 0 if self.boolean else part
 
-    def _spread(self, part: jax.Array, tile: _Tile) -> jax.Array:
-        """`[n, columns]` to `[rows, columns]`, a row at a time: nothing is moved across sublanes."""
-        i, head = tile.i, tile.head
-        member = divided(head, tile.fold.group)[1]
-        number = (i if self.queries else 0) * (tile.fold.group if self.heads else 1) + (member if self.heads else 0)
-        spread = part[:1]
-        for n in range(1, self.shared(tile.fold)):
-            spread = jnp.where(number == n, part[n : n + 1], spread)
-        return spread
+
+def spread(x: jax.Array, g: int, width: int) -> jax.Array:
+    """`[n, keys]` to `[n, keys g]`, each number g times in a row, of as many whole lanes of keys.
+
+    A vector unit moves nothing from lane to lane, but a matrix unit does, with ones and zeros.  It takes a number's
+    `width` bytes one by one, as each is exact in 8 bits of mantissa, and none of them is NaN.
+    """
+    if g == 1:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    bytes_ = [((bits >> (8 * n)) & 255).astype(jnp.float32) for n in range(width)]
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES * g), n) for n in range(2))
+    ones = jnp.where(rows == divided(columns, g)[0], 1.0, 0.0).astype(jnp.bfloat16)
+    parts = []
+    for at in range(0, x.shape[1], LANES):
+        one_byte = lambda y, at=at: product(y[:, at : at + LANES].astype(jnp.bfloat16), ones, (1, 0), None)
+        whole = [one_byte(y).astype(jnp.int32) << (8 * n) for n, y in enumerate(bytes_)]
+        parts.append(functools.reduce(jnp.bitwise_or, whole))
+    return jax.lax.bitcast_convert_type(jnp.concatenate(parts, 1), x.dtype)
 
 
 def lay_out(x: jax.Array, axes: str, fold: Fold) -> tuple[jax.Array, FoldedLayout]:
-    """An array with the axes `axes` of `b h t s` as the kernel takes it, and its layout.
+    """An array with the axes `axes` of `b h t s` as the kernel takes it, and its layout; g in the place of h where the
+    heads of a group share it.
 
-    An array with keys and queries or heads keeps as many numbers as it has, but for those that key heads share.
+    Where it has keys, and queries or heads, it is repeated along what it lacks of the two.
     """
     boolean = x.dtype == jnp.bool_
     batch = x.shape[0] if "b" in axes else 1
@@ -186,19 +191,17 @@ def lay_out(x: jax.Array, axes: str, fold: Fold) -> tuple[jax.Array, FoldedLayou
         x = x if pairs else x.astype(jnp.float32)
     elif x.dtype != jnp.uint32:
         x = x.astype(jnp.int8 if boolean and pairs else jnp.int32)
+    if "g" in axes:
+        return x.reshape(batch, fold.g, -1), FoldedLayout("keys", batch, boolean, fold.g, heads=True)
     h, t, s = (x.shape[axes.index(a)] if a in axes else 1 for a in "hts")
-    x = x.reshape(batch, h, t, s)
-    if "s" not in axes:
-        if h == t == 1 and not set("ht") & set(axes):
-            return x.reshape(batch), FoldedLayout("", batch, boolean)
-        x = jnp.broadcast_to(jnp.swapaxes(x[..., 0], 1, 2), (batch, fold.t, fold.h)).reshape(batch, -1)
-        x = jnp.pad(x, ((0, 0), (0, fold.rows - x.shape[1])), mode="edge")
-        return x[..., None], FoldedLayout("rows", batch, boolean)
-    heads = "h" in axes
-    x = x.reshape(batch, fold.g if heads else 1, fold.group if heads else 1, t, s)
-    x = jnp.transpose(x, (0, 3, 2, 4, 1))  # [batch, t, heads of a group, s, g]
-    x = jnp.broadcast_to(x, (*x.shape[:-1], fold.g)).reshape(batch, -1, s * fold.g)
-    return x, FoldedLayout("pairs" if pairs else "columns", batch, boolean, "t" in axes, heads)
+    x = jnp.swapaxes(x.reshape(batch, h, t, s), 1, 2)
+    if set("ht") & set(axes):
+        x = jnp.broadcast_to(x, (batch, fold.t, fold.h, s)).reshape(batch, -1, s)
+        x = jnp.pad(x, ((0, 0), (0, fold.rows - x.shape[1]), (0, 0)), mode="edge")
+        return x, FoldedLayout("keys" if "s" in axes else "rows", batch, boolean, fold.rows)
+    if "s" in axes:
+        return x.reshape(batch, 1, s), FoldedLayout("keys", batch, boolean)
+    return x.reshape(batch), FoldedLayout("", batch, boolean)
 
 
 def entry(b: Index, batch: int) -> Index:
@@ -229,7 +232,7 @@ class _Tile:
         """Which pairs there are: of a query and a key of its own head, which exists; True for all."""
         live = True
         if self.fold.g > 1:
-            live = divided(self.head, self.fold.group)[0] == self.key_head
+            live = divided(self.head, self.fold.h // self.fold.g)[0] == self.key_head
         if masked and self.fold.s % self.fold.chunk:
             live = live & (self.j < self.fold.s)
         return live
