@@ -141,20 +141,25 @@ class FoldedLayout:
 
         return pl.BlockSpec((None, *((fold.rows, 1) if self.along == "rows" else (self.n, fold.chunk))), index)
 
-    def read(self, ref: jax.Ref, tile: _Tile) -> jax.Array:
-        """The part for a tile, broadcastable to its scores."""
+    def load(self, ref: jax.Ref, b: Index, fold: Fold) -> jax.Array:
+        """What a chunk needs of it, broadcastable to its scores."""
         if not self.along:
-            part = ref[entry(tile.b, self.batch)]
+            part = ref[entry(b, self.batch)]
         elif self.along == "rows":
             part = ref[...]
         else:
-            g = tile.fold.g
-            part = ref[:, tile.at // g : (tile.at + tile.size) // g]
+            part = ref[...]
             part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
-            part = spread(part, g, 1 if self.boolean else 4)
+            part = spread(part, fold.g, 1 if self.boolean else 4)
             if self.heads:
-                own = jax.lax.broadcasted_iota(jnp.int32, (self.n, 1), 0) == tile.key_head
-                part = jnp.sum(jnp.where(own, part, 0), axis=0, keepdims=True)
+                own, head = (jax.lax.broadcasted_iota(jnp.int32, part.shape, n) for n in range(2))
+                part = jnp.where(own == divided(head, fold.g)[1], part, jnp.zeros_like(part))
+                part = jnp.sum(part, axis=0, keepdims=True)
+        return part
+
+    def of_tile(self, part: jax.Array, tile: _Tile) -> jax.Array:
+        """What a tile needs of what its chunk does."""
+        part = part[:, tile.at : tile.at + tile.size] if self.along == "keys" else part
         return part != 0 if self.boolean else part
 
 
@@ -166,16 +171,17 @@ def spread(x: jax.Array, g: int, width: int) -> jax.Array:
     """
     if g == 1:
         return x
+    n, keys = x.shape
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
-    bytes_ = [((bits >> (8 * n)) & 255).astype(jnp.float32) for n in range(width)]
-    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES * g), n) for n in range(2))
+    bits = jnp.concatenate([bits[:, at : at + LANES] for at in range(0, keys, LANES)], 0)
+    stacked = jnp.concatenate([((bits >> (8 * y)) & 255).astype(jnp.float32) for y in range(width)], 0)
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES * g), y) for y in range(2))
     ones = jnp.where(rows == divided(columns, g)[0], 1.0, 0.0).astype(jnp.bfloat16)
-    parts = []
-    for at in range(0, x.shape[1], LANES):
-        one_byte = lambda y, at=at: product(y[:, at : at + LANES].astype(jnp.bfloat16), ones, (1, 0), None)
-        whole = [one_byte(y).astype(jnp.int32) << (8 * n) for n, y in enumerate(bytes_)]
-        parts.append(functools.reduce(jnp.bitwise_or, whole))
-    return jax.lax.bitcast_convert_type(jnp.concatenate(parts, 1), x.dtype)
+    moved = product(stacked.astype(jnp.bfloat16), ones, (1, 0), None).astype(jnp.int32)
+    moved = [moved[y * len(bits) : (y + 1) * len(bits)] << (8 * y) for y in range(width)]
+    whole = functools.reduce(jnp.bitwise_or, moved)
+    whole = jnp.concatenate([whole[at : at + n] for at in range(0, len(whole), n)], 1)
+    return jax.lax.bitcast_convert_type(whole, x.dtype)
 
 
 def lay_out(x: jax.Array, axes: str, fold: Fold) -> tuple[jax.Array, FoldedLayout]:
@@ -273,7 +279,7 @@ class _Step:
         return self.functions.scores(score, tile.i, tile.j, masked, tile.live(masked), self.parts(tile))
 
     def parts(self, tile: _Tile) -> list[jax.Array]:
-        return [x.read(ref, tile) for x, ref in zip(self.layouts, self.operands, strict=True)]
+        return [x.of_tile(part, tile) for x, part in zip(self.layouts, self.loaded, strict=True)]
 
     def exp(self, difference: jax.Array) -> jax.Array:
         return jnp.exp2(difference * LOG2E if self.functions.natural else difference)
@@ -287,6 +293,7 @@ class _Step:
         """
         fold = self.fold
         tiles = [_Tile(fold, self.b, self.chunk, at, fold.step) for at in range(0, fold.columns, fold.step)]
+        self.loaded = [x.load(ref, self.b, fold) for x, ref in zip(self.layouts, self.operands, strict=True)]
         top, total, out = self.top[...], self.total[...], self.sum[...]
         coming = self.scores(tiles[0], masked)
         for n, tile in enumerate(tiles):
