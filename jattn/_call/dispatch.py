@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jattn._call.targets import Target
 from jattn._terms import Operand, rows
 from jattn.backends import BACKENDS, whole_rows
 from jattn.backends.contract import Backend, Direct, Fused, Spec
+from jattn.scores import Dot, General
 
 
 class UnsupportedError(NotImplementedError):
@@ -41,6 +42,9 @@ def run(
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
             return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
+        if (found := _in_pages(problem, backend, blocks, target)) is not None:
+            *arrays, spec = found
+            return with_sinks(*_derivatives.in_pages.attend(spec, *arrays), problem.sinks)
         problem = _whole_float32(scales.applied(pages.gathered(problem)), target)
         if isinstance(backend, Direct):
             return backend.compute(scales.cast(problem))
@@ -50,6 +54,30 @@ def run(
         q, k, v, operands, signature = reduce(problem)
         spec = Spec(backend, signature, problem.query.dtype, problem.precision, blocks, target)
         return with_sinks(*_derivatives.attend(spec, q, k, v, operands), problem.sinks)
+
+
+def reads_pages(
+    problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target
+) -> bool:
+    """Whether a backend reads keys and values where they lie in pages, so that none are copied."""
+    return jax.eval_shape(lambda x: (jnp.zeros(()),) * (_in_pages(x, backend, blocks, target) is not None), problem) != ()
+
+
+def _in_pages(problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target) -> tuple[Any, ...] | None:
+    """Query, pools, table, operands and spec of a problem whose keys a backend reads from their pages; None where they
+    are gathered: on several devices, and where a score makes other keys of them."""
+    if not isinstance(backend, Fused) or backend.in_pages is None or problem.pages is None:
+        return None
+    mesh = jax.sharding.get_abstract_mesh()
+    several = target.layout is not None or (not mesh.empty and mesh.size > 1)
+    if several or not problem.normalizer.is_softmax or not isinstance(problem.score, (Dot, General)):
+        return None
+    own = pages.with_scales_gathered(problem)
+    q, k, v, operands, signature = reduce(_whole_float32(scales.applied(own), target))
+    spec = Spec(backend, signature, problem.query.dtype, problem.precision, blocks, target)
+    if not backend.in_pages.takes(spec, q, k, v, problem.pages):
+        return None
+    return q, k, v, problem.pages, operands, spec
 
 
 def _whole_float32(problem: Problem, target: Target) -> Problem:

@@ -67,6 +67,12 @@ def gathered(problem: Problem) -> Problem:
     return _in_rows(problem, take)
 
 
+def with_scales_gathered(problem: Problem) -> Problem:
+    """The problem, of which keys and values stay pools and all else is as if they lay in a row."""
+    take = lambda pool: jnp.take(pool, problem.pages, axis=0, mode="clip").reshape(flat(pool, problem.pages).shape)
+    return dataclasses.replace(problem, scales=jax.tree.map(take, problem.scales), pages=None)
+
+
 def outlined(problem: Problem) -> Problem:
     """The problem as it would be once gathered, with shapes for its keys and values."""
     return problem if problem.pages is None else _in_rows(problem, lambda pool: flat(pool, problem.pages))

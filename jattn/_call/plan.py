@@ -113,7 +113,8 @@ def plan(
     memory = None
     if device is None:
         memory = getattr(run.lower(shapes_of(problem)).compile().memory_analysis(), "temp_size_in_bytes", None)
-    copied, problem = pages.bytes_copied(problem), scales.outlined(pages.outlined(problem))
+    copied = None if dispatch.reads_pages(problem, chosen, override, target) else pages.bytes_copied(problem)
+    problem = scales.outlined(pages.outlined(problem))
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     cut, tiled = Cut((0, 0), None), False
     pairs: int | None = sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]

@@ -116,6 +116,16 @@ class Direct(Backend):
     """(problem): out `[b, t, h, e]`, and lse `[b, t, h]` where the normaliser is a softmax."""
 
 
+class InPages(NamedTuple):
+    """How a backend reads keys and values from their pages: k `[p, page, g, d]` and v `[p, page, g, e]` are pools, and
+    key j of element b is row j % page of page `table[b, j // page]`."""
+
+    takes: Callable[[Spec, Shaped, Shaped, Shaped, Shaped], bool]
+    """(spec, q, k, v, table): whether it does."""
+    forward: Callable[[Spec, jax.Array, jax.Array, jax.Array, jax.Array, list[jax.Array]], Result]
+    """(spec, q, k, v, table, operands), of which it takes the pages."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Fused(Backend):
     """A backend that computes a softmax and its first derivatives by itself, with memory linear in t + s.
@@ -144,6 +154,8 @@ class Fused(Backend):
     twin: Callable[..., tuple[jax.Array, jax.Array]] | None = dataclasses.field(default=None, kw_only=True)
     """(spec, q, k, v, operands): out and lse in differentiable JAX, of which higher derivatives are made; None where
     whole rows of the arrays themselves are what it computes."""
+    in_pages: InPages | None = dataclasses.field(default=None, kw_only=True)
+    """None where keys and values that lie in pages are always gathered."""
     calls_back: bool = dataclasses.field(default=False, kw_only=True)
     """Whether what interprets its kernels calls back to Python, which is an effect of the program."""
 

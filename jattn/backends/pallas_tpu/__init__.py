@@ -5,7 +5,7 @@ Pallas is imported when a call first comes here, and not with the library.
 
 from __future__ import annotations
 
-from jattn.backends.contract import Fused
+from jattn.backends.contract import Fused, InPages
 from jattn.backends.pallas.deferred import deferred
 from jattn.backends.pallas_tpu.refuses import unfit
 from jattn.backends.pallas_tpu.settings import Settings
@@ -39,4 +39,20 @@ def _cut():
     return cut
 
 
-PALLAS_TPU = Fused("pallas_tpu", unfit, _forward, _tangent, _backward, _cut, Settings())
+@deferred
+def _takes_pages():
+    from jattn.backends.pallas_tpu.forward import takes_pages
+
+    return takes_pages
+
+
+@deferred
+def _forward_in_pages():
+    from jattn.backends.pallas_tpu.forward import forward_in_pages
+
+    return forward_in_pages
+
+
+PALLAS_TPU = Fused(
+    "pallas_tpu", unfit, _forward, _tangent, _backward, _cut, Settings(), in_pages=InPages(_takes_pages, _forward_in_pages)
+)

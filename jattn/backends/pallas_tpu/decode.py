@@ -26,26 +26,33 @@ MOST_QUERIES, MOST_ROWS = 16, 256  # of one head and of all; beyond them the pro
 _READ = 1.8e-6  # seconds for which the keys and values of a chunk are read: long beside what starts a step
 
 
-def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped) -> Fold | None:
-    """How the heads of a call fold; None where it has too many queries, or asks for tiles of its own."""
+def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped | None = None) -> Fold | None:
+    """How the heads of a call fold; None where it has too many queries, or asks for tiles of its own.
+
+    With a `table` of pages, keys and values are pools.
+    """
     (_, t, h, d), (_, s, g, e) = q.shape, v.shape
+    page = 0 if table is None else s
+    s = s if table is None else s * table.shape[1]
     if t > MOST_QUERIES or t * h > MOST_ROWS or spec.backend.settings.forward is not None:
         return None
     lanes = lambda n: -(-n // 128) * 128
     bytes_of_key = g * (lanes(d) * k.dtype.itemsize + lanes(e) * v.dtype.itemsize)
     chip = chips.tpu(spec.target.chip) or chips.SMALLEST_TPU
     most = int(_READ * chip.bandwidth / chip.cores / bytes_of_key) if spec.blocks is None else spec.blocks[1]
-    fold = kernel.fold_of(t, s, h, g, most, _with_keys(spec))
-    b = lines(spec, q, k, v)
+    fold = kernel.fold_of(t, s, h, g, most, _with_keys(spec), page)
+    b = lines(spec, q, *((k, v) if table is None else (table,)))
+    if page and (page * g * min(k.dtype.itemsize, v.dtype.itemsize) % 32 or b * table.shape[1] > MOST_SCALARS):
+        return None  # a copy is of whole tiles of memory, and the kernel reads the table ahead of its grid
     if b > kernel.MOST_LINES or fold.chunks > kernel.MOST_CHUNKS or 2 * b * fold.chunks > MOST_SCALARS:
         return None
     return fold
 
 
-def lines(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped] = ()) -> int:
+def lines(spec: Spec, *arrays: Shaped, operands: Sequence[Shaped] = ()) -> int:
     """Batch elements of a call."""
     own = [x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=False) if "b" in axes]
-    return max(*(x.shape[0] for x in (q, k, v)), *own, 1)
+    return max(*(x.shape[0] for x in arrays), *own, 1)
 
 
 def _with_keys(spec: Spec) -> bool:
@@ -118,9 +125,17 @@ def folded(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
-def seen(mask: Mask | None, fold: Fold, b: int) -> tuple[AnyArray, AnyArray]:
-    """Of which chunks something is seen, and of which all is, `[b, chunks]`."""
-    query, key = Tiling(fold.t, fold.t, overhang=True), Tiling(fold.s, fold.chunk, overhang=True)
+def _seen_pages(mask: Mask | None, fold: Fold, b: int, table: jax.Array, pages: int) -> jax.Array:
+    """The table of pages, `[b, chunks pages of a chunk]`; those that nothing is seen of are negative."""
+    some, _ = seen(mask, fold, b, fold.page)
+    table = jnp.where(some, jnp.clip(table, 0, pages - 1), -1)
+    missing = fold.chunks * (fold.chunk // fold.page) - table.shape[1]
+    return jnp.pad(table, ((0, 0), (0, missing)), constant_values=-1)
+
+
+def seen(mask: Mask | None, fold: Fold, b: int, keys: int) -> tuple[AnyArray, AnyArray]:
+    """Of which of so many keys something is seen, and of which all is, `[b, s / keys]`."""
+    query, key = Tiling(fold.t, fold.t, overhang=True), Tiling(fold.s, keys, overhang=True)
     answer = block_tables.answers(mask, query, key)
     xp = numpy_of(answer.some)
     some, every = xp.any(answer.some, (1, 2)), xp.all(answer.every & answer.some, (1, 2))
@@ -129,7 +144,7 @@ def seen(mask: Mask | None, fold: Fold, b: int) -> tuple[AnyArray, AnyArray]:
 
 def work_of(mask: Mask | None, fold: Fold, b: int, halves: int) -> Items:
     """The chunks that are visited."""
-    return kernel.items_of(*seen(mask, fold, b), halves)
+    return kernel.items_of(*seen(mask, fold, b, fold.chunk), halves)
 
 
 def halves_of(chip: chips.Tpu | None) -> int:
@@ -137,15 +152,26 @@ def halves_of(chip: chips.Tpu | None) -> int:
     return 1 if chip is None else chip.cores
 
 
-def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[jax.Array], fold: Fold) -> Result:
-    """`forward` with folded heads; operands of 32 bits."""
-    b, chip = lines(spec, q, k, v, operands), chips.tpu(spec.target.chip)
+def decode(
+    spec: Spec,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[jax.Array],
+    fold: Fold,
+    table: jax.Array | None = None,
+) -> Result:
+    """`forward` with folded heads; operands of 32 bits.  With a `table` of pages, k and v are pools."""
+    sides = (q, k, v) if table is None else (q, table)
+    b, chip = lines(spec, *sides, operands=operands), chips.tpu(spec.target.chip)
+    mask = moved(spec.terms(operands))
+    pages = None if table is None else _seen_pages(mask, fold, b, table, len(k))
     terms = FoldedTerms(spec, fold)
     arrays, layouts = terms.laid_out(operands)
     functions, halves = terms.functions(), halves_of(chip)
     parts = kernel.decode(
         terms.query(q), folded(k), folded(v), arrays, layouts, functions,
-        work_of(moved(spec.terms(operands)), fold, b, halves), fold, b,
+        work_of(mask, fold, b, halves), fold, b, pages,
         dtype=spec.dtype if halves == 1 else jnp.float32,
         precision=Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
         memory=None if chip is None else chip.granted,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
@@ -38,6 +39,7 @@ EMPTY, PARTIAL, FULL = range(3)  # what an item says of its chunk; of an empty o
 _STATE, _CHUNK = 2, 14  # bits of an item for each of them; above them stands the batch element
 _NONE = 2**31 - 1  # sorts behind all items
 _STEP = 1024  # columns of one product, about
+_UNROLLED = 8  # pages whose copies begin in one go
 
 
 class Fold(NamedTuple):
@@ -50,6 +52,7 @@ class Fold(NamedTuple):
     g: int
     chunk: int
     step: int
+    page: int = 0  # keys of a page, where keys lie in pages
 
     @property
     def rows(self) -> int:
@@ -71,15 +74,15 @@ class Fold(NamedTuple):
         return {"t": self.t, "s": self.chunks * self.chunk}
 
 
-def fold_of(t: int, s: int, h: int, g: int, most: int, spread: bool) -> Fold:
+def fold_of(t: int, s: int, h: int, g: int, most: int, spread: bool, page: int = 0) -> Fold:
     """How heads fold where a chunk is to have at most `most` keys: it has all of them, or a number times a power of two
     with which columns are whole lanes.  `spread`: operands have numbers of keys, which are spread over columns, of
     whole lanes of keys at a time."""
-    unit = LANES if spread else LANES // math.gcd(LANES, g)
+    unit = math.lcm(LANES if spread else LANES // math.gcd(LANES, g), max(page, 1))
     chunk = unit * min(2 ** max(0, (most // unit).bit_length() - 1), -(-s // unit))
     least = LANES * g if spread else LANES
     step = least * math.gcd(chunk * g // least, max(1, _STEP // least))
-    return Fold(t, s, h, g, chunk, step)
+    return Fold(t, s, h, g, chunk, step, page)
 
 
 class Items(NamedTuple):
@@ -244,6 +247,47 @@ class _Tile:
         return live
 
 
+class Pages:
+    """Keys that lie in pages of main memory: those of the next chunk are on their way while this one is computed."""
+
+    def __init__(
+        self,
+        table: jax.Ref,
+        pools: tuple[jax.Ref, jax.Ref],
+        chunks: tuple[jax.Ref, jax.Ref],
+        arrived: jax.Ref,
+        fold: Fold,
+    ):
+        self.table, self.pools, self.chunks, self.arrived, self.fold = table, pools, chunks, arrived, fold
+
+    def arrived_at(self, n: jax.Array, count: jax.Array, place: Any) -> list[jax.Ref]:
+        """The keys and values of item n, once they are there; `place(n)` is its batch element and chunk."""
+        begin = lambda n: self._each_page(n, place, lambda copy: copy.start())
+        pl.when(n == 0)(functools.partial(begin, n))
+        pl.when(n + 1 < count)(functools.partial(begin, n + 1))
+        pl.when(n < count)(functools.partial(self._each_page, n, place, lambda copy: copy.wait()))
+        return [x.at[jax.lax.rem(n, jnp.int32(2))] for x in self.chunks]
+
+    def _each_page(self, n: jax.Array, place: Any, run: Any) -> None:
+        """What to do with the copies of item n, of the pages of which something is seen."""
+        (b, chunk), slot = place(n), jax.lax.rem(n, jnp.int32(2))
+        per, rows = self.fold.chunk // self.fold.page, self.fold.page * self.fold.g
+        first = (b * self.fold.chunks + chunk) * per
+
+        def one(p: jax.Array, carry: jax.Array) -> jax.Array:
+            page = self.table[first + p]
+
+            @pl.when(page >= 0)
+            def _():
+                for of, (pool, held) in enumerate(zip(self.pools, self.chunks, strict=True)):
+                    there = held.at[slot, pl.ds(pl.multiple_of(p * rows, rows), rows)]
+                    run(pltpu.make_async_copy(pool.at[page], there, self.arrived.at[slot, of]))
+
+            return carry
+
+        jax.lax.fori_loop(np.int32(0), np.int32(per), one, np.int32(0), unroll=math.gcd(per, _UNROLLED))
+
+
 class _Step:
     """One step of the grid: a chunk of a batch element's keys."""
 
@@ -255,7 +299,11 @@ class _Step:
         layouts: tuple[FoldedLayout, ...],
         precision: jax.lax.Precision | None,
     ):
-        self.items, self.counts, self.q, self.k, self.v, *rest = refs
+        scalars = 3 if fold.page else 2
+        self.items, self.counts, self.q, self.k, self.v, *rest = *refs[:2], *refs[scalars:]
+        if fold.page:
+            *rest, keys, values, arrived = rest
+            self.pages = Pages(refs[2], (self.k, self.v), (keys, values), arrived, fold)
         *self.operands, self.out, self.lse, self.remainder, self.top, self.total, self.sum = rest
         self.fold, self.functions, self.layouts, self.precision = fold, functions, layouts, precision
         half, n = pl.program_id(0), pl.program_id(1)
@@ -264,6 +312,9 @@ class _Step:
         self.b, self.chunk, self.state = parts_of(item)
         before = parts_of(item_at(self.items, self.counts, half, jnp.maximum(n - 1, 0), fold))[0]
         after = parts_of(item_at(self.items, self.counts, half, n + 1, fold))[0]
+        if fold.page:
+            place = lambda n: parts_of(item_at(self.items, self.counts, half, n, fold))[:2]
+            self.k, self.v = self.pages.arrived_at(n, self.count, place)
         self.first = (n == 0) | (before != self.b)
         self.last = (n == self.count - 1) | (after != self.b)
 
@@ -374,6 +425,7 @@ def decode(
     work: Items,
     fold: Fold,
     b: int,
+    pages: jax.Array | None = None,
     *,
     dtype: DTypeLike,
     precision: jax.lax.Precision | None = None,
@@ -383,16 +435,21 @@ def decode(
     """out `[halves, b, t h, e]` in `dtype`, lse and what rounding took from it `[halves, b, t h]`, of q
     `[b, t h, d]`, k `[b, s g, d]`, v `[b, s g, e]`: of each half of the keys, to be merged by lse.
 
-    Batch axes may be shorter than b: element n uses entry n % length.  `memory` is as in `forward`.
+    Batch axes may be shorter than b: element n uses entry n % length.  With `pages` `[b, chunks pages of a chunk]`, k is
+    `[p, page g, d]` and v `[p, page g, e]`, and a page of which nothing is seen is negative.  `memory` is as in
+    `forward`.
     """
     halves = work.counts.shape[0]
     rows, e = fold.rows, v.shape[-1]
     q = jnp.pad(q, ((0, 0), (0, rows - q.shape[1]), (0, 0)))
 
-    def at(half: Index, n: Index, items: jax.Ref, counts: jax.Ref) -> tuple[jax.Array, jax.Array]:
+    def at(half: Index, n: Index, items: jax.Ref, counts: jax.Ref, *_: jax.Ref) -> tuple[jax.Array, jax.Array]:
         return parts_of(item_at(items, counts, half, n, fold))[:2]
 
     def keys(x: jax.Array) -> pl.BlockSpec:
+        if pages is not None:
+            return pl.BlockSpec(memory_space=pl.ANY)
+
         def index(*grid: Any):
             b, c = at(*grid)
             return entry(b, x.shape[0]), c, 0
@@ -402,6 +459,12 @@ def decode(
     of_queries = pl.BlockSpec((None, rows, q.shape[-1]), lambda *grid: (entry(at(*grid)[0], q.shape[0]), 0, 0))
     of_rows = lambda width: pl.BlockSpec((None, None, rows, width), lambda *grid: (grid[0], at(*grid)[0], 0, 0))
     per_row = pltpu.VMEM((rows, LANES), jnp.float32)
+    scratch = [per_row, per_row, pltpu.VMEM((rows, e), jnp.float32)]
+    scalars = [work.items.reshape(-1), work.counts]
+    if pages is not None:
+        scalars.append(pages.reshape(-1))
+        scratch += [pltpu.VMEM((2, fold.columns, x.shape[-1]), x.dtype) for x in (k, v)]
+        scratch.append(pltpu.SemaphoreType.DMA((2, 2)))
     out, *per_query = pl.pallas_call(
         functools.partial(
             _kernel,
@@ -416,15 +479,15 @@ def decode(
         interpret=interpret,
         out_shape=[array((halves, b, rows, e), dtype), *[array((halves, b, rows, LANES), jnp.float32)] * 2],
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
+            num_scalar_prefetch=len(scalars),
             grid=(halves, work.longest),
             in_specs=[of_queries, keys(k), keys(v), *(x.spec(fold, at) for x in layouts)],
             out_specs=[of_rows(e), of_rows(LANES), of_rows(LANES)],
-            scratch_shapes=[per_row, per_row, pltpu.VMEM((rows, e), jnp.float32)],
+            scratch_shapes=scratch,
         ),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=memory, disable_bounds_checks=True
         ),
-    )(work.items.reshape(-1), work.counts, q, k, v, *operands)
+    )(*scalars, q, k, v, *operands)
     n = fold.t * fold.h
     return out[:, :, :n], *functions.natural_lse(*(x[:, :, :n, 0] for x in per_query))
