@@ -46,7 +46,7 @@ class Case:
         return min(self.fill, WINDOW) if self.kind == "window" else self.fill
 
     def bytes(self, width: int) -> int:
-        """What a step has to read at least: the keys and values that are seen, of `width` bytes a number, and scales."""
+        """What a step has to read: the keys and values that are seen, of `width` bytes a number, and their scales."""
         rows = 2 * self.b * self.seen * self.g
         return rows * (self.d + 4) if self.kind == "int8" else rows * self.d * width
 

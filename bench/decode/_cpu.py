@@ -10,7 +10,7 @@ import numpy as np
 
 from bench import _timing
 from bench.decode._cases import Case
-from bench.decode._programs import jax_step, jattn_step, plain_step, shapes
+from bench.decode._programs import jattn_step, jax_step, plain_step, shapes
 from bench.decode._rows import Row
 
 CONTENDERS = {"jattn": lambda case: jattn_step(case, "blockwise"), "jax.nn": jax_step, "jnp": plain_step}

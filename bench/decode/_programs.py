@@ -53,7 +53,14 @@ def jattn_step(case: Case, implementation: str | None) -> Callable[..., jax.Arra
         have = jnp.asarray(lengths(case))
         more = {"scales": scales} if scales else {}
         return jattn.attention(
-            q, k, v, mask=near & masks.prefix(have), positions=have - 1, implementation=implementation, **options, **more
+            q,
+            k,
+            v,
+            mask=near & masks.prefix(have),
+            positions=have - 1,
+            implementation=implementation,
+            **options,
+            **more,
         )
 
     return step

@@ -75,7 +75,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             )
             dashes = "-" if contender == "jattn" else "--"
             label = f"{contender}, {title}"
-            axes.plot(*zip(*points, strict=True), dashes, marker="o", color=f"C{n % 10}", label=label) if points else None
+            axes.plot(
+                *zip(*points, strict=True), dashes, marker="o", color=f"C{n % 10}", label=label
+            ) if points else None
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="keys in the cache", title=f"{panel[0]}, batch {panel[1]}")
         axes.set_xticks(fills := sorted({row.case.fill for row in rows}), [str(fill) for fill in fills])

@@ -56,14 +56,16 @@ def run(
         return with_sinks(*_derivatives.attend(spec, q, k, v, operands), problem.sinks)
 
 
-def reads_pages(
-    problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target
-) -> bool:
+def reads_pages(problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target) -> bool:
     """Whether a backend reads keys and values where they lie in pages, so that none are copied."""
-    return jax.eval_shape(lambda x: (jnp.zeros(()),) * (_in_pages(x, backend, blocks, target) is not None), problem) != ()
+    return (
+        jax.eval_shape(lambda x: (jnp.zeros(()),) * (_in_pages(x, backend, blocks, target) is not None), problem) != ()
+    )
 
 
-def _in_pages(problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target) -> tuple[Any, ...] | None:
+def _in_pages(
+    problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target
+) -> tuple[Any, ...] | None:
     """Query, pools, table, operands and spec of a problem whose keys a backend reads from their pages; None where they
     are gathered: on several devices, and where a score makes other keys of them."""
     if not isinstance(backend, Fused) or backend.in_pages is None or problem.pages is None:

@@ -54,5 +54,12 @@ def _forward_in_pages():
 
 
 PALLAS_TPU = Fused(
-    "pallas_tpu", unfit, _forward, _tangent, _backward, _cut, Settings(), in_pages=InPages(_takes_pages, _forward_in_pages)
+    "pallas_tpu",
+    unfit,
+    _forward,
+    _tangent,
+    _backward,
+    _cut,
+    Settings(),
+    in_pages=InPages(_takes_pages, _forward_in_pages),
 )

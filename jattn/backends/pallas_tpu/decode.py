@@ -57,7 +57,9 @@ def lines(spec: Spec, *arrays: Shaped, operands: Sequence[Shaped] = ()) -> int:
 
 def _with_keys(spec: Spec) -> bool:
     """Whether some operand has numbers of keys."""
-    return any(isinstance(x.array, Words) or set("sr") & set(x.axes) for x in FoldedTerms(spec, Fold(1, 1, 1, 1, 1, 1)).slots)
+    return any(
+        isinstance(x.array, Words) or set("sr") & set(x.axes) for x in FoldedTerms(spec, Fold(1, 1, 1, 1, 1, 1)).slots
+    )
 
 
 class _Looked(Packed):
@@ -193,4 +195,3 @@ def _merged(out: jax.Array, lse: jax.Array, remainder: jax.Array) -> tuple[Any, 
     shares = shares / jnp.where(blind, 1, total)
     out = jnp.sum(jnp.where(shares[..., None] == 0, 0, out * shares[..., None]), axis=0)
     return out, merged, jnp.where(jnp.isfinite(merged), (top - merged) + log, 0)
-
