@@ -1,8 +1,8 @@
 """`python -m bench decode`: steps of decoding against what their bytes take, by cache kind, batch and fill.
 
-A step is one query of each of 32 heads, 8 key heads, width 128. On this machine's CPU it is measured, in float32, beside
-jax.nn and plain jnp; for TPUs it is estimated in bfloat16, by `python -m bench tpu`'s counter, beside JAX's own kernels
-for pages. A legend says how to read the table.
+A step is one query of each of 32 heads, 8 key heads, width 128. On this machine's CPU it is measured, in float32,
+beside jax.nn and plain jnp; for TPUs it is estimated in bfloat16, by `python -m bench tpu`'s counter, beside JAX's own
+kernels for pages. A legend says how to read the table.
 """
 
 import sys
@@ -29,8 +29,7 @@ Caches: contiguous; paged16, paged64, paged256: pages of so many keys, in no ord
   key and head; window: contiguous, and a query sees 1024 keys.
 TPU: the kernels' counted cycles, and what XLA does around them by its bytes over the bandwidth (around). What starts a
   program is not counted. paged_attention, ragged: JAX's kernels, each in its own layout.
-CPU: medians of runs in turns after a pause before each; jnp and jax.nn get pages gathered and int8 multiplied out in the
-  step.
+CPU: medians of runs in turns after a pause before each; jnp and jax.nn gather pages and multiply int8 out in the step.
 GPU: no figures; a step's kernels are bound by launches and memory, which counting instructions does not see."""
 
 

@@ -58,9 +58,8 @@ def run(
 
 def reads_pages(problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target) -> bool:
     """Whether a backend reads keys and values where they lie in pages, so that none are copied."""
-    return (
-        jax.eval_shape(lambda x: (jnp.zeros(()),) * (_in_pages(x, backend, blocks, target) is not None), problem) != ()
-    )
+    found = lambda x: [jnp.zeros(())] if _in_pages(x, backend, blocks, target) is not None else []
+    return bool(jax.eval_shape(found, problem))
 
 
 def _in_pages(

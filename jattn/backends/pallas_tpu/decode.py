@@ -99,7 +99,7 @@ class FoldedTerms(TileTerms):
         return array, axes.replace("r", "ts")
 
     def _of_key_heads(self, array: AnyArray) -> jax.Array:
-        """`[b, g, s]` of an array `[b, h, s]` that is the same for all heads of a group, which XLA then does not make."""
+        """`[b, g, s]` of `[b, h, s]` that is the same for all heads of a group: a slice, so that XLA makes no more."""
         b, _, s = array.shape
         return jnp.reshape(array, (b, self.fold.g, self.fold.h // self.fold.g, s))[:, :, 0]
 

@@ -435,8 +435,8 @@ def decode(
     """out `[halves, b, t h, e]` in `dtype`, lse and what rounding took from it `[halves, b, t h]`, of q
     `[b, t h, d]`, k `[b, s g, d]`, v `[b, s g, e]`: of each half of the keys, to be merged by lse.
 
-    Batch axes may be shorter than b: element n uses entry n % length.  With `pages` `[b, chunks pages of a chunk]`, k is
-    `[p, page g, d]` and v `[p, page g, e]`, and a page of which nothing is seen is negative.  `memory` is as in
+    Batch axes may be shorter than b: element n uses entry n % length.  With `pages` `[b, chunks pages of a chunk]`, k
+    is `[p, page g, d]` and v `[p, page g, e]`, and a page of which nothing is seen is negative.  `memory` is as in
     `forward`.
     """
     halves = work.counts.shape[0]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jattn_kernels.chips import TPUS
 
+from bench.decode._cases import Case
+from bench.tpu._cases import Case as Walked
+from bench.tpu._compile import Compiler
 from jattn import masks
 from jattn._call import dispatch, targets
 from jattn.backends.pallas_tpu import PALLAS_TPU
@@ -44,6 +49,20 @@ def test_it_compiles(chip, names):
 @pytest.mark.parametrize("chip", TPUS)
 def test_it_compiles_at_every_size(chip):
     _assert_compiles(chip, list(aot.CASES))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("kind", "page"), [("contiguous", None), ("paged", 16), ("int8", None)])
+def test_a_step_of_decoding_copies_no_cache(kind, page):
+    """What is around the kernel reads and writes next to nothing, and the kernel what is seen."""
+    case = Case(kind, 2, 300, 1024, page=page)
+    walked = Walked("v5e", "full", case.b, case.h, case.n, case.d, "fwd")
+    with Compiler() as compiler:
+        answer = compiler.count(walked, "decode", {"step": dataclasses.asdict(case), "contender": "jattn"})
+    cache = 2 * case.b * case.n * case.g * case.d * (1 if kind == "int8" else 2)
+    ((_, kernel),) = answer["kernels"].items()
+    assert answer["between_bytes"] < cache / 20
+    assert case.bytes(2) <= kernel["dma_bytes"] < cache / 1.5
 
 
 @needs_libtpu

@@ -59,7 +59,7 @@ def test_heads_fold(name, t, h, g, chunk):
 T, H, G = 3, 8, 4
 TERMS = {
     "numbers": lambda: {"mods": (mods.softcap(jnp.float32(2.0)), mods.bias(_numbers(B), "b"))},
-    "rows": lambda: {"mods": (mods.alibi(_numbers(H)), mods.bias(_numbers(B, H, T), "bht"), mods.bias(_numbers(T), "t"))},
+    "rows": lambda: {"mods": (mods.alibi(0.1 * _numbers(H)), mods.bias(_numbers(B, H, T), "bht"), mods.bias(_numbers(T), "t"))},
     "columns": lambda: {"mods": mods.bias(_numbers(B, S), "bs"), "gates": gates.gaussian(_numbers(B, T) * 40, 9.0)},
     "pairs": lambda: {
         "mods": (mods.bias(_numbers(H, S), "hs"), mods.bias(_numbers(B, T, S), "bts")),
@@ -81,6 +81,39 @@ def test_every_kind_of_term(name):
     """Operands along rows, along columns and along both; with one mask of few keys, whose chunks are not all visited."""
     options = TERMS[name]()
     _compare(_inputs(T, H, G), options, 32)
+
+
+PAGE, PAGES, POOL = 8, 17, 60
+TABLE = jnp.asarray(np.random.default_rng(2).permutation(POOL)[: B * PAGES].reshape(B, PAGES), jnp.int32)
+CACHE = {"mask": masks.causal() & masks.prefix(LENGTHS), "positions": LENGTHS - T, "pages": TABLE}
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_pages_are_read_where_they_lie(bits):
+    """What stands in pages that nobody sees is NaN, and the table has no such pages."""
+    pool = (_numbers(POOL, PAGE, G, 8), _numbers(POOL, PAGE, G, 5))
+    options = dict(CACHE)
+    if bits == 8:
+        pool = tuple(jnp.round(20 * x).astype(jnp.int8) for x in pool)
+        options["scales"] = tuple(0.05 + jnp.abs(_numbers(POOL, PAGE, G)) / n for n in (50, 60))
+    q, own = _numbers(B, T, H, 8), TABLE
+    got = _attend((q, *pool), "pallas_tpu", {**options, "pages": jnp.where(own == own[0, 3], 10**6, own)}, 32)
+    wanted = _attend((q, *pool), "reference", options)
+    for x, y in zip(got, wanted, strict=True):
+        assert_close(x, y, 1e-5)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (q, *pool))
+    copied = jattn.explain(*shapes, device="v5e", **options).copied
+    assert (copied is None) == (PAGE * G * bits // 8 % 32 == 0)
+
+
+def test_gradients_and_vmap_of_pages_gather():
+    q, pool = _numbers(B, T, H, 8), (_numbers(POOL, PAGE, G, 8), _numbers(POOL, PAGE, G, 5))
+    loss = lambda x: lambda *a: jnp.sum(jnp.sin(_attend(a, x, CACHE, 32)[0]))
+    for x, y in zip(*(jax.grad(loss(x), (0, 1, 2))(q, *pool) for x in ("pallas_tpu", "reference")), strict=True):
+        assert_close(x, y, 1e-5)
+    many = jnp.stack([q, -q])
+    over = lambda x: jax.vmap(lambda q: _attend((q, *pool), x, CACHE, 32)[0])(many)
+    assert_close(over("pallas_tpu"), over("reference"), 1e-5)
 
 
 def test_gradients_are_those_of_all_calls():
