@@ -152,7 +152,8 @@ class FoldedLayout:
             part = ref[...]
         else:
             part = ref[...]
-            part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
+            if part.dtype.itemsize < 4:
+                part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
             part = spread(part, fold.g, 1 if self.boolean else 4)
             if self.heads:
                 own, head = (jax.lax.broadcasted_iota(jnp.int32, part.shape, n) for n in range(2))
@@ -325,7 +326,7 @@ class _Step:
 
     def scores(self, tile: _Tile, masked: bool) -> jax.Array:
         query, key = self.q[...], self.k[tile.at : tile.at + tile.size, :]
-        score = product(query, key.astype(query.dtype), (1, 1), self.precision)
+        score = product(query, as_wide(key, query), (1, 1), self.precision)
         score = score if self.functions.scale is None else score * self.functions.scale
         return self.functions.scores(score, tile.i, tile.j, masked, tile.live(masked), self.parts(tile))
 
@@ -373,7 +374,7 @@ class _Step:
             weight = self.functions.weights(weight, tile.i, tile.j, self.parts(tile))
             live = tile.live(masked)
             weight = weight if live is True else jnp.where(live, weight, 0)  # of no pair a gate may be anything
-        value = self.v[tile.at : tile.at + tile.size, :].astype(self.q.dtype)
+        value = as_wide(self.v[tile.at : tile.at + tile.size, :], self.q)
         if careful:
             some = (score != -jnp.inf) & (tile.row < self.fold.t * self.fold.h)
             seen = to_column(jnp.max(some.astype(jnp.float32), axis=0, keepdims=True)) > 0
@@ -389,6 +390,11 @@ class _Step:
         log = jnp.log(total) if self.functions.natural else jnp.log2(total)  # log(0) = -inf
         self.lse[...] = lse = top + log
         self.remainder[...] = jnp.where(total == 0, 0, (top - lse) + log)
+
+
+def as_wide(x: jax.Array, query: Any) -> jax.Array:
+    """Numbers of 8 bits in the query's dtype."""
+    return x.astype(query.dtype) if x.dtype.itemsize == 1 else x
 
 
 def item_at(items: jax.Ref, counts: jax.Ref, half: Index, n: Index, fold: Fold) -> jax.Array:
