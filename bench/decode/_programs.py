@@ -127,11 +127,12 @@ def ragged_step(case: Case) -> Program:
 
     assert case.page is not None
     pool = jax.ShapeDtypeStruct((case.b * case.n // case.page, case.page, 2 * case.g, case.d), jnp.bfloat16)
+    sizes = {"num_kv_pages_per_block": max(1, 512 // case.page), "num_queries_per_block": 8}  # it asks a TPU for others
 
     def step(q: jax.Array, kv: jax.Array) -> jax.Array:
         have, pages = jnp.asarray(lengths(case)), jnp.asarray(table(case))
         starts = jnp.arange(case.b + 1, dtype=jnp.int32)
-        return ragged_paged_attention(q, kv, have, pages, starts, jnp.array([case.b], jnp.int32))
+        return ragged_paged_attention(q, kv, have, pages, starts, jnp.array([case.b], jnp.int32), **sizes)
 
     return Program(step, [jax.ShapeDtypeStruct((case.b, case.h, case.d), jnp.bfloat16), pool])
 
