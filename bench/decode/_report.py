@@ -27,9 +27,9 @@ def target(row: Row) -> float | None:
     case = row.case
     if row.machine == "cpu" or row.contender != "jattn" or case.b < 8 or case.seen < 1024:
         return None
-    if case.kind == "paged":
-        return 1.35
-    return 1.25 if case.seen >= 8192 else 1.5
+    if case.seen < 8192:
+        return 1.5
+    return 1.35 if case.kind == "paged" else 1.25
 
 
 def summary(rows: Sequence[Row]) -> str:
