@@ -15,7 +15,7 @@ from bench._paths import OUT
 from bench._report import facts_line, header, line, progress, write_json
 from bench.scale import _report
 from bench.scale._cases import CHIP_NAMES, COUNTS, LENGTHS, MASKS, cases
-from bench.scale._pods import PODS, compiled
+from bench.scale._pods import PODS, compiled, obstacle
 from bench.scale._predict import predictions
 from bench.scale._report import Row
 
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str]) -> int:
     """Predict, or compile; 1 if a compiled program is not as it should be, 2 if the command line is wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    absent = missing(["tqdm", "libtpu"] if options.compile else ["tqdm", "matplotlib"])
+    absent = missing(["tqdm", "matplotlib"])
     if absent:
-        return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('aot,bench')}")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('bench')}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
-    return _compile(options) if options.compile else _predict(parser.prog, options)
+    return _compile(parser.prog, options) if options.compile else _predict(parser.prog, options)
 
 
 def _parser() -> Parser:
@@ -60,7 +60,7 @@ def _parser() -> Parser:
         "--pass", type=choices(DIRECTIONS), dest="directions", default=DIRECTIONS, help=f"of {','.join(DIRECTIONS)}"
     )
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
-    parser.add_argument("--compile", action="store_true", help="compile for whole pods, half an hour on two cores")
+    parser.add_argument("--compile", action="store_true", help="compile for whole pods, half an hour")
     parser.add_argument("--pod", type=choices(PODS), default=tuple(PODS), help=f"with --compile: of {','.join(PODS)}")
     parser.add_argument("--limit", type=float, default=3600.0, metavar="SECONDS", help="of one program; default: 3600")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
@@ -93,12 +93,16 @@ def _predict(program: str, options: Any) -> int:
     return 0
 
 
-def _compile(options: Any) -> int:
-    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", "tokamax"])
-    text = [facts_line(facts), "", header(_report.COMPILED)]
+def _compile(program: str, options: Any) -> int:
+    obstacles = {name: obstacle(name) for name in options.pod}
+    if None not in obstacles.values():
+        return complain(program, next(filter(None, obstacles.values())))
+    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", "tokamax", "jax-cuda13-plugin", "nvidia-cuda-nvcc"])
+    text = [facts_line(facts), "", *(f"{name} is left out: {reason}" for name, reason in obstacles.items() if reason)]
+    text.append(header(_report.COMPILED))
     print("\n".join(text), flush=True)
     answers, wrong = [], False
-    for name, one in compiled(options.pod, options.limit):
+    for name, one in compiled([name for name, reason in obstacles.items() if reason is None], options.limit):
         ours = PODS[name].ring != "splash"
         if isinstance(one, str):
             answers.append({"name": name, "error": one})
