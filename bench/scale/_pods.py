@@ -129,10 +129,16 @@ def compiled(names: Sequence[str], seconds: float) -> Iterator[tuple[str, Compil
         yield name, answer["error"] if "error" in answer else Compiled.from_json(answer)
 
 
+TOGETHER = "--xla_gpu_collective_permute_combine_threshold_bytes=8589934592"
+"""On GPU XLA sends what is larger than a threshold one after the other, and computes beside one of them alone."""
+
+
 def _environment(name: str, dump: Path) -> dict[str, str]:
     around = environment(dump, "nothing", ())
-    on_gpu = name in PODS and PODS[name].chip in GPUS
-    return {**around, **_static.environment(str(dump)), "PATH": around["PATH"]} if on_gpu else around
+    if name not in PODS or PODS[name].chip not in GPUS:
+        return around
+    around |= _static.environment(str(dump))
+    return {**around, "XLA_FLAGS": f"{around['XLA_FLAGS']} {TOGETHER}"}
 
 
 def training_step(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
