@@ -27,7 +27,9 @@ computes: the kernels of the busiest device, and what a ring reads and writes be
   instructions as python -m bench gpu --static has recorded them. A length that was not counted goes by the nearest.
 sends: what a device sends in all; a step: the share of one of the ring's steps. In ms: its bytes over one link in one
   direction; of all_to_all the links between two halves of a torus. What a hop takes at least is left out.
-hidden: the share of that during which kernels run. A ring's step takes as long as the longer of the two.
+hidden: the share of that during which kernels run. A ring's step takes as long as the longer of the two. On h100 XLA
+  has to be told to send all of a step at once: README.md here says how.
+splash ring: what its kernels would take. Its causal mask is an array of t * t booleans, so it cannot be made at 1024k.
 efficiency, under each number of chips: one device's estimate for the whole call, over that of all devices together. A
   zig-zag ring's can exceed 100%: its pieces are rectangles without a mask, one device's tiles along the diagonal are
   not. splash's is of its own kernels: compare its ms.
