@@ -4,6 +4,7 @@ how much of the chips is left.  With --compile: training steps of whole pods, co
 A legend says what is assumed.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def _predict(program: str, options: Any) -> int:
     ending = ["", _report.summary(rows), "", LEGEND]
     print("\n".join(ending))
     (options.out / "scale.txt").write_text("\n".join([*text, *ending]) + "\n")
-    write_json(options.out / "scale.json", {"machine": facts, "rows": [row.as_json() for row in rows]})
+    lines = ",\n".join(json.dumps(row.as_json()) for row in rows)  # a row is a line
+    (options.out / "scale.json").write_text(f'{{"machine": {json.dumps(facts)}, "rows": [\n{lines}\n]}}\n')
     _report.plot(rows, options.out / "scale.png")
     print(f"\nWritten: {', '.join(str(options.out / name) for name in ('scale.txt', 'scale.json', 'scale.png'))}")
     return 0
