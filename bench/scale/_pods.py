@@ -134,7 +134,7 @@ TOGETHER = "--xla_gpu_collective_permute_combine_threshold_bytes=8589934592"
 
 
 def _environment(name: str, dump: Path) -> dict[str, str]:
-    around = environment(dump, "nothing", ())
+    around = environment(dump, "nothing", ("--xla_jf_dump_llo_text=false",))  # what XLA made, and no kernel
     if name not in PODS or PODS[name].chip not in GPUS:
         return around
     around |= _static.environment(str(dump))
