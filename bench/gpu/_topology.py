@@ -73,14 +73,20 @@ def target_config(chip: Gpu) -> str:
     )
 
 
+def devices(chip: Gpu, topology: str = "1x1x1") -> Any:
+    """Devices that can only be compiled for: of partitions x hosts x devices."""
+    from jax.experimental import topologies
+
+    found = topologies.get_topology_desc(platform="cuda", topology=topology, target_config=target_config(chip))
+    return found.devices
+
+
 def mesh(chip: Gpu) -> Any:
     """A mesh of one device that can only be compiled for."""
     import jax
     import numpy as np
-    from jax.experimental import topologies
 
-    topology = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target_config(chip))
-    return jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",))
+    return jax.sharding.Mesh(np.array(devices(chip)[:1]), ("x",))
 
 
 def lower_for(chip: Gpu) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-KERNEL = "tpu_custom_call"
+KERNELS = "tpu_custom_call", "mosaic_gpu"  # how the targets of Pallas kernels begin
 _PERMUTES = "collective-permute", "collective-permute-start"
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^ +(?:ROOT )?%([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
@@ -111,18 +111,18 @@ def _sends(computations: _Computations, start: _Instruction) -> bool:
 def _permute(computations: _Computations, name: str, at: int, loop: bool) -> Permute:
     instructions = computations[name]
     start = instructions[at]
-    sent = max((_bytes(*x) for x in _ARRAY.findall(start.kind)), default=0)
+    arrays = sum(_bytes(*x) for x in _ARRAY.findall(start.kind) if x[1])  # without flags, which have no axes
     if not start.op.endswith("-start"):
-        return Permute(start.name, name, loop, False, (), sent)
+        return Permute(start.name, name, loop, False, (), arrays)
     waits = re.compile(rf"%{re.escape(start.name)}(?![\w.-])")
     rest = instructions[at + 1 :]
     done = next(n for n, one in enumerate(rest) if waits.search(one.rest))
-    return Permute(start.name, name, loop, True, tuple(_kernels(computations, rest[:done])), sent)
+    return Permute(start.name, name, loop, True, tuple(_kernels(computations, rest[:done])), arrays // 2)
 
 
 def _kernels(computations: _Computations, instructions: Sequence[_Instruction]) -> Iterator[str]:
     for one in instructions:
-        if one.op == "custom-call" and f'custom_call_target="{KERNEL}"' in one.rest:
+        if one.op == "custom-call" and any(f'custom_call_target="{x}' in one.rest for x in KERNELS):
             yield one.name
         for name in _reached(computations, one.called):
             own = [x._replace(rest=re.sub(_CALLED, "", x.rest)) for x in computations[name]]

@@ -1,4 +1,4 @@
-"""`python -m bench.scale._pods DIR NAME`: compiles a program for a pod that is not there, and reads what it sends.
+"""`python -m bench.scale._pods DIR NAME`: compiles a program for chips that are not there, and reads what it sends.
 
 A line of standard output is the answer, a `Compiled` as JSON or {"name": .., "error": one line}.  A process of its own,
 in the environment of `bench.tpu._compile`: libtpu reads it once, when it loads, and dumps the program into DIR.
@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jattn_kernels.chips import TPUS
+from jattn_kernels.chips import CHIPS, GPUS
 
+from bench._cli import install, missing
 from bench._paths import ROOT
+from bench.gpu import _static, _tools, _topology
 from bench.scale._hlo import Permute, permutes
 from bench.tpu._compile import environment
 from jattn._call.layouts import Order
@@ -41,7 +43,7 @@ class Pod:
 
     Attributes:
         chip: its name in `jattn_kernels.chips`.
-        topology: as `jax.experimental.topologies.get_topology_desc` names the slice.
+        topology: as `jax.experimental.topologies.get_topology_desc` names the slice, or the GPUs of a host.
         axes: devices along data, model and sequence.
         t: the length.
         order: in which the sequence lies.
@@ -70,6 +72,7 @@ PODS = {
     "v5e-16x16-ring": Pod(*_V5E, (1, 1, 256), MILLION, "zigzag", SMALL, "jattn"),
     "v5e-4x4-ring": Pod(*_PEERS, 2**16, "contiguous", SMALL, "jattn"),
     "v5e-4x4-splash": Pod(*_PEERS, 2**16, "contiguous", SMALL, "splash"),
+    "h100-8-ring": Pod("h100", "1x8x1", (1, 1, 8), MILLION, "zigzag", LLAMA, "jattn"),
 }
 SMALLEST = {"v5e-4x4": Pod("v5e", "v5e:4x4", (2, 1, 8), 2**14, "contiguous", SMALL, "jattn")}
 """For a test."""
@@ -99,12 +102,21 @@ class Compiled(NamedTuple):
         return cls(**{**answer, "permutes": [of(one) for one in answer["permutes"]]})
 
 
+def obstacle(name: str) -> str | None:
+    """Why it cannot be compiled here: a clause, None if it can."""
+    pod = PODS[name]
+    if pod.chip in GPUS:
+        return _tools.obstacle()
+    absent = missing(["libtpu", *(["tokamax"] if pod.ring == "splash" else [])])
+    return f"{' and '.join(absent)} not installed: {install('aot,bench')}" if absent else None
+
+
 def compiled(names: Sequence[str], seconds: float) -> Iterator[tuple[str, Compiled | str]]:
     """Each name, as it comes, with what came of its program, or with the reason why there is none."""
     for name in names:
         with tempfile.TemporaryDirectory(prefix="jattn-bench-") as dump:
             command = [sys.executable, "-m", "bench.scale._pods", dump, name]
-            around = environment(Path(dump), "nothing", ())
+            around = _environment(name, Path(dump))
             try:
                 done = subprocess.run(
                     command, cwd=ROOT, env=around, capture_output=True, text=True, timeout=seconds, check=False
@@ -115,6 +127,18 @@ def compiled(names: Sequence[str], seconds: float) -> Iterator[tuple[str, Compil
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         answer = json.loads(lines[-1]) if lines else {"error": (done.stderr.splitlines() or ["no message"])[-1]}
         yield name, answer["error"] if "error" in answer else Compiled.from_json(answer)
+
+
+TOGETHER = "--xla_gpu_collective_permute_combine_threshold_bytes=8589934592"
+"""On GPU XLA sends what is larger than a threshold one after the other, and computes beside one of them alone."""
+
+
+def _environment(name: str, dump: Path) -> dict[str, str]:
+    around = environment(dump, "nothing", ("--xla_jf_dump_llo_text=false",))  # what XLA made, and no kernel
+    if name not in PODS or PODS[name].chip not in GPUS:
+        return around
+    around |= _static.environment(str(dump))
+    return {**around, "XLA_FLAGS": f"{around['XLA_FLAGS']} {TOGETHER}"}
 
 
 def training_step(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
@@ -173,7 +197,7 @@ def jattn_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
     def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         out = jattn.parallel.attention(
             q, k, v, mask=jattn.masks.causal(), mesh=mesh, sequence_axis="sequence", strategy="ring",
-            order=pod.order,
+            order=pod.order, implementation="pallas_gpu" if pod.chip in GPUS else "pallas_tpu",
         )  # fmt: skip
         return jnp.sum(jnp.asarray(out, jnp.float32))
 
@@ -234,7 +258,11 @@ def compile_for(name: str, pod: Pod, dump: Path) -> Compiled:
 
     import jattn
 
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+    if (gpu := GPUS.get(pod.chip)) is None:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=pod.topology).devices
+    else:
+        _topology.lower_for(gpu)
+        devices = _topology.devices(gpu, pod.topology)
     data, model, sequence = pod.axes
     mesh = jattn.parallel.mesh(data=data, model=model, sequence=sequence, devices=devices)
     layout = functools.partial(jattn.parallel.layout, batch="data", heads="model", sequence="sequence")
@@ -245,7 +273,8 @@ def compile_for(name: str, pod: Pod, dump: Path) -> Compiled:
     seconds, held = time.monotonic() - start, program.memory_analysis()
     memory = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
     memory += held.temp_size_in_bytes + held.generated_code_size_in_bytes
-    text = max(dump.glob("*-TLP-hlo.txt"), key=lambda path: path.stat().st_size).read_text()  # as_text() fails on 7x
+    dumps = [path.read_text() for path in dump.glob("*-TLP-hlo.txt")]  # for TPU, where as_text() fails on 7x
+    text = max(dumps, key=len) if dumps else str(program.as_text())
     return Compiled(name, round(seconds, 1), permutes(text), memory, held.temp_size_in_bytes)
 
 
@@ -262,7 +291,7 @@ def main(dump: Path, name: str) -> None:
 
 def fits(one: Compiled) -> bool:
     """Whether it fits in the memory of a device."""
-    return one.memory < TPUS[{**PODS, **SMALLEST}[one.name].chip].memory
+    return one.memory < CHIPS[{**PODS, **SMALLEST}[one.name].chip].memory
 
 
 if __name__ == "__main__":

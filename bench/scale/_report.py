@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jattn_kernels.chips import TPUS
+from jattn_kernels.chips import CHIPS
 
 from bench._passes import DIRECTIONS, TITLES
 from bench._report import Column, number
-from bench.scale._cases import HOST, WAYS, Case
+from bench.scale._cases import COUNTS, HOST, WAYS, Case
 from bench.scale._pods import PODS, Compiled, fits
 from bench.scale._predict import Prediction
 
@@ -120,6 +120,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             panel.axhline(TARGET, color="grey", linewidth=0.8)
             panel.set_title(f"{chip}, {TITLES[direction]}")
             panel.set_xscale("log", base=2)
+            panel.set_xticks(COUNTS, [str(n) for n in COUNTS], fontsize=8)
+            panel.minorticks_off()
             panel.set_ylim(0, 1.1)
             panel.grid(alpha=0.3)
     for panel in grid[-1]:
@@ -150,4 +152,4 @@ COMPILED: list[Column[Compiled]] = [
 
 
 def _memory(one: Compiled) -> str:
-    return f"{TPUS[PODS[one.name].chip].memory / 2**30:.0f} GiB"
+    return f"{CHIPS[PODS[one.name].chip].memory / 2**30:.0f} GiB"

@@ -4,6 +4,7 @@ how much of the chips is left.  With --compile: training steps of whole pods, co
 A legend says what is assumed.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bench._paths import OUT
 from bench._report import facts_line, header, line, progress, write_json
 from bench.scale import _report
 from bench.scale._cases import CHIP_NAMES, COUNTS, LENGTHS, MASKS, cases
-from bench.scale._pods import PODS, compiled
+from bench.scale._pods import PODS, compiled, obstacle
 from bench.scale._predict import predictions
 from bench.scale._report import Row
 
@@ -27,7 +28,9 @@ computes: the kernels of the busiest device, and what a ring reads and writes be
   instructions as python -m bench gpu --static has recorded them. A length that was not counted goes by the nearest.
 sends: what a device sends in all; a step: the share of one of the ring's steps. In ms: its bytes over one link in one
   direction; of all_to_all the links between two halves of a torus. What a hop takes at least is left out.
-hidden: the share of that during which kernels run. A ring's step takes as long as the longer of the two.
+hidden: the share of that during which kernels run. A ring's step takes as long as the longer of the two. On h100 XLA
+  has to be told to send all of a step at once: README.md here says how.
+splash ring: what its kernels would take. Its causal mask is an array of t * t booleans, so it cannot be made at 1024k.
 efficiency, under each number of chips: one device's estimate for the whole call, over that of all devices together. A
   zig-zag ring's can exceed 100%: its pieces are rectangles without a mask, one device's tiles along the diagonal are
   not. splash's is of its own kernels: compare its ms.
@@ -40,14 +43,14 @@ def main(arguments: Sequence[str]) -> int:
     """Predict, or compile; 1 if a compiled program is not as it should be, 2 if the command line is wrong."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    absent = missing(["tqdm", "libtpu"] if options.compile else ["tqdm", "matplotlib"])
+    absent = missing(["tqdm", "matplotlib"])
     if absent:
-        return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('aot,bench')}")
+        return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('bench')}")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
-    return _compile(options) if options.compile else _predict(parser.prog, options)
+    return _compile(parser.prog, options) if options.compile else _predict(parser.prog, options)
 
 
 def _parser() -> Parser:
@@ -60,7 +63,7 @@ def _parser() -> Parser:
         "--pass", type=choices(DIRECTIONS), dest="directions", default=DIRECTIONS, help=f"of {','.join(DIRECTIONS)}"
     )
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
-    parser.add_argument("--compile", action="store_true", help="compile for whole pods, half an hour on two cores")
+    parser.add_argument("--compile", action="store_true", help="compile for whole pods, half an hour")
     parser.add_argument("--pod", type=choices(PODS), default=tuple(PODS), help=f"with --compile: of {','.join(PODS)}")
     parser.add_argument("--limit", type=float, default=3600.0, metavar="SECONDS", help="of one program; default: 3600")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
@@ -87,18 +90,23 @@ def _predict(program: str, options: Any) -> int:
     ending = ["", _report.summary(rows), "", LEGEND]
     print("\n".join(ending))
     (options.out / "scale.txt").write_text("\n".join([*text, *ending]) + "\n")
-    write_json(options.out / "scale.json", {"machine": facts, "rows": [row.as_json() for row in rows]})
+    lines = ",\n".join(json.dumps(row.as_json()) for row in rows)  # a row is a line
+    (options.out / "scale.json").write_text(f'{{"machine": {json.dumps(facts)}, "rows": [\n{lines}\n]}}\n')
     _report.plot(rows, options.out / "scale.png")
     print(f"\nWritten: {', '.join(str(options.out / name) for name in ('scale.txt', 'scale.json', 'scale.png'))}")
     return 0
 
 
-def _compile(options: Any) -> int:
-    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", "tokamax"])
-    text = [facts_line(facts), "", header(_report.COMPILED)]
+def _compile(program: str, options: Any) -> int:
+    obstacles = {name: obstacle(name) for name in options.pod}
+    if None not in obstacles.values():
+        return complain(program, next(filter(None, obstacles.values())))
+    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", "tokamax", "jax-cuda13-plugin", "nvidia-cuda-nvcc"])
+    text = [facts_line(facts), "", *(f"{name} is left out: {reason}" for name, reason in obstacles.items() if reason)]
+    text.append(header(_report.COMPILED))
     print("\n".join(text), flush=True)
     answers, wrong = [], False
-    for name, one in compiled(options.pod, options.limit):
+    for name, one in compiled([name for name, reason in obstacles.items() if reason is None], options.limit):
         ours = PODS[name].ring != "splash"
         if isinstance(one, str):
             answers.append({"name": name, "error": one})

@@ -160,6 +160,10 @@ def ring(
 ) -> Result:
     """`attention` by a ring: keys and values go from device to device, and each attends to what it holds just then.
 
+    What is sent hides behind what is computed: on TPU along a closed loop of neighbours (`mesh`); on GPU if XLA sends
+    all of a step at once, for which it has to be told how much that may be:
+    `XLA_FLAGS=--xla_gpu_collective_permute_combine_threshold_bytes=8589934592`.
+
     Args:
       query: as in `attention`.
       key: likewise.

@@ -53,9 +53,20 @@ SENDS = Permute("start", "body", True, True, ("kernel",), 8)
 def test_compiled_programs(permute, memory, status, says, tmp_path, monkeypatch, capsys):
     name = next(iter(PODS))
     answer = Compiled(name, 3.0, [permute], memory, GIB) if permute else "no program within 5 s"
-    monkeypatch.setattr(command, "missing", lambda modules: [])
+    monkeypatch.setattr(command, "obstacle", lambda name: None)
     monkeypatch.setattr(command, "compiled", lambda names, seconds: [(name, answer)])
     assert command.main(["--compile", "--pod", name, "--out", str(tmp_path)]) == status
     assert says in capsys.readouterr().out
     (program,) = json.loads((tmp_path / "pods.json").read_text())["programs"]
     assert program["name"] == name
+
+
+def test_what_cannot_be_compiled_here(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "obstacle", lambda name: "libtpu not installed" if name.startswith("v5e") else None)
+    monkeypatch.setattr(command, "compiled", lambda names, seconds: [(name, "no") for name in names])
+    assert command.main(["--compile", "--pod", "v5e-4x4-ring,h100-8-ring", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "v5e-4x4-ring is left out: libtpu not installed" in printed
+    assert "h100-8-ring: no" in printed
+    assert command.main(["--compile", "--pod", "v5e-4x4-ring", "--out", str(tmp_path)]) == 2
+    assert "libtpu not installed" in capsys.readouterr().err

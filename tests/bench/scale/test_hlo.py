@@ -51,6 +51,7 @@ def test_along_a_closed_loop_a_kernel_runs_meanwhile():
         ([KERNEL, START, DONE], ()),
         ([START, DONE, KERNEL], ()),
         ([START, OTHER, DONE], ()),
+        ([START, KERNEL.replace("tpu_custom_call", "mosaic_gpu_v2"), DONE], ("attend",)),
         ([START, DONE.replace("start.1", "start.10"), KERNEL, DONE], ("attend",)),
     ],
 )
