@@ -123,30 +123,41 @@ def _rows(
             fresh = jnp.broadcast_to(j >= c * key.block, (query.block, key.block))
         tiles = [step.operand(x, a) for x, a in zip(operands, axes, strict=True)]
         arrays = (step.rows(q).astype(dtype), *columns)
-        if masked:
-            arrays, tiles[:own] = _hidden_as_zero(signature, arrays, tiles[:own], i, j)
 
-        def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
-            terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
-            return finish(terms, cut, terms.scores(query, key, i, j, fresh=fresh), value, i, j)
+        def compute(arrays: Iterable[jax.Array], tiles: list[jax.Array]):
+            if masked:
+                arrays, tiles[:own] = _hidden_as_zero(signature, arrays, tiles[:own], i, j)
 
-        found = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
-        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), found)
+            def head(query: jax.Array, key: jax.Array, value: jax.Array, tiles: list[jax.Array]):
+                terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
+                return finish(terms, cut, terms.scores(query, key, i, j, fresh=fresh), value, i, j)
+
+            found = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
+            return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), found)
+
+        if visited is None:
+            return compute(arrays, tiles)
+        # what is cut goes in, not what it is cut from: all that goes in is kept, or added to, for each block
+        return jax.lax.cond(jnp.asarray(visited)[n, c], compute, functools.partial(_zeros, compute), arrays, tiles)
 
     def strip(n: int | jax.Array, columns: list[jax.Array]):
         if visited is None:
             return tile(n, 0, columns)
-        row, shapes = jnp.asarray(visited)[n], jax.eval_shape(tile, 0, 0, columns)
-        # of all arrays, so that inside `jax.shard_map` it varies over the axes that any of them varies over
-        zero = functools.reduce(jnp.add, (jnp.zeros_like(x, shape=(), dtype=dtype) for x in (q, k, v, *operands)))
-        nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero.astype(x.dtype), shapes)
-        visit = lambda c: jax.lax.cond(row[c], lambda: tile(n, c, columns), nothing)
-        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(visit, jnp.arange(key.count)))
+        blocks = jax.lax.map(lambda c: tile(n, c, columns), jnp.arange(key.count))
+        return jax.tree.map(lambda x: jnp.sum(x, 0), blocks)
 
     if query.count == 1:
         return strip(0, columns)
     strips = jax.lax.map(lambda n: strip(n, columns), jnp.arange(query.count))
     return jax.tree.map(lambda x: _join(x, t), strips)
+
+
+def _zeros(compute: Callable[..., Any], arrays: Iterable[jax.Array], tiles: list[jax.Array]) -> Any:
+    """0 for all that `compute` gives of the arrays and tiles.  It is made of all of them, so that inside
+    `jax.shard_map` it varies over the axes that any of them varies over."""
+    shapes = jax.eval_shape(compute, arrays, tiles)
+    zero = functools.reduce(jnp.add, (jnp.zeros_like(x, shape=(), dtype=jnp.float32) for x in (*arrays, *tiles)))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) + zero.astype(x.dtype), shapes)
 
 
 def _hidden_as_zero(

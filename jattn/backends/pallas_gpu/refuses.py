@@ -103,12 +103,16 @@ def _unfit_operand(x: Operand) -> str | None:
 
 def _unfit_function(x: Function, tiles: int) -> str | None:
     arrays = tuple((o.array.shape[len(o.axes) :], o.array.dtype, o.axes) for o in (*x.held, *x.operands))
-    return _not_lowered(x.closure, len(x.held), tiles, arrays)
+    return _not_lowered(x.closure, len(x.held), tiles, x.told is not None, arrays)
 
 
 @functools.lru_cache(maxsize=256)
 def _not_lowered(
-    closure: Closure, held: int, tiles: int, arrays: tuple[tuple[tuple[int, ...], jnp.dtype, str], ...]
+    closure: Closure,
+    held: int,
+    tiles: int,
+    told: bool,
+    arrays: tuple[tuple[tuple[int, ...], jnp.dtype, str], ...],
 ) -> str | None:
     from jattn_kernels.gpu.lowering import Column, Row, Table, why_not
 
@@ -125,6 +129,7 @@ def _not_lowered(
         return of(shape if along else (), dtype) if len(along) != 1 else tagged[along.pop()]()
 
     given = [argument(*x) for x in arrays]
-    positions = [Row(of((rows,), jnp.int32)), Column(of((columns,), jnp.int32))]
+    indices = [of((), jnp.int32)] * 2 if told else []
+    positions = [*indices, Row(of((rows,), jnp.int32)), Column(of((columns,), jnp.int32))]
     fn = lambda held, *rest: closure.build(held)(*rest)
     return why_not(fn, shape, given[:held], *[of(shape, jnp.float32)] * tiles, *positions, *given[held:])

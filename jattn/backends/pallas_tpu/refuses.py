@@ -76,18 +76,19 @@ def _unfit_operand(x: Operand) -> str | None:
 
 def _unfit_function(x: Function, tiles: int) -> str | None:
     operands = tuple((o.array.dtype, o.axes) for o in (*x.held, *x.operands))
-    return _not_elementwise(x.closure, len(x.held), tiles, operands)
+    return _not_elementwise(x.closure, len(x.held), tiles, x.told is not None, operands)
 
 
 @functools.lru_cache(maxsize=256)
 def _not_elementwise(
-    closure: Closure, held: int, tiles: int, operands: tuple[tuple[jnp.dtype, str], ...]
+    closure: Closure, held: int, tiles: int, told: bool, operands: tuple[tuple[jnp.dtype, str], ...]
 ) -> str | None:
     wide = lambda dtype: jnp.float32 if jnp.issubdtype(dtype, jnp.floating) else dtype
     along = lambda axes: tuple(n if a in axes else 1 for a, n in zip("ts", _TILE, strict=True))
     shape = lambda axes: along(axes) if set("ts") & set(axes) else ()
     arguments = [jax.ShapeDtypeStruct(_TILE, jnp.float32)] * tiles
-    arguments += [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_TILE[0], 1), (1, _TILE[1]))]
+    indices = ((), ()) if told else ()
+    arguments += [jax.ShapeDtypeStruct(x, jnp.int32) for x in (*indices, (_TILE[0], 1), (1, _TILE[1]))]
     given = [jax.ShapeDtypeStruct(shape(axes), wide(dtype)) for dtype, axes in operands]
     traced = jax.make_jaxpr(lambda held, *rest: closure.build(held)(*rest))(given[:held], *arguments, *given[held:])
     if traced.consts:  # NumPy's numbers become part of the program
