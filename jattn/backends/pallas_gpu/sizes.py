@@ -109,7 +109,8 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
         if kernel == "forward":
             rows, columns = spec.blocks
         source = "as asked for"
-    piece = min(columns, _PIECE) if kernel != "forward" and _has_terms(terms_of(spec)) else columns
+    # A thread's registers hold what 32 columns need: two pieces of them spilled more, not less.
+    piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms_of(spec)) else columns
     return Sizes(rows, columns, steps, piece), source
 
 

@@ -19,14 +19,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import Block, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, Block, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
-_REGISTERS = 232, 40  # of a thread that computes, and of one that copies
 
 
 class Forward(Block):
@@ -76,7 +75,7 @@ class Forward(Block):
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         g = lax.div(self.h, jnp.int32(self.group))
 
         def key(n: jax.Array, slot: jax.Array) -> None:
@@ -94,7 +93,7 @@ class Forward(Block):
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: out and lse of its rows."""
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         machine, height = self.machine, self.sizes.height
         first, arrived = self.first + wg * height, self.q_there.at[wg]
         rows = pl.ds(first, height)

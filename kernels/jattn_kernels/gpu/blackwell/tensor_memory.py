@@ -91,6 +91,31 @@ class Backward(NamedTuple):
             plgpu.barrier_wait(done)
         return Tile(machine, places[0][0]), Tile(machine, places[-1][0])
 
+    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+        """Puts some columns of the weights and of the scores' gradients in 16 bits where their products were read, so
+        that no registers hold them until the tile is whole: `KEPT` for each, None where there are none.
+
+        What is half as wide ends before the products that are still to be read begin.
+        """
+
+        def put(tiles: Any, x: Any) -> Any:
+            if x is None:
+                return None
+            ref = tiles[1].at[wg]
+            plgpu.async_store_tmem(ref.at[:, pl.ds(columns.start, columns.stop - columns.start)], x.astype(ref.dtype))
+            return KEPT
+
+        return put(self.scores, weight), put(self.weights, ds)
+
+
+KEPT = ()
+"""In the place of a tile that stands in tensor memory."""
+
+
+def kept(ref: jax.Ref, columns: int) -> jax.Ref:
+    """The tile that `Backward.keep` put there, once it is committed."""
+    return ref.at[:, pl.ds(0, columns)]
+
 
 def multiply(to: jax.Ref, a: jax.Ref, b: jax.Ref, barrier: jax.Ref, accumulate: bool = False) -> None:
     """a `[128, m]` times b `[m, n]` in shared memory, or that and what stands there; waits until it is computed."""
@@ -107,7 +132,7 @@ def load(machine: Warpgroup, ref: jax.Ref) -> jax.Array:
 
 def store(ref: jax.Ref, x: jax.Array) -> jax.Ref:
     """What became of a tile's products, in 16 bits, to its place, which a product may take it from."""
-    there = ref.at[:, pl.ds(0, x.shape[1])]
+    there = kept(ref, x.shape[1])
     plgpu.async_store_tmem(there, x)
     plgpu.commit_tmem()
     return there

@@ -20,15 +20,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import Gradients, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists, Visits
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
-
-_REGISTERS = 240, 24  # of a thread that computes, and of one that copies
 
 
 class _Pairs(Gradients):
@@ -75,7 +73,7 @@ class _Pairs(Gradients):
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         steps, height = self.sizes.steps, self.sizes.height
 
         def of_element(n: jax.Array, before: jax.Array) -> jax.Array:
@@ -105,7 +103,7 @@ class _Pairs(Gradients):
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: the gradient of half of the rows."""
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
 
         def of_element(n: jax.Array, state: Any) -> Any:
             total, before = state
