@@ -96,9 +96,12 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
     pairs = [(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
     both = _widths_of_pairs(spec, operands)
     vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # that are staged with each tile
+    if kernel == "pairs":  # of rows as well, and of diagonals a tile's sums
+        vectors += sum("t" in axes for _, axes in pairs) + 3
+    sums = 4 * 64 if kernel == "pairs" and parts_of(terms_of(spec).mods, Relative) else 0  # for each column
 
     def fits(columns: int, steps: int, blocks: int) -> bool:
-        small = _ALIGNED * (vectors + (kernel == "keys"))
+        small = _ALIGNED * (vectors + (kernel == "keys")) + columns * sums
         return blocks * (_bytes(kernel, 64, columns, d, e, steps, both) + small + _RESERVED) <= chip.fast_memory
 
     most = 64 if max(d, e) <= (_WIDE if kernel == "forward" else _WIDE // 2) else 32  # whose numbers registers hold

@@ -15,7 +15,7 @@ from jattn_kernels.gpu.sizes import Lengths
 
 from jattn import gates
 from jattn._terms import AnyArray, FieldValue, Offsets, Operand, counter_hash, term
-from jattn.backends.contract import Spec
+from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import Packed, TileTerms, Words
 from jattn.mods import Mod
 
@@ -102,6 +102,17 @@ def _columns_backward(saved: Any, gradient: jax.Array) -> Any:
 
 
 _columns.defvjp(_columns_forward, _columns_backward)
+
+
+def looked_up(spec: Spec, operands: Sequence[Shaped]) -> list[bool]:
+    """Which operands are tables that a user's function looks up.
+
+    Which of a table's numbers a tile adds to is known only in the kernel, and only one block may add to a number, or
+    bits would differ from run to run: their gradients are those of the tiled twin.
+    """
+    relative = GpuTerms(spec, Lengths(1, 1), "t").relative
+    axes = spec.signature.axes
+    return [len(x.shape) > len(y) and n not in relative for n, (x, y) in enumerate(zip(operands, axes, strict=True))]
 
 
 class GpuTerms(TileTerms):

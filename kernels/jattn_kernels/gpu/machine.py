@@ -63,12 +63,14 @@ class Warpgroup:
         """The numbers of a flat array in memory at indices."""
         return look_up(ref, index, self.layouts.get(kind))
 
-    def write(self, ref: jax.Ref, tile: jax.Array) -> None:
-        """Writes a tile to memory in the order of its rows, in which threads of a warp meet in one bank."""
+    def write_in_order(self, ref: jax.Ref, tile: jax.Array) -> None:
+        """Writes a tile to shared memory in the order of its rows, in which threads of a warp meet in one bank; all
+        threads see it."""
         if hasattr(plgpu, "store"):  # from jax 0.12 on what is not fast has to be asked for
             plgpu.store(ref, tile, optimized=False)
         else:
             ref[...] = tile
+        plgpu.commit_smem()
 
     def row_sum(self, x: jax.Array) -> jax.Array:
         """Sums of a tile's rows."""

@@ -100,10 +100,12 @@ def test_widths(sizes):
     ("name", "sizes"),
     [
         ("everything", LARGE),
+        ("relative", LARGE),  # of diagonals, by way of shared memory
+        ("bias", Sizes(b=2, t=300, s=70, h=2, g=1, d=16, e=16)),  # of pairs, that elements of the batch share
         ("segments", Sizes(b=1, t=300, s=150, h=1, g=1, d=16, e=32)),  # several tiles of 256 queries, and of 128 keys
         ("softcap", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
     ],
-    ids=["everything", "several-tiles", "wide"],
+    ids=["everything", "diagonals", "pairs", "several-tiles", "wide"],
 )
 def test_blackwell(monkeypatch, name, sizes):
     monkeypatch.setenv("JATTN_INTERPRET", "b200")
@@ -115,10 +117,11 @@ def test_blackwell(monkeypatch, name, sizes):
     [
         ("causal-empty-rows", "a100", None),  # of one tile, and rows that see nothing
         ("everything", "a100", LARGE),
+        ("relative", "a100", LARGE),
         ("bias-every-axes", "l4", LARGE),
         ("softcap", "l4", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
     ],
-    ids=["empty", "everything", "bias", "256"],
+    ids=["empty", "everything", "diagonals", "bias", "256"],
 )
 def test_ampere(monkeypatch, name, chip, sizes):
     """The kernels of Ampere and Ada, at the tile sizes of one and of the other."""
