@@ -3,6 +3,19 @@
 Each warpgroup computes a tile of all 128 rows, and issues its own products: the matrix unit takes one after the other,
 so that those of one warpgroup are computed while another is at its exponentials.  Where a product takes weights from
 tensor memory, they stand where scores did.
+
+That two warpgroups do not race is argued here and shown by no tool: the simulator looks for races in whole arrays, and
+takes the tiles of two, which stand in one array beside each other, for one place.  It finds none with one warpgroup,
+and with two the numbers are right; nothing has run on a GPU yet.  Two warpgroups share the following and nothing else.
+
+- Slots of keys and values, or of queries.  They are copied to once all that read them have arrived at `free`, and each
+  arrives when the products that read the slot are computed and its own reads have come to registers.
+- The sums of `backward_keys`.  Only products write to them.  A warpgroup issues its own after it has waited for
+  `added` of the other, which arrives there when its products are computed; the first waits for nothing, and clears the
+  sums before.  In the end both wait for `written` before either reads them.
+
+Tiles and the barriers of their products are each warpgroup's own.  All its threads have read a tile before one of them
+issues what overwrites it: `wait_load_tmem` and `commit_tmem` end with a barrier of the warpgroup.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
