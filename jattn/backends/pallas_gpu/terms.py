@@ -139,9 +139,10 @@ class GpuTerms(TileTerms):
 
     def arrays(self, operands: Sequence[AnyArray]) -> list[tuple[jax.Array, OperandLayout]]:
         """For each slot its array and how it lies."""
-        return [self._array(slot, operands) for slot in self.slots]
+        return [self.laid_out(slot, operands) for slot in self.slots]
 
-    def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
+    def laid_out(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
+        """The array of a slot and how it lies."""
         if isinstance(slot.array, Words):
             words = slot.array
             array, layout = lay_out(words.of_heads(operands), "h", self.frame.padded, self.rows)

@@ -164,4 +164,3 @@ def _merged(out: jax.Array, lse: jax.Array, remainder: jax.Array) -> tuple[Any, 
     shares = shares / jnp.where(blind, 1, total)
     out = jnp.sum(jnp.where(shares[..., None] == 0, 0, out * shares[..., None]), axis=0)
     return out, merged, jnp.where(jnp.isfinite(merged), (top - merged) + log, 0)
-

@@ -32,7 +32,16 @@ class Forward(Block):
     """A query tile of one head; the products are the machine's."""
 
     def __init__(
-        self, refs: Sequence[Any], *, group: int, tiles: int, batches: tuple[int, ...], lists: Lists, **static: Any
+        self,
+        refs: Sequence[Any],
+        *,
+        group: int,
+        tiles: int,
+        parts: int,
+        batch: int,
+        batches: tuple[int, ...],
+        lists: Lists,
+        **static: Any,
     ):
         super().__init__(**static)
         self.group, self.batches = group, batches
@@ -46,7 +55,9 @@ class Forward(Block):
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
         # The last rows first: of a causal mask they take longest, and what begins last should be short.
         line = tiles - 1 - lax.axis_index("q")
-        self.first = line * self.sizes.rows
+        # With keys in parts a line is one of them, and all have the first tile of queries and a result of their own.
+        self.first = line * self.sizes.rows if parts == 1 else jnp.int32(0)
+        self.result = self.b if parts == 1 else line * batch + self.b
         self.visits = lists.visits(listed, self.b, self.h, line)
 
     # What the machine does its own way
@@ -161,9 +172,9 @@ class Forward(Block):
         for n, x in enumerate(self.logarithms(top, total)):
             self.row_sm.at[n, wg][...] = x
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(self.out_sm.at[wg], self.out.at[self.b, rows, self.h])
+        plgpu.copy_smem_to_gmem(self.out_sm.at[wg], self.out.at[self.result, rows, self.h])
         for n, ref in enumerate(self.of_rows):
-            plgpu.copy_smem_to_gmem(self.row_sm.at[n, wg], ref.at[self.b, self.h, rows])
+            plgpu.copy_smem_to_gmem(self.row_sm.at[n, wg], ref.at[self.result, self.h, rows])
         plgpu.wait_smem_to_gmem(0)
 
     def logarithms(self, top: jax.Array, total: jax.Array) -> list[jax.Array]:
@@ -186,6 +197,7 @@ def run(
     lists: Lists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
+    parts: int,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What a machine's `forward` returns, of blocks of that kind.
@@ -199,16 +211,18 @@ def run(
     batches = tuple(x.shape[0] for x in (q, k, v))
     b = max(*batches, lists.batch, *(x.batch for x in layouts))
     tiles = pl.cdiv(t, sizes.rows)
+    if parts > 1 and tiles > 1:
+        raise ValueError(f"keys in parts are for one tile of queries: {t} are more than the {sizes.rows} of {sizes}")
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
     stretch = kind.stretch(sizes)
-    of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * 2
+    of_rows = [jax.ShapeDtypeStruct((parts * b, h, tiles * sizes.rows), jnp.float32)] * 2
     barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     out, *of_rows = launch(
         kind,
         "jattn_forward",
-        {"h": h, "q": tiles, "b": b},
+        {"h": h, "q": tiles * parts, "b": b},
         computing=computing,
-        out_type=[jax.ShapeDtypeStruct((b, t, h, e), q.dtype), *of_rows],
+        out_type=[jax.ShapeDtypeStruct((parts * b, t, h, e), q.dtype), *of_rows],
         scratch_types=[
             tiles_in(computing, sizes.height, d, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
@@ -224,7 +238,9 @@ def run(
             *staging.scratch(),
         ],
         group=h // g,
-        tiles=tiles,
+        tiles=tiles * parts,
+        parts=parts,
+        batch=b,
         batches=batches,
         lists=lists,
         functions=functions,

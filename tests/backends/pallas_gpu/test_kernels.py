@@ -129,6 +129,24 @@ def test_ampere(monkeypatch, name, chip, sizes):
     _check(name, "bfloat16", sizes)
 
 
+@pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
+def test_few_queries(monkeypatch, chip):
+    """Heads fold into rows, and keys are seen in two parts, of which an example sees one alone."""
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    random = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(random.standard_normal((2, *x, 16)), jnp.bfloat16) for x in ((2, 8), (1100, 2), (1100, 2)))
+    options = {
+        "mods": mods.alibi(jnp.linspace(0.1, 0.9, 8)),
+        "mask": masks.causal() & masks.lengths(jnp.array([400, 1100])),
+        "positions": jnp.array([350, 1000]),
+        "return_lse": True,
+    }
+    wanted = jattn.attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="reference", **options)
+    out, lse = _attend(q, k, v, **options)
+    assert_close(out, wanted[0], TOLERANCES["bfloat16"].value)
+    assert_close(lse, wanted[1], TOLERANCES["float32"].value)
+
+
 def test_float16():
     _check("alibi", "float16", LARGE)
 
