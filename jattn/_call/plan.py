@@ -46,6 +46,8 @@ class Plan:
     evidence: str | None = None
     """Of a backend for GPU: the recorded run that confirms it on the chip, or what is known of it without one."""
 
+    gradients: str | None = None
+    """Which gradients are not computed by the backend itself, by which they are, and why; None where it has all."""
     gathered: str | None = None
     """Of queries or keys that are sharded: along which mesh axes, and so gathered."""
     copied: int | None = None
@@ -69,6 +71,8 @@ class Plan:
             rows.append(("estimate", f"{self.milliseconds:.3g} ms forward, from {source}"))
         if self.evidence is not None:
             rows.append(("evidence", self.evidence))
+        if self.gradients is not None:
+            rows.append(("gradients", self.gradients))
         if self.gathered is not None:
             rows.append(("gathered", f"queries and keys, sharded along {self.gathered}: see jattn.parallel.attention"))
         if self.copied is not None:
@@ -136,6 +140,7 @@ def plan(
         milliseconds=cut.milliseconds,
         evidence=evidence,
         copied=copied,
+        gradients=cut.gradients,
         gathered=layouts.named(along) if (along := places.sequence(problem)) else None,
     )
 

@@ -92,6 +92,8 @@ class Cut(NamedTuple):
     """Estimated time of the forward pass."""
     pairs: int | None = None
     """Pairs of queries and keys in the blocks that are visited, where some hang over the ends."""
+    gradients: str | None = None
+    """Which gradients are not the backend's own, whose they are and why; None where it has all."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """The backward kernels behind the contract: along queries, along keys, and along pairs for each operand that is learned
 there.
 
-Gradients of tables that a user's function looks up are left to the tiled twin of all backends: which places of the
-table a tile adds to is known only in the kernel, and only one block may add to a place.
+Gradients of tables that a user's function looks up are left to the tiled twin of all backends; see `looked_up`.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from jattn.backends.pallas.backward import in_32_bits
 from jattn.backends.pallas.terms import of_rows_that_see
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
 from jattn.backends.pallas_gpu.kernels import kernels
+from jattn.backends.pallas_gpu.terms import looked_up
 
 
 @in_32_bits
@@ -56,11 +56,9 @@ def backward(
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
     of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
-    found, relative = kernels(spec.target), along_t.terms.relative
-    fused = [
-        y and (found.pairs is not None or not _of_pairs(x, axes)) and (n in relative or x.ndim == len(axes))
-        for n, (x, axes, y) in enumerate(zip(operands, spec.signature.axes, active, strict=True))
-    ]
+    found = kernels(spec.target)
+    of_tables = [x and y for x, y in zip(active, looked_up(spec, operands), strict=True)]
+    fused = [x and not y for x, y in zip(active, of_tables, strict=True)]
 
     def run(kernel: Callable, call: Call, along: tuple[str, ...], of_pairs: Callable | None = None) -> Any:
         """What the kernel gives for its rows, and the gradients of the operands that have such rows; and those of each
@@ -82,18 +80,12 @@ def backward(
     dq, of_t = run(found.queries, along_t, ("t", ""), found.pairs)
     dk, dv, of_s = run(found.keys, along_s, ("s",))
     doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
-    of_tables = [x and not y for x, y in zip(active, fused, strict=True)]
     if any(of_tables):
         every = [jnp.asarray(x) for x in operands]
         twin = BLOCKWISE.backward(spec, q, k, v, every, result, dout, dlse, of_tables)
         doperands = [x if y else z for x, y, z in zip(twin.operands, of_tables, doperands, strict=True)]
     own = lambda x, like: folded(x[..., : like.shape[-1]], like)
     return Gradients(own(dq, q), own(dk, k), own(dv, v), doperands)
-
-
-def _of_pairs(x: AnyArray, axes: str) -> bool:
-    """Whether an operand has a number for each pair, or is a table that is looked up."""
-    return {*"ts"} <= {*axes} or x.ndim > len(axes)
 
 
 def _stretched(x: jax.Array, rest: float) -> jax.Array:

@@ -13,6 +13,7 @@ from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
 from jattn import _terms
+from jattn._call.targets import Target
 from jattn._terms import AnyArray
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
@@ -51,7 +52,7 @@ class Call:
         self.terms = GpuTerms(spec, Lengths(t, s), "s" if lines == "s" else "t")
         self.lists, listed = lists_of(moved(spec.terms(operands)), t, s, self.sizes, lines)
         self.listed = [jnp.asarray(x) for x in listed]
-        self.interpret = _simulator(spec.target.interpret) if spec.target.interpret else None
+        self.interpret = simulator(spec.target)
 
     @property
     def functions(self) -> TileFunctions:
@@ -68,12 +69,14 @@ class Call:
         return [x for x, _ in arrays], tuple(y for _, y in arrays)
 
 
-def _simulator(interpret: Any) -> Any:
-    """How the simulator is to run: as the target says, or by default."""
+def simulator(target: Target) -> Any:
+    """How the simulator is to run, as the target says or by default; None on a GPU."""
+    if not target.interpret:
+        return None
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
     params: Any = plgpu.InterpretGPUParams  # type: ignore[attr-defined]  # of jax 0.11 and later
-    return params() if interpret is True else interpret
+    return params() if target.interpret is True else target.interpret
 
 
 def in_tiles(spec: Spec, x: jax.Array) -> jax.Array:

@@ -24,6 +24,7 @@ from jattn._terms.block_tables import Tiling
 from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.count import count
 from jattn.backends.pallas_gpu.sizes import tile_sizes
+from jattn.backends.pallas_gpu.terms import looked_up
 from jattn.masks import Mask
 
 _PLAIN = {8: 488 / 32, 9: 466 / 64, 10: 672 / 128}
@@ -119,4 +120,17 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; see `jattn.backends.contract.Fused.cut`."""
     sizes, source = tile_sizes(spec, k, v, operands, "forward")
-    return estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source)
+    estimated = estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source)
+    return estimated._replace(gradients=_of_twin(spec, operands))
+
+
+def _of_twin(spec: Spec, operands: Sequence[Shaped]) -> str | None:
+    """Which gradients the twin computes, and why, for `explain`."""
+    tables = [x for x, y in zip(operands, looked_up(spec, operands), strict=True) if y]
+    learned = [str(list(x.shape)) for x in tables if jnp.issubdtype(x.dtype, jnp.floating)]
+    if not learned:
+        return None
+    return (
+        f"of what a function looks up ({' and '.join(learned)}) by blockwise, since no two blocks of a kernel may add"
+        " to one number; all others by the kernels"
+    )

@@ -7,6 +7,7 @@ import jax
 from jattn.backends.contract import Key, Query, Result, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, in_tiles, without_unseen
+from jattn.backends.pallas_gpu.decode import decode, fold_of
 from jattn.backends.pallas_gpu.kernels import kernels
 
 
@@ -16,6 +17,9 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
         narrow, width = [of_32_bits(x) for x in operands], v.shape[-1]
         k, v = without_unseen(spec, narrow, q, k, v)
         q, k, v = (in_tiles(spec, x) for x in (q, k, v))
+        if fold := fold_of(spec, q, k, v, narrow):
+            out, *of_rows = decode(spec, q, k, v, narrow, fold)
+            return Result(out[..., :width], *of_rows)
         call = Call(spec, k, v, narrow, q.shape[1], "forward")
         arrays, layouts = call.operands(narrow)
         out, lse, remainder = kernels(spec.target).forward(

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jattn_kernels.gpu.ampere import backward_keys as ampere_keys
+from jattn_kernels.gpu.ampere import backward_pairs as ampere_pairs
 from jattn_kernels.gpu.ampere import backward_queries as ampere_queries
 from jattn_kernels.gpu.ampere import forward as ampere_forward
 from jattn_kernels.gpu.blackwell import backward_keys as blackwell_keys
+from jattn_kernels.gpu.blackwell import backward_pairs as blackwell_pairs
 from jattn_kernels.gpu.blackwell import backward_queries as blackwell_queries
 from jattn_kernels.gpu.blackwell import forward as blackwell_forward
 from jattn_kernels.gpu.hopper import backward_keys as hopper_keys
@@ -26,11 +28,16 @@ class Kernels(NamedTuple):
     forward: Callable
     queries: Callable
     keys: Callable
-    pairs: Callable | None  # None: the twin has these gradients
+    pairs: Callable
 
 
 _KERNELS: dict[Generation, Kernels] = {
-    "ampere": Kernels(ampere_forward.forward, ampere_queries.backward_queries, ampere_keys.backward_keys, None),
+    "ampere": Kernels(
+        ampere_forward.forward,
+        ampere_queries.backward_queries,
+        ampere_keys.backward_keys,
+        ampere_pairs.backward_pairs,
+    ),
     "hopper": Kernels(
         hopper_forward.forward,
         hopper_queries.backward_queries,
@@ -38,7 +45,10 @@ _KERNELS: dict[Generation, Kernels] = {
         hopper_pairs.backward_pairs,
     ),
     "blackwell": Kernels(
-        blackwell_forward.forward, blackwell_queries.backward_queries, blackwell_keys.backward_keys, None
+        blackwell_forward.forward,
+        blackwell_queries.backward_queries,
+        blackwell_keys.backward_keys,
+        blackwell_pairs.backward_pairs,
     ),
 }
 

@@ -96,9 +96,12 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
     pairs = [(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
     both = _widths_of_pairs(spec, operands)
     vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # that are staged with each tile
+    if kernel == "pairs":  # of rows as well, and of diagonals a tile's sums
+        vectors += sum("t" in axes for _, axes in pairs) + 3
+    sums = 4 * 64 if kernel == "pairs" and parts_of(terms_of(spec).mods, Relative) else 0  # for each column
 
     def fits(columns: int, steps: int, blocks: int) -> bool:
-        small = _ALIGNED * (vectors + (kernel == "keys"))
+        small = _ALIGNED * (vectors + (kernel == "keys")) + columns * sums
         return blocks * (_bytes(kernel, 64, columns, d, e, steps, both) + small + _RESERVED) <= chip.fast_memory
 
     most = 64 if max(d, e) <= (_WIDE if kernel == "forward" else _WIDE // 2) else 32  # whose numbers registers hold
@@ -109,7 +112,8 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
         if kernel == "forward":
             rows, columns = spec.blocks
         source = "as asked for"
-    piece = min(columns, _PIECE) if kernel != "forward" and _has_terms(terms_of(spec)) else columns
+    # A thread's registers hold what 32 columns need: two pieces of them spilled more, not less.
+    piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms_of(spec)) else columns
     return Sizes(rows, columns, steps, piece), source
 
 

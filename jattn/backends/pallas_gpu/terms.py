@@ -15,7 +15,7 @@ from jattn_kernels.gpu.sizes import Lengths
 
 from jattn import gates
 from jattn._terms import AnyArray, FieldValue, Offsets, Operand, counter_hash, term
-from jattn.backends.contract import Spec
+from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import Packed, TileTerms, Words
 from jattn.mods import Mod
 
@@ -104,6 +104,17 @@ def _columns_backward(saved: Any, gradient: jax.Array) -> Any:
 _columns.defvjp(_columns_forward, _columns_backward)
 
 
+def looked_up(spec: Spec, operands: Sequence[Shaped]) -> list[bool]:
+    """Which operands are tables that a user's function looks up.
+
+    Which of a table's numbers a tile adds to is known only in the kernel, and only one block may add to a number, or
+    bits would differ from run to run: their gradients are those of the tiled twin.
+    """
+    relative = GpuTerms(spec, Lengths(1, 1), "t").relative
+    axes = spec.signature.axes
+    return [len(x.shape) > len(y) and n not in relative for n, (x, y) in enumerate(zip(operands, axes, strict=True))]
+
+
 class GpuTerms(TileTerms):
     """The terms of a call for kernels whose rows are queries, `t`, or keys, `s`."""
 
@@ -128,9 +139,10 @@ class GpuTerms(TileTerms):
 
     def arrays(self, operands: Sequence[AnyArray]) -> list[tuple[jax.Array, OperandLayout]]:
         """For each slot its array and how it lies."""
-        return [self._array(slot, operands) for slot in self.slots]
+        return [self.laid_out(slot, operands) for slot in self.slots]
 
-    def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
+    def laid_out(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
+        """The array of a slot and how it lies."""
         if isinstance(slot.array, Words):
             words = slot.array
             array, layout = lay_out(words.of_heads(operands), "h", self.frame.padded, self.rows)

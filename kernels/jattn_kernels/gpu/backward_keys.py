@@ -19,15 +19,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import Gradients, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists, Visits
 from jattn_kernels.gpu.lowering import Column
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
-
-_REGISTERS = 240, 24  # of a thread that computes, and of one that copies
 
 
 class Keys(Gradients):
@@ -80,7 +78,7 @@ class Keys(Gradients):
     ) -> tuple[Any, Any]:
         """Both and what gradients of scores take of the queries in a slot, and weights of the cotangents.
 
-        Tiles are as `narrow` leaves them, None where what they are for is not wanted; `step`: the tile's number, over
+        Tiles are as `keep` leaves them, None where what they are for is not wanted; `step`: the tile's number, over
         all heads.
         """
         raise NotImplementedError
@@ -105,7 +103,7 @@ class Keys(Gradients):
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         steps, columns = self.sizes.steps, self.sizes.columns
 
         def of_head(n: jax.Array, before: jax.Array) -> jax.Array:
@@ -132,7 +130,7 @@ class Keys(Gradients):
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: the gradients of its rows."""
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         self.divide(wg)
 
     def gradients(self, wg: jax.Array, of_keys: bool = True, of_values: bool = True) -> None:
@@ -222,10 +220,13 @@ class Keys(Gradients):
 
         def gradients(*x: Any) -> Any:
             weight, ds, of_some = self.of_tile(*x, masked=masked)
-            narrow = self.narrow
-            return narrow(weight) if of_values else None, (narrow(ds), of_some) if of_keys else (None, [])
+            return weight if of_values else None, *((ds, of_some) if of_keys else (None, []))
 
-        weight, (ds, of_some) = self.evaluate(gradients, self.products(wg, place, slot, of_keys), given)
+        def keep(columns: slice, piece: Any) -> Any:
+            weight, ds, of_some = piece
+            return *self.keep(wg, columns, weight, ds), of_some
+
+        weight, ds, of_some = self.evaluate(gradients, self.products(wg, place, slot, of_keys), given, keep)
         dk, dv = self.add(wg, slot, step, dk, dv, ds, weight)
         sums = [x + y.x for x, y in zip(sums, of_some, strict=True)]
         self.leave(slot)

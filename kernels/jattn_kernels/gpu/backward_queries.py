@@ -18,15 +18,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import Gradients, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
-
-_REGISTERS = 240, 24  # of a thread that computes, and of one that copies
 
 
 class Queries(Gradients):
@@ -68,8 +66,8 @@ class Queries(Gradients):
         """Of the warpgroup's queries and the keys in a slot, and of their cotangents and the values."""
         raise NotImplementedError
 
-    def add(self, wg: jax.Array, slot: jax.Array, dq: Any, ds: jax.Array) -> Any:
-        """The gradient and what the scores' gradients take of the keys in a slot."""
+    def add(self, wg: jax.Array, slot: jax.Array, dq: Any, ds: Any) -> Any:
+        """The gradient and what the scores' gradients, as `keep` leaves them, take of the keys in a slot."""
         raise NotImplementedError
 
     def write(self, wg: jax.Array, dq: Any) -> None:
@@ -80,7 +78,7 @@ class Queries(Gradients):
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         g = lax.div(self.h, jnp.int32(self.group))
 
         def bring(n: jax.Array, slot: jax.Array) -> None:
@@ -95,7 +93,7 @@ class Queries(Gradients):
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: the gradients of its rows."""
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         machine, height = self.machine, self.sizes.height
         first, arrived = self.first + wg * height, self.q_there.at[wg]
         rows = pl.ds(first, height)
@@ -145,10 +143,14 @@ class Queries(Gradients):
 
         def gradients(*x: Any) -> Any:
             _, ds, of_some = self.of_tile(*x, masked=masked)
-            return self.narrow(ds), of_some
+            return ds, of_some
 
-        ds, of_some = self.evaluate(gradients, self.products(wg, slot), given)
-        dq = self.add(wg, slot, dq, ds.astype(self.k_sm.dtype))
+        def keep(columns: slice, piece: Any) -> Any:
+            ds, of_some = piece
+            return self.keep(wg, columns, None, ds)[1], of_some
+
+        ds, of_some = self.evaluate(gradients, self.products(wg, slot), given, keep)
+        dq = self.add(wg, slot, dq, ds)
         self.leave(slot)
         return dq, [x + y.x for x, y in zip(sums, of_some, strict=True)]
 

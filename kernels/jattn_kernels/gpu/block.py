@@ -23,6 +23,8 @@ from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 
+REGISTERS = 240, 24  # of a thread that computes, and of one that copies: with two that compute they are all
+
 
 def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype, columns: int) -> Any:
     """Shared memory for n tiles of queries, keys or values."""
@@ -46,13 +48,14 @@ def launch(
     of_kernel = {x: options.pop(x) for x in ("out_type", "scratch_types")}
 
     def body(*refs: Any) -> None:
-        block = kind(refs, interpret=interpret, **options)
+        # Each role makes its own: what both had read before they part would stand in registers of both.
+        block = functools.partial(kind, refs, interpret=interpret, **options)
         if not kind.copies:
-            block.compute(0)
+            block().compute(0)
             return
         wg = lax.axis_index("wg")
-        pl.when(wg == computing)(block.copy)
-        pl.when(wg != computing)(lambda: block.compute(wg))
+        pl.when(wg == computing)(lambda: block().copy())
+        pl.when(wg != computing)(lambda: block().compute(wg))
 
     body.__name__ = name
     if kind.copies:
@@ -130,18 +133,24 @@ class Block:
         """
         return self.staging.read(self.machine, resident, self.staged, slot, place, columns, first)
 
-    def evaluate(self, fn: Callable, tiles: Sequence[Any], given: Callable[[slice], Any]) -> Any:
+    def evaluate(
+        self,
+        fn: Callable,
+        tiles: Sequence[Any],
+        given: Callable[[slice], Any],
+        keep: Callable[[slice, Any], Any] = lambda columns, piece: piece,
+    ) -> Any:
         """fn(*tiles, *given), a piece of the columns at a time: tiles of results stand side by side, rows add up.
 
-        Tiles are arrays, or give one for `tile[:, columns]`.
+        Tiles are arrays, or give one for `tile[:, columns]`.  `keep` says what is held of a piece until all are there.
         """
         machine, piece = self.machine, self.sizes.piece
         results: list[Any] = []
         for at in range(0, self.sizes.columns, piece):
             columns = slice(at, at + piece)
             before = jax.tree.leaves(results[-1]) if results else []
-            cut = [machine.after(x[:, columns], before) for x in tiles]
-            results.append(lowered(fn, cut[0].shape, machine)(*cut, *given(columns)))
+            cut = machine.after([x[:, columns] for x in tiles], before)
+            results.append(keep(columns, lowered(fn, cut[0].shape, machine)(*cut, *given(columns))))
         return jax.tree.map(self._together, *results, is_leaf=lambda x: isinstance(x, Row))
 
     def _together(self, *pieces: Any) -> Any:

@@ -19,21 +19,29 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import Block, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, Block, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
-_REGISTERS = 232, 40  # of a thread that computes, and of one that copies
 
 
 class Forward(Block):
     """A query tile of one head; the products are the machine's."""
 
     def __init__(
-        self, refs: Sequence[Any], *, group: int, tiles: int, batches: tuple[int, ...], lists: Lists, **static: Any
+        self,
+        refs: Sequence[Any],
+        *,
+        group: int,
+        tiles: int,
+        parts: int,
+        batch: int,
+        batches: tuple[int, ...],
+        lists: Lists,
+        **static: Any,
     ):
         super().__init__(**static)
         self.group, self.batches = group, batches
@@ -47,7 +55,9 @@ class Forward(Block):
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
         # The last rows first: of a causal mask they take longest, and what begins last should be short.
         line = tiles - 1 - lax.axis_index("q")
-        self.first = line * self.sizes.rows
+        # With keys in parts a line is one of them, and all have the first tile of queries and a result of their own.
+        self.first = line * self.sizes.rows if parts == 1 else jnp.int32(0)
+        self.result = self.b if parts == 1 else line * batch + self.b
         self.visits = lists.visits(listed, self.b, self.h, line)
 
     # What the machine does its own way
@@ -76,7 +86,7 @@ class Forward(Block):
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
-        plgpu.set_max_registers(_REGISTERS[1], action="decrease")
+        plgpu.set_max_registers(REGISTERS[1], action="decrease")
         g = lax.div(self.h, jnp.int32(self.group))
 
         def key(n: jax.Array, slot: jax.Array) -> None:
@@ -94,7 +104,7 @@ class Forward(Block):
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: out and lse of its rows."""
-        plgpu.set_max_registers(_REGISTERS[0], action="increase")
+        plgpu.set_max_registers(REGISTERS[0], action="increase")
         machine, height = self.machine, self.sizes.height
         first, arrived = self.first + wg * height, self.q_there.at[wg]
         rows = pl.ds(first, height)
@@ -162,9 +172,9 @@ class Forward(Block):
         for n, x in enumerate(self.logarithms(top, total)):
             self.row_sm.at[n, wg][...] = x
         plgpu.commit_smem()
-        plgpu.copy_smem_to_gmem(self.out_sm.at[wg], self.out.at[self.b, rows, self.h])
+        plgpu.copy_smem_to_gmem(self.out_sm.at[wg], self.out.at[self.result, rows, self.h])
         for n, ref in enumerate(self.of_rows):
-            plgpu.copy_smem_to_gmem(self.row_sm.at[n, wg], ref.at[self.b, self.h, rows])
+            plgpu.copy_smem_to_gmem(self.row_sm.at[n, wg], ref.at[self.result, self.h, rows])
         plgpu.wait_smem_to_gmem(0)
 
     def logarithms(self, top: jax.Array, total: jax.Array) -> list[jax.Array]:
@@ -187,6 +197,7 @@ def run(
     lists: Lists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
+    parts: int,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What a machine's `forward` returns, of blocks of that kind.
@@ -200,16 +211,18 @@ def run(
     batches = tuple(x.shape[0] for x in (q, k, v))
     b = max(*batches, lists.batch, *(x.batch for x in layouts))
     tiles = pl.cdiv(t, sizes.rows)
+    if parts > 1 and tiles > 1:
+        raise ValueError(f"keys in parts are for one tile of queries: {t} are more than the {sizes.rows} of {sizes}")
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
     stretch = kind.stretch(sizes)
-    of_rows = [jax.ShapeDtypeStruct((b, h, tiles * sizes.rows), jnp.float32)] * 2
+    of_rows = [jax.ShapeDtypeStruct((parts * b, h, tiles * sizes.rows), jnp.float32)] * 2
     barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     out, *of_rows = launch(
         kind,
         "jattn_forward",
-        {"h": h, "q": tiles, "b": b},
+        {"h": h, "q": tiles * parts, "b": b},
         computing=computing,
-        out_type=[jax.ShapeDtypeStruct((b, t, h, e), q.dtype), *of_rows],
+        out_type=[jax.ShapeDtypeStruct((parts * b, t, h, e), q.dtype), *of_rows],
         scratch_types=[
             tiles_in(computing, sizes.height, d, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
@@ -225,7 +238,9 @@ def run(
             *staging.scratch(),
         ],
         group=h // g,
-        tiles=tiles,
+        tiles=tiles * parts,
+        parts=parts,
+        batch=b,
         batches=batches,
         lists=lists,
         functions=functions,

@@ -13,6 +13,7 @@ from jattn_kernels.gpu.block import Block
 from jattn_kernels.gpu.layout import Diagonals, TileNumbers
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.tiles.functions import LOG2E
+from jattn_kernels.tiles.place import Index
 
 UNSEEN = float("inf")  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
 
@@ -39,9 +40,11 @@ class Gradients(Block):
 
     active: Sequence[int]
 
-    def narrow(self, x: jax.Array) -> jax.Array:
-        """What is kept of a piece of weights or of the scores' gradients, which a product takes in 16 bits."""
-        return x
+    def keep(self, wg: Index, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+        """What is held of the weights of some columns and of the gradients of their scores, None where those are not
+        wanted, until all of the tile's are there: a product takes them in 16 bits."""
+        del wg, columns
+        return weight, ds
 
     def actives(self, parts: Sequence[Any]) -> list[Any]:
         """The parts with numbers without position along rows, where they get a gradient: each row's share of it."""

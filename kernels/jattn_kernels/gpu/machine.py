@@ -63,12 +63,14 @@ class Warpgroup:
         """The numbers of a flat array in memory at indices."""
         return look_up(ref, index, self.layouts.get(kind))
 
-    def write(self, ref: jax.Ref, tile: jax.Array) -> None:
-        """Writes a tile to memory in the order of its rows, in which threads of a warp meet in one bank."""
+    def write_in_order(self, ref: jax.Ref, tile: jax.Array) -> None:
+        """Writes a tile to shared memory in the order of its rows, in which threads of a warp meet in one bank; all
+        threads see it."""
         if hasattr(plgpu, "store"):  # from jax 0.12 on what is not fast has to be asked for
             plgpu.store(ref, tile, optimized=False)
         else:
             ref[...] = tile
+        plgpu.commit_smem()
 
     def row_sum(self, x: jax.Array) -> jax.Array:
         """Sums of a tile's rows."""
@@ -88,9 +90,9 @@ class Warpgroup:
         """Tiles side by side."""
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=1)
 
-    def after(self, x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
-        """x, not computed with before `others` are: pieces of a tile then need registers one after the other."""
-        return jax.lax.optimization_barrier((x, *others))[0] if others else x
+    def after(self, xs: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
+        """xs, not computed with before `others` are: pieces of a tile then need registers one after the other."""
+        return list(jax.lax.optimization_barrier((*xs, *others))[: len(xs)] if others else xs)
 
     def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         """a `[m, d]` times b `[n, d]` transposed, both in shared memory; `then()` is run while it is under way."""
@@ -128,9 +130,9 @@ class Simulated(Warpgroup):
     def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         return jnp.full(shape, value)
 
-    def after(self, x: jax.Array, others: Sequence[jax.Array]) -> jax.Array:
+    def after(self, xs: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:
         del others
-        return x
+        return list(xs)
 
     def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         if then is not None:

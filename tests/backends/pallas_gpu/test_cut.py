@@ -9,20 +9,21 @@ import jax.numpy as jnp
 import pytest
 from jattn_kernels.chips import GPUS
 
-from jattn import gates, masks, mods
+from jattn import gates, masks, mods, operand
 from jattn._call import targets
 from jattn._call.problem import reduce
-from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Spec
-from jattn.backends.pallas_gpu.cut import estimate
+from jattn.backends.pallas_gpu import PALLAS_GPU
+from jattn.backends.pallas_gpu.cut import cut, estimate
 from tests.problems import problem
 
 LONG = (1, 16384, 16, 128)
 
 
 def _estimate(
-    shape=LONG, keys=None, target: Any = "h100", known=True, tile=(128, 128), dtype="bfloat16", **options
+    shape=LONG, keys=None, target: Any = "h100", known=True, tile: Any = (128, 128), dtype="bfloat16", **options
 ) -> Any:
+    """In tiles that are given, or in the backend's own."""
     q, k = (jax.ShapeDtypeStruct(x, dtype) for x in (shape, keys or shape))
     given = problem((q, k, k), options)
     signature = []
@@ -34,7 +35,9 @@ def _estimate(
 
     _, _, _, operands = jax.eval_shape(arrays, given)
     target = targets.named(target) if isinstance(target, str) else target
-    spec = Spec(BLOCKWISE, signature[0], jnp.dtype(dtype), None, None, target)
+    spec = Spec(PALLAS_GPU, signature[0], jnp.dtype(dtype), None, None, target)
+    if tile is None:
+        return cut(spec, q, k, k, operands, given.mask, known)
     return estimate(spec, q, k, k, operands, given.mask, known, tile, "these")
 
 
@@ -83,3 +86,17 @@ def test_less_is_known_where_the_mask_or_the_chip_is_not():
 def test_multiprocessors_without_work_are_counted():
     one, many = _estimate((1, 128, 1, 128), (1, 16384, 1, 128)), _estimate((1, 128, 132, 128), (1, 16384, 1, 128))
     assert one.milliseconds == pytest.approx(many.milliseconds)
+
+
+@pytest.mark.parametrize("target", ["a100", "h100", "b200"])
+def test_it_says_whose_gradients_are_not_the_kernels(target):
+    table, ids = jnp.ones((16, 7)), jnp.ones((9,), jnp.int32)
+    looked_up = mods.function(lambda s, i, j, table: s + table[(i + j) % 7], operand(table, "h"))
+    counted = mods.function(lambda s, i, j, ids: s * (ids[i % 9] > 0), operand(ids, ""))
+    own = (mods.relative(jnp.ones((16, 32))), mods.bias(jnp.ones((16, 64, 64)), "hts"), counted)
+    gradients = lambda *x: _estimate((1, 64, 16, 64), target=target, tile=None, mods=x).gradients
+    assert gradients(*own) is None
+    assert gradients(*own, looked_up) == (
+        "of what a function looks up ([16, 7]) by blockwise, since no two blocks of a kernel may add to one number; all"
+        " others by the kernels"
+    )

@@ -100,10 +100,12 @@ def test_widths(sizes):
     ("name", "sizes"),
     [
         ("everything", LARGE),
+        ("relative", LARGE),  # of diagonals, by way of shared memory
+        ("bias", Sizes(b=2, t=300, s=70, h=2, g=1, d=16, e=16)),  # of pairs, that elements of the batch share
         ("segments", Sizes(b=1, t=300, s=150, h=1, g=1, d=16, e=32)),  # several tiles of 256 queries, and of 128 keys
         ("softcap", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
     ],
-    ids=["everything", "several-tiles", "wide"],
+    ids=["everything", "diagonals", "pairs", "several-tiles", "wide"],
 )
 def test_blackwell(monkeypatch, name, sizes):
     monkeypatch.setenv("JATTN_INTERPRET", "b200")
@@ -115,15 +117,34 @@ def test_blackwell(monkeypatch, name, sizes):
     [
         ("causal-empty-rows", "a100", None),  # of one tile, and rows that see nothing
         ("everything", "a100", LARGE),
+        ("relative", "a100", LARGE),
         ("bias-every-axes", "l4", LARGE),
         ("softcap", "l4", Sizes(b=1, t=70, s=130, h=2, g=1, d=256, e=256)),  # one block has dv and another dk
     ],
-    ids=["empty", "everything", "bias", "256"],
+    ids=["empty", "everything", "diagonals", "bias", "256"],
 )
 def test_ampere(monkeypatch, name, chip, sizes):
     """The kernels of Ampere and Ada, at the tile sizes of one and of the other."""
     monkeypatch.setenv("JATTN_INTERPRET", chip)
     _check(name, "bfloat16", sizes)
+
+
+@pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
+def test_few_queries(monkeypatch, chip):
+    """Heads fold into rows, and keys are seen in two parts, of which an example sees one alone."""
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    random = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(random.standard_normal((2, *x, 16)), jnp.bfloat16) for x in ((2, 8), (1100, 2), (1100, 2)))
+    options = {
+        "mods": mods.alibi(jnp.linspace(0.1, 0.9, 8)),
+        "mask": masks.causal() & masks.lengths(jnp.array([400, 1100])),
+        "positions": jnp.array([350, 1000]),
+        "return_lse": True,
+    }
+    wanted = jattn.attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="reference", **options)
+    out, lse = _attend(q, k, v, **options)
+    assert_close(out, wanted[0], TOLERANCES["bfloat16"].value)
+    assert_close(lse, wanted[1], TOLERANCES["float32"].value)
 
 
 def test_float16():

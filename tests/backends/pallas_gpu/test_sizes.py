@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jattn_kernels.chips import GPUS, KIB
 
-from jattn import gates
+from jattn import gates, mods
 from jattn._call import targets
 from jattn._call.problem import reduce
 from jattn._call.targets import Target
@@ -48,6 +48,17 @@ def test_tiles_fit_in_shared_memory(name, kernel, d):
         resident = sizes.rows * d * (1 if kernel == "forward" else 2) * 2
         passing = sizes.steps * sizes.columns * (2 * d * 2 + (sizes.rows * 4 if options else 0))
         assert resident + passing + 2 * KIB <= GPUS[name].granted
+
+
+@pytest.mark.parametrize("d", [16, 128, 256])
+@pytest.mark.parametrize("name", ["a100", "l4", "h100", "b200"])
+def test_tiles_of_pairs_fit_in_shared_memory(name, d):
+    relative: Any = {"mods": mods.relative(jnp.zeros((4, 32)))}
+    for options, of_pairs, of_sums in ((BIAS, 4, 0), (relative, 0, 4)):
+        sizes, _ = _sizes(name, "pairs", d, **options)
+        rows = sizes.steps * (sizes.rows + sizes.columns) * 2 * d * 2
+        pairs = sizes.rows * sizes.columns * (sizes.steps * of_pairs + of_sums)
+        assert rows + pairs + 2 * KIB <= GPUS[name].granted
 
 
 @pytest.mark.parametrize(

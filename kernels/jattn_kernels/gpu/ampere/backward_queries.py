@@ -65,7 +65,7 @@ class _Queries(Alone, Queries):
 
     def add(self, wg: Index, slot: jax.Array, dq: jax.Array, ds: jax.Array) -> jax.Array:
         del wg
-        return self.machine.accumulate(dq, ds, self.k_sm.at[slot])
+        return self.machine.accumulate(dq, ds.astype(self.k_sm.dtype), self.k_sm.at[slot])
 
 
 def backward_queries(

@@ -54,9 +54,12 @@ def send(staged: jax.Ref, ref: jax.Ref, at: tuple[Any, ...]) -> None:
     _copy(ref, at, staged, one)
 
 
-def write(x: jax.Array, to: jax.Ref, layout: Any) -> None:
-    """Writes a tile of that layout to shared memory, or a vector to global memory; all threads come and go together."""
-    transforms = _transforms(to)
+def write(x: jax.Array, to: jax.Ref, layout: Any, in_order: bool = False) -> None:
+    """Writes a tile of that layout to shared memory, or a vector to global memory; all threads come and go together.
+
+    `in_order`: the tile there lies in the order of its rows, not as products take it.
+    """
+    transforms = () if in_order else _transforms(to)
 
     @plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType(transforms)))
     def store(_: Any, x: Any, to: Any) -> None:

@@ -52,9 +52,9 @@ class _Forward(Alone, Forward):
         out, top, total = self.loop(wg, self.first, resident, (out, top, machine.zeros(height)))
         unseen = total == 0
         out = self.shrink(wg, out, jnp.where(unseen, 0.0, 1 / total))
-        machine.write(out.astype(self.out.dtype), self.out_sm.at[0], self.out, (self.b, rows, self.h))
+        machine.write(out.astype(self.out.dtype), self.out_sm.at[0], self.out, (self.result, rows, self.h))
         for x, ref in zip(self.logarithms(top, total), self.of_rows, strict=True):
-            machine.write_rows(x, ref.at[self.b, self.h, rows])
+            machine.write_rows(x, ref.at[self.result, self.h, rows])
 
     def product(self, wg: Index, slot: jax.Array) -> jax.Array:
         del wg
@@ -80,7 +80,8 @@ def forward(
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,
+    parts: int = 1,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `jattn_kernels.gpu.hopper.forward.forward` returns, of the same arguments."""
-    return run(_Forward, None, 1, q, k, v, operands, layouts, functions, lists, listed, sizes, interpret)
+    return run(_Forward, None, 1, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)

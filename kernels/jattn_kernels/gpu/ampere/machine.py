@@ -81,6 +81,9 @@ class Warps(Warpgroup):
         copies.write(x, staged, self.layouts["tile"])
         copies.send(staged, ref, at)
 
+    def write_in_order(self, ref: jax.Ref, tile: jax.Array) -> None:
+        copies.write(tile, ref, self.layouts["tile"], in_order=True)
+
     def write_rows(self, x: jax.Array, ref: jax.Ref) -> None:
         """Writes a number for each row to global memory."""
         copies.write(x, ref, self.layouts["row"])
@@ -121,6 +124,10 @@ class SimulatedWarps(Simulated, Warps):
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(staged, ref.at[at])
         plgpu.wait_smem_to_gmem(0)
+
+    def write_in_order(self, ref: jax.Ref, tile: jax.Array) -> None:
+        ref[...] = tile
+        plgpu.commit_smem()
 
     def write_rows(self, x: jax.Array, ref: jax.Ref) -> None:
         ref[...] = x

@@ -58,8 +58,8 @@ class _Keys(Keys):
         operands = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
         return self.own["tiles"].products(self.machine, wg, *operands[: 1 + of_keys])
 
-    def narrow(self, x: jax.Array) -> jax.Array:
-        return x.astype(self.q_sm.dtype)
+    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+        return self.own["tiles"].keep(wg, columns, weight, ds)
 
     def add(
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: None, dv: None, ds: Any, weight: Any
@@ -67,12 +67,14 @@ class _Keys(Keys):
         tiles, (of_keys, of_values), added = self.own["tiles"], self.own["sums"], self.own["added"]
         shares = []
         if weight is not None:
-            shares.append((of_values, memory.store(tiles.scores[1].at[wg], weight), self.dout_sm, tiles.scores_done))
+            shares.append((of_values, tiles.scores[1], self.dout_sm, tiles.scores_done))
         if ds is not None:
-            shares.append((of_keys, memory.store(tiles.weights[1].at[wg], ds), self.q_sm, tiles.weights_done))
+            shares.append((of_keys, tiles.weights[1], self.q_sm, tiles.weights_done))
+        plgpu.commit_tmem()
         pl.when(step > 0)(lambda: plgpu.barrier_wait(added.at[1 - wg]))
         for to, x, ref, done in shares:
-            plgpu.tcgen05_mma(to, x, ref.at[slot], done.at[wg], accumulate=True)
+            there = memory.kept(x.at[wg], self.sizes.columns)
+            plgpu.tcgen05_mma(to, there, ref.at[slot], done.at[wg], accumulate=True)
         for *_, done in shares:
             plgpu.barrier_wait(done.at[wg])
         plgpu.barrier_arrive(added.at[wg])

@@ -63,6 +63,7 @@ def forward(
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,
+    parts: int = 1,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `jattn_kernels.gpu.hopper.forward.forward` returns, of the same arguments."""
@@ -73,4 +74,4 @@ def forward(
         "sum": memory.sums(v.shape[-1], computing),
         "done": memory.done(),
     }
-    return run(_Forward, own, computing, q, k, v, operands, layouts, functions, lists, listed, sizes, interpret)
+    return run(_Forward, own, computing, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)

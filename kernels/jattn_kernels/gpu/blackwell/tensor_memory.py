@@ -3,6 +3,19 @@
 Each warpgroup computes a tile of all 128 rows, and issues its own products: the matrix unit takes one after the other,
 so that those of one warpgroup are computed while another is at its exponentials.  Where a product takes weights from
 tensor memory, they stand where scores did.
+
+That two warpgroups do not race is argued here and shown by no tool: the simulator looks for races in whole arrays, and
+takes the tiles of two, which stand in one array beside each other, for one place.  It finds none with one warpgroup,
+and with two the numbers are right; nothing has run on a GPU yet.  Two warpgroups share the following and nothing else.
+
+- Slots of keys and values, or of queries.  They are copied to once all that read them have arrived at `free`, and each
+  arrives when the products that read the slot are computed and its own reads have come to registers.
+- The sums of `backward_keys`.  Only products write to them.  A warpgroup issues its own after it has waited for
+  `added` of the other, which arrives there when its products are computed; the first waits for nothing, and clears the
+  sums before.  In the end both wait for `written` before either reads them.
+
+Tiles and the barriers of their products are each warpgroup's own.  All its threads have read a tile before one of them
+issues what overwrites it: `wait_load_tmem` and `commit_tmem` end with a barrier of the warpgroup.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
@@ -91,6 +104,31 @@ class Backward(NamedTuple):
             plgpu.barrier_wait(done)
         return Tile(machine, places[0][0]), Tile(machine, places[-1][0])
 
+    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+        """Puts some columns of the weights and of the scores' gradients in 16 bits where their products were read, so
+        that no registers hold them until the tile is whole: `KEPT` for each, None where there are none.
+
+        What is half as wide ends before the products that are still to be read begin.
+        """
+
+        def put(tiles: Any, x: Any) -> Any:
+            if x is None:
+                return None
+            ref = tiles[1].at[wg]
+            plgpu.async_store_tmem(ref.at[:, pl.ds(columns.start, columns.stop - columns.start)], x.astype(ref.dtype))
+            return KEPT
+
+        return put(self.scores, weight), put(self.weights, ds)
+
+
+KEPT = ()
+"""In the place of a tile that stands in tensor memory."""
+
+
+def kept(ref: jax.Ref, columns: int) -> jax.Ref:
+    """The tile that `Backward.keep` put there, once it is committed."""
+    return ref.at[:, pl.ds(0, columns)]
+
 
 def multiply(to: jax.Ref, a: jax.Ref, b: jax.Ref, barrier: jax.Ref, accumulate: bool = False) -> None:
     """a `[128, m]` times b `[m, n]` in shared memory, or that and what stands there; waits until it is computed."""
@@ -107,7 +145,7 @@ def load(machine: Warpgroup, ref: jax.Ref) -> jax.Array:
 
 def store(ref: jax.Ref, x: jax.Array) -> jax.Ref:
     """What became of a tile's products, in 16 bits, to its place, which a product may take it from."""
-    there = ref.at[:, pl.ds(0, x.shape[1])]
+    there = kept(ref, x.shape[1])
     plgpu.async_store_tmem(there, x)
     plgpu.commit_tmem()
     return there

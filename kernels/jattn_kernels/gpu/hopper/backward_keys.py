@@ -43,13 +43,16 @@ class _Keys(Keys):
         del wg
         if self.sizes.piece < self.sizes.columns:
             # Where the rows lie is found for each tile anew: uniform registers do not hold that beside terms.
-            place = self.machine.after(jnp.int32(place), [slot])
+            (place,) = self.machine.after([jnp.int32(place)], [slot])
         product = self.machine.product(self.k_sm.at[place], self.q_sm.at[slot])
         # Without dk the gradient of the weights is not needed, and any tile does for it.
         return product, self.machine.product(self.v_sm.at[place], self.dout_sm.at[slot]) if of_keys else product
 
-    def narrow(self, x: jax.Array) -> jax.Array:
-        return x.astype(self.q_sm.dtype)  # as soon as it is there: half as many registers hold a piece until all are
+    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+        # As soon as they are there: half as many registers hold a piece until all are.
+        del wg, columns
+        weight, ds = (None if x is None else x.astype(self.q_sm.dtype) for x in (weight, ds))
+        return weight, ds
 
     def add(
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any

@@ -30,7 +30,7 @@ class _Queries(Queries):
 
     def add(self, wg: jax.Array, slot: jax.Array, dq: jax.Array, ds: jax.Array) -> jax.Array:
         del wg
-        return self.machine.accumulate(dq, ds, self.k_sm.at[slot])
+        return self.machine.accumulate(dq, ds.astype(self.k_sm.dtype), self.k_sm.at[slot])
 
     def write(self, wg: jax.Array, dq: jax.Array) -> None:
         self.q_sm.at[wg][...] = (dq * self.factor()).astype(self.q_sm.dtype)

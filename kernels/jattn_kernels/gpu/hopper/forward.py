@@ -74,6 +74,7 @@ def forward(
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,
+    parts: int = 1,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
@@ -81,6 +82,9 @@ def forward(
 
     Batch axes may be shorter than the longest: element b uses entry b % length.  `listed` are the arrays of `lists`,
     whose lines are query tiles; `interpret`: how the simulator is to run, in the place of a GPU.
+
+    Few queries, of one tile, may see keys in `parts`, which then are the lines of `lists`: there is a result of each
+    part, `[parts b, ..]`, to be merged by their lse.
     """
     turn = plgpu.Barrier(num_arrivals=2)
-    return run(_Forward, turn, 2, q, k, v, operands, layouts, functions, lists, listed, sizes, interpret)
+    return run(_Forward, turn, 2, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)

@@ -1,0 +1,178 @@
+"""Forward passes of few queries, as in decoding: the heads of a group fold into the rows of a tile, and keys in parts.
+
+A tile of one head would have next to no rows, and every head of a group would read the same keys.  Folded, row n is
+query n // r of head n % r of the r heads that share a key head.  Where that leaves fewer blocks than a GPU has
+multiprocessors, several blocks have a part of the keys each, and their results are merged by lse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jattn_kernels import chips
+from jattn_kernels.gpu.layout import OperandLayout, lay_out
+from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.tiles import work
+from jattn_kernels.tiles.functions import TileFunctions
+
+from jattn._terms import AnyArray, Operand, block_tables
+from jattn._terms.block_tables import Answer, Tiling
+from jattn._terms.moved import moved
+from jattn.backends.contract import Result, Shaped, Spec
+from jattn.backends.pallas.terms import Words
+from jattn.backends.pallas_gpu.call import simulator
+from jattn.backends.pallas_gpu.kernels import kernels
+from jattn.backends.pallas_gpu.sizes import tile_sizes
+from jattn.backends.pallas_gpu.terms import GpuTerms, Mixed
+from jattn.masks import Mask
+
+_MOST = 16  # queries of a head, as of a step that decodes
+_FEWEST = 4  # tiles of keys of a part, which take longer than its start and the merge
+
+
+class Fold(NamedTuple):
+    """How a call folds: its queries, heads and key heads, in how many parts its keys are seen, and tile sizes."""
+
+    t: int
+    h: int
+    g: int
+    parts: int
+    sizes: Sizes
+
+    @property
+    def group(self) -> int:
+        """Query heads of a key head."""
+        return self.h // self.g
+
+    @property
+    def rows(self) -> int:
+        return self.t * self.group
+
+
+def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped]) -> Fold | None:
+    """How the call folds; None where it has queries enough, or terms that tell rows of a tile apart by diagonals."""
+    (_, t, h, _), (_, s, g, _) = q.shape, k.shape
+    if not 0 < t <= _MOST or s == 0 or spec.blocks is not None or spec.backend.settings.forward is not None:
+        return None
+    sizes, _ = tile_sizes(spec, k, v, operands, "forward")
+    if t * (h // g) > sizes.rows or not all(_folds(x, operands) for x in GpuTerms(spec, Lengths(t, s), "t").slots):
+        return None
+    b = max([x.shape[0] for x in (q, k, v)])
+    chip = chips.GPUS.get(spec.target.chip or "") or chips.GPUS["h100"]
+    parts = max(1, min(chip.cores // (b * g), -(-s // sizes.columns) // _FEWEST))
+    return Fold(t, h, g, parts, sizes) if parts > 1 or h > g else None
+
+
+def _folds(slot: Operand, operands: Sequence[Shaped]) -> bool:
+    """Whether what an operand has for each head may stand along rows."""
+    if isinstance(slot.array, Words):
+        return len(slot.array.array) == 1
+    if isinstance(slot.array, Mixed):
+        return True
+    looked_up = len(operands[slot.array].shape) > len(slot.axes)
+    of_heads_and_keys = {*"hs"} <= {*slot.axes} and "t" not in slot.axes
+    return "r" not in slot.axes and not of_heads_and_keys and not (looked_up and "h" in slot.axes)
+
+
+def folded(x: jax.Array, axes: str, fold: Fold) -> tuple[jax.Array, str]:
+    """An array with axes of `b h t s`, those of heads and queries folded: `[.., h, t, ..]` to `[.., g, t r, ..]`."""
+    if not {*"ht"} & {*axes}:
+        return x, axes
+    before, after = axes.partition("h")[0] if "h" in axes else axes.partition("t")[0], "s" if "s" in axes else ""
+    lead, rest = x.shape[: len(before)], x.shape[len(x.shape) - len(after) :]
+    heads = (fold.g, fold.group) if "h" in axes else (1, 1)
+    x = x.reshape(*lead, *heads, fold.t if "t" in axes else 1, *rest)
+    x = jnp.swapaxes(x, len(lead) + 1, len(lead) + 2)  # [.., g, t, r, ..]
+    x = jnp.broadcast_to(x, (*lead, heads[0], fold.t, fold.group, *rest))
+    kept = heads[:1] if "h" in axes else ()
+    return x.reshape(*lead, *kept, fold.rows, *rest), before + ("h" if kept else "") + "t" + after
+
+
+class _FoldedTerms(GpuTerms):
+    """The terms of a call whose heads are folded."""
+
+    def __init__(self, spec: Spec, fold: Fold, s: int):
+        super().__init__(spec, Lengths(fold.t, s), "t")
+        self.fold, self.padded = fold, Lengths(fold.rows, s).padded
+
+    def laid_out(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
+        if isinstance(slot.array, Words):
+            return super().laid_out(slot, operands)
+        array = slot.array.words(operands, self.lengths) if isinstance(slot.array, Mixed) else operands[slot.array]
+        if array.ndim > len(slot.axes):  # a table that is looked up
+            return super().laid_out(slot, operands)
+        return lay_out(*folded(jnp.asarray(array), slot.axes, self.fold), self.padded, "t")
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(self.frame.t, self.frame.s)
+
+    def functions(self) -> TileFunctions:
+        """Of rows, whose queries stand at the row over the number of heads."""
+        of_queries = super().functions()
+        query = lambda i: jax.lax.div(i, jnp.full_like(i, self.fold.group))
+        moved = lambda fn: lambda x, i, *rest: fn(x, query(i), *rest)
+        weights = None if of_queries.weights is None else moved(of_queries.weights)
+        return of_queries._replace(scores=moved(of_queries.scores), weights=weights)
+
+
+def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[Lists, list[AnyArray]]:
+    """Which tiles each part visits: what one head of a group sees, all of its heads look at."""
+    query, key = Tiling(fold.t, fold.sizes.rows, overhang=True), Tiling(s, fold.sizes.columns, overhang=True)
+    some, every = block_tables.answers(mask, query, key)
+    own = -(-key.count // fold.parts)  # tiles of a part
+    mine = np.arange(key.count) // own == np.arange(fold.parts)[:, None]
+    xp = work.numpy_of(some)
+    some, every = (xp.broadcast_to(x, (*x.shape[:2], fold.parts, key.count)) & mine for x in (some, every))
+    table: Any = block_tables.tabulate(Answer(some, every), heads=fold.group)
+    kinds = (bool(table.full.any()), bool(table.partial.any())) if xp is np else (True, True)
+    batch, heads, _, longest = table.index.shape
+    arrays = table.index, table.full, table.partial
+    return Lists("list", batch, heads, longest, kinds), [jnp.asarray(x) for x in arrays]
+
+
+def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], fold: Fold) -> Result:
+    """`forward` of folded heads."""
+    s, e = k.shape[1], v.shape[-1]
+    terms = _FoldedTerms(spec, fold, s)
+    arrays, layouts = zip(*terms.arrays(operands), strict=True) if terms.slots else ((), ())
+    lists, listed = lists_of(moved(spec.terms(operands)), s, fold)
+    rows = jnp.swapaxes(q.reshape(*q.shape[:2], fold.g, fold.group, -1), 2, 3).reshape(len(q), fold.rows, fold.g, -1)
+    found = kernels(spec.target).forward(
+        rows,
+        k,
+        v,
+        list(arrays),
+        tuple(layouts),
+        terms.functions(),
+        lists,
+        listed,
+        fold.sizes,
+        parts=fold.parts,
+        interpret=simulator(spec.target),
+    )
+    unfolded = lambda x: jnp.swapaxes(x.reshape(-1, fold.t, fold.group, fold.g, *x.shape[3:]), 2, 3)
+    of_heads = lambda x: unfolded(x).reshape(fold.parts, -1, fold.t, fold.h, *x.shape[3:])
+    out, lse, remainder = map(of_heads, found)
+    if fold.parts == 1:
+        return Result(out[0], lse[0], remainder[0])
+    out, lse, remainder = merged(out.astype(jnp.float32), lse, remainder)
+    return Result(out.reshape(*lse.shape, e).astype(spec.dtype), lse, remainder)
+
+
+def merged(out: jax.Array, lse: jax.Array, remainder: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Results over parts of the keys, along the first axis, as one."""
+    top = jnp.max(lse, axis=0)
+    shares = jnp.exp(lse - jnp.where(jnp.isneginf(top), 0, top) + remainder)
+    total = jnp.sum(shares, axis=0)
+    seen = jnp.where(total == 0, 1, total)
+    log = jnp.log(seen)
+    lse = top + log
+    shares = (shares / seen)[..., None]
+    out = jnp.sum(jnp.where(shares == 0, 0, out * shares), axis=0)
+    return out, lse, jnp.where(jnp.isfinite(lse), (top - lse) + log, 0)
