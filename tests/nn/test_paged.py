@@ -125,24 +125,25 @@ def test_one_example_is_taken_and_put_back(kind):
 @pytest.mark.parametrize(("name", "kind"), [("plain", "contiguous"), ("plain", "both"), ("latent", "paged")])
 def test_a_tree_of_drafts(name, kind):
     """Each draft is what its own path gives, and the path that is kept goes on as if it had been alone."""
-    layer = make(name)
+    layer, t = make(name), 7
     parents = np.array([-1, 0, 0, 2, 1, 3, -1])
-    drafts, prompt = normal((B, len(parents), F), 5), X[:, :5]
+    sees, depth = np.eye(t, dtype=bool), np.zeros(t, int)
+    for row, parent in enumerate(parents):
+        if parent >= 0:
+            sees[row], depth[row] = sees[row] | sees[parent], depth[parent] + 1
+    drafts, prompt = normal((B, t, F), 5), X[:, :5]
     _, state = layer.decode(prompt, layer.cache(30, B, **KINDS[kind]))
     out, state = jax.jit(layer.decode)(drafts, state, parents=parents)
-    for row in range(len(parents)):
-        path = [row]
-        while parents[path[0]] >= 0:
-            path.insert(0, parents[path[0]])
-        alone = layer(jnp.concatenate([prompt, drafts[:, path]], 1))
-        assert_close(out[:, row], alone[:, -1], near(kind))
-    path = jnp.array([[0, 2, 3], [0, 1, 0], [6, 0, 0]])
-    state = jax.jit(cache.accept, static_argnums=1)(state, len(parents), path, jnp.array([3, 2, 1]))
+    mask = np.block([[np.ones((5, 5), bool), np.zeros((5, t), bool)], [np.ones((t, 5), bool), sees]])
+    whole = layer(jnp.concatenate([prompt, drafts], 1), mask=mask, positions=np.concatenate([np.arange(5), 5 + depth]))
+    assert_close(out, whole[:, 5:], near(kind))
+    paths, counts = [[0, 2, 3], [0, 1, 0], [6, 0, 0]], [3, 2, 1]
+    state = jax.jit(cache.accept, static_argnums=1)(state, t, jnp.array(paths), jnp.array(counts))
     assert state.length.tolist() == [8, 7, 6]
     last, state = layer.decode(X[:, 5:6], state)
-    for n, kept in enumerate(([0, 2, 3], [0, 1], [6])):
-        alone = layer(jnp.concatenate([prompt[n], drafts[n, jnp.array(kept)], X[n, 5:6]])[None])
-        assert_close(last[n, 0], alone[0, -1], near(kind))
+    rows = [jnp.concatenate([prompt[n], drafts[n, jnp.array(p[:c])], jnp.tile(X[n, 5:6], (4 - c, 1))]) for n, (p, c) in enumerate(zip(paths, counts, strict=True))]
+    want = layer(jnp.stack(rows))
+    assert_close(last[:, 0], jnp.stack([want[n, 5 + c] for n, c in enumerate(counts)]), near(kind))
     if state.pages is not None:
         held(state)
 
