@@ -95,7 +95,7 @@ def _cells(axes: Axes, colours: np.ndarray, texts: Sequence[Sequence[str]], ther
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
-    palette = np.asarray([colormaps["tab20"](n)[:3] for n in range(_COLOURS)])
+    palette = 0.4 + 0.6 * np.asarray([colormaps["tab20"](n)[:3] for n in range(_COLOURS)])  # light beneath numbers
     image = np.where((colours >= 0)[..., None], palette[colours % _COLOURS], to_rgb(_FREE))
     axes.imshow(image, aspect="auto", interpolation="nearest")
     rows, columns = colours.shape

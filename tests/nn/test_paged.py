@@ -141,7 +141,10 @@ def test_a_tree_of_drafts(name, kind):
     state = jax.jit(cache.accept, static_argnums=1)(state, t, jnp.array(paths), jnp.array(counts))
     assert state.length.tolist() == [8, 7, 6]
     last, state = layer.decode(X[:, 5:6], state)
-    rows = [jnp.concatenate([prompt[n], drafts[n, jnp.array(p[:c])], jnp.tile(X[n, 5:6], (4 - c, 1))]) for n, (p, c) in enumerate(zip(paths, counts, strict=True))]
+    rows = [
+        jnp.concatenate([prompt[n], drafts[n, jnp.array(p[:c])], jnp.tile(X[n, 5:6], (4 - c, 1))])
+        for n, (p, c) in enumerate(zip(paths, counts, strict=True))
+    ]
     want = layer(jnp.stack(rows))
     assert_close(last[:, 0], jnp.stack([want[n, 5 + c] for n, c in enumerate(counts)]), near(kind))
     if state.pages is not None:
