@@ -180,7 +180,13 @@ def put(caches: C, examples: Int[ArrayLike, "k"], part: C) -> C:
       TypeError: no integers.
       ValueError: a cache without a batch axis.
 
-    >>> import jattn  # as in the example of `take`
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> cache = layer.cache(100, 3)
+    >>> _, two = layer.decode(jnp.ones((2, 20, 32)), jattn.nn.cache.take(cache, [2, 0]))
+    >>> jattn.nn.cache.put(cache, [2, 0], two).length.tolist()
+    [20, 0, 20]
     """
     at = _examples(examples, "examples")
 
