@@ -55,7 +55,7 @@ def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> T
       TypeError: they are no integers.
       ValueError: there are not t of them, or a draft stands before its parent, as far as is known.
     """
-    array = parents if isinstance(parents, jax.Array) else np.asarray(parents)
+    array = parents if isinstance(parents, Tracer) else np.asarray(parents)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"parents must be integers [t] or [.., t], got {array.dtype}{list(array.shape)}")
     if array.shape not in ((t,), (*lead, t)):

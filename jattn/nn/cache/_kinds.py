@@ -118,6 +118,11 @@ def check_room(cache: Cache, t: int, taken: Int[Array, "*b"] | None = None) -> N
     """Raises where more positions are known not to fit, in a cache that keeps all of them."""
     if any(isinstance(x, Tracer) for x in (cache.length, cache.pages, cache.holders, taken)) or cache.first is not None:
         return
+    with jax.ensure_compile_time_eval():  # of what is known while a caller is traced
+        _check_known_room(cache, t, taken)
+
+
+def _check_known_room(cache: Cache, t: int, taken: Int[Array, "*b"] | None) -> None:
     after = cache.length + (t if taken is None else taken)
     if after.size and int(jnp.max(after)) > cache.room:
         longest = int(jnp.max(cache.length))
