@@ -102,7 +102,8 @@ def problem(
     if query.ndim == 3:
         query = query[None]
         if table is None:
-            key, value, factors = key[None], value[None], jax.tree.map(lambda x: x[None], factors)
+            key, value = key[None], value[None]
+            factors = None if factors is None else (factors[0][None], factors[1][None])
         else:
             table = table[None]
 

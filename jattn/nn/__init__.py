@@ -1,6 +1,6 @@
 """Flax layers: attention with its projections, and the way to use jattn inside Flax's own layers."""
 
-from jattn.nn._cache import Cache
+from jattn.nn import cache as cache
 from jattn.nn._frozen import frozen
 from jattn.nn._generate import Generated, generate
 from jattn.nn._latent import Latent
@@ -8,6 +8,7 @@ from jattn.nn._projections import L2Norm
 from jattn.nn._rotary import Rotary, rotary, segment_positions
 from jattn.nn._scaling import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from jattn.nn.abcnn import ABCNN
+from jattn.nn.cache import BlockCache, Cache, StackCache
 from jattn.nn.flax_adapter import attention_fn
 from jattn.nn.hierarchical import HierarchicalAttention
 from jattn.nn.local import LocalAttention
@@ -16,8 +17,8 @@ from jattn.nn.pooling import AttentionPooling
 from jattn.nn.positional import Alibi, RelativeBias
 from jattn.nn.recurrent import RecurrentAttention
 from jattn.nn.seq2seq import Seq2SeqAttention
-from jattn.nn.stacks import Decoder, Encoder, EncoderDecoder, StackCache
-from jattn.nn.transformer import BlockCache, Residual, TransformerBlock
+from jattn.nn.stacks import Decoder, Encoder, EncoderDecoder
+from jattn.nn.transformer import Residual, TransformerBlock
 
 __all__ = [
     "ABCNN",
@@ -46,6 +47,7 @@ __all__ = [
     "TransformerBlock",
     "YarnScaling",
     "attention_fn",
+    "cache",
     "frozen",
     "generate",
     "rotary",

@@ -22,9 +22,12 @@ def batched(
     value: Float[Array, "... s g e"],
     options: dict[str, Any],
 ) -> Any:
-    """`jattn.attention`, `weights` or `sample` of these arrays, whose leading axes become one `b` and come back."""
+    """`jattn.attention`, `weights` or `sample` of these arrays, whose leading axes become one `b` and come back.
+
+    Pages are those of `cache._paged.merged`, which count through the pools that these axes have.
+    """
     lead = query.shape[:-3]
-    if not lead == key.shape[:-3] == value.shape[:-3]:
+    if options.get("pages") is None and not lead == key.shape[:-3] == value.shape[:-3]:
         raise ValueError(
             "query, key and value must have the same batch axes,"
             f" got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
@@ -33,6 +36,8 @@ def batched(
         options = {name: x for name, x in options.items() if name not in ("implementation", "blocks")}
     if len(lead) < 2:
         return fn(query, key, value, **options)
+    if options.get("scales") is not None:
+        options = {**options, "scales": [x.reshape(-1, *x.shape[-2:]) for x in options["scales"]]}
     out = fn(*(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)), **options)
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 

@@ -14,11 +14,13 @@ from jaxtyping import Array, Bool, Float
 from jattn import masks
 from jattn._call import checks
 from jattn._terms import Operand, reach
-from jattn.nn import _cache, _checks
-from jattn.nn._cache import Cache
+from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._options import Asked, Options, join
 from jattn.nn._projections import Projections
+from jattn.nn._tree import check_options, tree
+from jattn.nn.cache import _kinds, _paged, _rows
+from jattn.nn.cache._record import Cache
 
 
 class Step(NamedTuple):
@@ -47,6 +49,8 @@ def step(
     asked: Asked,
     positions: ArrayLike | None,
     values: AnyArray | None = None,
+    lengths: ArrayLike | None = None,
+    parents: ArrayLike | None = None,
 ) -> Step:
     """The step of `MultiHeadAttention.decode`.
 
@@ -58,6 +62,8 @@ def step(
       asked: those of the call, their arrays made for the t rows of x.
       positions: for the rotary embedding, in the place of those in the cache.
       values: `[.., t, value_features]`, what values are made of in the place of x.
+      lengths: `[..]`, how many of the t rows of each example are real; None for all.
+      parents: `[t]` or `[.., t]`, where the t rows are a tree of drafts.
 
     Raises:
       TypeError, ValueError: x, the cache, the positions or a mask do not fit, or the cache is full.
@@ -66,24 +72,44 @@ def step(
     projections.check_values(values, x, "x", "t")
     projections.check_cache(cache, x)
     lead, t, n = x.shape[:-2], x.shape[-2], cache.room
-    _cache.check_room(cache, t)
+    taken = None if lengths is None else _checks.as_lengths(lengths, lead).astype(jnp.int32)
+    _kinds.check_room(cache, t, taken)
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
-    angles = places if positions is None else positions
+    after = start + (t if taken is None else taken.reshape(-1))
+    drafts = None if parents is None else tree(parents, lead, t)
+    if drafts is not None:
+        check_options(asked.beside(own, lead))
+    deep = places if drafts is None else cache.length[..., None] + drafts.depth
+    angles = deep if positions is None else positions
     query = projections.queries(x, angles)
     left = _window(own, cache)
-    room, fits = cache.room, places < n
+    room = cache.room
     if left is not None:
         fits = jnp.broadcast_to(_has_seen(cache, left)[..., None], places.shape)
-        cache = _cache.with_room(cache, t, left)
-    seen = cache = _cache.append(cache, *projections.kept(x, values, angles))
+        cache = _rows.with_room(cache, t, left)
+    seen = cache = _kinds.append(cache, *projections.kept(x, values, angles), taken)
     if left is not None and seen.room > room:
-        cache = _cache.slid(seen, left, room)
+        cache = _rows.slid(seen, left, room)
     if left is None:
-        own = _rows(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
-    options = join(asked.beside(own, lead), masks.prefix(start + t))
+        fits = places < _kinds.limit(seen)[..., None]
+        own = _rows_of(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+    if taken is not None:
+        fits |= jnp.arange(t) >= taken[..., None]
+    options = join(asked.beside(own, lead), masks.prefix(after))
+    if drafts is not None:
+        options = join(options, drafts.mask(start))
     at = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
-    return Step(query, seen, cache, {**options, "positions": at}, fits)
+    return Step(query, seen, cache, {**options, **stored(projections, seen), "positions": at}, fits)
+
+
+def stored(projections: Projections, cache: Cache) -> Options:
+    """Options of `jattn.attention` that say how the keys and values lie that queries attend to in a cache."""
+    scales = projections.cache_scales(cache)
+    options: Options = {} if scales is None else {"scales": scales}
+    if cache.pages is not None:
+        options["pages"] = _paged.merged(cache) if cache.length.ndim else cache.pages
+    return options
 
 
 def window(own: Options) -> int | None:
@@ -123,7 +149,7 @@ def _has_seen(cache: Cache, left: int) -> Bool[Array, "*b"]:
     return has
 
 
-def _rows(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:
+def _rows_of(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:
     """Options made for `sizes`, with t rows from start `[b]` on of every operand that has an axis t.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn._call import modes
-from jattn.nn import _cache, _checks
+from jattn.nn import _checks
+from jattn.nn.cache import _kinds
 
 
 class Decodes(Protocol):
@@ -23,7 +25,11 @@ class Decodes(Protocol):
     a cache."""
 
     def decode(self, tokens: Array, cache: Any, /) -> tuple[Array, Any]:
-        """Logits `[b, t, tokens]` of what follows each of the next t tokens `[b, t]`, and the cache with them."""
+        """Logits `[b, t, tokens]` of what follows each of the next t tokens `[b, t]`, and the cache with them.
+
+        One that takes `lengths=` as well is told how many tokens of each prompt are real, as layers' `decode` is: a
+        cache that slides must know, and a cache in pages takes none for padding.
+        """
         ...
 
 
@@ -79,7 +85,8 @@ def generate(
     lengths, the seed and the numbers of the sampling.
 
     Args:
-      model: a module of Flax with `cache(n, batch)` and `decode(tokens, cache)`, which returns logits and a cache.
+      model: a module of Flax with `cache(n, batch)` and `decode(tokens, cache)`, which returns logits and a cache; or
+        `decode(tokens, cache, *, lengths=None)`, which hands `lengths` on to its layers, where a cache slides.
       prompt: tokens `[b, t]`, padded at the end where they are of unequal length.
       count: the most tokens that are written.
       lengths: how many tokens of each prompt are real, each 1 or more; None for all t.
@@ -98,7 +105,8 @@ def generate(
       The tokens, and how many each example has.
 
     Raises:
-      ValueError: prompts without a token, a count < 1, or numbers of the sampling out of their range.
+      ValueError: prompts without a token, a count < 1, or numbers of the sampling out of their range; a cache that
+        slides, and a model that cannot tell it where padded prompts end.
       TypeError: prompts that are no integers.
 
     >>> import jax.numpy as jnp, jattn
@@ -181,9 +189,18 @@ def _written(
 
     if cache is None:
         cache = nnx.merge(graph, state).cache(t + room, b)
-    before = _cache.lengths(cache)
-    logits, cache = decode(prompt, cache)
-    cache = _cache.shortened(cache, before, lengths)
+    told = "lengths" in inspect.signature(nnx.merge(graph, state).decode).parameters
+    if _kinds.slides(cache) and not told:
+        raise ValueError(
+            "a cache that slides must know where padded prompts end: let the model's decode(tokens, cache, *,"
+            " lengths=None) hand lengths on to its layers"
+        )
+    if told:
+        logits, cache = nnx.merge(graph, state).decode(prompt, cache, lengths=lengths)
+    else:
+        before = _kinds.lengths(cache)
+        logits, cache = decode(prompt, cache)
+        cache = _kinds.shortened(cache, before, lengths)
     last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
     empty = jnp.full((b, room), fill, jnp.int32)
     first = put(empty, jnp.int32(0), last, jnp.zeros(b, bool), jnp.zeros(b, jnp.int32))

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from jattn import scores
 from jattn.nn import _checks
-from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
 from jattn.nn._frozen import Frozen
 from jattn.nn._projections import Norm, Projections
+from jattn.nn.cache._record import Cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,9 @@ class LatentProjections(Projections):
         kernel = self.key.kernel[...].astype(a.dtype)
         absorbed = jnp.einsum("...thd,rhd->...thr", a, kernel, precision=self.key.precision)
         return jnp.concatenate([absorbed, b], axis=-1), cache.key, cache.key[..., : self.latent.rank]
+
+    def cache_scales(self, cache: Cache) -> tuple[Array, Array] | None:
+        return None if cache.key_scale is None else (cache.key_scale, cache.key_scale)
 
     def from_cache(self, out: Float[Array, "*b t h r"]) -> Float[Array, "*b t h e"]:
         kernel = self.value.kernel[...].astype(out.dtype)

@@ -13,10 +13,11 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jattn.nn import _cache, _checks
-from jattn.nn._cache import Cache
+from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._rotary import Turn
+from jattn.nn.cache import _kinds
+from jattn.nn.cache._record import Cache
 
 NAMES = ("query", "key", "value", "out")
 UseBias: TypeAlias = bool | Collection[str]
@@ -67,6 +68,12 @@ class Projections:
         """Query, key and value with which queries attend to what a cache keeps."""
         return query, cache.key, cache.value
 
+    def cache_scales(self, cache: Cache) -> tuple[Array, Array] | None:
+        """What those keys and values are to be multiplied with, None for nothing."""
+        if cache.key_scale is None or cache.value_scale is None:
+            return None
+        return cache.key_scale, cache.value_scale
+
     def from_cache(self, out: Float[Array, "*b t h e"]) -> Float[Array, "*b t h e"]:
         """The output of the heads, of what attending to a cache gave."""
         return out
@@ -100,7 +107,7 @@ class Projections:
 
     def check_cache(self, cache: Cache, x: AnyArray) -> None:
         """Raises unless the cache is one of this layer and of the batch of x."""
-        _cache.check(cache, x.shape[:-2], *self.cache_widths())
+        _kinds.check(cache, x.shape[:-2], *self.cache_widths())
 
     def check(
         self,

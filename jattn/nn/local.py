@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import PrecisionLike
 from jax.typing import ArrayLike, DTypeLike
@@ -15,10 +17,10 @@ from jattn import gates as gates_
 from jattn import masks
 from jattn._call import modes
 from jattn.nn import _checks
-from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
 from jattn.nn._hints import OF_LAYERS, of_calls, translated
-from jattn.nn._options import AnyMask, Gates, LayerOptions, Mods, as_mask, several
+from jattn.nn._options import AnyMask, Asked, Gates, LayerOptions, Mods, as_mask, join, several
+from jattn.nn.cache._record import Cache
 from jattn.nn.multi_head import MultiHeadAttention
 
 
@@ -166,6 +168,95 @@ class LocalAttention(nnx.Module):
             positions=positions if turns else None, context_positions=context_positions,
             deterministic=deterministic, rngs=rngs,
         )  # fmt: skip
+
+    @modes.ordinary
+    def cache(
+        self,
+        n: int | np.integer,
+        batch: int | np.integer | Sequence[int | np.integer] = (),
+        dtype: DTypeLike | None = None,
+        *,
+        slack: int | None = None,
+        page: int | None = None,
+        pages: int | None = None,
+    ) -> Cache:
+        """What `decode` starts from, as `MultiHeadAttention.cache` has it.
+
+        Args:
+          n: the most positions that will be decoded.
+          batch: the batch axes of x; an int for one axis.
+          dtype: in which keys and values are kept.
+          slack: keeps only the window of monotonic centres of pace 1, and this many positions more.
+          page: keeps positions in pages of so many, which examples share.
+          pages: how many pages there are.
+
+        Returns:
+          Room for n positions, or for the window.
+
+        Raises:
+          ValueError: a number is none of those.
+        """
+        return self.attention._cache(self._slides(), n, batch, dtype, slack, page, pages)
+
+    @of_calls
+    @modes.ordinary
+    def decode(
+        self,
+        x: Float[AnyArray, "*b t features"],
+        cache: Cache,
+        *,
+        lengths: Int[ArrayLike, "*b"] | None = None,
+        values: Float[AnyArray, "*b t value_features"] | None = None,
+        mask: AnyMask = None,
+        mods: Mods = (),
+        gates: Gates = (),
+        bias: ArrayLike | None = None,
+    ) -> tuple[Float[Array, "*b t features"], Cache]:
+        """The next t positions, to themselves and to what the cache holds near their centres; nothing is dropped.
+
+        They are the last t rows of a call on all positions so far, whose number is S where centres are predicted.
+
+        Args:
+          x: `[.., t, features]`.
+          cache: from `layer.cache(n, batch)`, or from the call before.
+          lengths: how many of the t positions of each example are real, as in `MultiHeadAttention.decode`.
+          values: as in `MultiHeadAttention.decode`.
+          mask: as in `MultiHeadAttention.decode`; it holds beside the window.
+          mods: as in `MultiHeadAttention.decode`.
+          gates: likewise; they come after the Gaussian.
+          bias: likewise.
+
+        Returns:
+          `[.., t, features]`, and the cache with t more positions, or `lengths`.
+
+        Raises:
+          ValueError, TypeError: as `MultiHeadAttention.decode` does.
+
+        >>> import jax.numpy as jnp, jattn
+        >>> from flax import nnx
+        >>> layer = jattn.nn.LocalAttention(32, 4, (3, 0), rngs=nnx.Rngs(0))
+        >>> x = jnp.ones((8, 6, 32))
+        >>> _, cache = layer.decode(x[:, :5], layer.cache(100, 8, slack=4))
+        >>> last, cache = layer.decode(x[:, 5:], cache)
+        >>> bool(jnp.allclose(last, layer(x)[:, 5:], atol=1e-5)), cache.room
+        (True, 7)
+        """
+        self.attention._projections().check_x(x, None)
+        self.attention._projections().check_cache(cache, x)
+        own, gate, t = self.attention._own_options(), (), x.shape[-2]
+        if self._slides() is not None:
+            own = join(own, masks.window(self.left, self.right))
+        else:
+            lead = x.shape[:-2]
+            real = t if lengths is None else _checks.as_lengths(lengths, lead)
+            near, gate = self._near(x, cache.length + real, cache.positions(t))
+            mask = near if mask is None else near & as_mask(mask, lead)
+        asked = Asked(mask, mods, (*gate, *several(gates)), bias)
+        return self.attention._decoded(own, x, cache, asked, None, values, lengths)
+
+    def _slides(self) -> int | None:
+        """How many positions before its own a query can see, where that is known."""
+        return self.left if self.center == "monotonic" and self.pace == 1 else None
 
     @modes.ordinary
     def centers(self, x: Float[AnyArray, "*b t features"], length: Real[ArrayLike, "..."]) -> Float[Array, "*b h t"]:

@@ -10,19 +10,20 @@ import numpy as np
 from flax import nnx
 from flax.typing import PrecisionLike
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jattn import api, masks
 from jattn._call import modes
-from jattn.nn import _cache, _checks, _decoding, _dropout
+from jattn.nn import _checks, _decoding, _dropout
 from jattn.nn._batching import batch_axes, batched
-from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._latent import Down, Latent, LatentProjections, check_latent, score_of
 from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
 from jattn.nn._projections import Norm, Projections, UseBias, biases, norm_of
 from jattn.nn._rotary import Turn, embedding
+from jattn.nn.cache import _kinds
+from jattn.nn.cache._record import Cache
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
 
@@ -298,6 +299,8 @@ class MultiHeadAttention(nnx.Module):
         dtype: DTypeLike | None = None,
         *,
         slack: int | None = None,
+        page: int | None = None,
+        pages: int | None = None,
     ) -> Cache:
         """Room for the keys and values of n positions: what `decode` starts from.
 
@@ -305,26 +308,23 @@ class MultiHeadAttention(nnx.Module):
           n: the most positions that will be decoded.
           batch: the batch axes of x; an int for one axis.
           dtype: in which keys and values are kept, by default the layer's `dtype`, or else that of its parameters.
+            Those of int8, float8_e4m3fn and float8_e5m2 have a scale for each head and position.
           slack: where the layer's own mask has a window to the left, keeps only as many positions as it reaches and
             this many more: when they are used up, those that no query can see any more make room.  Any number of
             positions may be decoded, at the positions where they are.  None keeps all n.
+          page: keeps positions in pages of so many, which examples along the last batch axis share, where `slack` does
+            not say otherwise: an example takes a page when it needs one, and `jattn.nn.cache.fork` lets others hold
+            it too.  n is rounded up to whole pages.
+          pages: how many pages there are, by default enough for n positions of all examples.
 
         Returns:
           Arrays `[*batch, n, kv_heads, head_dim]` and `[*batch, n, kv_heads, value_dim]` and a length of 0 for each
           example.  With `latent`, `[*batch, n, 1, rank + rotary_dim]`, and values of width 0: they are the latents.
 
         Raises:
-          ValueError: n, a batch axis or the slack is no such number.
+          ValueError: n, a batch axis, the slack or a number of pages is no such number.
         """
-        if not _checks.is_whole(n) or n < 1:
-            raise ValueError(f"n must be an int >= 1, got {n!r}")
-        widths = self._projections().cache_widths()
-        room = int(n)
-        if slack is not None:
-            _checks.check_sizes(slack=slack)
-            left = _decoding.window(self._own_options())
-            room = room if left is None else min(room, left + int(slack))
-        return _cache.empty(batch_axes(batch), room, *widths, dtype or self.cache_dtype, slides=room < int(n))
+        return self._cache(_decoding.window(self._own_options()), n, batch, dtype, slack, page, pages)
 
     @of_calls
     @modes.ordinary
@@ -339,6 +339,8 @@ class MultiHeadAttention(nnx.Module):
         gates: Gates = (),
         bias: ArrayLike | None = None,
         positions: ArrayLike | None = None,
+        lengths: Int[ArrayLike, "*b"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | None = None,
     ) -> tuple[Float[Array, "*b t features"], Cache]:
         """Self-attention of the next t positions, to themselves and to all that the cache holds (Shazeer 2019).
 
@@ -358,14 +360,21 @@ class MultiHeadAttention(nnx.Module):
           gates: likewise.
           bias: likewise.
           positions: for the rotary embedding alone, in the place of p: numbers broadcastable to `[.., t]`.
+          lengths: integers `[..]`, how many of the t positions of each example are real, where others have more: a
+            prompt beside examples that go on by a token.  What comes after them is not kept; 0 leaves an example as it
+            is.
+          parents: where the t positions are drafts of which one path will be kept (`jattn.nn.cache.accept`): for each
+            the draft before it, integers `[t]` or `[.., t]`, -1 for what comes right after the cache.  A draft sees the
+            cache and its ancestors, and its rotary embedding is that of its depth.
 
         Returns:
-          `[.., t, features]`, and the cache with t more positions.
+          `[.., t, features]`, and the cache with t more positions, or `lengths`.
 
         Raises:
           TypeError: x or the cache is of another type.
-          ValueError: the cache is not one of this layer and batch, or has no room for t more positions.  Where the
-            length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
+          ValueError: the cache is not one of this layer and batch, or has no room or no free page for t more positions.
+            Where the length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
+            Parents that are none, or with a layer whose terms look at positions.
 
         >>> import jax.numpy as jnp, jattn
         >>> from flax import nnx
@@ -377,10 +386,7 @@ class MultiHeadAttention(nnx.Module):
         (True, (8,))
         """
         asked = Asked(mask, mods, gates, bias)
-        projections = self._projections()
-        step = _decoding.step(projections, x, cache, self._own_options(), asked, positions, values)
-        out = batched(api.attention, *projections.to_cache(step.query, step.seen), step.options)
-        return _decoding.dropped(self.out(projections.from_cache(out)), step.fits), step.cache
+        return self._decoded(self._own_options(), x, cache, asked, positions, values, lengths, parents)
 
     @modes.ordinary
     def read(
@@ -433,6 +439,50 @@ class MultiHeadAttention(nnx.Module):
         own = {**self.held.fill(self.arrays), "precision": self.precision}
         return own if self.sinks is None else {**own, "sinks": self.sinks[...]}
 
+    def _decoded(
+        self,
+        own: Options,
+        x: AnyArray,
+        cache: Cache,
+        asked: Asked,
+        positions: ArrayLike | None,
+        values: AnyArray | None,
+        lengths: ArrayLike | None,
+        parents: ArrayLike | None = None,
+    ) -> tuple[Array, Cache]:
+        """`decode`, with the layer's own options."""
+        projections = self._projections()
+        step = _decoding.step(projections, x, cache, own, asked, positions, values, lengths, parents)
+        out = batched(api.attention, *projections.to_cache(step.query, step.seen), step.options)
+        return _decoding.dropped(self.out(projections.from_cache(out)), step.fits), step.cache
+
+    def _cache(
+        self,
+        left: int | None,
+        n: int | np.integer,
+        batch: int | np.integer | Sequence[int | np.integer],
+        dtype: DTypeLike | None,
+        slack: int | None,
+        page: int | None,
+        pages: int | None,
+    ) -> Cache:
+        """`cache`, where queries see no more than `left` positions before their own, None for all."""
+        if not _checks.is_whole(n) or n < 1:
+            raise ValueError(f"n must be an int >= 1, got {n!r}")
+        widths = self._projections().cache_widths()
+        room = int(n)
+        if slack is not None:
+            _checks.check_sizes(slack=slack)
+            room = room if left is None else min(room, left + int(slack))
+        slides = room < int(n)
+        if pages is not None and page is None:
+            raise ValueError(f"pages = {pages!r} was given without page, how many positions one has")
+        paged: dict[str, int | None] = {}
+        if page is not None:
+            _checks.check_sizes(page=page, pages=1 if pages is None else pages)
+            paged = {} if slides else {"page": int(page), "pages": None if pages is None else int(pages)}
+        return _kinds.empty(batch_axes(batch), room, *widths, dtype or self.cache_dtype, slides, **paged)
+
     def _inputs(
         self,
         x: AnyArray,
@@ -452,13 +502,19 @@ class MultiHeadAttention(nnx.Module):
             key, value = projections.keys_values(context, values, context_positions)
         else:
             key, value = projections.keys_values(x, values, positions)
-        _checks.check_padding(asked.mask, query.shape[-3], key.shape[-3], query.shape[:-3])
+        _checks.check_padding(asked.mask, query.shape[-3], _keys(context, key), query.shape[:-3])
         options = asked.beside(self._own_options(), query.shape[:-3])
         if isinstance(context, Cache):
+            options = {**options, **_decoding.stored(projections, context)}
             options = join(options, masks.prefix(context.length.reshape(-1)))
             if context.first is not None:
                 options["positions"] = {"s": context.first.reshape(-1)}
         return query, key, value, options
+
+
+def _keys(context: object, key: Array) -> int:
+    """How many keys s a call has."""
+    return context.room if isinstance(context, Cache) else key.shape[-3]
 
 
 def _sinks(sinks: bool | ArrayLike, heads: int, dtype: DTypeLike) -> Float[Array, "h"] | None:

@@ -14,9 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from jattn import api, masks, scores
 from jattn._call import modes
-from jattn.nn import _cache, _checks
+from jattn.nn import _checks
 from jattn.nn._batching import batched
-from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
 from jattn.nn._frozen import Frozen, thawed
 from jattn.nn._hints import of_calls, of_layers
@@ -32,6 +31,8 @@ from jattn.nn._options import (
     hold,
     join,
 )
+from jattn.nn.cache import _kinds
+from jattn.nn.cache._record import Cache
 
 ScoreName: TypeAlias = Literal["dot", "general", "cosine", "concat", "additive"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
@@ -252,7 +253,7 @@ class Seq2SeqAttention(nnx.Module):
         call = checked(call, ("normalizer",), "Seq2SeqAttention")
         _checks.check_array(x, "x", "t", self.features)
         lead = x.shape[:-2]
-        _cache.check(memory, lead, self.heads, self.head_dim, self.head_dim)
+        _kinds.check(memory, lead, self.heads, self.head_dim, self.head_dim)
         _checks.check_padding(mask, x.shape[-2], memory.room, lead)
         real = masks.prefix(memory.length.reshape(-1))
         mask = real if mask is None else real & as_mask(mask, lead)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jattn import masks
 from jattn import mods as mods_
@@ -19,27 +19,10 @@ from jattn.nn import _checks, _dropout
 from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, Gates, Mods, StackOptions, several
-from jattn.nn.transformer import BlockCache, Residual, TransformerBlock
+from jattn.nn.cache._record import BlockCache, StackCache
+from jattn.nn.transformer import Residual, TransformerBlock
 
 Positional: TypeAlias = Callable[[], mods_.Mod | Sequence[mods_.Mod]]
-
-
-class StackCache(NamedTuple):
-    """What `Decoder.decode` remembers.
-
-    Args:
-      blocks: of the blocks that are scanned, one for each of the pattern, with an axis for its turns before all others.
-      rest: of the blocks after the last whole turn.
-
-    >>> from flax import nnx
-    >>> import jattn
-    >>> decoder = jattn.nn.Decoder(32, 4, 6, rngs=nnx.Rngs(0))
-    >>> decoder.cache(100, batch=2).blocks[0].past.key.shape
-    (6, 2, 100, 4, 8)
-    """
-
-    blocks: tuple[BlockCache, ...]
-    rest: tuple[BlockCache, ...]
 
 
 class Encoder(nnx.Module):
@@ -279,6 +262,8 @@ class Decoder(Encoder):
         dtype: DTypeLike | None = None,
         *,
         slack: int | None = None,
+        page: int | None = None,
+        pages: int | None = None,
     ) -> StackCache:
         """What `decode` starts from.
 
@@ -288,6 +273,9 @@ class Decoder(Encoder):
           context: `[.., s, context_features]` for blocks with cross-attention, which project it here, once.
           dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
           slack: where a block's mask has a window, keeps that and this many positions more, in place of n.
+          page: keeps positions in pages of so many, which examples share, in blocks that `slack` does not speak of; see
+            `MultiHeadAttention.cache`.
+          pages: how many pages each block has.
 
         Returns:
           Room for n positions in every block, and the keys and values of the context.
@@ -295,7 +283,7 @@ class Decoder(Encoder):
         Raises:
           ValueError, TypeError: as `TransformerBlock.cache` does.
         """
-        make = lambda block: block.cache(n, batch, context, dtype, slack=slack)
+        make = lambda block: block.cache(n, batch, context, dtype, slack=slack, page=page, pages=pages)
         return StackCache(tuple(nnx.vmap(make)(x) for x in self.blocks), tuple(make(x) for x in self.rest))
 
     @of_calls
@@ -311,6 +299,8 @@ class Decoder(Encoder):
         bias: ArrayLike | None = None,
         context_mask: AnyMask = None,
         positions: ArrayLike | None = None,
+        lengths: Int[ArrayLike, "*b"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | None = None,
     ) -> tuple[Float[Array, "*b t features"], StackCache]:
         """The next t positions, as `MultiHeadAttention.decode` has them; nothing is dropped.
 
@@ -323,6 +313,8 @@ class Decoder(Encoder):
           bias: as in a call.
           context_mask: as in a call.
           positions: for rotary embeddings alone, in the place of those in the cache.
+          lengths: as in `MultiHeadAttention.decode`, as are parents.
+          parents: likewise.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions.
@@ -334,7 +326,7 @@ class Decoder(Encoder):
         if not isinstance(cache, StackCache):
             raise TypeError(f"cache must be made by the decoder's cache(), got {type(cache).__name__}")
         call = {"mask": mask, "mods": self._mods(mods), "gates": gates, "bias": bias}
-        call |= {"context_mask": context_mask, "positions": positions}
+        call |= {"context_mask": context_mask, "positions": positions, "lengths": lengths, "parents": parents}
         graph, state = nnx.split(self.blocks)  # `jax.lax.scan` inside another takes arrays, and no modules
 
         def through(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,39 +12,20 @@ import numpy as np
 from flax import nnx
 from flax.typing import PrecisionLike
 from jax.typing import ArrayLike, DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jattn._call import modes
 from jattn.nn import _checks, _dropout
-from jattn.nn._cache import Cache
 from jattn.nn._checks import AnyArray
 from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask, BlockOptions, Gates, Mods
 from jattn.nn._projections import UseBias, biases
+from jattn.nn.cache._record import BlockCache, Cache
 from jattn.nn.multi_head import MultiHeadAttention
 
 Norms = Literal["pre", "post", "sandwich", "output"]
 _NAMES = ("query", "key", "value", "out", "mlp")
 _OF_POSITIONS = ("mask", "mods", "gates", "rotary_base", "rotary")
-
-
-class BlockCache(NamedTuple):
-    """What `TransformerBlock.decode` remembers: arrays that keep their shapes, as those of `Cache` do.
-
-    Args:
-      past: of the block's self-attention.
-      context: what its cross-attention reads, None for a block without one.
-
-    >>> import jattn
-    >>> from flax import nnx
-    >>> block = jattn.nn.TransformerBlock(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
-    >>> cache = block.cache(100, batch=2)
-    >>> cache.past.room, cache.context
-    (100, None)
-    """
-
-    past: Cache
-    context: Cache | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +267,8 @@ class TransformerBlock(nnx.Module):
         dtype: DTypeLike | None = None,
         *,
         slack: int | None = None,
+        page: int | None = None,
+        pages: int | None = None,
     ) -> BlockCache:
         """What `decode` starts from.
 
@@ -295,6 +278,8 @@ class TransformerBlock(nnx.Module):
           context: `[.., s, context_features]` for a block with cross-attention, which projects it here, once.
           dtype: in which the keys and values of x are kept; see `MultiHeadAttention.cache`.
           slack: where the block's mask has a window, keeps that and this many positions more, in place of n.
+          page: keeps positions in pages of so many, which examples share; see `MultiHeadAttention.cache`.
+          pages: how many pages there are.
 
         Returns:
           Room for n positions, and the keys and values of the context.
@@ -305,7 +290,7 @@ class TransformerBlock(nnx.Module):
         """
         self._check_context(context, "context")
         read = None if context is None or self.cross_attention is None else self.cross_attention.read(context)
-        return BlockCache(self.attention.cache(n, batch, dtype, slack=slack), read)
+        return BlockCache(self.attention.cache(n, batch, dtype, slack=slack, page=page, pages=pages), read)
 
     @of_calls
     @modes.ordinary
@@ -320,6 +305,8 @@ class TransformerBlock(nnx.Module):
         bias: ArrayLike | None = None,
         context_mask: AnyMask = None,
         positions: ArrayLike | None = None,
+        lengths: Int[ArrayLike, "*b"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | None = None,
     ) -> tuple[Float[Array, "*b t features"], BlockCache]:
         """The next t positions, as `MultiHeadAttention.decode` has them; nothing is dropped.
 
@@ -333,6 +320,8 @@ class TransformerBlock(nnx.Module):
           context_mask: as in a call of the block.
           positions: for the rotary embedding alone, in the place of those in the cache: numbers broadcastable to
             `[.., t]`.
+          lengths: as in `MultiHeadAttention.decode`, as are parents.
+          parents: likewise.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions.
@@ -360,7 +349,7 @@ class TransformerBlock(nnx.Module):
         def attend(y: Array) -> Array:
             nonlocal past
             options = {"mask": mask, "mods": mods, "gates": gates, "bias": bias, "positions": positions}
-            out, past = self.attention.decode(y, past, **options)
+            out, past = self.attention.decode(y, past, lengths=lengths, parents=parents, **options)
             return out
 
         read = self._reads(cache.context, mask=context_mask, deterministic=True)

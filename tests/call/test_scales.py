@@ -78,9 +78,9 @@ def test_in_pages_and_mapped():
 def test_weights_are_those_that_multiply_the_values_as_they_are_meant():
     got, want = jattn.weights(Q, *stored("int8"), scales=SCALES), jattn.weights(Q, *meant(SCALES))
     assert_close(got, want, TOLERANCES["float32"].gradient)
+    drawn: Any = jattn.sample
     one, other = (
-        jattn.sample(jax.random.key(0), Q, x[0], x[1], **y)
-        for x, y in ((stored("int8"), {"scales": SCALES}), (meant(SCALES), {}))
+        drawn(jax.random.key(0), Q, *x, **y) for x, y in ((stored("int8"), {"scales": SCALES}), (meant(SCALES), {}))
     )
     jax.tree.map(lambda x, y: assert_close(x, y, TOLERANCES["float32"].gradient), one, other)
 

@@ -37,6 +37,24 @@ class Writer(nnx.Module):
         return self.embed.attend(self.decoder(self.embed(tokens)))
 
 
+class Keeper(Writer):
+    """One whose caches are of several kinds: a window that slides, and pages."""
+
+    def cache(self, n, batch):
+        return self.decoder.cache(n, batch, slack=2, page=4)
+
+    def decode(self, tokens, cache, *, lengths=None):
+        x, cache = self.decoder.decode(self.embed(tokens), cache, lengths=lengths)
+        return self.embed.attend(x), cache
+
+
+class Careless(Keeper):
+    """One that does not say where prompts end."""
+
+    def decode(self, tokens, cache):
+        return super().decode(tokens, cache)
+
+
 class Fixed(nnx.Module):
     """Makes the same of everything."""
 
@@ -165,3 +183,11 @@ def test_a_cache_of_ones_own():
 def test_errors(error, arguments, options, message):
     with pytest.raises(error, match=message):
         generate(Fixed(np.zeros(V)), *arguments, **options)
+
+
+def test_caches_that_slide_and_caches_in_pages():
+    model, kept = randomised(Writer()), randomised(Keeper())
+    want = generate(model, PROMPTS, 6, lengths=LENGTHS)
+    np.testing.assert_array_equal(generate(kept, PROMPTS, 6, lengths=LENGTHS).tokens, want.tokens)
+    with pytest.raises(ValueError, match="must know where padded prompts end"):
+        generate(Careless(), PROMPTS, 6, lengths=LENGTHS)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jattn import gates, masks, normalizers
 from jattn.nn import LocalAttention, MultiHeadAttention
-from tests.layers import LOOSE, TIGHT, normal, pure
+from tests.layers import LOOSE, TIGHT, normal, pure, randomised
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -336,3 +336,25 @@ def test_centres_that_are_not_predicted():
     layer = make(2)
     with pytest.raises(ValueError, match="centres are predicted where center=\"predicted\", got center='monotonic'"):
         layer.centers(jnp.ones((T, F)), 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"window": (2, 0)}, {"slack": 2}),
+        ({"window": (2, 0), "pace": 0.5, "mask": masks.causal()}, {"page": 3}),
+        ({"window": 2, "center": "predicted", "rotary_base": 1e4}, {"dtype": "float32"}),
+    ],
+    ids=["sliding", "pace", "predicted"],
+)
+def test_decoding_gives_the_last_rows_of_a_call_on_all_so_far(options, kind):
+    mask, x = options.pop("mask", None), normal((2, 8, 8))
+    layer = randomised(LocalAttention(8, 2, **options, rngs=nnx.Rngs(0)))
+    cache, n = layer.cache(8, 2, **kind), 0
+    for t in (4, 1, 1, 2):
+        out, cache = layer.decode(x[:, n : n + t], cache, mask=mask)
+        n += t
+        assert_close(out, layer(x[:, :n], mask=mask)[:, -t:], LOOSE)
+    assert cache.length.tolist() == [8, 8]
+    out, _ = layer.decode(x[:, :4], layer.cache(8, 2, **kind), mask=mask, lengths=jnp.array([4, 2]))
+    assert_close(out[1, :2], layer(x[1:, :2], mask=mask)[0], LOOSE)

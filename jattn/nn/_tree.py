@@ -1,0 +1,90 @@
+"""Drafts that are a tree: each comes after its parent, and sees its ancestors alone (Miao et al. 2024, "SpecInfer")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+
+from jattn import masks, mods, operand
+from jattn.nn._options import Options, several
+
+_BITS = 32
+_WHEREVER = (mods.SoftCap,)  # what is the same wherever a query and a key stand
+
+
+class Tree(NamedTuple):
+    """What is known of drafts from their parents.
+
+    Attributes:
+      depth: `[.., t]`, how many ancestors each has.
+      words: of 32 drafts each, `[.., t]`: in which bits is said which of them a draft sees.
+    """
+
+    depth: Int[Array, "*b t"]
+    words: list[Int[Array, "*b t"]]
+
+    def mask(self, start: Int[Array, "b"]) -> masks.Mask:
+        """All keys before `start`, and of those after it the ancestors of each query and itself."""
+
+        def seen(i: Array, j: Array, start: Array, *words: Array) -> Array:
+            del i
+            draft = j - start
+            found = draft < 0
+            for n, word in enumerate(words):
+                bit = draft - _BITS * n
+                inside = (bit >= 0) & (bit < _BITS)
+                found |= inside & (((word >> jnp.clip(bit, 0, _BITS - 1)) & 1) == 1)
+            return found
+
+        t = self.depth.shape[-1]
+        rows = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in self.words]
+        return masks.function(seen, operand(start, "b"), *rows)
+
+
+def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> Tree:
+    """The tree of t drafts whose parents are these, `[t]` or `[.., t]`, -1 for what comes right after the cache.
+
+    Raises:
+      TypeError: they are no integers.
+      ValueError: there are not t of them, or a draft stands before its parent, as far as is known.
+    """
+    array = parents if isinstance(parents, Tracer) else np.asarray(parents)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"parents must be integers [t] or [.., t], got {array.dtype}{list(array.shape)}")
+    if array.shape not in ((t,), (*lead, t)):
+        raise ValueError(f"parents must be [t] = [{t}] or {[*lead, t]}, one for each draft, got {list(array.shape)}")
+    if not isinstance(array, Tracer) and ((array < -1) | (array >= np.arange(t))).any():
+        raise ValueError("parents must be -1 or an earlier draft: put each draft after its parent")
+    array = jnp.broadcast_to(jnp.asarray(array), (*lead, t))
+    sees = jnp.eye(t, dtype=bool) | (array[..., None] == jnp.arange(t))
+    for _ in range(max(1, (t - 1).bit_length())):  # each time ancestors twice as far
+        sees = jnp.matmul(sees.astype(jnp.float32), sees.astype(jnp.float32)) > 0
+    words = []
+    for first in range(0, t, _BITS):
+        part = sees[..., first : first + _BITS].astype(jnp.uint32)
+        bits = jnp.left_shift(jnp.uint32(1), jnp.arange(part.shape[-1], dtype=jnp.uint32))
+        words.append(jax.lax.bitcast_convert_type((part * bits).sum(-1, dtype=jnp.uint32), jnp.int32))
+    return Tree(sees.sum(-1, dtype=jnp.int32) - 1, words)
+
+
+def check_options(options: Options) -> None:
+    """Raises where a term would take a draft's row in the cache for its position.
+
+    Raises:
+      ValueError: a mask other than `masks.causal()`, or a mod or gate that may look at positions.
+    """
+    mask = options.get("mask")
+    plain = mask is None or (isinstance(mask, masks.Window) and mask.left is None and mask.right == 0)
+    terms = [*several(options.get("mods", ())), *several(options.get("gates", ()))]
+    if not plain or options.get("bias") is not None or not all(isinstance(x, _WHEREVER) for x in terms):
+        raise ValueError(
+            "parents need a layer whose mask is masks.causal() and whose mods are mods.softcap alone: other terms would"
+            " take the row of a draft for its position; decode chains of drafts without parents"
+        )

@@ -1,0 +1,266 @@
+"""What a serving loop does with the examples in caches: they come, split, are cut short, and go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int
+
+from jattn._call import modes
+from jattn.nn.cache import _paged, _rows
+from jattn.nn.cache._record import Cache, each, rows_of, with_rows
+
+C = TypeVar("C")
+
+
+def _examples(given: ArrayLike, name: str) -> Int[Array, "k"]:
+    array = jnp.asarray(given)
+    if array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an int or integers [k], which examples of the batch, got {array.dtype}"
+                        f"{list(array.shape)}")  # fmt: skip
+    return jnp.atleast_1d(array).astype(jnp.int32)
+
+
+def _check_batch(cache: Cache) -> None:
+    if not cache.length.ndim:
+        raise ValueError("the cache has one example and no batch axis: make it with layer.cache(n, batch)")
+
+
+@modes.ordinary
+def fork(caches: C, source: Int[ArrayLike, "k"], target: Int[ArrayLike, "k"]) -> C:
+    """Examples that go on from where others are: a common prefix, several answers to a prompt, beams.
+
+    In pages they share what there is, and a page is copied once one of them writes into it; other kinds copy rows.
+    All sources are read before any target is written.
+
+    Args:
+      caches: a cache, or a pytree of them, that of a stack of layers say; examples lie along the last batch axis.
+      source: an int or integers `[k]`, which examples.
+      target: likewise, no two the same, those that become like them; what they had is freed.  One that is out of range
+        is left out.
+
+    Returns:
+      The caches after it.
+
+    Raises:
+      TypeError: no integers.
+      ValueError: as many sources as targets there are not; a cache without a batch axis.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> prompt = jnp.ones((3, 20, 32))
+    >>> _, cache = layer.decode(prompt, layer.cache(100, 3, page=8), lengths=jnp.array([20, 0, 0]))
+    >>> cache = jattn.nn.cache.fork(cache, [0, 0], [1, 2])  # one prompt was read, and three answers begin
+    >>> cache.length.tolist(), int((cache.holders > 0).sum())
+    ([20, 20, 20], 3)
+    """
+    at, to = _examples(source, "source"), _examples(target, "target")
+    if at.shape != to.shape:
+        raise ValueError(f"source and target must be as many, got {at.shape[0]} and {to.shape[0]}")
+
+    def one(cache: Cache) -> Cache:
+        _check_batch(cache)
+        if cache.pages is not None:
+            return _paged.held_by(cache, at, to)
+        return _along(cache, lambda x, axis: _put(x, jnp.take(x, at, axis, mode="clip"), to, axis))
+
+    return each(one, caches)
+
+
+@modes.ordinary
+def free(caches: C, examples: Int[ArrayLike, "k"]) -> C:
+    """Forgets examples: their length is 0, and pages that nobody else holds are free.
+
+    Args:
+      caches: as in `fork`; what cross-attention reads stays.
+      examples: an int or integers `[k]`; those out of range are left out, so that inside `jax.jit`
+        `jnp.where(done, jnp.arange(b), b)` frees those that are done.
+
+    Returns:
+      The caches after it.
+
+    Raises:
+      TypeError: no integers.
+      ValueError: a cache without a batch axis.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> _, cache = layer.decode(jnp.ones((2, 20, 32)), layer.cache(100, 2, page=8))
+    >>> jattn.nn.cache.free(cache, 1).length.tolist()
+    [20, 0]
+    """
+    gone = _examples(examples, "examples")
+
+    def one(cache: Cache) -> Cache:
+        _check_batch(cache)
+        b = cache.length.shape[-1]
+        kept = ~jnp.zeros(b, bool).at[jnp.where(gone < 0, b, gone)].set(True, mode="drop")
+        return _cut(cache, jnp.where(kept, cache.length, 0))
+
+    return each(one, caches, contexts=False)
+
+
+@modes.ordinary
+def shorten(caches: C, length: Int[ArrayLike, "*b"]) -> C:
+    """Forgets the last positions of examples: those from `length` on.  Pages after them are freed.
+
+    Args:
+      caches: as in `fork`; what cross-attention reads stays.
+      length: integers, for each example or for all; one that is shorter already stays as it is.
+
+    Returns:
+      The caches after it.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> _, cache = layer.decode(jnp.ones((2, 20, 32)), layer.cache(100, 2))
+    >>> jattn.nn.cache.shorten(cache, jnp.array([7, 100])).length.tolist()
+    [7, 20]
+    """
+    length = jnp.asarray(length)
+    return each(lambda x: _cut(x, jnp.minimum(x.length, length.astype(x.length.dtype))), caches, contexts=False)
+
+
+@modes.ordinary
+def take(caches: C, examples: Int[ArrayLike, "k"]) -> C:
+    """Caches of some examples alone: to read a prompt while the others wait, say.
+
+    Pools of pages come with them whole.  `put` puts them back.
+
+    Args:
+      caches: as in `fork`.
+      examples: an int or integers `[k]`, no two the same.
+
+    Returns:
+      Caches of a batch of k.
+
+    Raises:
+      TypeError: no integers.
+      ValueError: a cache without a batch axis.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> cache = layer.cache(100, 3, page=8)
+    >>> _, one = layer.decode(jnp.ones((1, 20, 32)), jattn.nn.cache.take(cache, 1))
+    >>> jattn.nn.cache.put(cache, 1, one).length.tolist()
+    [0, 20, 0]
+    """
+    at = _examples(examples, "examples")
+
+    def one(cache: Cache) -> Cache:
+        _check_batch(cache)
+        return _along(cache, lambda x, axis: jnp.take(x, at, axis, mode="clip"))
+
+    return each(one, caches)
+
+
+@modes.ordinary
+def put(caches: C, examples: Int[ArrayLike, "k"], part: C) -> C:
+    """Caches with examples that `take` took of them, once these have been decoded.
+
+    Between `take` and `put` of caches in pages nothing else may be done with them, whose pages the part has.
+
+    Args:
+      caches: as in `fork`.
+      examples: as `take` had them.
+      part: what became of what `take` gave.
+
+    Returns:
+      The caches after it.
+
+    Raises:
+      TypeError: no integers.
+      ValueError: a cache without a batch axis.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> cache = layer.cache(100, 3)
+    >>> _, two = layer.decode(jnp.ones((2, 20, 32)), jattn.nn.cache.take(cache, [2, 0]))
+    >>> jattn.nn.cache.put(cache, [2, 0], two).length.tolist()
+    [20, 0, 20]
+    """
+    at = _examples(examples, "examples")
+
+    def one(cache: Cache, of: Cache) -> Cache:
+        _check_batch(cache)
+        whole = cache if cache.pages is None else with_rows(cache, rows_of(of))._replace(holders=of.holders)
+        return _along(whole, lambda x, axis, y: _put(x, y, at, axis), of)
+
+    return each(one, caches, part)
+
+
+@modes.ordinary
+def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[ArrayLike, "*b"] | None = None) -> C:
+    """Keeps of the last positions those that a draft turned out right in: one path through a tree (Cai et al. 2024).
+
+    After `decode(x, cache, parents=parents)` of t drafts, the cache holds all of them.  Those on the path move up to
+    where the drafts began, and the others are forgotten.
+
+    Args:
+      caches: as in `fork`; what cross-attention reads stays.
+      drafts: t, how many positions were decoded as a tree.
+      path: integers `[.., k]`, which of the drafts, each the parent of the next; the same for all layers.
+      count: integers `[..]`, how many of the k each example keeps; None for all.
+
+    Returns:
+      The caches after it.
+
+    Raises:
+      TypeError: no integers.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> from flax import nnx
+    >>> layer = jattn.nn.MultiHeadAttention(32, 4, mask=jattn.masks.causal(), rngs=nnx.Rngs(0))
+    >>> _, cache = layer.decode(jnp.ones((1, 7, 32)), layer.cache(100, 1))
+    >>> drafts = jnp.ones((1, 4, 32))  # 0, two guesses after it, and one after the second of these
+    >>> _, cache = layer.decode(drafts, cache, parents=[-1, 0, 0, 2])
+    >>> jattn.nn.cache.accept(cache, 4, jnp.array([[0, 2, 3]])).length.tolist()
+    [10]
+    """
+    path = jnp.asarray(path)
+    if not jnp.issubdtype(path.dtype, jnp.integer) or not path.ndim:
+        raise TypeError(f"path must be integers [.., k], got {path.dtype}{list(path.shape)}")
+    k = path.shape[-1]
+
+    def one(cache: Cache) -> Cache:
+        start = cache.length - drafts
+        kept = jnp.broadcast_to(k if count is None else jnp.asarray(count, jnp.int32), start.shape)
+        base = start if cache.first is None else start - cache.first
+        rows = base[..., None] + jnp.broadcast_to(path, (*start.shape, k)).astype(jnp.int32)
+        to = base[..., None] + jnp.arange(k, dtype=jnp.int32)
+        rows = jnp.where(jnp.arange(k) < kept[..., None], rows, to)
+        if cache.pages is not None:
+            cache = _paged.put(cache, _paged.at_positions(cache, rows), to)
+        else:
+            cache = _rows.put(cache, rows_of(_rows.moved(cache, rows)), to)
+        return _cut(cache, start + kept)
+
+    return each(one, caches, contexts=False)
+
+
+def _cut(cache: Cache, length: Int[Array, "*b"]) -> Cache:
+    length = jnp.broadcast_to(length, cache.length.shape)
+    return cache._replace(length=length) if cache.pages is None else _paged.released(cache, length)
+
+
+def _put(x: Array, new: Array, at: Array, axis: int) -> Array:
+    at = jnp.where(at < 0, x.shape[axis], at)
+    return jnp.moveaxis(jnp.moveaxis(x, axis, 0).at[at].set(jnp.moveaxis(new, axis, 0), mode="drop"), 0, axis)
+
+
+def _along(cache: Cache, change: Callable[..., Array], *others: Cache) -> Cache:
+    """The cache with `change(array, axis, ..)` of all that examples have of their own along their axis."""
+    axis = cache.length.ndim - 1
+    pools = dict.fromkeys(("key", "value", "key_scale", "value_scale", "holders"))
+    own = lambda x: x if x.pages is None else x._replace(**pools)
+    changed = jax.tree.map(lambda x, *rest: change(x, axis, *rest), own(cache), *map(own, others))
+    return changed if cache.pages is None else with_rows(changed, rows_of(cache))._replace(holders=cache.holders)
