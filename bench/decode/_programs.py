@@ -46,13 +46,14 @@ def jattn_step(case: Case, implementation: str | None) -> Callable[..., jax.Arra
     import jattn
     from jattn import masks
 
+    attend: Any = jattn.attention  # options come as a dictionary
     near = masks.window(WINDOW - 1) if case.kind == "window" else masks.causal()
     options: dict[str, Any] = {} if case.page is None else {"pages": table(case)}
 
     def step(q: jax.Array, k: jax.Array, v: jax.Array, *scales: jax.Array) -> jax.Array:
         have = jnp.asarray(lengths(case))
         more = {"scales": scales} if scales else {}
-        return jattn.attention(
+        return attend(
             q,
             k,
             v,

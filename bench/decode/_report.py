@@ -59,13 +59,14 @@ def summary(rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Times the limit over the fill, a panel for each machine and batch; one line is the memory's speed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     panels = list(dict.fromkeys((row.machine, row.case.b) for row in rows if row.ratio is not None))
     if not panels:
         return
     figure = Figure(figsize=(1 + 4.2 * len(panels), 5), dpi=110, layout="constrained")
-    curves = list(dict.fromkeys((row.contender, row.case.title) for row in rows))
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    curves = list(dict.fromkeys((row.contender, row.case.title) for row in rows if row.ratio is not None))
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels, strict=True):
         for n, (contender, title) in enumerate(curves):
             points = sorted(
                 (row.case.fill, row.ratio)
@@ -81,6 +82,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", xlabel="keys in the cache", title=f"{panel[0]}, batch {panel[1]}")
         axes.set_xticks(fills := sorted({row.case.fill for row in rows}), [str(fill) for fill in fills])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")

@@ -23,6 +23,7 @@ from jattn.backends.pallas.work import MOST_SCALARS
 from jattn.masks import Mask
 
 MOST_QUERIES, MOST_ROWS = 16, 256  # of one head and of all; beyond them the products take longer than the keys
+_MOST_NARROW = 4096  # columns of a chunk of 8 bits, which takes longer to compute than to read
 _READ = 1.8e-6  # seconds for which the keys and values of a chunk are read: long beside what starts a step
 
 
@@ -40,9 +41,13 @@ def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped | None = 
     bytes_of_key = g * (lanes(d) * k.dtype.itemsize + lanes(e) * v.dtype.itemsize)
     chip = chips.tpu(spec.target.chip) or chips.SMALLEST_TPU
     most = int(_READ * chip.bandwidth / chip.cores / bytes_of_key) if spec.blocks is None else spec.blocks[1]
+    if k.dtype.itemsize == 1:
+        most = min(most, _MOST_NARROW // g)
     fold = kernel.fold_of(t, s, h, g, most, _with_keys(spec), page)
     b = lines(spec, q, *((k, v) if table is None else (table,)))
-    if page and (page * g * min(k.dtype.itemsize, v.dtype.itemsize) % 32 or b * table.shape[1] > MOST_SCALARS):
+    if table is not None and (
+        page * g * min(k.dtype.itemsize, v.dtype.itemsize) % 32 or b * table.shape[1] > MOST_SCALARS
+    ):
         return None  # a copy is of whole tiles of memory, and the kernel reads the table ahead of its grid
     if b > kernel.MOST_LINES or fold.chunks > kernel.MOST_CHUNKS or 2 * b * fold.chunks > MOST_SCALARS:
         return None
@@ -159,7 +164,7 @@ def decode(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    operands: Sequence[jax.Array],
+    operands: Sequence[AnyArray],
     fold: Fold,
     table: jax.Array | None = None,
 ) -> Result:

@@ -169,7 +169,7 @@ def test_split_keys_are_merged():
     arrays, options = _inputs(T, H, G), MASKS["cache"]
     q, k, v, operands, signature = reduce(problem(arrays, options))
     spec = Spec(PALLAS_TPU, signature, q.dtype, None, (16, 32), targets.Target("tpu", "v5p", True))
-    result = jax.jit(lambda *x: PALLAS_TPU.forward(spec, *x, operands))(q, k, v)
+    result = jax.jit(lambda q, k, v: PALLAS_TPU.forward(spec, q, k, v, operands))(q, k, v)
     wanted = _attend(arrays, "reference", options)
     for x, y in zip(result, wanted, strict=False):
         assert_close(x, y, 1e-5)
