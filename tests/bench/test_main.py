@@ -37,7 +37,10 @@ def test_no_subcommand(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cqu"], "bench: unknown subcommand 'cqu' (there is: cpu, tpu, gpu, decode, scale, tune, zoo; each has --help)"),
+        (
+            ["cqu"],
+            "bench: unknown subcommand 'cqu' (there is: cpu, tpu, gpu, decode, scale, tune, zoo; each has --help)",
+        ),
         (["tune"], "bench tune: the following arguments are required: platform"),
         (["tune", "gpu"], "bench tune: argument platform: invalid choice: 'gpu'"),
         (["tune", "tpu", "--t", "0"], "bench tune tpu: argument --t: '0' is not a positive integer"),
