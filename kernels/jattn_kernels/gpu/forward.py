@@ -55,8 +55,8 @@ class Forward(Block):
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
         # The last rows first: of a causal mask they take longest, and what begins last should be short.
         line = tiles - 1 - lax.axis_index("q")
-        # With keys in parts a line is one of them, and all have the first tile of queries and a result of their own.
-        self.first = line * self.sizes.rows if parts == 1 else jnp.int32(0)
+        # With keys in parts a line is one of them; all have the only tile of queries, and a result of their own.
+        self.first = (line if parts == 1 else lax.div(line, jnp.int32(parts))) * self.sizes.rows
         self.result = self.b if parts == 1 else line * batch + self.b
         self.visits = lists.visits(listed, self.b, self.h, line)
 
