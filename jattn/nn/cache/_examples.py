@@ -58,6 +58,8 @@ def fork(caches: C, source: Int[ArrayLike, "k"], target: Int[ArrayLike, "k"]) ->
     >>> cache = jattn.nn.cache.fork(cache, [0, 0], [1, 2])  # one prompt was read, and three answers begin
     >>> cache.length.tolist(), int((cache.holders > 0).sum())
     ([20, 20, 20], 3)
+
+    Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention".
     """
     at, to = _examples(source, "source"), _examples(target, "target")
     if at.shape != to.shape:
@@ -225,6 +227,8 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
     >>> _, cache = layer.decode(drafts, cache, parents=[-1, 0, 0, 2])
     >>> jattn.nn.cache.accept(cache, 4, jnp.array([[0, 2, 3]])).length.tolist()
     [10]
+
+    Source: Miao et al. 2024, "SpecInfer"; Cai et al. 2024, "Medusa".
     """
     path = jnp.asarray(path)
     if not jnp.issubdtype(path.dtype, jnp.integer) or not path.ndim:
