@@ -22,10 +22,11 @@ WITHOUT_PAPER = {  # and why
     "masks.lengths": "padding",
     "mods.bias": "an array as it is",
     "gates.function": "whatever its argument is",
-    **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_mask", "show_positions", "show_weights")},
+    **{f"viz.{x}": "a picture" for x in ("show_blocks", "show_cache", "show_mask", "show_positions", "show_weights")},
     "parallel.explain": "says what a call would do",
     "parallel.mesh": "an order of devices",
     "parallel.unzigzag": "the inverse of what has one",
+    **{f"nn.cache.{x}": "what is done with lists" for x in ("free", "put", "shorten", "take")},
     "nn.BlockCache": "a `nn.Cache` and what lies beside it",
     "nn.Generated": "tokens and how many",
     "nn.StackCache": "as many of those as a stack has blocks",
@@ -35,7 +36,7 @@ WITHOUT_PAPER = {  # and why
 
 def _public():
     yield from ((f"jattn.{x}", getattr(jattn, x)) for x in FUNCTIONS)
-    for module in (masks, mods, gates, scores, normalizers, parallel, viz):
+    for module in (masks, mods, gates, scores, normalizers, parallel, viz, nn.cache):
         names = [x for x in module.__all__ if inspect.isfunction(getattr(module, x))]
         yield from ((f"{module.__name__.removeprefix('jattn.')}.{x}", getattr(module, x)) for x in names)
     for name in getattr(nn, "__all__", [x for x in vars(nn) if not x.startswith("_")]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -50,7 +51,7 @@ def step(
     positions: ArrayLike | None,
     values: AnyArray | None = None,
     lengths: ArrayLike | None = None,
-    parents: ArrayLike | None = None,
+    parents: ArrayLike | Sequence[int] | None = None,
 ) -> Step:
     """The step of `MultiHeadAttention.decode`.
 

@@ -340,7 +340,7 @@ class MultiHeadAttention(nnx.Module):
         bias: ArrayLike | None = None,
         positions: ArrayLike | None = None,
         lengths: Int[ArrayLike, "*b"] | None = None,
-        parents: Int[ArrayLike, "*b t"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | Sequence[int] | None = None,
     ) -> tuple[Float[Array, "*b t features"], Cache]:
         """Self-attention of the next t positions, to themselves and to all that the cache holds (Shazeer 2019).
 
@@ -448,7 +448,7 @@ class MultiHeadAttention(nnx.Module):
         positions: ArrayLike | None,
         values: AnyArray | None,
         lengths: ArrayLike | None,
-        parents: ArrayLike | None = None,
+        parents: ArrayLike | Sequence[int] | None = None,
     ) -> tuple[Array, Cache]:
         """`decode`, with the layer's own options."""
         projections = self._projections()

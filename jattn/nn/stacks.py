@@ -300,7 +300,7 @@ class Decoder(Encoder):
         context_mask: AnyMask = None,
         positions: ArrayLike | None = None,
         lengths: Int[ArrayLike, "*b"] | None = None,
-        parents: Int[ArrayLike, "*b t"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | Sequence[int] | None = None,
     ) -> tuple[Float[Array, "*b t features"], StackCache]:
         """The next t positions, as `MultiHeadAttention.decode` has them; nothing is dropped.
 

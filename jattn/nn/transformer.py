@@ -306,7 +306,7 @@ class TransformerBlock(nnx.Module):
         context_mask: AnyMask = None,
         positions: ArrayLike | None = None,
         lengths: Int[ArrayLike, "*b"] | None = None,
-        parents: Int[ArrayLike, "*b t"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | Sequence[int] | None = None,
     ) -> tuple[Float[Array, "*b t features"], BlockCache]:
         """The next t positions, as `MultiHeadAttention.decode` has them; nothing is dropped.
 

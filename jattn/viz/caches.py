@@ -105,7 +105,7 @@ def _cells(axes: Axes, colours: np.ndarray, texts: Sequence[Sequence[str]], ther
         for edge in range(1, columns):
             axes.axvline(edge - 0.5, color=_NONE, linewidth=0.5)
         for n, m in zip(*np.nonzero(there), strict=True):
-            axes.text(m, n, texts[n][m], ha="center", va="center", fontsize=7)
+            axes.text(m, n, texts[int(n)][int(m)], ha="center", va="center", fontsize=7)
 
 
 def _pool(axes: Axes, holders: np.ndarray, width: float) -> None:

@@ -1,5 +1,7 @@
 """Caches of all kinds through what a serving loop does: the numbers of each example alone, and pages that come and go."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +17,12 @@ pytestmark = pytest.mark.usefixtures("quick")
 
 B, N, F, PAGE = 3, 14, 16, 4
 X = normal((B, N, F))
-LAYERS = {
+LAYERS: dict[str, dict[str, Any]] = {
     "plain": {"rotary_base": 1e4, "kv_heads": 2},
     "terms": {"mods": mods.alibi(np.array([0.5, 0.25, 0.1, 0.0])), "sinks": True},
     "latent": {"latent": Latent(6, 4), "rotary_base": 1e4},
 }
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "contiguous": {},
     "paged": {"page": PAGE},
     "quantised": {"dtype": "int8"},
@@ -248,6 +250,7 @@ def test_errors():
         layer.decode(X[:, :2], state, parents=[0, -1])
     with pytest.raises(ValueError, match=r"parents must be \[t\] = \[2\]"):
         layer.decode(X[:, :2], state, parents=[-1])
-    for options in ({"name": "terms"}, {"mask": masks.causal() & masks.window(3)}):
+    others: list[dict[str, Any]] = [{"name": "terms"}, {"mask": masks.causal() & masks.window(3)}]
+    for options in others:
         with pytest.raises(ValueError, match="parents need a layer whose mask is masks.causal"):
             (sliding := make(**options)).decode(X[:, :2], sliding.cache(N, B), parents=[-1, -1])

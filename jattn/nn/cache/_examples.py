@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
@@ -17,7 +17,7 @@ from jattn.nn.cache._record import Cache, each, rows_of, with_rows
 C = TypeVar("C")
 
 
-def _examples(given: ArrayLike, name: str) -> Int[Array, "k"]:
+def _examples(given: ArrayLike | Sequence[int], name: str) -> Int[Array, "k"]:
     array = jnp.asarray(given)
     if array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be an int or integers [k], which examples of the batch, got {array.dtype}"
@@ -31,7 +31,7 @@ def _check_batch(cache: Cache) -> None:
 
 
 @modes.ordinary
-def fork(caches: C, source: Int[ArrayLike, "k"], target: Int[ArrayLike, "k"]) -> C:
+def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[ArrayLike, "k"] | Sequence[int]) -> C:
     """Examples that go on from where others are: a common prefix, several answers to a prompt, beams.
 
     In pages they share what there is, and a page is copied once one of them writes into it; other kinds copy rows.
@@ -58,6 +58,8 @@ def fork(caches: C, source: Int[ArrayLike, "k"], target: Int[ArrayLike, "k"]) ->
     >>> cache = jattn.nn.cache.fork(cache, [0, 0], [1, 2])  # one prompt was read, and three answers begin
     >>> cache.length.tolist(), int((cache.holders > 0).sum())
     ([20, 20, 20], 3)
+
+    Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with PagedAttention".
     """
     at, to = _examples(source, "source"), _examples(target, "target")
     if at.shape != to.shape:
@@ -73,7 +75,7 @@ def fork(caches: C, source: Int[ArrayLike, "k"], target: Int[ArrayLike, "k"]) ->
 
 
 @modes.ordinary
-def free(caches: C, examples: Int[ArrayLike, "k"]) -> C:
+def free(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
     """Forgets examples: their length is 0, and pages that nobody else holds are free.
 
     Args:
@@ -129,7 +131,7 @@ def shorten(caches: C, length: Int[ArrayLike, "*b"]) -> C:
 
 
 @modes.ordinary
-def take(caches: C, examples: Int[ArrayLike, "k"]) -> C:
+def take(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
     """Caches of some examples alone: to read a prompt while the others wait, say.
 
     Pools of pages come with them whole.  `put` puts them back.
@@ -163,7 +165,7 @@ def take(caches: C, examples: Int[ArrayLike, "k"]) -> C:
 
 
 @modes.ordinary
-def put(caches: C, examples: Int[ArrayLike, "k"], part: C) -> C:
+def put(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int], part: C) -> C:
     """Caches with examples that `take` took of them, once these have been decoded.
 
     Between `take` and `put` of caches in pages nothing else may be done with them, whose pages the part has.
@@ -225,6 +227,8 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
     >>> _, cache = layer.decode(drafts, cache, parents=[-1, 0, 0, 2])
     >>> jattn.nn.cache.accept(cache, 4, jnp.array([[0, 2, 3]])).length.tolist()
     [10]
+
+    Source: Miao et al. 2024, "SpecInfer"; Cai et al. 2024, "Medusa".
     """
     path = jnp.asarray(path)
     if not jnp.issubdtype(path.dtype, jnp.integer) or not path.ndim:
