@@ -59,6 +59,19 @@ def test_terms_keep_it_linear(name):
     assert _temporary(_passes(**options)[name], *[_array(16384)] * 4) < 64 * MiB
 
 
+def test_content_of_relative_positions_is_linear():
+    """With an entry for every relative position there is."""
+
+    def slopes(q, k, v, table):
+        said = mods.relative_content(q, table.reshape(-1, q.shape[-1])[: 2 * q.shape[1]])
+        heard = mods.relative_content(k, table.reshape(-1, q.shape[-1])[: 2 * q.shape[1]], of="key")
+        return jnp.sum(jattn.attention(q, k, v, mods=(said, heard), mask=masks.causal()))
+
+    fn = jax.grad(slopes, (0, 1, 2, 3))
+    used = {t: _temporary(fn, *[_array(t)] * 4) for t in (4096, 8192)}
+    assert used[8192] <= 2.05 * used[4096]
+
+
 @pytest.mark.parametrize("name", ["tangent", "hessian-vector product"])
 def test_other_derivatives_are_linear(name):
     fn = _passes(mask=masks.causal())[name]
