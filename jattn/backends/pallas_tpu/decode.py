@@ -14,7 +14,7 @@ from jattn_kernels.tpu.decode import Fold, FoldedLayout, Items
 from jax.lax import Precision
 
 from jattn._call.scales import ScaledScore, ScaledWeight
-from jattn._terms import AnyArray, Operand, block_tables
+from jattn._terms import AnyArray, Offsets, Operand, block_tables
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
 from jattn.backends.contract import Result, Shaped, Spec
@@ -78,7 +78,10 @@ class _Looked(Packed):
 class FoldedTerms(TileTerms):
     """The terms of a call whose heads are folded."""
 
-    packed = _Looked
+    packed: type[Packed] = _Looked
+    fold: Fold
+    offsets: Offsets
+    alike: set[Any]  # which of the call's operands key heads have: scales of keys and values
 
     def __init__(self, spec: Spec, fold: Fold):
         super().__init__(spec, fold)
