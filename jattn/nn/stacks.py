@@ -440,6 +440,9 @@ class EncoderDecoder(nnx.Module):
         *,
         mask: AnyMask = None,
         dtype: DTypeLike | None = None,
+        slack: int | None = None,
+        page: int | None = None,
+        pages: int | None = None,
     ) -> StackCache:
         """What `decode` starts from: x is encoded and projected here, once.
 
@@ -448,6 +451,9 @@ class EncoderDecoder(nnx.Module):
           x: `[.., s, features]`.
           mask: as in a call.
           dtype: in which the keys and values of y are kept.
+          slack: as `Decoder.cache` has it.
+          page: likewise.
+          pages: likewise.
 
         Returns:
           Room for n positions, and the keys and values of x.
@@ -455,7 +461,8 @@ class EncoderDecoder(nnx.Module):
         Raises:
           ValueError, TypeError: as `Decoder.cache` does.
         """
-        return self.decoder.cache(n, x.shape[:-2], self.encoder(x, mask=mask, deterministic=True), dtype)
+        context = self.encoder(x, mask=mask, deterministic=True)
+        return self.decoder.cache(n, x.shape[:-2], context, dtype, slack=slack, page=page, pages=pages)
 
     def decode(
         self,
@@ -464,6 +471,8 @@ class EncoderDecoder(nnx.Module):
         *,
         mask: AnyMask = None,
         target_mask: AnyMask = None,
+        lengths: Int[ArrayLike, "*b"] | None = None,
+        parents: Int[ArrayLike, "*b t"] | Sequence[int] | None = None,
     ) -> tuple[Float[Array, "*b t features"], StackCache]:
         """The next t positions of y.
 
@@ -472,6 +481,8 @@ class EncoderDecoder(nnx.Module):
           cache: from `cache`, or from the call before.
           mask: as in a call.
           target_mask: as in a call, with n in the place of an axis `s`.
+          lengths: as `Decoder.decode` has them.
+          parents: likewise.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions.
@@ -479,4 +490,4 @@ class EncoderDecoder(nnx.Module):
         Raises:
           ValueError, TypeError: as `Decoder.decode` does.
         """
-        return self.decoder.decode(y, cache, mask=target_mask, context_mask=mask)
+        return self.decoder.decode(y, cache, mask=target_mask, context_mask=mask, lengths=lengths, parents=parents)

@@ -99,6 +99,10 @@ def test_encoder_and_decoder():
     first, cache = both.decode(y[:, :3], both.cache(T, filled, mask=real), mask=real)
     last, cache = both.decode(y[:, 3:], cache, mask=real)
     assert_close(jnp.concatenate([first, last], 1), want, 10 * LOOSE)
+    ends = jnp.array([2, 3])
+    _, cache = both.decode(y[:, :3], both.cache(T, filled, mask=real, page=2), mask=real, lengths=ends)
+    ragged, _ = both.decode(jnp.stack([y[0, 2:4], y[1, 3:5]]), cache, mask=real)
+    assert_close(ragged, jnp.stack([want[0, 2:4], want[1, 3:5]]), 10 * LOOSE)
 
 
 @pytest.mark.parametrize("remat", [False, True])
