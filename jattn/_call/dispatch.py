@@ -180,8 +180,8 @@ def _run_of(
     dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
     if target.chip is None or target.interpret or len(dtypes) > 1:
         return None
-    wanted = (target.chip, backend.name, *dtypes)
-    return next((x for x in confirmed if x[:3] == wanted and direction in x.passes), None)
+    here = (target.chip, backend.name, *dtypes)
+    return next((x for x in confirmed if x[:3] == here and direction in x.passes), None)
 
 
 def _unconfirmed(backend: Backend, target: Target) -> str:

@@ -24,7 +24,7 @@ from jattn.nn.cache import _kinds, _paged, _rows
 from jattn.nn.cache._record import Cache
 
 
-class Step(NamedTuple):
+class DecodingStep(NamedTuple):
     """What a step of decoding attends with.
 
     Attributes:
@@ -52,7 +52,7 @@ def step(
     values: AnyArray | None = None,
     lengths: ArrayLike | None = None,
     parents: ArrayLike | Sequence[int] | None = None,
-) -> Step:
+) -> DecodingStep:
     """The step of `MultiHeadAttention.decode`.
 
     Args:
@@ -101,7 +101,7 @@ def step(
     if drafts is not None:
         options = join(options, drafts.mask(start))
     at = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
-    return Step(query, seen, cache, {**options, **stored(projections, seen), "positions": at}, fits)
+    return DecodingStep(query, seen, cache, {**options, **stored(projections, seen), "positions": at}, fits)
 
 
 def stored(projections: Projections, cache: Cache) -> Options:

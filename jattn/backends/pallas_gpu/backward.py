@@ -64,12 +64,12 @@ def backward(
         """What the kernel gives for its rows, and the gradients of the operands that have such rows; and those of each
         operand of pairs, by a launch of its own, where there is a kernel for them."""
         laid_out, pull, layouts = jax.vjp(call.operands, operands, has_aux=True)
-        wanted = [n for n, y in enumerate(call.terms.active(fused)) if y]
-        slots = tuple(n for n in wanted if layouts[n].along in along)
+        which = [n for n, y in enumerate(call.terms.active(fused)) if y]
+        slots = tuple(n for n in which if layouts[n].along in along)
         given = *arrays, of_rows, laid_out, layouts
         *rest, sums = kernel(*given, slots, *call.given, interpret=call.interpret)
         of_slots = dict(zip(slots, sums, strict=True))
-        for n in wanted:
+        for n in which:
             if of_pairs is not None and layouts[n].along in ("ts", "r"):
                 of_tiles = of_kernel("pairs", layouts[n].along)
                 of_slots[n] = of_pairs(*given, n, *of_tiles.given, interpret=call.interpret)

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
-from jattn_kernels.gpu.gradients import Gradients, OfQueries
+from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists, Visits
 from jattn_kernels.gpu.lowering import Column
@@ -28,7 +28,7 @@ from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
 
-class Keys(Gradients):
+class Keys(GradientBlock):
     """A tile of one key head; the products are the machine's, and how warpgroups share the work."""
 
     sharers = 1

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
-from jattn_kernels.gpu.gradients import Gradients, OfQueries
+from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists, Visits
 from jattn_kernels.gpu.lowering import Row
@@ -30,7 +30,7 @@ from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
 
 
-class Pairs(Gradients):
+class Pairs(GradientBlock):
     """A tile of one operand; the products are the machine's."""
 
     def __init__(

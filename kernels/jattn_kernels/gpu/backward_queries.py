@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
-from jattn_kernels.gpu.gradients import Gradients, OfQueries
+from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import Lists
 from jattn_kernels.gpu.lowering import Row
@@ -27,7 +27,7 @@ from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
 
-class Queries(Gradients):
+class Queries(GradientBlock):
     """A query tile of one head; the products are the machine's."""
 
     def __init__(

@@ -35,7 +35,7 @@ def _in_place_of(part: Any, numbers: jax.Array) -> Any:
     return TileNumbers(numbers) if isinstance(part, Diagonals) else numbers
 
 
-class Gradients(Block):
+class GradientBlock(Block):
     """A block that computes gradients: of the operands those that are `active` get theirs along its rows."""
 
     active: Sequence[int]
