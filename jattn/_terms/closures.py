@@ -12,6 +12,7 @@ inside a training loop does not compile again.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import dis
 import functools
@@ -29,7 +30,10 @@ from jattn._terms import AnyArray, FieldValue, Operand, Term, as_array, operand,
 
 Arrays = Sequence[Any]  # in the places of those that a function closes over: operands, or what became of them
 _LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "builtins", "math", "functools", "operator"}
+_CONTENTS = {dict: lambda x: dict(dict.items(x)), list: list, tuple: tuple, collections.deque: list}
+_FILL = {dict: dict.update, list: list.extend, collections.deque: collections.deque.extend}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
+_DEFINED_BY_CODE = 1 << 9  # CPython's flag of classes that a class statement made
 _LEAF = jax.tree.structure(0)
 _STATIC_TABLE = 2**16  # entries of a NumPy array that a mask keeps: more would make the program's key slow to compare
 
@@ -100,13 +104,18 @@ class _Tree:
 
 @dataclasses.dataclass(frozen=True)
 class _Instance:
-    """An object of a plain class, by its attributes."""
+    """An object by its attributes, and by what it contains where its class is one of containers."""
 
     kind: type
     attributes: tuple[tuple[str, Any], ...]
+    contents: Any = None
 
     def build(self, arrays: Arrays) -> Any:
-        made = object.__new__(self.kind)
+        base = _base(self.kind)
+        contents = () if self.contents is None else self.contents.build(arrays)
+        made = tuple.__new__(self.kind, contents) if base is tuple else base.__new__(self.kind)
+        if base in _FILL:
+            _FILL[base](made, contents)
         for name, x in self.attributes:
             object.__setattr__(made, name, x.build(arrays))
         return made
@@ -197,7 +206,7 @@ class _Reader:
         return _Array(number)
 
     def _composite(self, value: object) -> Recipe:
-        if _of_library(value):
+        if _of_library(value) and jax.tree.structure(value) == _LEAF:  # layers and their parameters are no leaves
             return _whole(value)
         if isinstance(value, types.FunctionType):
             return self._function(value)
@@ -219,10 +228,14 @@ class _Reader:
         leaves, structure = jax.tree.flatten(value)
         if structure != _LEAF and _hashable(structure):
             return _Tree(structure, tuple(self.read(x) for x in leaves))
-        attributes = _attributes(value)
-        if attributes is None:
+        base, attributes = _base(type(value)), _attributes(value)
+        if base in _CONTENTS:
+            attributes, contents = attributes or {}, self.read(_CONTENTS[base](value))
+        elif attributes is None or base not in (object, types.SimpleNamespace):
             return _whole(value)
-        return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()))
+        else:
+            contents = None
+        return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()), contents)
 
     def _function(self, fn: types.FunctionType) -> Recipe:
         cells = tuple(self.read(x.cell_contents) for x in fn.__closure__ or ())
@@ -252,8 +265,13 @@ def _of_library(value: object) -> bool:
     return callable(value) and str(module).partition(".")[0] in _LIBRARIES and not getattr(value, "__closure__", None)
 
 
+def _base(kind: type) -> Any:
+    """The class that Python itself defines of which a class is one: it says what its objects are beside attributes."""
+    return next(x for x in kind.__mro__ if not x.__flags__ & _DEFINED_BY_CODE)
+
+
 def _attributes(value: object) -> dict[str, Any] | None:
-    """Those of an object of a plain class, with slots or without; None of what has none."""
+    """Those of an object, with slots or without; None of what has none."""
     slots = [name for kind in type(value).__mro__ for name in _names_of(kind.__dict__.get("__slots__", ()))]
     held = getattr(value, "__dict__", None)
     if not isinstance(held, dict) and not slots:

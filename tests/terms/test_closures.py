@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
+import types
 from typing import Any
 
 import chex
@@ -71,6 +73,20 @@ def _jitted(x):
     return jax.jit(lambda s, i, j: s * x + jnp.cos(x * i))
 
 
+class _Settings(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+
+class _Row(tuple):
+    pass
+
+
+def _through(value, get):
+    """A function that gets x from a value that it closes over."""
+    return lambda s, i, j: s * get(value) + jnp.cos(get(value) * i)
+
+
 WAYS = {
     "cell": lambda x: lambda s, i, j: s * x + jnp.cos(x * i),
     "default": _with_default,
@@ -81,6 +97,14 @@ WAYS = {
     "container": lambda x: (lambda y: lambda s, i, j: s * y["a"][0] + jnp.cos(y["a"][0] * i))({"a": [x]}),
     "jit": _jitted,
 }
+FURTHER_WAYS = {
+    "namespace": lambda x: _through(types.SimpleNamespace(x=x), lambda y: y.x),
+    "a class of dictionaries": lambda x: _through(_Settings(x=x), lambda y: y.x),
+    "a class of tuples": lambda x: _through(_Row([x]), lambda y: y[0]),
+    "deque": lambda x: _through(collections.deque([x]), lambda y: y[0]),
+    "parameter": lambda x: _through(nnx.Param(x), lambda y: y[...]),
+    "layer": lambda x: _through(nnx.LayerNorm(1, use_bias=False, scale_init=lambda *_: x, rngs=nnx.Rngs(0)), lambda y: y.scale[...]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)
@@ -93,6 +117,14 @@ def test_a_traced_scalar_gets_its_gradient_however_it_is_held(way, implementatio
     assert abs(wanted) > 0.1
     assert_close(jax.grad(loss)(0.7), wanted, 1e-5)
     assert_close(jax.jit(jax.grad(loss))(0.7), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("way", FURTHER_WAYS)
+def test_objects_of_many_classes_are_taken_apart(way):
+    loss = lambda make: (
+        lambda x: jnp.sum(_attend("blockwise", mods=(mods.function(make(x)),), mask=masks.causal()) ** 2)
+    )
+    assert_close(jax.grad(loss(FURTHER_WAYS[way]))(0.7), jax.grad(loss(WAYS["cell"]))(0.7), 1e-5)
 
 
 _MESH = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
@@ -270,10 +302,22 @@ def test_what_a_function_appends_to_stays_the_same_list():
     assert seen
 
 
-def test_what_is_out_of_reach_is_named():
+class _Failure(Exception):
+    pass
+
+
+def _on_an_exception(x):
+    failure = _Failure()
+    failure.x = x  # pyright: ignore[reportAttributeAccessIssue]
+    return _through(failure, lambda y: y.x)
+
+
+@pytest.mark.parametrize("make", [lambda x: _through(itertools.repeat(x), next), _on_an_exception])
+def test_what_is_out_of_reach_is_named(make):
+    """An iterator, of which Python shows no attribute; an object of which Python's own part cannot be made anew."""
+
     def loss(x):
-        held = itertools.repeat(x)  # of which Python shows no attribute
-        return jnp.sum(jattn.attention(Q, K, V, mods=(mods.function(lambda s, i, j: s * next(held)),)))
+        return jnp.sum(jattn.attention(Q, K, V, mods=(mods.function(make(x)),)))
 
     with pytest.raises(TypeError, match=r"mods\.function: .*traced array.*jattn\.operand"):
         jax.grad(loss)(2.0)
