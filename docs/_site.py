@@ -53,22 +53,22 @@ def copy_pages() -> None:
         (HERE / folder).mkdir()
         for file in files:
             text = file.read_text()
-            (HERE / folder / file.name).write_text(turned(text) if file.suffix == ".md" else text)
+            (HERE / folder / file.name).write_text(turned(text, "" if file.suffix == ".md" else "../"))
 
 
-def turned(text: str) -> str:
-    """A page of the repository's root, with links that work in `papers/`."""
+def turned(text: str, root: str = "") -> str:
+    """A page whose links to the repository begin with `root`, with links that work in `papers/` and `notebooks/`."""
 
     def turn(match: re.Match[str]) -> str:
         target, _, part = match[1].partition("#")
         part = f"#{part}" if part else ""
         if target in PAPERS and (ROOT / target).exists():
-            return f"]({target}{part})"
+            return f"]({'../papers/' if root else ''}{target}{part})"
         if target.startswith("docs/"):
             return f"](../{target.removeprefix('docs/')}{part})"
         return f"]({ADDRESS}/blob/main/{target}{part})"
 
-    return re.sub(r"\]\((?!\w+:|#)([^)\s]+)\)", turn, text)
+    return re.sub(rf"\]\((?!\w+:|#){re.escape(root)}([^)\s]+)\)", turn, text)
 
 
 def inventory(project: str) -> str:
@@ -220,7 +220,8 @@ _first_sentence = autosummary.extract_summary
 
 
 class Public(SphinxDirective):
-    """`.. public:: MODULE` documents what a module shows: the names of its content, then the others in `__all__`.
+    """`.. public:: MODULE` documents what a module shows: the names of its content, then the others in `__all__`, but
+    for those of a module in it.
 
     Those of the content must be there.
     """
@@ -232,7 +233,9 @@ class Public(SphinxDirective):
         path = self.arguments[0]
         module = importlib.import_module(path)
         names = " ".join(self.content).split()
-        names += [name for name in getattr(module, "__all__", ()) if name not in names]
+        shown = getattr(module, "__all__", ())
+        inside = {x for name in shown for x in getattr(getattr(module, name), "__all__", ())}  # which has a page
+        names += [name for name in shown if name not in names and name not in inside]
         names = [name for name in names if callable(getattr(module, name, callable))]  # no modules, no constants
         lines = [f".. automodule:: {path}", "   :no-members:", "", f".. currentmodule:: {path}", ""]
         lines += [".. autosummary::", "   :nosignatures:", "", *(f"   {name}" for name in names), ""]

@@ -129,4 +129,5 @@ def test_links_of_the_papers_are_turned(monkeypatch):
     assert turned("[a](CONTRIBUTING.md#style)") == "[a](CONTRIBUTING.md#style)"
     assert turned("[a](docs/start.md)") == "[a](../start.md)"
     assert turned("[a](jattn/api.py)") == f"[a]({ADDRESS}/blob/main/jattn/api.py)"
+    assert turned("[a](../docs/start.md) [b](3_x.ipynb)", "../") == "[a](../start.md) [b](3_x.ipynb)"
     assert turned("[a](https://docs.jax.dev) [b](#c)") == "[a](https://docs.jax.dev) [b](#c)"
