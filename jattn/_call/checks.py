@@ -88,8 +88,12 @@ def problem(
     positions: Mapping[str, ArrayLike] | ArrayLike | None = None,
     pages: ArrayLike | jax.ShapeDtypeStruct | None = None,
     scales: Sequence[ArrayLike | jax.ShapeDtypeStruct] | None = None,
+    shares: int = 1,
 ) -> Problem:
-    """The checked problem, with a batch axis."""
+    """The checked problem, with a batch axis.
+
+    `shares`: how many times the call's keys an operand with queries has, where these are a device's share.
+    """
     narrow = scales is not None
     query, key, value = array(query, "query"), array(key, "key", narrow), array(value, "value", narrow)
     factors = None if scales is None else scales_.checked(scales, key, value, array)
@@ -114,12 +118,12 @@ def problem(
     if bias is not None:
         if isinstance(bias, Term):
             raise TypeError("bias must be an array: give a mod as mods=(...,)")
-        mods_ = (mods.Bias(broadcast_operand(array(bias, "bias"), sizes, "bias")), *mods_)
+        mods_ = (mods.Bias(broadcast_operand(array(bias, "bias"), sizes, "bias", shares)), *mods_)
     if dropout is not None:
         gates = (*gates, _instance(dropout, gates_.Gate, "dropout", "gates.dropout(0.1, seed)"))
     origin = places.of_device(_origin(positions, sizes), sizes)
     if mask is not None:
-        mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes, origin)
+        mask = place(mask if isinstance(mask, masks.Mask) else _mask_array(mask), sizes, origin, shares)
     sink = None
     if sinks is not None:
         logits = array(sinks, "sinks")
@@ -136,7 +140,7 @@ def problem(
         raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
     score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
     whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision, origin, table, factors)
-    _operands(whole, sizes)
+    _operands(whole, sizes, shares)
     _score(score, query.shape[-1], key.shape[-1])
     mask, mods_, gates, normalizer = functions.checked((mask, mods_, gates, normalizer), query.dtype)
     whole = dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates, normalizer=normalizer)
@@ -241,7 +245,7 @@ def _difference(t: int | Operand, s: int | Operand) -> int | Operand:
     return Operand(value(t) - value(s), max(x.axes for x in (t, s) if isinstance(x, Operand)))
 
 
-def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE) -> masks.Mask:
+def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE, shares: int = 1) -> masks.Mask:
     """The mask with its boolean arrays as operands, its other sizes checked as far as it is known where the call
     stands."""
     known = lambda *numbers: sum(numbers) if all(isinstance(x, int) for x in numbers) else 0
@@ -251,7 +255,7 @@ def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE) -> ma
 
     def placed(x: object) -> object:
         if isinstance(x, masks.Unplaced):
-            return masks.Dense(broadcast_operand(x.array, sizes, "mask"))
+            return masks.Dense(broadcast_operand(x.array, sizes, "mask", shares))
         if isinstance(x, masks.Blocks):
             shape, reach = x.layout.shape, [n * x.block for n in x.layout.shape[-2:]]
             of_heads = len(shape) == 3 and (shape[0] != heads if origin.h is None else shape[0] < heads)
@@ -266,15 +270,15 @@ def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE) -> ma
     return jax.tree.map(placed, mask, is_leaf=lambda x: isinstance(x, (masks.Unplaced, masks.Blocks, Operand)))
 
 
-def _operands(whole: Problem, sizes: dict[str, int]) -> None:
+def _operands(whole: Problem, sizes: dict[str, int], shares: int) -> None:
     """Raises unless every operand of every piece has the sizes that its axes say."""
     for name in ("score", "normalizer", "mask", "mods", "gates"):
         for x in jax.tree.leaves(getattr(whole, name), is_leaf=lambda x: isinstance(x, Operand)):
             if not isinstance(x, Operand):
                 continue
-            expected = [sizes[a] for a in x.axes]
-            if list(x.array.shape[: len(x.axes)]) != expected:
-                named = ", ".join(f"{a} = {sizes[a]}" for a in AXES if a in x.axes)
+            whole_keys = {**sizes, "s": sizes["s"] * shares} if "t" in x.axes else sizes
+            if list(x.array.shape[: len(x.axes)]) != [whole_keys[a] for a in x.axes]:
+                named = ", ".join(f"{a} = {whole_keys[a]}" for a in AXES if a in x.axes)
                 raise ValueError(
                     f'{name}: an operand with axes "{x.axes}" must start with {named}, got shape {list(x.array.shape)}'
                 )

@@ -106,11 +106,14 @@ def indices(n: Size, axis: str, first: int | Operand = 0) -> Operand:
     return Operand(own + (first.array if isinstance(first, Operand) else np.int32(first)), axis)
 
 
-def broadcast_operand(array: ArrayLike, sizes: dict[str, int], name: str) -> Operand:
-    """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies."""
+def broadcast_operand(array: ArrayLike, sizes: dict[str, int], name: str, shares: int = 1) -> Operand:
+    """An array broadcastable to `[b, h, t, s]` as an operand that has only the axes along which it varies.
+
+    `shares`: how many times as many keys it has where it varies along t.
+    """
     array = as_array(array, name)
-    full = tuple(sizes[a] for a in AXES)
     shape = (1,) * (4 - array.ndim) + array.shape
+    full = tuple(sizes[a] * (shares if a == "s" and shape[2:3] != (1,) else 1) for a in AXES)
     if array.ndim > 4 or any(n not in (1, want) for n, want in zip(shape, full, strict=True)):
         raise ValueError(
             f"{name} must be broadcastable to [b, h, t, s] = {list(full)}, got shape {list(array.shape)};"

@@ -84,7 +84,8 @@ def attention(
     """`jattn.attention` of a sequence that lies over many devices: the same result, and every derivative.
 
     Outside of `jax.shard_map` arrays are whole, as in `jattn.attention`, and lie as the axes say.  Inside of one that
-    is manual over these axes they are a device's own, those that options hold too.  Positions, batch elements and heads
+    is manual over these axes they are a device's own, those that options hold too; one with t and s, a bias say, has
+    its own queries and all keys.  Positions, batch elements and heads
     count over all devices: masks, mods and gates mean what they do on one, and dropout drops the same pairs.
 
     Args:
@@ -136,7 +137,8 @@ def attention(
     named = api._named("parallel.attention", options, ("pages", "scales"))
     if inside:
         named["positions"] = _shard_positions(named.get("positions"), axes, query)
-    problem = checks.problem(query, key, value, return_lse=return_lse, **named)
+    shares = axes.devices if inside else 1
+    problem = checks.problem(query, key, value, return_lse=return_lse, shares=shares, **named)
     if problem.query.ndim != jnp.ndim(query):
         raise ValueError("parallel.attention takes [b, t, h, d] with the batch axis: add one with [None]")
     every = axes if not inside else dataclasses.replace(axes, batch=None, head=None)

@@ -123,7 +123,7 @@ PLACES = {
 
 def inside(mesh_size: int = 8) -> dict[str, Any]:
     """Inside a `jax.shard_map` of the caller's, in bfloat16; a product of the Hessian with a vector, which goes by the twin;
-    and on a mesh with Explicit axes."""
+    on a mesh with Explicit axes; and inside once more, the gradients of a mask's and a bias's own rows of all keys."""
     (q, k, v), _ = make("plain", "float32", SIZES)
     mask = masks.causal(16) & masks.window(20)
     mesh = jax.make_mesh((mesh_size,), ("sequence",), axis_types=(AxisType.Auto,))
@@ -144,7 +144,18 @@ def inside(mesh_size: int = 8) -> dict[str, Any]:
     with jax.set_mesh(explicit):
         lies: dict[str, Any] = {"batch_axis": "batch", "sequence_axis": "sequence"}
         there = jax.jit(lambda: parallel.attention(q, k, v, **lies, mask=mask, mods=jattn.mods.softcap(3.0)))()
-    found = (low(over), low(one)), (moved(over), moved(one)), (there, jax.jit(one)(q, k, v))
+    bias = jnp.sin(jnp.arange(SIZES.h * SIZES.t * SIZES.s, dtype=jnp.float32)).reshape(SIZES.h, SIZES.t, SIZES.s)
+
+    def pairs(attend: Any) -> Any:
+        return lambda q, k, v, bias: attend(q, k, v, bias=bias, mask=masks.dense(bias[0] > -0.5))
+
+    by = lambda how: pairs(lambda *x, **options: how(*x, sequence_axis="sequence", **options))
+    within = lambda how: jax.shard_map(by(how), mesh=mesh, in_specs=(rows,) * 4, out_specs=rows)
+    learned = lambda fn: jax.jit(jax.grad(lambda bias: jnp.sum(jnp.sin(fn(q, k, v, bias)))), compiler_options=QUICK)(
+        bias
+    )
+    own_rows = [(learned(within(how)), learned(pairs(jattn.attention))) for how in (parallel.ring, parallel.gather)]
+    found = (low(over), low(one)), (moved(over), moved(one)), (there, jax.jit(one)(q, k, v)), *own_rows
     return {"case": "inside", "gaps": [gap(*x) for x in found]}
 
 
