@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
@@ -100,3 +101,13 @@ def test_errors(name):
     with pytest.raises(kind) as raised:
         jattn.attention(Q, *stored("int8"), **options)
     assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_heads_along_an_explicit_axis():
+    """Of a mesh of one device: JAX asks all the same how a result is sharded."""
+    mesh = jax.make_mesh((1,), ("heads",), axis_types=(AxisType.Explicit,))
+    at = NamedSharding(mesh, PartitionSpec(None, None, "heads"))
+    with jax.set_mesh(mesh):
+        q, k, v, *scales = (jax.device_put(x, at) for x in (Q, *stored("int8"), *SCALES))
+        got = jax.jit(lambda *x: jattn.attention(*x[:3], scales=x[3:]))(q, k, v, *scales)
+    assert_close(got, jattn.attention(Q, *meant(SCALES)), TOLERANCES["float32"].gradient)
