@@ -12,10 +12,18 @@ from __future__ import annotations
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Fused
 from jattn.backends.cudnn.call import backward, forward
-from jattn.backends.cudnn.cut import cut
 from jattn.backends.cudnn.refuses import unfit
+from jattn.backends.pallas.deferred import deferred
+
+
+@deferred
+def _cut():
+    from jattn.backends.cudnn.cut import cut  # which estimates as for Pallas, whose kernels it imports
+
+    return cut
+
 
 CUDNN = Fused(
-    "cudnn", unfit, forward, BLOCKWISE.tangent, backward, cut,
+    "cudnn", unfit, forward, BLOCKWISE.tangent, backward, _cut,
     untried="bound and lowered, not yet shown to keep the contracts on this chip",
 )  # fmt: skip
