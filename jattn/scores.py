@@ -12,9 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, PartitionSpec
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, Term, number, term, wide
+from jattn._terms import FieldValue, Operand, Term, number, repeated, term, wide
 from jattn.mods import Bias, Mod
 
 __all__ = ["Product", "Reduced", "Score", "additive", "concat", "cosine", "dot", "general"]
@@ -207,7 +208,7 @@ class Concat(Score):
         heads, groups = query.shape[-2], key.shape[-2]
         query_part = _project(query, Operand(self.w_q.array[..., None], self.w_q.axes))
         w_k = jnp.broadcast_to(self.w_k.array, (heads, key.shape[-1])).reshape(groups, heads // groups, -1)
-        key_part = jnp.einsum("bsgd,grd->bgrs", wide(key), wide(w_k), precision=_HIGH)
+        key_part = jnp.einsum("bsgd,grd->bgrs", wide(key), wide(_along(w_k, key)), precision=_HIGH)
         key_part = key_part.reshape(key.shape[0], heads, key.shape[1])
         ones = jnp.ones((*key.shape[:-1], 1), query_part.dtype)
         return Reduced(query_part, ones, Product(1.0), (Bias(Operand(key_part, "bhs")),))
@@ -246,7 +247,7 @@ class Additive(Score):
 
     def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         if self.w_k.axes:  # each head projects the keys of its group differently
-            key = jnp.repeat(key, query.shape[-2] // key.shape[-2], axis=-2)
+            key = repeated(key, query.shape[-2] // key.shape[-2], -2)
         return Reduced(_project(query, self.w_q), _project(key, self.w_k), Perceptron(self.v))
 
 
@@ -291,5 +292,15 @@ def _unit(x: jax.Array) -> jax.Array:
 
 def _project(x: jax.Array, w: Operand) -> jax.Array:
     """x.W for every head, accumulated and kept in float32 or wider."""
-    subscripts = "bthd,hdm->bthm" if w.axes else "bthd,dm->bthm"
-    return jnp.einsum(subscripts, wide(x), wide(w.array), precision=_HIGH)
+    if not w.axes:
+        return jnp.einsum("bthd,dm->bthm", wide(x), wide(w.array), precision=_HIGH)
+    return jnp.einsum("bthd,hdm->bthm", wide(x), wide(_along(w.array, x)), precision=_HIGH)
+
+
+def _along(w: ArrayLike, x: jax.Array) -> jax.Array:
+    """Weights `[heads, ..]` where the heads of x `[b, t, heads, d]` lie: along an Explicit axis a product with others
+    would gather x."""
+    lies = jax.typeof(x).sharding
+    if AxisType.Explicit not in lies.mesh.axis_types:
+        return jnp.asarray(w)
+    return jax.sharding.reshard(jnp.asarray(w), PartitionSpec(lies.spec[2], *[None] * (np.ndim(w) - 1)))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jattn
 from jattn import masks, scores
@@ -197,3 +198,23 @@ def test_additive_never_stores_a_hidden_vector_for_every_pair(direction):
     shapes = [(1, t, 1, 16), (1, s, 1, 16), (1, s, 1, 16), (16, m), (16, m), (m,)]
     used = _temporary({"forward": forward, "backward": backward}[direction], *shapes)
     assert used < t * s * m * 4 / 32
+
+
+@pytest.mark.parametrize("name", ["general", "concat", "additive"])
+def test_heads_along_an_explicit_axis(name):
+    """Weights lie with their heads wherever they were, since a product with others would gather queries and keys; and
+    JAX asks even on one device how a result is sharded."""
+    random = np.random.default_rng(0)
+    q, k, w = (jnp.asarray(random.standard_normal(x), jnp.float32) for x in ((1, 3, 4, 2), (1, 5, 2, 2), (4, 2, 2)))
+    score = {"general": lambda: scores.general(w), "concat": lambda: scores.concat(w[:, 0], w[:, 1])}
+    score["additive"] = lambda: scores.additive(w, w, w[:, 0])
+    attend = lambda q, k: jattn.attention(q, k, k, score=score[name]())
+    mesh = jax.make_mesh((1,), ("heads",), axis_types=(AxisType.Explicit,))
+    at = NamedSharding(mesh, PartitionSpec(None, None, "heads"))
+    with jax.set_mesh(mesh):
+        out = jax.jit(attend)(*jax.device_put((q, k), at))
+    assert out.sharding.is_equivalent_to(at, 4)
+    with jax.set_mesh(mesh):
+        reduced = jax.eval_shape(lambda q, k: score[name]().reduce(q, k).query, *jax.device_put((q, k), at))
+    assert reduced.sharding.spec[2] == "heads"
+    assert_close(out, attend(q, k), 1e-6)

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from jattn import _terms
 from jattn._terms import FieldValue, Origin, Shaped, Signature, Terms, term
@@ -67,7 +66,7 @@ def reduce(problem: Problem) -> Tiled:
         compare = dataclasses.replace(compare, precision=problem.precision)
     value = problem.value
     if key.shape[2] != value.shape[2]:  # a score that projects keys for every query head apart
-        value = jnp.repeat(value, key.shape[2] // value.shape[2], axis=2)
+        value = _terms.repeated(value, key.shape[2] // value.shape[2], 2)
     modified, origin = (*first, *problem.mods, *problem.normalizer.mods), problem.origin
     terms = Terms(compare, modified, problem.mask, problem.gates, origin.offsets)
     operands, signature = _terms.split(terms.bound(*origin.indices(query.shape[0], query.shape[2])))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn._call.problem import Problem
-from jattn._terms import FieldValue, Operand, Shaped, term
+from jattn._terms import FieldValue, Operand, Shaped, repeated, term
 from jattn.gates import Gate
 from jattn.mods import Mod
 from jattn.scores import Dot, General
@@ -113,7 +113,5 @@ def _of_heads(scale: Shaped, h: int) -> Operand:
     if isinstance(scale, jax.ShapeDtypeStruct):
         b, s, _ = scale.shape
         return Operand(jax.ShapeDtypeStruct((b, h, s), scale.dtype), "bhs")  # type: ignore[arg-type]  # a shape only
-    turned = jnp.swapaxes(jnp.asarray(scale), 1, 2)[:, :, None]
-    b, g, _, s = turned.shape
-    # jnp.repeat would ask how its result is sharded, where axes of a mesh are Explicit
-    return Operand(jnp.broadcast_to(turned, (b, g, h // g, s)).reshape(b, h, s), "bhs")
+    turned = jnp.swapaxes(jnp.asarray(scale), 1, 2)
+    return Operand(repeated(turned, h // turned.shape[1], 1), "bhs")

@@ -144,6 +144,14 @@ def wide(array: ArrayLike) -> jax.Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if floating else array
 
 
+def repeated(x: jax.Array, n: int, axis: int) -> jax.Array:
+    """Each entry of an axis n times: what `jnp.repeat` gives, which asks how that is sharded along Explicit axes."""
+    axis %= x.ndim
+    shape = list(x.shape)
+    spread = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*shape[: axis + 1], n, *shape[axis + 1 :]))
+    return spread.reshape(*shape[:axis], shape[axis] * n, *shape[axis + 1 :])
+
+
 def number(value: ArrayLike, name: str) -> float | Operand:
     """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
