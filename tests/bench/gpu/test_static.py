@@ -51,14 +51,14 @@ def test_the_compilers_environment(monkeypatch):
         ("causal", "h100", {"forward": (471, 637), "dq": (405, 500), "dkv": (405, 500)}),
         ("all", "h100", {}),
         ("relative", "h100", {"dbias": (700, 850)}),
-        ("relative", "b200", {}),
+        ("relative", "b200", {"dbias": (700, 850)}),
         ("causal", "b200", {"forward": (360, 520), "dq": (205, 305), "dkv": (250, 345)}),
     ],
 )
 def test_our_kernels_are_compiled_and_counted(ask, chip, most):
     """Instructions of a 64 x 128 tile forward and of a 64 x 64 one backward, at most, full and partial.
 
-    Gradients of a table of diagonals have a kernel of their own on Hopper.
+    Gradients of a table of diagonals have a kernel of their own.
     """
     case = _case(ask, chip=chip)
     rows = {str(row.role): row for row in _static.rows_of(case, "jattn")}
