@@ -135,6 +135,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path)
 
 
+def _loops(one: Compiled) -> str:
+    """What becomes of what loops send; a program may be unrolled and have none."""
+    if not any(x.loop for x in one.permutes):
+        return "no loops"
+    return "asynchronous" if one.asynchronous else "SYNCHRONOUS"
+
+
 COMPILED: list[Column[Compiled]] = [
     Column("program", lambda one: one.name, 20, left=True),
     Column("topology", lambda one: PODS[one.name].topology, 11, left=True),
@@ -144,7 +151,7 @@ COMPILED: list[Column[Compiled]] = [
     Column("in loops", lambda one: str(sum(x.loop for x in one.permutes)), 8),
     Column("beside", lambda one: str(sum(not x.loop for x in one.permutes)), 6),
     Column("behind kernels", lambda one: str(sum(x.asynchronous and bool(x.encloses) for x in one.permutes)), 14),
-    Column("loops", lambda one: "asynchronous" if one.asynchronous else "SYNCHRONOUS", 12, left=True),
+    Column("loops", _loops, 12, left=True),
     Column("temporaries", lambda one: f"{one.temporaries / 2**30:.2f} GiB", 11),
     Column("memory", lambda one: f"{one.memory / 2**30:.2f} of {_memory(one)}{'' if fits(one) else ' TOO MUCH'}", 16),
     Column("compiled in", lambda one: f"{one.seconds:.0f} s", 11),

@@ -45,7 +45,7 @@ SENDS = Permute("start", "body", True, True, ("kernel",), 8)
         (SENDS, 2 * GIB, 0, "asynchronous"),
         (SENDS._replace(asynchronous=False), 2 * GIB, 1, "SYNCHRONOUS"),
         (SENDS._replace(encloses=()), 2 * GIB, 1, "SYNCHRONOUS"),
-        (SENDS._replace(loop=False), 2 * GIB, 1, "SYNCHRONOUS"),
+        (SENDS._replace(loop=False), 2 * GIB, 1, "no loops"),
         (SENDS, 17 * GIB, 1, "TOO MUCH"),
         (None, 0, 1, "no program within 5 s"),
     ],
