@@ -111,3 +111,12 @@ def test_heads_along_an_explicit_axis():
         q, k, v, *scales = (jax.device_put(x, at) for x in (Q, *stored("int8"), *SCALES))
         got = jax.jit(lambda *x: jattn.attention(*x[:3], scales=x[3:]))(q, k, v, *scales)
     assert_close(got, jattn.attention(Q, *meant(SCALES)), TOLERANCES["float32"].gradient)
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "reference"])
+def test_scales_of_keys_that_nobody_sees_reach_nothing(implementation):
+    real = np.arange(S) < np.array([12, 5])[:, None]
+    scales = tuple(jnp.where(real[..., None], x, jnp.nan) for x in SCALES)
+    options: dict[str, Any] = {"mask": LENGTHS, "implementation": implementation}
+    got, want = (jattn.attention(Q, *stored("int8"), **options, **{"scales": x}) for x in (scales, SCALES))
+    assert_close(got, want, TOLERANCES["float32"].gradient)
