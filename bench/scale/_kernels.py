@@ -12,6 +12,7 @@ from typing import Any
 
 from jattn_kernels import tables
 
+from bench._cli import missing
 from bench._paths import ROOT
 from bench.scale._cases import HOST, WIDTH
 from bench.tpu._cases import Case as Counted
@@ -66,7 +67,12 @@ def _of_splash(chip: str, rows: int, columns: int, mask: str, direction: str) ->
 
 @functools.cache
 def _kept(chip: str, t: int, mask: str, direction: str) -> float | None:
-    """Milliseconds of splash's kernels for one pair of one head, at the best of the settings that are kept."""
+    """Milliseconds of splash's kernels for one pair of one head, at the best of the settings that are kept.
+
+    Counts are kept for the versions that were counted, so where those are not installed there is None.
+    """
+    if missing(["tokamax", "libtpu"]):
+        return None
     b = {2048: 8, 16384: 1}[t]
     case, peer, kept = Counted(chip, mask, b, 16, t, WIDTH, direction), PEERS["splash"], Kept(KEPT)
     found = estimate(case, peer, lambda case, setting: kept.count(_never, case, peer, setting, fresh=False))

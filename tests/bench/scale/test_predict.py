@@ -99,3 +99,8 @@ def test_splash_is_what_was_kept_and_never_counted_now():
     one, two = (_kernels.milliseconds("splash", "v5e", n, n, "full", "fwd") for n in (2**14, 2**15))
     if one is not None and two is not None:  # kept for the versions that are installed here
         assert two == pytest.approx(4 * one)
+
+
+def test_without_splash_there_is_no_time_of_it(monkeypatch):
+    monkeypatch.setattr(_kernels, "missing", lambda modules: [name for name in modules if name == "tokamax"])
+    assert _kernels._kept.__wrapped__("v5e", 2**14, "full", "fwd") is None
