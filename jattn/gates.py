@@ -37,6 +37,10 @@ class Gate(Term):
     [[[[0.25, 0.25], [0.25, 0.25]]]]
     """
 
+    finite: bool = False
+    """Whether it is finite at every pair, of finite weights and operands; if not, what it gives at hidden pairs is made
+    0, which costs a selection."""
+
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         """The new weight `[bt, bs]`, linear in the old, of one head: positions i `[bt, 1]`, j `[1, bs]`, int32."""
         raise NotImplementedError
@@ -45,6 +49,8 @@ class Gate(Term):
 @term
 class Dropout(Gate):
     """weight * keep / (1 - rate)."""
+
+    finite = True
 
     rate: float
     seed: FieldValue
@@ -94,6 +100,8 @@ def dropout(rate: float, seed: ArrayLike) -> Gate:
 @term
 class Gaussian(Gate):
     """weight * exp(-(j - center)^2 / (2 sigma^2))."""
+
+    finite = True
 
     center: FieldValue
     sigma: FieldValue
@@ -147,6 +155,7 @@ def function(fn: Callable, *operands: ArrayLike | Operand) -> Gate:
     Args:
       fn: takes the weight `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
         each operand; returns weights `[bt, bs]`.  It is elementwise, and linear in the weight: `weight * f(i, j)`.
+        At pairs that the mask hides f may be NaN.
         With two arguments more it is told b and h before the positions, as in `jattn.mods.function`.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.  See `jattn.mods.function`
         for arrays that `fn` closes over.

@@ -47,6 +47,9 @@ class Mod(Term):
 
     hides: bool = False
     """Whether it may give -inf: such a score is hidden from the mods that follow."""
+    finite: bool = False
+    """Whether it has a finite derivative at every pair, of finite scores and operands; if not, what it has at hidden
+    pairs is kept from the gradients, which costs a selection."""
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         """The new score `[bt, bs]`, of one head: score in float32 or wider, positions i `[bt, 1]`, j `[1, bs]`."""
@@ -56,6 +59,8 @@ class Mod(Term):
 @term
 class SoftCap(Mod):
     """cap * tanh(score / cap)."""
+
+    finite = True
 
     cap: FieldValue
 
@@ -92,6 +97,8 @@ def softcap(cap: ArrayLike) -> Mod:
 @term
 class Alibi(Mod):
     """score - slope * abs(i - j)."""
+
+    finite = True
 
     slopes: FieldValue
 
@@ -148,6 +155,7 @@ class Bias(Mod):
     """score + array."""
 
     hides = True
+    finite = True
 
     array: FieldValue
 
@@ -184,6 +192,8 @@ def bias(array: ArrayLike, axes: str) -> Mod:
 @term
 class Bucketed(Mod):
     """A mod that looks j - i up in a table."""
+
+    finite = True
 
     name = "mods.relative"
 
@@ -430,6 +440,7 @@ def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
     Args:
       fn: takes the score `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
         each operand; returns scores `[bt, bs]`.  It is elementwise: no pair may depend on which others are in its tile.
+        At pairs that the mask hides it may be NaN; the gradient of an operand is 0 there only if its derivative is.
         Where it has two arguments more, the int32 scalars b and h come before the positions: which batch element and
         which query head the tile is of.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.

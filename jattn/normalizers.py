@@ -253,6 +253,8 @@ def hard(straight_through: bool = False) -> Normalizer:
 class GumbelNoise(Mod):
     """(score + Gumbel noise) / temperature; the noise is a function of seed, b, h, i, j by `counter_hash`."""
 
+    finite = True
+
     seed: FieldValue
     temperature: FieldValue
     b: FieldValue = None

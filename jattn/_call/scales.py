@@ -42,7 +42,7 @@ class ScaledWeight(Gate):
 
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
-        return weight * jnp.where(weight == 0, 0, self.scale)  # that of a key that is not seen may be NaN
+        return weight * self.scale
 
 
 def checked(scales: Any, key: jax.Array, value: jax.Array, floats: Any) -> tuple[jax.Array, jax.Array]:

@@ -140,10 +140,13 @@ class Terms(Term):
         self, score: jax.Array, i: jax.Array, j: jax.Array, masked: bool = True, fresh: bool | jax.Array = True
     ) -> jax.Array:
         """`scores` once query and key are compared."""
-        score = modified(score, self.mods, *self.offsets.at(i, j))
         live = fresh
         if masked and self.mask is not None:
             live = self.attends(i, j) & fresh
+        if live is not True and not all(mod.finite for mod in self.mods):
+            # The same number, whose derivative is 0 where the pair is hidden: log(i - j + 1) has none there.
+            score = jnp.where(live, score, jax.lax.stop_gradient(score))
+        score = modified(score, self.mods, *self.offsets.at(i, j))
         return score if live is True else jnp.where(live, score, -jnp.inf)
 
     def attends(self, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -151,9 +154,22 @@ class Terms(Term):
         assert self.mask is not None
         return self.mask(*self.offsets.at(i, j))
 
-    def weights(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Weights after the gates."""
+    def weights(
+        self, weight: jax.Array, i: jax.Array, j: jax.Array, masked: bool = True, live: jax.Array | None = None
+    ) -> jax.Array:
+        """Weights after the gates.
+
+        If `masked`, pairs that are not `live` have none, whatever a gate makes of them; where that is not known, those
+        whose weight is 0: a softmax that gives 0 has no derivative there either.
+        """
         i, j = self.offsets.at(i, j)
+        hides = masked or any(mod.hides for mod in self.mods)
+        if not hides or all(gate.finite for gate in self.gates):
+            return self._gated(weight, i, j)
+        live = weight != 0 if live is None else live
+        return jnp.where(live, self._gated(jnp.where(live, weight, jax.lax.stop_gradient(weight)), i, j), 0)
+
+    def _gated(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         for gate in self.gates:
             weight = _whole(gate(weight, i, j), weight)
         return weight

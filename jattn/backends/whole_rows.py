@@ -224,7 +224,7 @@ def output(
     """out `[bt, e]` of the weights before the gates, which are 0 where scores are -inf; 0 for a row that is -inf
     throughout, whatever the values."""
     weight = jnp.where(jnp.isneginf(scores), 0, weight)
-    out = jnp.matmul(terms.weights(weight, i, j), value, precision=precision)
+    out = jnp.matmul(terms.weights(weight, i, j, live=~jnp.isneginf(scores)), value, precision=precision)
     empty = jnp.all(jnp.isneginf(scores), axis=-1, keepdims=True)
     return jnp.where(empty, 0, out).astype(dtype)
 

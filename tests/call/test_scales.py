@@ -113,8 +113,9 @@ def test_heads_along_an_explicit_axis():
     assert_close(got, jattn.attention(Q, *meant(SCALES)), TOLERANCES["float32"].gradient)
 
 
-@pytest.mark.parametrize("implementation", ["blockwise", "reference"])
-def test_scales_of_keys_that_nobody_sees_reach_nothing(implementation):
+@pytest.mark.parametrize("implementation", ["blockwise", "reference", "pallas_tpu"])
+def test_scales_of_keys_that_nobody_sees_reach_nothing(monkeypatch, implementation):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
     real = np.arange(S) < np.array([12, 5])[:, None]
     scales = tuple(jnp.where(real[..., None], x, jnp.nan) for x in SCALES)
     options: dict[str, Any] = {"mask": LENGTHS, "implementation": implementation}

@@ -34,7 +34,7 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]
             scores = walk.hide(here, hidden, tiles, walk.scores(here)(query, key, tiles))
             top, p, shrink = online_softmax.exponentials(state, scores)
             p = jax.lax.optimization_barrier(p)  # else XLA computes the exponentials again for their sum
-            total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(here)(p, tiles), value)
+            total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(here, hidden)(p, tiles), value)
             if state is not None:
                 total, out = state.total * shrink + total, state.out * shrink[..., None] + out
             return online_softmax.State(top, total, out)

@@ -59,8 +59,8 @@ def tangent(
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
             p = probabilities(walk.hide(here, hidden, tiles, scores), strip_lse, rest)
-            pds = p * ds
-            w, dw = jax.jvp(walk.weights(here), (p, tiles), (pds, dtiles))
+            pds = p * walk.derivative(here, hidden, tiles, ds)
+            w, dw = jax.jvp(walk.weights(here, hidden), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
             return state[0] + add, state[1] + jnp.sum(pds, -1)
 

@@ -122,13 +122,19 @@ class Walk:
         sizes = (self.geo.batch, self.geo.heads, self.geo.group)
         return live.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *live.shape[-2:])
 
-    def hide(self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array) -> jax.Array:
+    def hide(
+        self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array, by: float = -jnp.inf
+    ) -> jax.Array:
         """The scores of a tile, -inf where the mask forbids or the pair belongs to another tile."""
         if hidden.some is False:
             return scores
         # The mask's tile is chosen and not the scores': a branch that gives back what it was given copies it.
         some = lambda _: self.live(step, hidden, tiles)
-        return jnp.where(hidden.choose(some, lambda _: jnp.ones_like(some(None)), None), scores, -jnp.inf)
+        return jnp.where(hidden.choose(some, lambda _: jnp.ones_like(some(None)), None), scores, by)
+
+    def derivative(self, step: Step, hidden: Hidden, tiles: list[jax.Array], ds: jax.Array) -> jax.Array:
+        """What derivatives of a tile's scores hold, 0 at hidden pairs, where a mod may have none."""
+        return ds if all(mod.finite for mod in self.terms.mods) else self.hide(step, hidden, tiles, ds, by=0)
 
     def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
@@ -174,24 +180,42 @@ class Walk:
         return _terms.lift(one, self.axes, ("bgr", "bg"))
 
     def pull_scores(
-        self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
+        self, step: Step, hidden: Hidden, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
     ) -> tuple[jax.Array, Callable[..., Any]]:
         """`jax.vjp` of `scores`, with the products of its transpose written out."""
         if not self.product:
-            return jax.vjp(self.scores(step), query, key, tiles)
+            return self._pull_other_scores(step, hidden, query, key, tiles)
         scores, pull = jax.vjp(self.finish(step), self.products.scores(query, key), tiles)
 
         def pull_all(ds: jax.Array):
             ds, dtiles = pull(ds)
-            ds = jax.lax.optimization_barrier(ds)
+            ds = jax.lax.optimization_barrier(self.derivative(step, hidden, tiles, ds))
             return self.products.rows(ds, key), self.products.columns(ds, query), dtiles
 
         return scores, pull_all
 
-    def weights(self, step: Step) -> Callable:
+    def _pull_other_scores(
+        self, step: Step, hidden: Hidden, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
+    ) -> tuple[jax.Array, Callable[..., Any]]:
+        """`pull_scores` of scores that are no products."""
+        one = lambda query, key, tiles: self.spec.signature.fill(tiles).compare(query, key)
+        compared, pull = jax.vjp(_terms.lift(one, self.axes, ("bgr", "bg")), query, key, tiles)
+        scores, pull_finish = jax.vjp(self.finish(step), compared, tiles)
+
+        def pull_all(ds: jax.Array):
+            ds, of_mods = pull_finish(ds)
+            dquery, dkey, dtiles = pull(self.derivative(step, hidden, tiles, ds))
+            add = lambda x, y: x if x.dtype == jax.dtypes.float0 else x + y
+            return dquery, dkey, list(map(add, dtiles, of_mods))
+
+        return scores, pull_all
+
+    def weights(self, step: Step, hidden: Hidden) -> Callable:
         """What the gates make of weights `[b, g, r, bt, bs]`, as a function of weights and operand tiles."""
         i, j = step.positions()
-        return _terms.lift(lambda w, tiles: self.spec.signature.fill(tiles).weights(w, i, j), self.axes, ("bgr",))
+        masked = hidden.some is not False
+        one = lambda w, tiles: self.spec.signature.fill(tiles).weights(w, i, j, masked)
+        return _terms.lift(one, self.axes, ("bgr",))
 
     def put_key(self, step: Step, array: jax.Array, tile: jax.Array) -> jax.Array:
         """The gradient of a key or value array with that of a tile: added, unless each key is visited once at most."""

@@ -46,6 +46,8 @@ def scales_scores(spec: Spec) -> bool:
 class Times(Mod):
     """score * a number: a scale that is learned."""
 
+    finite = True
+
     scale: FieldValue
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -57,6 +59,7 @@ class DiagonalBias(Mod):
     """score + a strip of numbers along diagonals: what `Relative` becomes."""
 
     hides = True
+    finite = True
 
     strip: FieldValue
     lead: FieldValue  # how far the first query stands beyond the first key: the strip is not by terms' positions
@@ -161,6 +164,7 @@ class TileTerms:
     tree: Any  # jax.tree_util.PyTreeDef, which is no type to type checkers
     has_mods: bool
     has_gates: bool
+    finite: bool
     frame: Lengths
     span: Span
     lead: FieldValue  # how far the first query stands beyond the first key, or the number of that operand
@@ -188,6 +192,7 @@ class TileTerms:
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)
+        self.finite = all(mod.finite for mod in terms.mods)
         self.frame, self.span, self.lead = frame, span(moved(terms_of(spec))), lead
         # float32 says exactly how large scores are, and mods may make them as large as they like
         self.natural = self.has_mods or spec.dtype == jnp.float32
@@ -245,8 +250,8 @@ class TileTerms:
         ):
             return jax.tree.unflatten(self.tree, parts).finish(score, i, j, masked, live)
 
-        def weights(weight: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any]):
-            return jax.tree.unflatten(self.tree, parts).weights(weight, i, j)
+        def weights(weight: jax.Array, i: jax.Array, j: jax.Array, masked: bool, parts: Sequence[Any]):
+            return jax.tree.unflatten(self.tree, parts).weights(weight, i, j, masked)
 
         def sees(i: jax.Array, j: jax.Array, parts: Sequence[Any]):
             return jax.tree.unflatten(self.tree, parts).attends(i, j)
@@ -260,4 +265,5 @@ class TileTerms:
             reach=self.span.reach(*lengths),
             sees=None if self.span.exact else sees,
             blind=self.span.blind(*lengths),
+            finite=self.finite,
         )

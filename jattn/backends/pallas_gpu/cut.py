@@ -86,7 +86,7 @@ def _instructions(spec: Spec, operands: Sequence[Shaped], tile: tuple[int, int])
         return _operations(jax.make_jaxpr(fn)(tiles, *arguments, *positions).jaxpr, tile)
 
     def before_and_after(terms: Terms, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        return terms.weights(terms.finish(score, i, j, masked=False), i, j)
+        return terms.weights(terms.finish(score, i, j, masked=False), i, j, masked=False)
 
     def hidden(terms: Terms, i: jax.Array, j: jax.Array) -> jax.Array:
         return terms.attends(i, j)

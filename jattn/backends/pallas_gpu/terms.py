@@ -25,6 +25,7 @@ class LookedUpDiagonalBias(Mod):
     """score + a strip of numbers along diagonals, looked up at j - i: what `Relative` becomes."""
 
     hides = True
+    finite = True
 
     strip: FieldValue
     lead: FieldValue

@@ -42,7 +42,7 @@ def _head(
         share, lse = with_sink(lse, problem.sinks)
         weight = weight * share[:, None]
     for gate in problem.gates:
-        weight = jnp.broadcast_to(gate(weight, i, j), weight.shape)
+        weight = jnp.where(jnp.isneginf(score), 0, gate(weight, i, j))
     empty = jnp.all(jnp.isneginf(score), axis=1, keepdims=True)
     weight = jnp.where(empty, 0, weight)
     out = jnp.matmul(weight, value, precision=problem.precision)

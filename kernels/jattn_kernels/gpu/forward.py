@@ -158,7 +158,8 @@ class Forward(Block):
         total = total * shrink + machine.row_sum(p)
         out = self.shrink(wg, out, shrink)
         if self.functions.weights is not None:
-            p = self.evaluate(self.functions.weights, [p], given)
+            gates = self.functions.weights
+            p = self.evaluate(lambda p, i, j, parts: gates(p, i, j, masked, parts), [p], given)
             self.leave(slot)
         p = p.astype(self.v_sm.dtype)
         # What follows is products alone: where warpgroups take turns at the matrix unit, all of the above comes before.

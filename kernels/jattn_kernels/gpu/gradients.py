@@ -67,7 +67,7 @@ class GradientBlock(Block):
         Evaluated as a term is: of arrays `[rows, columns]`, `[rows, 1]` and `[1, columns]`.
         """
         parts = self.of_rows_that_see(of_queries.lse, parts)
-        if masked and self.functions.natural and self.overhangs:
+        if masked and not self.functions.finite and self.overhangs:
             # Past the ends stand zeros, where a mod may have no derivative, and 0 * inf is NaN.
             product = jnp.where((i < self.t) & (j < self.s), product, 1.0)
         some, gradients = [_numbers(parts[n], i, j) for n in self.active], []
@@ -86,7 +86,7 @@ class GradientBlock(Block):
         weight, gates = p, self.functions.weights
         if gates is not None:
             p = p * of_queries.share
-            weight, pull_gates = jax.vjp(lambda p, some: gates(p, i, j, filled(some)), p, some)
+            weight, pull_gates = jax.vjp(lambda p, some: gates(p, i, j, masked, filled(some)), p, some)
             dp, of_some = pull_gates(dp)
             gradients.append(of_some)
         ds = p * (dp - of_queries.delta)

@@ -18,12 +18,13 @@ class TileFunctions(NamedTuple):
     """What happens to a tile between the two products, as functions of it, its positions and the operands' parts."""
 
     scores: Callable  # (score, i, j, masked, live, parts) -> score, -inf where masked or not `live`
-    weights: Callable | None  # (weight, i, j, parts) -> weight
+    weights: Callable | None  # (weight, i, j, masked, parts) -> weight, 0 at pairs of a `masked` tile that have none
     natural: bool  # scores are natural logarithms, of any size; else log2(e) is a factor of the query or of `scale`
     scale: float | None  # of the product of query and key; None: it is a factor of the query
     reach: tuple[int, int]  # the first key that a query may see, and the first after the last
     sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query
     blind: bool = False  # queries may see nothing
+    finite: bool = True  # mods have a finite derivative at every pair, hidden and padded ones included
 
     def natural_lse(self, lse: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
         """lse and what rounding took from it as natural logarithms, from the units of the scores."""

@@ -371,7 +371,7 @@ class _Step:
     def weighted(self, tile: _Tile, weight: jax.Array, score: jax.Array, masked: bool, careful: bool) -> jax.Array:
         """The sum of values that some columns add; `careful`: of those that some query sees."""
         if self.functions.weights is not None:
-            weight = self.functions.weights(weight, tile.i, tile.j, self.parts(tile))
+            weight = self.functions.weights(weight, tile.i, tile.j, masked, self.parts(tile))
             live = tile.live(masked)
             weight = weight if live is True else jnp.where(live, weight, 0)  # of no pair a gate may be anything
         value = as_wide(self.v[tile.at : tile.at + tile.size, :], self.q)

@@ -108,7 +108,7 @@ class _Forward(GridStep):
         """The sum of values that a stretch adds."""
         place = self.place(strip, stretch, tile)
         if self.functions.weights is not None:
-            weight = self.functions.weights(weight, *place.positions(), self.parts(place))
+            weight = self.functions.weights(weight, *place.positions(), stretch.masked, self.parts(place))
         seen = self.seen(place, score) if stretch.masked and self.functions.sees is not None else None
         value = self.keys(self.v, place, stretch.masked, seen)
         return product(weight if self.sizes.wide else weight.astype(value.dtype), value, (1, 0), self.precision)

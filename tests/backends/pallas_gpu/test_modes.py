@@ -18,7 +18,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jattn
-from jattn import masks, mods
+from jattn import gates, masks, mods
 from tests.cases import make
 from tests.evaluate import as_function
 from tests.tolerances import TOLERANCES, assert_close
@@ -105,6 +105,16 @@ def test_a_learned_bias_that_all_shards_share():
     arrays, mesh = _arrays(), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("b",))
     split = jax.shard_map(_attend, mesh=mesh, in_specs=(P("b"), P("b"), P("b"), P()), out_specs=P("b"))
     _check(_gradients(split, arrays), _definition(arrays))
+
+
+def test_terms_that_are_not_defined_where_pairs_are_hidden():
+    """Square roots of negative numbers above the diagonal, and no derivative at the zeros past the ends."""
+    root = mods.function(lambda s, i, j: s * jnp.sqrt(jnp.abs(s) * (i - j + 1).astype(s.dtype)) / 8)
+    weigh = gates.function(lambda w, i, j: w * jnp.sqrt((i - j + 1).astype(w.dtype)))
+    arrays = _arrays(b=1, t=19, s=19)[:3]
+    attend = functools.partial(jattn.attention, mask=masks.causal(), mods=(root,), gates=(weigh,))
+    of = lambda name: jax.grad(_loss(functools.partial(attend, implementation=name)), (0, 1, 2))
+    _check(of("pallas_gpu")(*arrays), of("reference")(*(x.astype(jnp.float32) for x in arrays)))
 
 
 def test_sizes_that_nothing_divides():

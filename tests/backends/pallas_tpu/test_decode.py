@@ -72,6 +72,11 @@ TERMS = {
     },
     "tree": lambda: {"mask": masks.dense(jnp.asarray(np.random.default_rng(1).random((B, 1, T, S)) < 0.5))},
     "segments": lambda: {"mask": masks.segments(jnp.arange(B * T).reshape(B, T) % 5, jnp.arange(B * S).reshape(B, S) % 5)},
+    "not-everywhere": lambda: {
+        "mods": mods.function(lambda s, i, j: s * jnp.log((i - j + 2).astype(s.dtype))),
+        "gates": gates.function(lambda w, i, j: w * jnp.sqrt((i - j).astype(w.dtype))),
+        "mask": masks.causal(), "positions": LENGTHS - T,
+    },
     "dropout": lambda: {"dropout": gates.dropout(0.3, 7), "sinks": _numbers(H), "positions": LENGTHS},
 }  # fmt: skip
 

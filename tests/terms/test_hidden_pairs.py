@@ -1,0 +1,118 @@
+"""Terms that are not defined at pairs that the mask hides: what they are there reaches nothing, on any backend.
+
+A mod of log(i - j + 1) is NaN above a causal diagonal, and 0 * NaN is NaN in a gradient.  Each case comes with the same
+term defined everywhere, by which it is held against the reference.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jattn
+from jattn import gates, masks, mods, normalizers, scores
+from tests.tolerances import assert_close
+
+T, S = 37, 41
+UNTIL = jnp.array([29, 33])
+
+
+def _far(i, j, least):
+    return jnp.maximum(i - j, least).astype(jnp.float32)
+
+
+def _scales(unseen):
+    scale = 1 + jnp.arange(S) / S
+    return jattn.operand(jnp.where(jnp.arange(S) < jnp.max(UNTIL), scale, unseen), "s")
+
+
+def _times(x, i, j, scale):
+    return x * scale
+
+
+def _terms(defined):
+    """Named calls whose terms are `defined` at hidden pairs, or not."""
+    least, unseen = (0, 1.0) if defined else (-S, jnp.nan)
+    root = mods.function(lambda s, i, j: s * jnp.sqrt(_far(i, j, least)))
+    flat = mods.function(lambda s, i, j: jnp.sqrt(jnp.abs(s) * (1 + _far(i, j, least))))
+    weigh = gates.function(lambda w, i, j: w * jnp.sqrt(_far(i, j, least)))
+    return {
+        "mod": {"mask": masks.causal(), "mods": (root,)},
+        "mod-after-mod": {"mask": masks.causal(), "mods": (mods.softcap(5.0), root, mods.softcap(3.0))},
+        "no-derivative-at-0": {"mask": masks.causal(-3), "mods": (flat,)},  # whose first rows see nothing
+        "gate": {"mask": masks.causal(), "gates": (weigh,)},
+        "gates-of-a-dropout": {"mask": masks.causal(), "gates": (weigh,), "dropout": gates.dropout(0.3, 1)},
+        "mod-of-keys": {"mask": masks.lengths(UNTIL), "mods": (mods.function(_times, _scales(unseen)),)},
+        "gate-of-keys": {"mask": masks.lengths(UNTIL), "gates": (gates.function(_times, _scales(unseen)),)},
+        "run-time": {"mask": masks.causal(jnp.int32(0)) & masks.lengths(UNTIL), "mods": (root,), "gates": (weigh,)},
+    }
+
+
+OTHERS = {
+    "additive": {"score": scores.additive(jnp.eye(8), jnp.eye(8), jnp.ones(8))},
+    "sparsemax": {"normalizer": normalizers.sparsemax()},
+    "entmax15": {"normalizer": normalizers.entmax15()},
+    "sigmoid": {"normalizer": normalizers.sigmoid()},
+    "straight-through": {"normalizer": normalizers.hard(straight_through=True)},
+}
+
+
+def _arrays():
+    random = np.random.default_rng(0)
+    shapes = (2, T, 4, 8), (2, S, 2, 8), (2, S, 2, 8)
+    return [jnp.asarray(random.standard_normal(x), jnp.float32) for x in shapes]
+
+
+def _derivatives(terms, implementation):
+    def attend(*arrays):
+        return jattn.attention(*arrays, **terms, implementation=implementation)
+
+    arrays = _arrays()
+    loss = lambda *arrays: jnp.sum(jnp.sin(attend(*arrays)))
+    out, tangent = jax.jvp(attend, arrays, [jnp.cos(x) for x in arrays])
+    return out, tangent, jax.grad(loss, (0, 1, 2))(*arrays)
+
+
+def _check(terms, expected, implementation):
+    got, want = _derivatives(terms, implementation), _derivatives(expected, "reference")
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_close(x, y, 1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "pallas_tpu"])
+@pytest.mark.parametrize("name", _terms(True))
+def test_what_is_not_defined_where_pairs_are_hidden_reaches_nothing(monkeypatch, name, implementation):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    _check(_terms(False)[name], _terms(True)[name], implementation)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_of_other_scores_and_normalizers(other, implementation):
+    undefined, defined = ({**_terms(x)["run-time"], **OTHERS[other]} for x in (False, True))
+    _check(undefined, defined, implementation)
+
+
+def test_of_blocks_and_second_derivatives():
+    """Several blocks of keys, and the gradient of a gradient."""
+    q, k, v = (jnp.tile(x, (1, 30, 1, 1))[:1] for x in _arrays())
+
+    def curved(terms):
+        loss = lambda q: jnp.sum(jnp.sin(jattn.attention(q, k, v, **terms, implementation="blockwise")))
+        return jax.jvp(jax.grad(loss), (q,), (jnp.ones_like(q),))
+
+    for got, want in zip(curved(_terms(False)["mod"]), curved(_terms(True)["mod"]), strict=True):
+        assert_close(got, want, 1e-4)
+
+
+def test_a_scale_of_a_key_that_nobody_sees_reaches_no_gradient():
+    q, k, v = _arrays()
+    of_keys, of_values = (jnp.ones(k.shape[:3]).at[:, 33:].set(jnp.nan) for _ in range(2))
+
+    def loss(q):
+        narrow = [jnp.round(20 * x).astype(jnp.int8) for x in (k, v)]
+        return jnp.sum(jattn.attention(q, *narrow, scales=(of_keys, of_values), mask=masks.lengths(UNTIL)))
+
+    assert bool(jnp.isfinite(jax.grad(loss)(q)).all())
