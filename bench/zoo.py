@@ -21,13 +21,13 @@ from jattn.zoo._figure import Figure
 
 RUNS = OUT / "zoo"
 PAGE = Path(__file__).parent / "zoo.md"
-RECORD = Path(_figure.__file__).parent / "figures.json"
 
 Figures = Mapping[str, Mapping[str, Figure]]  # task -> variant -> figure
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Train and record; 2 if the command line is wrong, something is not installed or a run fails."""
+def main(arguments: Sequence[str], page: Path = PAGE, record: Path = _figure.RECORD) -> int:
+    """Train, and write the page and the record; 2 if the command line is wrong, something is not installed or a run
+    fails."""
     parser = Parser(prog="bench zoo", description=__doc__)
     parser.add_argument("--task", type=choices(TASKS), default=TASKS, help=f"of {','.join(TASKS)}; default: all")
     parser.add_argument("--seed", default="0", help="of every run; default: 0")
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if absent := missing(EXTRAS):
         return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('zoo')}")
-    records = dict(_figure.recorded())
+    records = dict(_figure.recorded(record))
     for task in options.task:
         figures = {}
         for label, flags in importlib.import_module(f"jattn.zoo.{task}").VARIANTS.items():
@@ -48,20 +48,20 @@ def main(arguments: Sequence[str]) -> int:
                 return complain(parser.prog, f"{task}, {label}: the run came to no figure")
             figures[label] = figure
         records[task] = figures
-        _write({name: records[name] for name in TASKS if name in records})
-    print(f"\n{PAGE.read_text()}\nWritten: {PAGE}, {RECORD}")
+        _write({name: records[name] for name in TASKS if name in records}, page, record)
+    print(f"\n{page.read_text()}\nWritten: {page}, {record}")
     return 0
 
 
-def _write(figures: Figures) -> None:
+def _write(figures: Figures, page: Path, record: Path) -> None:
     as_json = {
         task: {label: figure._asdict() for label, figure in labelled.items()} for task, labelled in figures.items()
     }
-    RECORD.write_text(json.dumps(as_json, indent=1) + "\n")
-    PAGE.write_text(page(figures, facts_line(_machine.facts(["jattn", "jax", "flax", "optax"]))))
+    record.write_text(json.dumps(as_json, indent=1) + "\n")
+    page.write_text(as_page(figures, facts_line(_machine.facts(["jattn", "jax", "flax", "optax"]))))
 
 
-def page(figures: Figures, machine: str) -> str:
+def as_page(figures: Figures, machine: str) -> str:
     """The figures as a page of Markdown."""
     lines = [
         "# What the zoo's tasks come to",

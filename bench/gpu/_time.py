@@ -191,14 +191,15 @@ def _summary(rows: Sequence[TimedRow], names: Sequence[str], not_run: Sequence[s
 
 
 def time_case(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Milliseconds a call in each sample."""
+    """Milliseconds a call in each sample; the request may say how many samples, and of how many seconds at least."""
     from bench.gpu._runners import RUNNERS, copies, jattn_with
 
     case = Case(**request["case"])
     runner = RUNNERS[request["runner"]]
     prepare = jattn_with(request["settings"]) if "settings" in request else runner.prepare
     prepared = prepare(case, copies(case, request["cache"]))
-    seconds, calls = samples(prepared.call, prepared.wait, prepared.copies)
+    taken = request.get("samples", SAMPLES), request.get("sample_seconds", SAMPLE_SECONDS)
+    seconds, calls = samples(prepared.call, prepared.wait, prepared.copies, *taken)
     return {"milliseconds": [1e3 * one for one in seconds], "calls": calls}
 
 
@@ -206,9 +207,11 @@ def samples(
     call: Callable[[int], Any],
     wait: Callable[[Any], Any],
     copies: int,
+    count: int = SAMPLES,
+    least: float = SAMPLE_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], int]:
-    """Seconds a call in each of `SAMPLES` samples, and how many calls each has.
+    """Seconds a call in each of `count` samples of at `least` so many seconds, and how many calls each has.
 
     Calls go round the copies without a pause, from sample to sample; the last of a sample is waited for.
     """
@@ -227,5 +230,5 @@ def samples(
         return (clock() - start) / calls
 
     once = sample(3)
-    calls = max(3, min(MOST_CALLS, int(SAMPLE_SECONDS / max(once, 1e-9)) + 1))
-    return [sample(calls) for _ in range(SAMPLES)], calls
+    calls = max(3, min(MOST_CALLS, int(least / max(once, 1e-9)) + 1))
+    return [sample(calls) for _ in range(count)], calls

@@ -24,7 +24,7 @@ from bench.tpu._scalar import ScalarCore, Value, WalkError
 MODEL = 1  # raise it whenever the same dump gets another estimate: estimates are kept by it
 DMA_LATENCY = 600  # cycles from a DMA's last byte leaving to its flag being seen: a guess
 QUEUE = 64  # cycles of work that a matrix unit may have waiting before the next product stalls the core: a guess
-LIMIT = 500_000_000  # cycles after which a walk is taken to go round in circles
+LIMIT = 500_000_000  # cycles, many times those of the longest kernel
 _ROWS = 16  # of bfloat16, that one `vmatmul` feeds to a matrix unit
 
 
@@ -88,18 +88,19 @@ def total(counts: Iterable[Count]) -> Count:
     return Count(*map(sum, zip(*map(astuple, counts), strict=True)))
 
 
-def count(program: Program, chip: Tpu, operands: Mapping[int, np.ndarray] | None = None) -> Count:
+def count(program: Program, chip: Tpu, operands: Mapping[int, np.ndarray] | None = None, limit: int = LIMIT) -> Count:
     """Walk a kernel's bundles.
 
     Args:
         program: the bundles.
         chip: the chip that they were compiled for.
         operands: values of the integer operands on which the control flow depends, by operand index.
+        limit: cycles after which the walk is taken to go round in circles.
 
     Raises:
         WalkError: the control flow depends on something unknown, or does not end.
     """
-    return _Execution(program, chip, ScalarCore(operands or {})).run()
+    return _Execution(program, chip, ScalarCore(operands or {})).run(limit)
 
 
 @dataclass
@@ -125,13 +126,13 @@ class _Execution:
     def __post_init__(self):
         self.assumed, self.feed = ASSUMED[self.chip.name], feed(self.chip)
 
-    def run(self) -> Count:
+    def run(self, limit: int) -> Count:
         bundles = self.program.bundles
         plain = _stretches(bundles)
         at, target, slots = 0, -1, 0
         while at < len(bundles):
-            if self.cycle > LIMIT:
-                raise WalkError(f"no end after {LIMIT} cycles")
+            if self.cycle > limit:
+                raise WalkError(f"no end after {limit} cycles")
             skip = min(plain[at], slots) if slots else plain[at]
             if skip:
                 self.cycle += skip

@@ -57,16 +57,17 @@ def flat(pool: Shaped, pages: Shaped) -> jax.ShapeDtypeStruct:
 
 def gathered(problem: Problem) -> Problem:
     """The problem with keys and values `[b, s, g, d]`, copied from their pages; a page out of range is the nearest."""
-    return problem if problem.pages is None else _in_rows(problem, lambda pool: _in_a_row(pool, problem.pages))
+    return problem if problem.pages is None else _in_rows(problem, lambda pool: in_a_row(pool, problem.pages))
 
 
 def with_scales_gathered(problem: Problem) -> Problem:
     """The problem, of which keys and values stay pools and all else is as if they lay in a row."""
-    take = lambda pool: _in_a_row(pool, problem.pages)
+    take = lambda pool: in_a_row(pool, problem.pages)
     return dataclasses.replace(problem, scales=jax.tree.map(take, problem.scales), pages=None)
 
 
-def _in_a_row(pool: jax.Array, table: jax.Array) -> jax.Array:
+def in_a_row(pool: jax.Array, table: jax.Array) -> jax.Array:
+    """`[b, s, g, ..]`, or without b, copied from pages; one out of range is the nearest."""
     return jnp.take(pool, table, axis=0, mode="clip").reshape(flat(pool, table).shape)
 
 

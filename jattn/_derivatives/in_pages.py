@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn._call.modes import ordinary
+from jattn._call.pages import in_a_row
 from jattn._derivatives import narrow
 from jattn.backends.contract import Spec
 
@@ -22,12 +23,6 @@ def attend(
 ) -> tuple[jax.Array, jax.Array]:
     """`narrow.attend` of pools k `[p, page, g, d]` and v `[p, page, g, e]`, and a table `[b, m]` of their pages."""
     return _attend(spec, q, k, v, table, [jnp.asarray(x) for x in operands])
-
-
-def in_a_row(pool: jax.Array, table: jax.Array) -> jax.Array:
-    """`[b, s, g, ..]`, copied from pages; one out of range is the nearest."""
-    rows = jnp.take(pool, table, axis=0, mode="clip")
-    return rows.reshape(table.shape[0], -1, *pool.shape[2:])
 
 
 def _gathered(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, operands: Sequence[Any]) -> Any:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _NAME = "figure.json"
+RECORD = Path(__file__).parent / "figures.json"
 
 
 class Figure(NamedTuple):
@@ -42,7 +42,7 @@ def from_json(fields: dict[str, Any]) -> Figure:
     return Figure(**{**fields, "baseline": None if baseline is None else tuple(baseline)})
 
 
-def recorded() -> dict[str, dict[str, Figure]]:
+def recorded(record: Path = RECORD) -> dict[str, dict[str, Figure]]:
     """The figures that `python -m bench zoo` recorded: task -> variant -> figure."""
-    tasks = json.loads((resources.files("jattn.zoo") / "figures.json").read_text())
+    tasks = json.loads(record.read_text())
     return {task: {label: from_json(fields) for label, fields in variants.items()} for task, variants in tasks.items()}

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jattn import gates, masks, mods, normalizers, operand, scores
 from jattn.nn import Cache, Decoder, Latent, MultiHeadAttention
+from jattn.nn.cache import accept
 from tests.layers import LOOSE, TIGHT, normal, randomised, traced_once
 from tests.tolerances import assert_close
 
@@ -350,6 +351,19 @@ def test_examples_slide_each_by_itself():
         assert_close(row, whole[-4:], LOOSE)
     assert cache.first is not None
     assert cache.first.tolist() == [4, 2]  # moved once, when the first had no room
+
+
+def test_drafts_in_a_row_are_accepted_by_a_cache_that_slides():
+    """As many as each example keeps, though the window has moved on since."""
+    layer, x, drafts = sliding(), normal((2, 9, 8)), normal((2, 3, 8), 7)
+    _, state = layer.decode(x[:, :6], layer.cache(20, 2, slack=6))
+    _, state = layer.decode(drafts, state)
+    state = accept(state, 3, jnp.array([[0, 1, 2]]), jnp.array([2, 1]))
+    assert state.length.tolist() == [8, 7]
+    out, _ = layer.decode(x[:, 6:7], state)
+    for n, kept in enumerate((2, 1)):
+        whole = layer(jnp.concatenate([x[n, :6], drafts[n, :kept], x[n, 6:7]]))
+        assert_close(out[n, 0], whole[-1], LOOSE)
 
 
 def test_where_a_cache_does_not_slide():

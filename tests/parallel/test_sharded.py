@@ -143,6 +143,37 @@ def test_layers_attend_along_a_sequence_that_a_layout_names(order):
     assert "all-gather" not in str(program.as_text())
 
 
+@pytest.mark.parametrize("options", [{}, {"page": 4}, {"dtype": "int8"}, {"page": 4, "dtype": "int8"}], ids=str)
+def test_a_cache_stays_where_its_heads_lie(options):
+    """A step of decoding sends what the last projection adds up, and nothing of the cache."""
+    layer = jattn.nn.MultiHeadAttention(16, 4, kv_heads=2, mask=masks.causal(), rotary_base=1e4, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(layer)
+    x = jax.random.normal(jax.random.key(1), (2, 9, 16))
+    _, cache = layer.decode(x[:, :6], layer.cache(12, 2, **options))
+    wanted, _ = layer.decode(x[:, 6:7], cache)
+
+    def place(names, leaf):
+        projection = jax.tree_util.keystr(names)
+        if "kernel" in projection:
+            return PartitionSpec("x") if "out" in projection else PartitionSpec(None, "x")
+        return PartitionSpec("x") if "bias" in projection and "out" not in projection else PartitionSpec()
+
+    mesh = _mesh()
+    on = lambda spec: NamedSharding(mesh, spec)
+    state = jax.tree_util.tree_map_with_path(lambda names, leaf: jax.device_put(leaf, on(place(names, leaf))), state)
+    rows = PartitionSpec(None, None, "x")  # [b, s, g, d], or pages of it, and scales without d
+    for name in ("key", "value", "key_scale", "value_scale"):
+        if (array := getattr(cache, name)) is not None:
+            cache = cache._replace(**{name: jax.device_put(array, on(rows))})
+    step = jax.jit(lambda state, x, cache: nnx.merge(graph, state).decode(x, cache))
+    program = step.lower(state, x[:, 6:7], cache).compile()
+    got, after = program(state, x[:, 6:7], cache)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert after.key.sharding.is_equivalent_to(on(rows), after.key.ndim)
+    assert "all-reduce" in str(program.as_text())
+    assert not [x for x in ("all-gather", "all-to-all", "collective-permute") if x in str(program.as_text())]
+
+
 def test_a_layout_is_looked_at_by_what_was_traced_before():
     attend = jax.jit(lambda q: jattn.attention(q, q, q))
     with jax.set_mesh(_mesh()):

@@ -74,12 +74,10 @@ def test_who_sits_out_says_why():
     assert not RUNNERS["jattn"].skips(case)
 
 
-def test_a_backend_that_runs_here_is_timed(monkeypatch):
+def test_a_backend_that_runs_here_is_timed():
     """The child's part, on the CPU: forward, and forward with gradients."""
-    monkeypatch.setattr(_time, "SAMPLE_SECONDS", 1e-6)
-    monkeypatch.setattr(_time, "SAMPLES", 2)
     for direction in ("fwd", "fwdbwd"):
         case = {"ask": "alibi", "b": 1, "t": 16, "h": 2, "d": 8, "direction": direction}
-        got = _time.time_case({"case": case, "runner": "blockwise", "cache": 100})
+        got = _time.time_case({"case": case, "runner": "blockwise", "cache": 100, "samples": 2, "sample_seconds": 1e-6})
         assert len(got["milliseconds"]) == 2
         assert min(got["milliseconds"]) > 0
