@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, nothing, probabilities
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, hide, nothing, probabilities
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.steps import Step
 
@@ -76,8 +76,9 @@ def _backward(
             tiles = walk.tiles(here)
             seen = walk.seen(here, hidden, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
-            scores, pull = walk.pull_scores(here, hidden, query, key, tiles)
-            p = probabilities(walk.hide(here, hidden, tiles, scores), strip_lse, rest)
+            shown = walk.shown(here, hidden, tiles)
+            scores, pull = walk.pull_scores(here, query, key, tiles, shown)
+            p = probabilities(hide(scores, shown), strip_lse, rest)
             p = jax.lax.optimization_barrier(p)
             w, gates_pull = jax.vjp(walk.weights(here, hidden), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))

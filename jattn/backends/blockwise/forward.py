@@ -10,7 +10,7 @@ from jattn_kernels import online_softmax
 
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, nothing
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, hide, nothing
 from jattn.backends.contract import Key, Query, Result, Spec, Value
 from jattn.backends.steps import Step
 
@@ -31,7 +31,7 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]
             tiles = walk.tiles(here)
             seen = walk.seen(here, hidden, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
-            scores = walk.hide(here, hidden, tiles, walk.scores(here)(query, key, tiles))
+            scores = hide(walk.scores(here)(query, key, tiles), walk.shown(here, hidden, tiles))
             top, p, shrink = online_softmax.exponentials(state, scores)
             p = jax.lax.optimization_barrier(p)  # else XLA computes the exponentials again for their sum
             total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(here, hidden)(p, tiles), value)

@@ -12,7 +12,7 @@ import numpy as np
 from jattn import _terms
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, nothing, probabilities
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, hide, nothing, probabilities
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
@@ -58,8 +58,9 @@ def tangent(
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
-            p = probabilities(walk.hide(here, hidden, tiles, scores), strip_lse, rest)
-            pds = p * walk.derivative(here, hidden, tiles, ds)
+            shown = walk.shown(here, hidden, tiles)
+            p = probabilities(hide(scores, shown), strip_lse, rest)
+            pds = p * walk.derivative(ds, shown)
             w, dw = jax.jvp(walk.weights(here, hidden), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
             return state[0] + add, state[1] + jnp.sum(pds, -1)

@@ -122,19 +122,17 @@ class Walk:
         sizes = (self.geo.batch, self.geo.heads, self.geo.group)
         return live.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *live.shape[-2:])
 
-    def hide(
-        self, step: Step, hidden: Hidden, tiles: list[jax.Array], scores: jax.Array, by: float = -jnp.inf
-    ) -> jax.Array:
-        """The scores of a tile, -inf where the mask forbids or the pair belongs to another tile."""
+    def shown(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> jax.Array | None:
+        """Which pairs of a tile the mask lets attend and belong to no other tile, as `live`; None where all do."""
         if hidden.some is False:
-            return scores
+            return None
         # The mask's tile is chosen and not the scores': a branch that gives back what it was given copies it.
         some = lambda _: self.live(step, hidden, tiles)
-        return jnp.where(hidden.choose(some, lambda _: jnp.ones_like(some(None)), None), scores, by)
+        return hidden.choose(some, lambda _: jnp.ones_like(some(None)), None)
 
-    def derivative(self, step: Step, hidden: Hidden, tiles: list[jax.Array], ds: jax.Array) -> jax.Array:
-        """What derivatives of a tile's scores hold, 0 at hidden pairs, where a mod may have none."""
-        return ds if all(mod.finite for mod in self.terms.mods) else self.hide(step, hidden, tiles, ds, by=0)
+    def derivative(self, ds: jax.Array, shown: jax.Array | None) -> jax.Array:
+        """Derivatives of a tile's scores, 0 where pairs are not `shown`: a mod may have none there."""
+        return ds if shown is None or all(mod.finite for mod in self.terms.mods) else jnp.where(shown, ds, 0)
 
     def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
@@ -180,22 +178,22 @@ class Walk:
         return _terms.lift(one, self.axes, ("bgr", "bg"))
 
     def pull_scores(
-        self, step: Step, hidden: Hidden, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
+        self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array], shown: jax.Array | None
     ) -> tuple[jax.Array, Callable[..., Any]]:
-        """`jax.vjp` of `scores`, with the products of its transpose written out."""
+        """`jax.vjp` of `scores`, with the products of its transpose written out; 0 where pairs are not `shown`."""
         if not self.product:
-            return self._pull_other_scores(step, hidden, query, key, tiles)
+            return self._pull_other_scores(step, query, key, tiles, shown)
         scores, pull = jax.vjp(self.finish(step), self.products.scores(query, key), tiles)
 
         def pull_all(ds: jax.Array):
             ds, dtiles = pull(ds)
-            ds = jax.lax.optimization_barrier(self.derivative(step, hidden, tiles, ds))
+            ds = jax.lax.optimization_barrier(self.derivative(ds, shown))
             return self.products.rows(ds, key), self.products.columns(ds, query), dtiles
 
         return scores, pull_all
 
     def _pull_other_scores(
-        self, step: Step, hidden: Hidden, query: jax.Array, key: jax.Array, tiles: list[jax.Array]
+        self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array], shown: jax.Array | None
     ) -> tuple[jax.Array, Callable[..., Any]]:
         """`pull_scores` of scores that are no products."""
         one = lambda query, key, tiles: self.spec.signature.fill(tiles).compare(query, key)
@@ -204,7 +202,7 @@ class Walk:
 
         def pull_all(ds: jax.Array):
             ds, of_mods = pull_finish(ds)
-            dquery, dkey, dtiles = pull(self.derivative(step, hidden, tiles, ds))
+            dquery, dkey, dtiles = pull(self.derivative(ds, shown))
             add = lambda x, y: x if x.dtype == jax.dtypes.float0 else x + y
             return dquery, dkey, list(map(add, dtiles, of_mods))
 
@@ -221,6 +219,11 @@ class Walk:
         """The gradient of a key or value array with that of a tile: added, unless each key is visited once at most."""
         once = self.geo.query.count == 1 and self.geo.key.whole and array.shape[0] == self.geo.b
         return self.products.put(step, array, tile, add=not once)
+
+
+def hide(scores: jax.Array, shown: jax.Array | None) -> jax.Array:
+    """The scores of a tile, -inf where pairs are not `shown`; None: all are."""
+    return scores if shown is None else jnp.where(shown, scores, -jnp.inf)
 
 
 def _uniform(counts: AnyArray) -> int | None:

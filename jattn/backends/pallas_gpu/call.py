@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
@@ -33,7 +33,7 @@ class Call:
 
     sizes: Sizes
     terms: GpuTerms
-    lists: Lists
+    lists: LineLists
     listed: list[jax.Array]
     interpret: Any
 
@@ -59,7 +59,7 @@ class Call:
         return self.terms.functions()
 
     @property
-    def given(self) -> tuple[TileFunctions, Lists, list[jax.Array], Sizes]:
+    def given(self) -> tuple[TileFunctions, LineLists, list[jax.Array], Sizes]:
         """What every kernel takes after its operands."""
         return self.functions, self.lists, self.listed, self.sizes
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import chips
 from jattn_kernels.gpu.layout import OperandLayout, lay_out
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles import work
 from jattn_kernels.tiles.functions import TileFunctions
@@ -121,7 +121,7 @@ class _FoldedTerms(GpuTerms):
         return of_queries._replace(scores=moved(of_queries.scores), weights=weights)
 
 
-def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[Lists, list[AnyArray]]:
+def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[LineLists, list[AnyArray]]:
     """Which tiles each part visits: what one head of a group sees, all of its heads look at."""
     query, key = Tiling(fold.t, fold.sizes.rows, overhang=True), Tiling(s, fold.sizes.columns, overhang=True)
     some, every = block_tables.answers(mask, query, key)
@@ -133,7 +133,7 @@ def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[Lists, list[AnyArra
     kinds = (bool(table.full.any()), bool(table.partial.any())) if xp is np else (True, True)
     batch, heads, _, longest = table.index.shape
     arrays = table.index, table.full, table.partial
-    return Lists("list", batch, heads, longest, kinds), [jnp.asarray(x) for x in arrays]
+    return LineLists("list", batch, heads, longest, kinds), [jnp.asarray(x) for x in arrays]
 
 
 def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], fold: Fold) -> Result:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles import work
 
@@ -24,7 +24,7 @@ Lines = Literal["t", "s", "ts", "r"]
 
 def lists_of(
     mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int = _MOST
-) -> tuple[Lists, list[AnyArray]]:
+) -> tuple[LineLists, list[AnyArray]]:
     """Which tiles a kernel visits, whose rows are keys where `lines` are `s`, else queries; and the arrays that say
     so.  A mask of more than `most` tiles has runs."""
     if jax.tree.leaves(mask):
@@ -33,7 +33,9 @@ def lists_of(
 
 
 @functools.lru_cache(maxsize=256)
-def _static(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int) -> tuple[Lists, list[AnyArray]]:
+def _static(
+    mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int
+) -> tuple[LineLists, list[AnyArray]]:
     return _lists(mask, t, s, sizes, lines, most)
 
 
@@ -47,7 +49,9 @@ def _along_diagonals(x: AnyArray, step: int) -> Any:
     return x[..., query, np.clip(key, 0, keys - 1)] & inside
 
 
-def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int) -> tuple[Lists, list[AnyArray]]:
+def _lists(
+    mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int
+) -> tuple[LineLists, list[AnyArray]]:
     lengths = (sizes.columns, sizes.rows) if lines == "s" else (sizes.rows, sizes.columns)
     query, key = (Tiling(n, x, overhang=True) for n, x in zip((t, s), lengths, strict=True))
     some, every = block_tables.answers(mask, query, key)
@@ -63,12 +67,12 @@ def _lists(mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: 
     every = every & some
     batch, heads, count, tiles = some.shape
     if xp is np and every.all():
-        return Lists("all", 1, 1, tiles), []
+        return LineLists("all", 1, 1, tiles), []
     kinds = (bool(every.any()), bool((some & ~every).any())) if xp is np else (True, True)
     if batch * heads * count * tiles <= most:
         table: Any = block_tables.tabulate(Answer(some, every))  # its index is an array: it has no runs
-        return Lists("list", batch, heads, tiles, kinds), [table.index, table.full, table.partial]
+        return LineLists("list", batch, heads, tiles, kinds), [table.index, table.full, table.partial]
     some, every = (x.reshape(-1, count, tiles) for x in (some, every))
     ends = work.runs(work.Answers(some, every, np.zeros(()), batch, heads))
     first, full, rest, end = (ends[..., n].reshape(batch, heads, count) for n in range(4))
-    return Lists("runs", batch, heads, tiles, kinds), [first, full, rest - full, full - first + end - rest]
+    return LineLists("runs", batch, heads, tiles, kinds), [first, full, rest - full, full - first + end - rest]

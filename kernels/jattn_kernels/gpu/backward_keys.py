@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
-from jattn_kernels.gpu.lists import Lists, Visits
+from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.lowering import Column
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
@@ -41,7 +41,7 @@ class Keys(GradientBlock):
         group: int,
         batch: int,
         batches: tuple[int, ...],
-        lists: Lists,
+        lists: LineLists,
         rows: int,
         active: tuple[int, ...],
         **static: Any,
@@ -98,7 +98,7 @@ class Keys(GradientBlock):
         """The n-th query head of the group."""
         return self.g * self.group + n
 
-    def visits(self, h: jax.Array) -> Visits:
+    def visits(self, h: jax.Array) -> LineVisits:
         return self.lists.visits(self.listed, self.b, h, self.line)
 
     def copy(self) -> None:
@@ -196,7 +196,7 @@ class Keys(GradientBlock):
         wg: jax.Array,
         place: Any,
         row: jax.Array,
-        visits: Visits,
+        visits: LineVisits,
         before: jax.Array,
         resident: Sequence[Any],
         masked: bool,
@@ -258,7 +258,7 @@ def run(
     layouts: tuple[OperandLayout, ...],
     active: tuple[int, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     interpret: Any,

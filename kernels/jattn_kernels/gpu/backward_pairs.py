@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
-from jattn_kernels.gpu.lists import Lists, Visits
+from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
@@ -41,7 +41,7 @@ class Pairs(GradientBlock):
         heads: int,
         elements: int,
         batches: tuple[int, ...],
-        lists: Lists,
+        lists: LineLists,
         rows: int,
         active: tuple[int, ...],
         **static: Any,
@@ -72,7 +72,7 @@ class Pairs(GradientBlock):
         b, h = (f(n, jnp.int32(self.heads)) for f in (lax.div, lax.rem))
         return self.b + b * self.layout.batch, self.h + h
 
-    def corner(self, visits: Visits, n: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def corner(self, visits: LineVisits, n: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The first query and the first key of the n-th tile that goes by."""
         sizes, tile = self.sizes, visits.tile(n)
         if self.layout.along == "ts":
@@ -142,7 +142,7 @@ class Pairs(GradientBlock):
     def tile(
         self,
         wg: Index,
-        visits: Visits,
+        visits: LineVisits,
         before: Index,
         resident: Sequence[Any],
         masked: bool,
@@ -173,7 +173,7 @@ class Pairs(GradientBlock):
     def write_pairs(self, wg: Index, total: jax.Array) -> None:
         """Writes the rectangle, by way of where the operand's own stood."""
         (n,), sizes = self.active, self.sizes
-        i, j = self.corner(Visits(0, 0, lambda n: n, (True, True)), jnp.int32(0))
+        i, j = self.corner(LineVisits(0, 0, lambda n: n, (True, True)), jnp.int32(0))
         here = self.staged[n].at[0, pl.ds(wg * sizes.height, sizes.height)]
         at = (*self.layout.entry(self.b, self.h), pl.ds(i + wg * sizes.height, sizes.height), pl.ds(j, sizes.columns))
         self.send(total.astype(self.layout.dtype), here, at)
@@ -218,7 +218,7 @@ def run(
     layouts: tuple[OperandLayout, ...],
     active: int,
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     interpret: Any,

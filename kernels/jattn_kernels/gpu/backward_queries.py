@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
@@ -37,7 +37,7 @@ class Queries(GradientBlock):
         group: int,
         tiles: int,
         batches: tuple[int, ...],
-        lists: Lists,
+        lists: LineLists,
         rows: int,
         active: tuple[int, ...],
         **static: Any,
@@ -179,7 +179,7 @@ def run(
     layouts: tuple[OperandLayout, ...],
     active: tuple[int, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     interpret: Any,

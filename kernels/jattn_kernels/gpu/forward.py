@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.block import REGISTERS, Block, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
@@ -40,7 +40,7 @@ class Forward(Block):
         parts: int,
         batch: int,
         batches: tuple[int, ...],
-        lists: Lists,
+        lists: LineLists,
         **static: Any,
     ):
         super().__init__(**static)
@@ -195,7 +195,7 @@ def run(
     operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     parts: int,

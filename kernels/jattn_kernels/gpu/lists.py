@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jattn_kernels.tiles.place import Index
 
 
-class Visits(NamedTuple):
+class LineVisits(NamedTuple):
     """The tiles of one line."""
 
     full: Index  # how many are full
@@ -29,7 +29,7 @@ class Visits(NamedTuple):
         return [x for x, some in zip(kinds, self.some, strict=True) if some]
 
 
-class Lists(NamedTuple):
+class LineLists(NamedTuple):
     """How the arrays of a call's lists are to be read.
 
     `list`: tiles `[batch, heads, lines, longest]`, full `[batch, heads, lines]`, partial alike.  `runs`: the first tile
@@ -47,14 +47,14 @@ class Lists(NamedTuple):
         """How many there are."""
         return {"all": 0, "list": 3, "runs": 4}[self.kind]
 
-    def visits(self, refs: Sequence[jax.Ref], b: Index, h: Index, line: Index) -> Visits:
+    def visits(self, refs: Sequence[jax.Ref], b: Index, h: Index, line: Index) -> LineVisits:
         """The tiles of a line."""
         if self.kind == "all":
-            return Visits(jnp.int32(self.tiles), jnp.int32(self.tiles), lambda n: n, (True, False))
+            return LineVisits(jnp.int32(self.tiles), jnp.int32(self.tiles), lambda n: n, (True, False))
         at = (b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0, line)
         if self.kind == "list":
             tiles, full, partial = refs
-            return Visits(full[at], full[at] + partial[at], lambda n: tiles[(*at, n)], self.some)
+            return LineVisits(full[at], full[at] + partial[at], lambda n: tiles[(*at, n)], self.some)
         visited, first, full, partial = (x[at] for x in refs)
 
         def tile(n: jax.Array) -> jax.Array:
@@ -62,4 +62,4 @@ class Lists(NamedTuple):
             of_partial = jnp.where(of_partial >= first, of_partial + full, of_partial)
             return jnp.where(n < full, first + n, of_partial)
 
-        return Visits(full, full + partial, tile, self.some)
+        return LineVisits(full, full + partial, tile, self.some)

@@ -1,4 +1,4 @@
-"""Lists of tiles for the GPU kernels: however lines are drawn, the same tiles are visited, and the same are full."""
+"""LineLists of tiles for the GPU kernels: however lines are drawn, the same tiles are visited, and the same are full."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
@@ -112,7 +112,7 @@ def backward_keys(
     layouts: tuple[OperandLayout, ...],
     active: tuple[int, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,

@@ -18,7 +18,7 @@ from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists, Visits
+from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
@@ -27,7 +27,7 @@ from jattn_kernels.tiles.place import Index
 class _Pairs(Alone, Pairs):
     """A tile of one operand."""
 
-    def bring(self, b: jax.Array, h: jax.Array, visits: Visits, n: Index, slot: Index) -> None:
+    def bring(self, b: jax.Array, h: jax.Array, visits: LineVisits, n: Index, slot: Index) -> None:
         """The n-th tile of a head's queries and keys, and what the operands have there."""
         machine, (i, j), g = self.machine, self.corner(visits, jnp.int32(n)), lax.div(h, jnp.int32(self.group))
         queries, keys = pl.ds(i, self.sizes.height), pl.ds(j, self.sizes.columns)
@@ -79,7 +79,7 @@ def backward_pairs(
     layouts: tuple[OperandLayout, ...],
     active: int,
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,

@@ -19,7 +19,7 @@ from jattn_kernels.gpu.backward_queries import Queries, run
 from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.gradients import OfQueries
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
@@ -78,7 +78,7 @@ def backward_queries(
     layouts: tuple[OperandLayout, ...],
     active: tuple[int, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,

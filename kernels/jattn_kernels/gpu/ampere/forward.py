@@ -17,7 +17,7 @@ from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.forward import LOWEST, Forward, run
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
@@ -76,7 +76,7 @@ def forward(
     operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,

@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.backward_queries import Queries, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
@@ -80,7 +80,7 @@ def backward_queries(
     layouts: tuple[OperandLayout, ...],
     active: tuple[int, ...],
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,

@@ -12,7 +12,7 @@ import jax
 
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import Lists
+from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
@@ -36,7 +36,7 @@ def backward_pairs(
     layouts: tuple[OperandLayout, ...],
     active: int,
     functions: TileFunctions,
-    lists: Lists,
+    lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
     *,
