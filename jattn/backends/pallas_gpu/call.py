@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,32 +95,40 @@ def without_unseen(
     Of many masks every key is seen, and nothing is to be done.  Of the others keys and values are read once to know
     whether all is finite, and only if it is not every pair is looked at.
     """
-    (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
-    terms = spec.terms(operands)
-    if span(moved(terms)).shows_all(t, s):
+    if shows_all(spec, operands, q, k):
         return k, v
+    finite = jnp.all(jnp.isfinite(k)) & jnp.all(jnp.isfinite(v))
+    return jax.lax.cond(finite, lambda k, v: (k, v), functools.partial(cleaned, spec, operands, q), k, v)
+
+
+def shows_all(spec: Spec, operands: Sequence[AnyArray], q: Shaped, k: Shaped) -> bool:
+    """Whether it is certain that every key is seen by some query of the call."""
+    return span(moved(spec.terms(operands))).shows_all(q.shape[1], k.shape[1])
+
+
+def cleaned(
+    spec: Spec, operands: Sequence[AnyArray], q: Shaped, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values, 0 where no query of the call sees them; every pair is looked at."""
+    (t, h), (s, g) = q.shape[1:3], k.shape[1:3]
     b = max([1, *(x.shape[0] for x, axes in zip(operands, spec.signature.axes, strict=True) if "b" in axes)])
     query = Tiling(t, min(t, max(1, _PAIRS // (b * h * s))))
 
-    def clean(keys: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        def more(n: jax.Array, seen: jax.Array) -> jax.Array:
-            at = {"b": (0, b), "h": (0, h), "s": (0, s), "t": (query.start(n), query.block)}
-            step = Step(at, h // g)
-            tiles = [step.operand(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
-            sees = lambda tiles: jnp.any(spec.signature.fill(tiles).attends(*step.positions()), axis=0)
-            some = _terms.lift(sees, spec.signature.axes, ())(tiles)
-            has = [any(a in axes for axes in spec.signature.axes) for a in "bhh"]
-            some = some.reshape(*(n if y else 1 for n, y in zip((b, g, h // g), has, strict=True)), -1)
-            return seen | jnp.moveaxis(jnp.any(some, axis=2), 1, 2)[..., None]
+    def more(n: jax.Array, seen: jax.Array) -> jax.Array:
+        at = {"b": (0, b), "h": (0, h), "s": (0, s), "t": (query.start(n), query.block)}
+        step = Step(at, h // g)
+        tiles = [step.operand(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
+        sees = lambda tiles: jnp.any(spec.signature.fill(tiles).attends(*step.positions()), axis=0)
+        some = _terms.lift(sees, spec.signature.axes, ())(tiles)
+        has = [any(a in axes for axes in spec.signature.axes) for a in "bhh"]
+        some = some.reshape(*(n if y else 1 for n, y in zip((b, g, h // g), has, strict=True)), -1)
+        return seen | jnp.moveaxis(jnp.any(some, axis=2), 1, 2)[..., None]
 
-        seen = jax.lax.fori_loop(0, query.count, more, jnp.zeros((b, s, g, 1), bool))
+    seen = jax.lax.fori_loop(0, query.count, more, jnp.zeros((b, s, g, 1), bool))
 
-        def of(x: jax.Array) -> jax.Array:
-            every = seen if x.shape[0] >= b else jnp.any(seen.reshape(-1, x.shape[0], *seen.shape[1:]), axis=0)
-            every = jnp.tile(every, (x.shape[0] // every.shape[0], 1, 1, 1))
-            return jnp.where(every, x, jnp.zeros_like(x))
+    def of(x: jax.Array) -> jax.Array:
+        every = seen if x.shape[0] >= b else jnp.any(seen.reshape(-1, x.shape[0], *seen.shape[1:]), axis=0)
+        every = jnp.tile(every, (x.shape[0] // every.shape[0], 1, 1, 1))
+        return jnp.where(every, x, jnp.zeros_like(x))
 
-        return of(keys[0]), of(keys[1])
-
-    finite = jnp.all(jnp.isfinite(k)) & jnp.all(jnp.isfinite(v))
-    return jax.lax.cond(finite, lambda keys: keys, clean, (k, v))
+    return of(k), of(v)

@@ -23,6 +23,7 @@ from jattn._terms import Terms
 from jattn._terms.block_tables import Tiling
 from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.count import count
+from jattn.backends.pallas_gpu.decode import Fold, fold_of
 from jattn.backends.pallas_gpu.sizes import tile_sizes
 from jattn.backends.pallas_gpu.terms import looked_up
 from jattn.masks import Mask
@@ -43,6 +44,7 @@ def estimate(
     known: bool,
     tile: tuple[int, int],
     source: str,
+    fold: Fold | None = None,
 ) -> Cut:
     """How a call is cut in such tiles, forward; blocks are counted, and the time is estimated, where the mask is
     `known`.
@@ -50,11 +52,13 @@ def estimate(
     Args:
       tile: query and key rows of a tile.
       source: where the tile sizes come from.
+      fold: how heads share the rows of a tile, if they do.
     """
     if not known:
         return Cut(tile, None, source)
     (b, t, h, d), (s, e) = q.shape, (v.shape[1], v.shape[-1])
     query, key = (Tiling(n, x, overhang=True) for n, x in ((t, tile[0]), (s, tile[1])))
+    lines, parts = (h, 1) if fold is None else (fold.g, fold.parts)
     counted = count(mask, b, h, query, key)
     chip = chips.CHIPS.get(spec.target.chip or "")
     if not isinstance(chip, chips.Gpu) or chip.capability[0] not in _PLAIN:
@@ -64,7 +68,8 @@ def estimate(
     terms, masked = _instructions(spec, operands, tile)
     issued = lambda more: (_PLAIN[chip.capability[0]] + more) / _ISSUED
     cycles = counted.full * (products + issued(terms)) + counted.partial * (products + issued(terms + masked))
-    strips = b * h * query.count  # each is a multiprocessor's, so of the last round some are idle
+    cycles *= lines / h
+    strips = b * lines * query.count * parts  # each is a multiprocessor's, so of the last round some are idle
     idle = -(-strips // chip.cores) * chip.cores / strips
     seconds = cycles * tile[0] * tile[1] * idle / (chip.cores * chip.clock)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in (q, k, v, *operands))
@@ -120,7 +125,10 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; see `jattn.backends.contract.Fused.cut`."""
     sizes, source = tile_sizes(spec, k, v, operands, "forward")
-    estimated = estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source)
+    fold = fold_of(spec, q, k, v, operands)
+    if fold is not None:
+        source += f"; rows are queries of {fold.group} heads, keys in parts: {fold.parts}"
+    estimated = estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source, fold)
     return estimated._replace(gradients=_of_twin(spec, operands))
 
 

@@ -145,6 +145,9 @@ def test_few_queries(monkeypatch, chip):
     out, lse = _attend(q, k, v, **options)
     assert_close(out, wanted[0], TOLERANCES["bfloat16"].value)
     assert_close(lse, wanted[1], TOLERANCES["float32"].value)
+    unseen = jnp.arange(1100)[:, None, None] >= jnp.array([360, 1010])[:, None, None, None]
+    again = _attend(q, *(jnp.where(unseen, jnp.nan, x) for x in (k, v)), **options)
+    chex.assert_trees_all_equal(again, (out, lse))
 
 
 def test_float16():
