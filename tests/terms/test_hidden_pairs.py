@@ -95,6 +95,23 @@ def test_of_other_scores_and_normalizers(other, implementation):
     _check(undefined, defined, implementation)
 
 
+@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu"])
+@pytest.mark.parametrize("kind", ["mods", "gates"])
+def test_rows_past_the_end_of_a_tile_are_hidden_too(monkeypatch, kind, implementation):
+    """Square roots of how many rows are left, without a mask, with as many keys as a tile has."""
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    q, k, v = _arrays()
+    k, v = (jnp.tile(x, (1, 4, 1, 1))[:, :128] for x in (k, v))
+    left = {"mods": mods, "gates": gates}[kind].function(lambda x, i, j: x * jnp.sqrt((T - i).astype(x.dtype)))
+
+    def gradients(implementation):
+        loss = lambda *x: jnp.sum(jnp.sin(jattn.attention(*x, **{kind: left}, implementation=implementation)))
+        return jax.grad(loss, (0, 1, 2))(q, k, v)
+
+    for got, want in zip(gradients(implementation), gradients("reference"), strict=True):
+        assert_close(got, want, 1e-4)
+
+
 def test_of_blocks_and_second_derivatives():
     """Several blocks of keys, and the gradient of a gradient."""
     q, k, v = (jnp.tile(x, (1, 30, 1, 1))[:1] for x in _arrays())

@@ -117,8 +117,10 @@ class _Backward(GridStep):
         place = self.place(strip, stretch, tile)
         i, j = place.positions()
         parts, live = self.parts_of_rows_that_see(place, stretch), self.live(place, stretch)
-        if not self.functions.finite and self.real_rows(place) is not True:
-            live = self.real_rows(place) & live  # past the end stand zeros, where a mod may have no derivative
+        real = self.real_rows(place)
+        if not self.functions.finite and real is not True:
+            live = real & live  # past the end stand zeros, where a mod may have no derivative
+        hides = stretch.masked or real is not True
         active = [n for n, x in enumerate(self.gradients) if x is not None]
 
         def with_active(fn):
@@ -137,7 +139,7 @@ class _Backward(GridStep):
         if self.functions.weights is not None:
             p = p * self.share[:, rows]
             gates = self.functions.weights
-            weight, pull_gates = jax.vjp(with_active(lambda p, parts: gates(p, i, j, stretch.masked, parts)), p, some)
+            weight, pull_gates = jax.vjp(with_active(lambda p, parts: gates(p, i, j, hides, parts)), p, some)
             dp, dsome = pull_gates(dp)
             gradients.append(dsome)
         ds = p * (dp - self.delta[:, rows])
