@@ -158,12 +158,14 @@ class Block:
             return Row(sum(x.x for x in pieces))
         return self.machine.join(pieces)
 
-    def scores(self, score: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any], masked: bool) -> jax.Array:
-        """The scores of a tile from its products, -inf where a pair does not attend."""
+    def scores(
+        self, score: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any], masked: bool, real: Any = True
+    ) -> jax.Array:
+        """The scores of a tile from its products, -inf where a pair does not attend or is not `real`."""
         if self.functions.natural:
             score = score * self.scale
         live = j < self.s if masked and self.s % self.sizes.keys(self.staging.rows) else True
-        return self.functions.scores(score, i, j, masked, live, parts)
+        return self.functions.scores(score, i, j, masked, live & real, parts)
 
     def unit(self) -> float:
         """log2(e) where scores are natural, else what makes scores of products, log2(e) included."""

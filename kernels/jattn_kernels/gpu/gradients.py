@@ -67,16 +67,16 @@ class GradientBlock(Block):
         Evaluated as a term is: of arrays `[rows, columns]`, `[rows, 1]` and `[1, columns]`.
         """
         parts = self.of_rows_that_see(of_queries.lse, parts)
+        real: Any = True
         if masked and not self.functions.finite and self.overhangs:
-            # Past the ends stand zeros, where a mod may have no derivative, and 0 * inf is NaN.
-            product = jnp.where((i < self.t) & (j < self.s), product, 1.0)
+            real = (i < self.t) & (j < self.s)  # past the ends a mod may be NaN or have no derivative
         some, gradients = [_numbers(parts[n], i, j) for n in self.active], []
 
         def filled(some: Sequence[Any]) -> list[Any]:
             found = {n: _in_place_of(parts[n], x) for n, x in zip(self.active, some, strict=True)}
             return [found.get(n, x) for n, x in enumerate(parts)]
 
-        scores = lambda x, some: self.scores(x, i, j, filled(some), masked)
+        scores = lambda x, some: self.scores(x, i, j, filled(some), masked, real)
         if self.functions.natural:
             score, pull = jax.vjp(scores, product, some)
             p = jnp.exp2((score - of_queries.lse) * self.unit())

@@ -117,6 +117,17 @@ def test_terms_that_are_not_defined_where_pairs_are_hidden():
     _check(of("pallas_gpu")(*arrays), of("reference")(*(x.astype(jnp.float32) for x in arrays)))
 
 
+@pytest.mark.parametrize("kind", ["mods", "gates"])
+def test_rows_past_the_end_are_hidden_too(kind):
+    """Square roots of how many rows are left, without a mask, with as many keys as tiles have."""
+    q, k, v = _arrays(b=1, t=19, s=128)[:3]
+    left = {"mods": mods, "gates": gates}[kind].function(lambda x, i, j: x * jnp.sqrt((19 - i).astype(x.dtype) / 19))
+    of = lambda name: jax.grad(
+        _loss(functools.partial(jattn.attention, implementation=name, **{kind: left})), (0, 1, 2)
+    )
+    _check(of("pallas_gpu")(q, k, v), of("reference")(*(x.astype(jnp.float32) for x in (q, k, v))))
+
+
 def test_sizes_that_nothing_divides():
     arrays = _arrays(b=1, t=131, s=67, h=3)
     _check(_gradients(_attend, arrays), _definition(arrays))
