@@ -279,8 +279,8 @@ def run(
         "jattn_backward_keys",
         {"g": g, **grid, "k": tiles, "b": b},
         out_type=[
-            jax.ShapeDtypeStruct((b, s, g, d), k.dtype),
-            jax.ShapeDtypeStruct((b, s, g, e), v.dtype),
+            jax.ShapeDtypeStruct((b, kind.length(s), g, d), k.dtype),
+            jax.ShapeDtypeStruct((b, kind.length(s), g, e), v.dtype),
             *[sums] * len(active),
         ],
         scratch_types=[
@@ -309,5 +309,5 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(q, k, v, dout, *of_rows, *listed, *operands)
-    return dk, dv, [x.reshape(-1, b, *x.shape[1:])[..., :s].sum(0) for x in sums]
+    )(*map(kind.in_memory, (q, k, v, dout)), *of_rows, *listed, *operands)
+    return dk[:, :s], dv[:, :s], [x.reshape(-1, b, *x.shape[1:])[..., :s].sum(0) for x in sums]

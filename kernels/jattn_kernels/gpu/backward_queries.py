@@ -197,7 +197,7 @@ def run(
         "jattn_backward_queries",
         {"h": h, "q": tiles, "b": b},
         computing=computing,
-        out_type=[jax.ShapeDtypeStruct((b, t, h, d), q.dtype), *[sums] * len(active)],
+        out_type=[jax.ShapeDtypeStruct((b, kind.length(t), h, d), q.dtype), *[sums] * len(active)],
         scratch_types=[
             tiles_in(computing, sizes.height, d, q.dtype, stretch),
             tiles_in(computing, sizes.height, e, q.dtype, stretch),
@@ -222,5 +222,5 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(q, k, v, dout, *of_rows, *listed, *operands)
-    return dq, [x[:, :, :t] for x in sums]
+    )(*map(kind.in_memory, (q, k, v, dout)), *of_rows, *listed, *operands)
+    return dq[:, :t], [x[:, :, :t] for x in sums]

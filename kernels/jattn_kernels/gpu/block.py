@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.layout import Staging, swizzle
+from jattn_kernels.gpu.layout import EIGHT, Staging, swizzle
 from jattn_kernels.gpu.lowering import Column, Row, lowered
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
 from jattn_kernels.gpu.sizes import Sizes
@@ -102,6 +102,18 @@ class Block:
     def barrier(cls, **options: Any) -> Any:
         """The scratch of barriers; who copies what it needs itself has none."""
         return plgpu.Barrier(**options) if cls.copies else None
+
+    @classmethod
+    def length(cls, n: int) -> int:
+        """Of an axis of queries or keys in global memory: the accelerator of copies takes tiles of eight rows, as they
+        lie in shared memory, from arrays that consist of such, or of fewer than eight rows in all."""
+        return -(-n // EIGHT) * EIGHT if cls.copies and n > EIGHT else n
+
+    @classmethod
+    def in_memory(cls, x: jax.Array) -> jax.Array:
+        """`[b, n, heads, width]` of that length, with zeros past the end: a copy, where eights do not divide n."""
+        missing = cls.length(x.shape[1]) - x.shape[1]
+        return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
 
     @classmethod
     def stretch(cls, sizes: Sizes) -> int:

@@ -223,7 +223,7 @@ def run(
         "jattn_forward",
         {"h": h, "q": tiles * parts, "b": b},
         computing=computing,
-        out_type=[jax.ShapeDtypeStruct((parts * b, t, h, e), q.dtype), *of_rows],
+        out_type=[jax.ShapeDtypeStruct((parts * b, kind.length(t), h, e), q.dtype), *of_rows],
         scratch_types=[
             tiles_in(computing, sizes.height, d, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
@@ -249,5 +249,5 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(q, k, v, *listed, *operands)
-    return out, *functions.natural_lse(*(jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows))
+    )(*map(kind.in_memory, (q, k, v)), *listed, *operands)
+    return out[:, :t], *functions.natural_lse(*(jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows))

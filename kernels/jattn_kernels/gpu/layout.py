@@ -28,14 +28,15 @@ from jattn_kernels.tiles.place import Index
 Copy = Callable[[jax.Ref, tuple[Any, ...], jax.Ref], None]
 """(ref, at, to): brings `ref[at]`, in global memory, to shared memory."""
 
-_ALIGNED = 16  # bytes: the accelerator of copies takes no other strides
+EIGHT = 8  # rows of a swizzled tile in shared memory, which stand together
+_SWIZZLED = 128  # bytes of a row of the widest
 _LONGEST = 256  # numbers along an axis that it copies at once
 
 
 def swizzle(width: int, itemsize: int, columns: int = 128) -> tuple[Any, Any]:
     """How a tile with rows of `width` numbers lies in shared memory, free of bank conflicts."""
     size = stretch(width, itemsize, columns)
-    return plgpu.TilingTransform((8, size)), plgpu.SwizzleTransform(size * itemsize)
+    return plgpu.TilingTransform((EIGHT, size)), plgpu.SwizzleTransform(size * itemsize)
 
 
 def stretch(width: int, itemsize: int, columns: int = 128) -> int:
@@ -43,7 +44,7 @@ def stretch(width: int, itemsize: int, columns: int = 128) -> int:
 
     A product over the `columns` of a tile takes no longer stretches than they are.
     """
-    return next(n for n in (128, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize) // itemsize
+    return next(n for n in (_SWIZZLED, 64, 32) if width * itemsize % n == 0 and n <= columns * itemsize) // itemsize
 
 
 def _inside(numbers: Any, *index: jax.Array) -> jax.Array:
@@ -112,7 +113,8 @@ def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> t
     """The array as a kernel takes it whose tiles' rows are queries, `t`, or keys, `s`; and its layout.
 
     It is `[batch, heads, ..]`.  Vectors are stretched to a length that tiles divide, `padded`; arrays with both axes
-    have those of the tile's rows in front, and rows of a multiple of 16 bytes.  What has further axes is flat.
+    have those of the tile's rows in front, and consist of swizzled tiles, 8 rows of 128 bytes, as they are copied.  What
+    has further axes is flat.
     """
     batch, heads = (array.shape[axes.index(a)] if a in axes else 1 for a in "bh")
     boolean, along = array.dtype == jnp.bool_, "".join(a for a in axes if a in "tsr")
@@ -129,7 +131,8 @@ def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> t
         array = jnp.pad(array, ((0, 0), (0, 0), (0, padded[along] - array.shape[-1])), mode="edge")
     elif along == "ts":
         array = jnp.swapaxes(array, 2, 3) if rows == "s" else array
-        array = jnp.pad(array, ((0, 0),) * 3 + ((0, -array.shape[-1] % (_ALIGNED // array.dtype.itemsize)),))
+        more = (EIGHT, _SWIZZLED // array.dtype.itemsize)
+        array = jnp.pad(array, ((0, 0), (0, 0), *((0, -n % m) for n, m in zip(array.shape[2:], more, strict=True))))
     return array, OperandLayout(axes, batch, heads, array.dtype, boolean)
 
 
@@ -306,7 +309,7 @@ class Staging:
         self, machine: Warpgroup, layout: OperandLayout, staged: jax.Ref, place: Index, columns: slice
     ) -> jax.Array:
         """Some columns of an array with both axes: read with those that lie in the same swizzled stretch."""
-        stretch = min(128 // layout.dtype.itemsize, self.sizes.columns)
+        stretch = min(_SWIZZLED // layout.dtype.itemsize, self.sizes.columns)
         begin = columns.start // stretch * stretch
         end = -(-columns.stop // stretch) * stretch
         rows = pl.ds(place * self.sizes.height, self.sizes.height)
