@@ -152,16 +152,16 @@ def check_case(request: Mapping[str, Any]) -> dict[str, Any]:
     """The largest errors of out, lse and every gradient, and whether the bits were the same twice."""
     import jax
 
-    check = _named(request["name"], bool(int(os.environ.get("JATTN_INTERPRET") or "0")))
+    check = named(request["name"], bool(int(os.environ.get("JATTN_INTERPRET") or "0")))
     inputs, cotangents = draw(check)
-    fn = functools.partial(_everything, check, request["implementation"])
+    fn = functools.partial(everything, check, request["implementation"])
     run = jax.jit(fn).lower(inputs, cotangents).compile()
     got, again = (jax.device_get(run(inputs, cotangents)) for _ in range(2))
     wanted = reference(check, inputs, cotangents)
     return {"errors": errors(check, got, wanted), "same_bits": same_bits(got, again)}
 
 
-def _named(name: str, tiny: bool) -> Check:
+def named(name: str, tiny: bool) -> Check:
     return next(check for check in (rehearsal() if tiny else CHECKS) if check.name == name)
 
 
@@ -182,7 +182,7 @@ def draw(check: Check) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**drawn, **arrays}, cotangents
 
 
-def _everything(
+def everything(
     check: Check, implementation: str, inputs: Mapping[str, Any], cotangents: Mapping[str, Any]
 ) -> dict[str, Any]:
     """out, lse and the gradient of every array of floating-point numbers, by name."""
@@ -212,7 +212,7 @@ def reference(check: Check, inputs: Mapping[str, Any], cotangents: Mapping[str, 
 
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
         widened = {name: _widen(x) for name, x in inputs.items()}
-        fn = functools.partial(_everything, check, "reference")
+        fn = functools.partial(everything, check, "reference")
         return jax.device_get(jax.jit(fn)(widened, {name: _widen(x) for name, x in cotangents.items()}))
 
 

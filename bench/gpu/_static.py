@@ -96,18 +96,17 @@ def _compile(case: Case, name: str, command: Sequence[str]) -> dict[str, Any]:
         return worker.ask(request, LIMIT)
 
 
-def environment(dump: str) -> dict[str, str]:
-    """What JAX needs to compile without a GPU, and Mosaic to dump what it makes."""
+def environment(dump: str | None) -> dict[str, str]:
+    """What JAX needs to compile without a GPU, and Mosaic to dump what it makes, if it is to."""
     folders = {str(path.parent) for name in TOOLS if (path := tool(name)) is not None}
+    dumped = {"PTX": "1", "PTXAS": "1", "TO": dump} if dump is not None else {}
     return {
         "JAX_PLATFORMS": "cpu",
         "JATTN_INTERPRET": "0",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # what is found there is not dumped
         "XLA_FLAGS": " ".join(filter(None, [os.environ.get("XLA_FLAGS"), _FLAGS])),
-        "MOSAIC_GPU_DUMP_PTX": "1",
-        "MOSAIC_GPU_DUMP_PTXAS": "1",
-        "MOSAIC_GPU_DUMP_TO": dump,
         "PATH": os.pathsep.join([*sorted(folders), os.environ.get("PATH", "")]),
+        **{f"MOSAIC_GPU_DUMP_{name}": value for name, value in dumped.items()},
     }
 
 

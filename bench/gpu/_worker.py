@@ -21,6 +21,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         match request["stage"]:
             case "static":
                 from bench.gpu._static import compile_case as run
+            case "compile":
+                from bench.gpu._compile import compile_check as run
             case "check":
                 from bench.gpu._check import check_case as run
             case "time":

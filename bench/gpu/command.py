@@ -15,7 +15,7 @@ from bench import _machine
 from bench._cli import Parser, choices, complain, install, missing
 from bench._paths import OUT
 from bench._report import facts_line
-from bench.gpu import _check, _device, _static, _time, _tools, confirm, tune
+from bench.gpu import _check, _compile, _device, _static, _time, _tools, confirm, tune
 from bench.gpu._cases import CHIP_NAMES, Case, static_cases, timed_cases
 from bench.gpu._check_cases import CHECKS
 from bench.gpu._children import COMMAND, Worker
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         return confirm.run(parser.prog, options.confirm, options.table)
     if options.static:
         return _run_static(parser.prog, options)
+    if options.compile:
+        return _run_compile(parser.prog, options)
     if options.rehearse or os.environ.get("JATTN_INTERPRET", "0") not in ("", "0"):
         return _rehearse(parser.prog, options)
     if reason := _tools.too_old():
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="bench gpu", description=__doc__)
     parser.add_argument("--static", action="store_true", help="compile for GPUs that are not there and count")
+    parser.add_argument("--compile", action="store_true", help="what --check runs, compiled without a GPU")
     parser.add_argument("--check", action="store_true", help="values and gradients beside the definition, 3 minutes")
     parser.add_argument("--time", action="store_true", help="times beside peers, 6 minutes")
     parser.add_argument("--tune", action="store_true", help="tile sizes into the kernels' table")
@@ -67,7 +70,8 @@ def _parser() -> Parser:
     )
     text = "a check.json in the repository, kept for what it shows: the backend is chosen where it was right"
     parser.add_argument("--confirm", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--chip", type=choices(GPUS), default=CHIP_NAMES, help=f"with --static: of {','.join(GPUS)}")
+    text = f"with --static and --compile: of {','.join(GPUS)}"
+    parser.add_argument("--chip", type=choices(GPUS), default=CHIP_NAMES, help=text)
     parser.add_argument("--peers", type=choices(PEERS), help="with --static: default: those that are installed")
     parser.add_argument("--runners", type=choices(RUNNERS), help="with --time: default: those that are installed")
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
@@ -99,6 +103,12 @@ def _run_static(program: str, options: Any) -> int:
     if absent:
         return complain(program, f"{' and '.join(absent)} not installed: {install('bench')}")
     return _static.run(chosen, [JATTN.name, *peers], options.out) if chosen else 2
+
+
+def _run_compile(program: str, options: Any) -> int:
+    if reason := _tools.obstacle():
+        return complain(program, reason)
+    return _compile.run([x for x in CHECKS if options.filter in x.name], options.chip, options.out)
 
 
 def _filtered(program: str, cases: Sequence[Case], part: str, example: str) -> list[Case]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import chips
+from jattn_kernels.gpu.sizes import EIGHT
 from jax.extend.core import Jaxpr
 
 from jattn._terms import Terms
@@ -24,7 +25,7 @@ from jattn._terms.block_tables import Tiling
 from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.count import count
 from jattn.backends.pallas_gpu.decode import Fold, fold_of
-from jattn.backends.pallas_gpu.sizes import tile_sizes
+from jattn.backends.pallas_gpu.sizes import generation, tile_sizes
 from jattn.backends.pallas_gpu.terms import looked_up
 from jattn.masks import Mask
 
@@ -128,8 +129,17 @@ def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped],
     fold = fold_of(spec, q, k, v, operands)
     if fold is not None:
         source += f"; rows are queries of {fold.group} heads, keys in parts: {fold.parts}"
+    rows = q.shape[1] if fold is None else fold.rows
+    if generation(spec.target) != "ampere" and (some := _no_eights(rows, k.shape[1])):
+        source += f"; {some} filled up to eights by a copy, as the copy engine reads them"
     estimated = estimate(spec, q, k, v, operands, mask, known, (sizes.rows, sizes.columns), source, fold)
     return estimated._replace(gradients=_of_twin(spec, operands))
+
+
+def _no_eights(rows: int, keys: int) -> str:
+    """Which of them are so many that the copy engine reads them by eights, but do not consist of such."""
+    counts = {"queries": rows, "keys and values": keys}
+    return " and ".join(name for name, n in counts.items() if n > EIGHT and n % EIGHT)
 
 
 def _of_twin(spec: Spec, operands: Sequence[Shaped]) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from jattn_kernels import chips
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import Sizes, in_memory
 
 from jattn._call.targets import Target
 from jattn.backends.contract import Shaped, Spec
@@ -82,7 +82,8 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
 
 def _widths_of_pairs(spec: Spec, operands: Sequence[Shaped]) -> list[int]:
     """Bytes of a number of each operand with both axes, of which every tile has a part."""
-    return [x.dtype.itemsize for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
+    pairs = [x for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
+    return [in_memory(x.dtype, pairs=True).itemsize for x in pairs]
 
 
 def _has_terms(terms: Any) -> bool:

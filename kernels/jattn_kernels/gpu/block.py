@@ -16,10 +16,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.layout import EIGHT, Staging, swizzle
+from jattn_kernels.gpu.layout import Staging, swizzle
 from jattn_kernels.gpu.lowering import Column, Row, lowered
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import EIGHT, Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 

@@ -21,14 +21,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.lowering import Column, Row, Table
 from jattn_kernels.gpu.machine import Warpgroup
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import EIGHT, Sizes, in_memory
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
 
 Copy = Callable[[jax.Ref, tuple[Any, ...], jax.Ref], None]
 """(ref, at, to): brings `ref[at]`, in global memory, to shared memory."""
 
-EIGHT = 8  # rows of a swizzled tile in shared memory, which stand together
 _SWIZZLED = 128  # bytes of a row of the widest
 _LONGEST = 256  # numbers along an axis that it copies at once
 
@@ -113,7 +112,7 @@ def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> t
     """The array as a kernel takes it whose tiles' rows are queries, `t`, or keys, `s`; and its layout.
 
     It is `[batch, heads, ..]`.  Vectors are stretched to a length that tiles divide, `padded`; arrays with both axes
-    have those of the tile's rows in front, and consist of swizzled tiles, 8 rows of 128 bytes, as they are copied.  What
+    have those of the tile's rows in front, and consist of swizzled tiles as they are copied, 8 rows of 128 bytes.  What
     has further axes is flat.
     """
     batch, heads = (array.shape[axes.index(a)] if a in axes else 1 for a in "bh")
@@ -122,10 +121,7 @@ def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> t
     if further:
         array = array.astype(jnp.int8) if boolean else array
         return array.reshape(-1), OperandLayout(axes, batch, heads, array.dtype, False, further)
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        array = array if along == "ts" else array.astype(jnp.float32)
-    elif array.dtype != jnp.uint32:
-        array = array.astype(jnp.bfloat16 if boolean and along == "ts" else jnp.int32)
+    array = array.astype(in_memory(array.dtype, along == "ts"))
     array = array.reshape(batch, heads, *(array.shape[axes.index(a)] for a in along))
     if along in ("t", "s"):
         array = jnp.pad(array, ((0, 0), (0, 0), (0, padded[along] - array.shape[-1])), mode="edge")

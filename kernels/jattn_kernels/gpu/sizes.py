@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
+EIGHT = 8  # rows of a swizzled tile of shared memory that stand together
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -37,6 +41,15 @@ class Sizes:
     def keys(self, rows: str) -> int:
         """Keys of a tile whose rows are queries, `t`, or keys, `s`."""
         return self.columns if rows == "t" else self.rows
+
+
+def in_memory(dtype: jnp.dtype, pairs: bool) -> jnp.dtype:
+    """The dtype in which a kernel holds numbers: those of `pairs`, a query and a key, are many."""
+    if jnp.issubdtype(dtype, jnp.floating):
+        return dtype if pairs else jnp.dtype(jnp.float32)
+    if dtype == jnp.uint32:
+        return dtype
+    return jnp.dtype(jnp.bfloat16 if dtype == jnp.bool_ and pairs else jnp.int32)
 
 
 class Lengths(NamedTuple):

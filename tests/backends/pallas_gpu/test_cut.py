@@ -100,3 +100,18 @@ def test_it_says_whose_gradients_are_not_the_kernels(target):
         "of what a function looks up ([16, 7]) by blockwise, since no two blocks of a kernel may add to one number; all"
         " others by the kernels"
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "t", "s", "some"),
+    [
+        ("h100", 333, 333, "queries and keys and values"),
+        ("b200", 40, 41, "keys and values"),
+        ("h100", 8, 4, None),
+        ("a100", 333, 333, None),  # whose threads look at ends themselves
+    ],
+)
+def test_a_copy_of_lengths_that_eight_does_not_divide_is_told(device, t, s, some):
+    source = _estimate((1, t, 4, 64), (1, s, 4, 64), device, tile=None).tuned
+    assert ("filled up to eights" in source) == (some is not None)
+    assert some is None or f"; {some} filled up" in source

@@ -26,7 +26,7 @@ def test_about_forty_cases_with_names_of_their_own():
 def test_every_case_is_a_call_with_gradients(check):
     """What is asked traces, and every array of floating-point numbers has a gradient."""
     inputs, cotangents = _check.draw(check)
-    got = jax.eval_shape(lambda *x: _check._everything(check, "reference", *x), inputs, cotangents)
+    got = jax.eval_shape(lambda *x: _check.everything(check, "reference", *x), inputs, cotangents)
     wanted = {f"d{name}" for name, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
     assert set(got) == {"out", *(["lse"] if check.lse else []), *wanted}
     assert got["out"].shape == (check.b, check.t, check.h, check.e)
@@ -38,7 +38,7 @@ def test_another_backend_is_right(name):
     check = next(check for check in CHECKS if check.name == name)
     check = Check(name, check.options, check.arrays, b=1, t=40, s=40, h=2, g=1, d=16, e=16, lse=check.lse)
     inputs, cotangents = _check.draw(check)
-    got = jax.jit(lambda *x: _check._everything(check, "blockwise", *x))(inputs, cotangents)
+    got = jax.jit(lambda *x: _check.everything(check, "blockwise", *x))(inputs, cotangents)
     found = _check.errors(check, jax.device_get(got), _check.reference(check, inputs, cotangents))
     assert _check.judge({"errors": found, "same_bits": True})["status"] == "right"
     spoilt = {**got, "dkey": got["dkey"].at[0, 3].add(0.25)}
