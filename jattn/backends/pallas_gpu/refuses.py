@@ -15,6 +15,7 @@ from jattn._terms import Operand
 from jattn._terms.closures import Closure
 from jattn.backends.pallas import fit
 from jattn.backends.pallas.fit import Function
+from jattn.backends.pallas_gpu.sizes import unfit_pairs
 
 _THREADS = 8  # that the simulator was seen to need: warpgroups of a block, those that copy, and who waits for them
 LONGEST = 2**24  # queries or keys
@@ -24,7 +25,7 @@ DTYPES = ("bfloat16", "float16")
 
 def unfit(problem: Problem, target: Target) -> str | None:
     """Why the kernels cannot run a problem there, None if they can; a clause whose subject is the backend."""
-    return _unfit_target(target) or unfit_problem(problem) or unfit_terms(problem)
+    return _unfit_target(target) or unfit_problem(problem) or unfit_terms(problem) or _unfit_operands(problem, target)
 
 
 def _unfit_target(target: Target) -> str | None:
@@ -93,6 +94,15 @@ def _too_wide(problem: Problem) -> str | None:
 def unfit_terms(problem: Problem) -> str | None:
     """Why a kernel cannot evaluate the terms of a problem, None if it can."""
     return fit.unfit_terms(problem, _unfit_operand, _unfit_function)
+
+
+def _unfit_operands(problem: Problem, target: Target) -> str | None:
+    terms = problem.mods, problem.mask, problem.gates
+    of_pairs = [x.array.dtype for x in fit.parts_of(terms, Operand) if {*"ts"} <= {*x.axes}]
+    d, e = problem.key.shape[-1], problem.value.shape[-1]
+    if not of_pairs or not isinstance(d, int) or not isinstance(e, int):
+        return None
+    return unfit_pairs(target, d, e, of_pairs)
 
 
 def _unfit_operand(x: Operand) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 from jattn_kernels import chips
 from jattn_kernels.gpu.sizes import Sizes, in_memory
 
@@ -21,6 +22,10 @@ _SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along o
 
 _ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
 _RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
+
+_FEWEST = 16  # columns: what the matrix unit takes at once
+_STEPS: dict[Kernel, tuple[int, int]] = {"forward": (2, 2), "queries": (2, 4), "keys": (2, 4), "pairs": (1, 2)}
+"""Fewest and most.  Where rows go by as well, large tiles spare more reading than a second step hides."""
 
 Generation = Literal["ampere", "hopper", "blackwell"]
 _HEIGHTS: dict[Generation, int] = {"ampere": 64, "hopper": 64, "blackwell": 128}
@@ -45,31 +50,20 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     if generation(spec.target) == "ampere":
         return _on_ampere(spec, operands, kernel, d, e)
     height, terms = _HEIGHTS[generation(spec.target)], terms_of(spec)
-    if kernel == "forward":
-        rows, columns = 128, 64 if wide else 128
-    elif kernel == "queries":
-        rows, columns = 128, 32 if wide else 64
-    elif kernel == "pairs":
-        rows, columns = 128, 64
-    else:
-        rows, columns = 64 if wide else 128, 64
-    if height == 128:  # two warpgroups, or one where tensor memory holds the sums of one alone
-        rows = 128 if wide or kernel == "keys" else 256
-        columns = 32 if wide and kernel == "keys" else columns
-        if kernel == "forward" and terms.gates:  # beside gates no more weights stay in registers
-            columns = 64
+    rows, columns = _largest(kernel, height, wide)
+    if height == 128 and kernel == "forward" and terms.gates:  # beside gates no more weights stay in registers
+        columns = 64
     source = "the largest that fit"
     if spec.blocks is not None:
         if kernel == "forward":
             rows, columns = spec.blocks
         source = "as asked for"
     both = _widths_of_pairs(spec, operands)
-    room = (chips.GPUS.get(spec.target.chip or "") or chips.GPUS["h100"]).granted - _SPARE
+    room = _room(spec.target)
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
-    # Where rows go by as well, large tiles spare more reading than a second step hides.
-    fewest, most = {"forward": (2, 2), "pairs": (1, 2)}.get(kernel, (2, 4))
-    while columns > 32 and _bytes(kernel, rows, columns, d, e, fewest, both) > room:
+    fewest, most = _STEPS[kernel]
+    while columns > _FEWEST and _bytes(kernel, rows, columns, d, e, fewest, both) > room:
         columns //= 2
     piece = columns
     if (kernel != "forward" or height == 128) and _has_terms(terms):
@@ -78,6 +72,37 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room:
         steps += 1
     return Sizes(rows, columns, steps, piece, height), source
+
+
+def unfit_pairs(target: Target, d: int, e: int, dtypes: Sequence[jnp.dtype]) -> str | None:
+    """Why the smallest tiles leave no room for parts of operands of such dtypes with both axes, None if they do."""
+    d, e, both = -(-d // 16) * 16, -(-e // 16) * 16, [in_memory(x, pairs=True).itemsize for x in dtypes]
+    height, wide = _HEIGHTS[generation(target)], max(d, e) > _WIDE
+    if generation(target) == "ampere":
+        room = _ampere(target).granted - _SPARE
+        least = lambda kernel: (64, 1)
+    else:
+        room = _room(target)
+        least = lambda kernel: (_largest(kernel, height, wide)[0], _STEPS[kernel][0])
+    needed = lambda kernel, rows, steps: _bytes(kernel, rows, _FEWEST, d, e, steps, both)
+    if all(needed(kernel, *least(kernel)) <= room for kernel in _STEPS):
+        return None
+    return f"has no room in shared memory for tiles of {len(both)} operands with both axes t and s at such widths"
+
+
+def _largest(kernel: Kernel, height: int, wide: bool) -> tuple[int, int]:
+    """Rows and columns of the largest tiles whose sums fit in registers, or in tensor memory."""
+    columns = {"forward": 64 if wide else 128, "queries": 32 if wide else 64}.get(kernel, 64)
+    if height == 64:
+        return 64 if wide and kernel == "keys" else 128, columns
+    if kernel == "keys":  # tensor memory holds the sums of one warpgroup alone
+        return 128, 32 if wide else 64
+    return 128 if wide else 256, columns
+
+
+def _room(target: Target) -> int:
+    """Bytes of shared memory for tiles, on Hopper and Blackwell."""
+    return (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted - _SPARE
 
 
 def _widths_of_pairs(spec: Spec, operands: Sequence[Shaped]) -> list[int]:

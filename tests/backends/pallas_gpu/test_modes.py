@@ -131,3 +131,19 @@ def test_rows_past_the_end_are_hidden_too(kind):
 def test_sizes_that_nothing_divides():
     arrays = _arrays(b=1, t=131, s=67, h=3)
     _check(_gradients(_attend, arrays), _definition(arrays))
+
+
+def test_many_operands_of_pairs_leave_room_for_small_tiles_only():
+    """Sixteen columns, which is what the matrix unit takes at once."""
+    q, k, v = (jnp.asarray(np.random.default_rng(n).standard_normal((1, 70, 1, 128)), jnp.bfloat16) for n in range(3))
+    biases = [jnp.asarray(np.random.default_rng(n).standard_normal((70, 70)), jnp.float32) for n in range(6)]
+
+    def gradients(implementation, q, k, v):
+        options = {"implementation": implementation, "mask": masks.causal()}
+        attend = lambda q, *x: jattn.attention(q, k, v, mods=tuple(mods.bias(y, "ts") for y in x), **options)
+        return jax.jit(jax.grad(lambda *x: jnp.sum(attend(*x).astype(jnp.float32)), (0, 6)))(q, *biases)
+
+    wanted = gradients("reference", *(x.astype(jnp.float32) for x in (q, k, v)))
+    for ours, right in zip(gradients("pallas_gpu", q, k, v), wanted, strict=True):
+        # A row's delta is a sum over 128 numbers of an output that is rounded to 16 bits.
+        assert_close(ours, right, 4 * TOLERANCES["bfloat16"].gradient)

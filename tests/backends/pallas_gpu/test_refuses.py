@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jattn import normalizers, scores
+from jattn import mods, normalizers, scores
 from jattn._call import targets
 from jattn._call.targets import Target
 from jattn.backends.pallas_gpu import PALLAS_GPU
@@ -81,3 +81,14 @@ def test_the_problem(options, reason):
 
 def test_it_is_not_chosen_before_a_run_confirms_it():
     assert PALLAS_GPU.untried == "compiled and simulated, not yet run on this chip"
+
+
+@pytest.mark.skipif(not NEW, reason="jax 0.11 or newer, Python 3.12")
+@pytest.mark.parametrize(("target", "d", "most"), [("h100", 128, 8), ("b200", 64, 4), ("l4", 128, 12), ("l4", 256, 2)])
+def test_operands_of_pairs_that_shared_memory_has_no_room_for(target, d, most):
+    biases = lambda n: tuple(mods.bias(jnp.zeros((128, 128)), "ts") for _ in range(n))
+    assert _unfit(target, d=d, e=d, mods=biases(most)) is None
+    reason = _unfit(target, d=d, e=d, mods=biases(most + 1))
+    assert str(reason).startswith(
+        f"has no room in shared memory for tiles of {most + 1} operands with both axes t and s"
+    )

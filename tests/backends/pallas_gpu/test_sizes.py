@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jattn_kernels.chips import GPUS, KIB
 
-from jattn import gates, mods
+from jattn import gates, masks, mods, operand
 from jattn._call import targets
 from jattn._call.problem import reduce
 from jattn._call.targets import Target
@@ -88,3 +88,20 @@ def test_where_nothing_else_fits_one_tile_is_there_at_a_time():
 def test_tiles_as_asked_for():
     sizes, source = _sizes("a100", "forward", 64, blocks=(64, 32))
     assert (sizes.rows, sizes.columns, source) == (64, 32, "as asked for")
+
+
+def test_numbers_of_pairs_are_counted_as_kernels_hold_them():
+    """Booleans take 16 bits, small integers 32."""
+    seen, ids = jnp.ones((1, 4, 512, 512), bool), jnp.zeros((512, 512), jnp.int8)
+    dense = masks.function(lambda i, j, x: x == 0, operand(ids, "ts"))
+    for mask, bytes_of_one in ((seen, 2), (dense, 4)):
+        sizes, _ = _sizes("h100", "forward", 128, mask=mask)
+        of_column = sizes.steps * (512 + sizes.rows * bytes_of_one)
+        room = GPUS["h100"].granted - 8 * KIB - sizes.rows * 256
+        assert sizes.columns * of_column <= room < 2 * sizes.columns * of_column
+
+
+def test_many_operands_of_pairs_get_small_tiles():
+    biases = tuple(mods.bias(jnp.zeros((512, 512)), "ts") for _ in range(6))
+    sizes, _ = _sizes("h100", "queries", 128, mods=biases)
+    assert (sizes.rows, sizes.columns, sizes.steps) == (128, 16, 2)
