@@ -63,7 +63,10 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
     fewest, most = _STEPS[kernel]
-    while columns > _FEWEST and _bytes(kernel, rows, columns, d, e, fewest, both) > room:
+    fits = lambda rows, columns: _bytes(kernel, rows, columns, d, e, fewest, both) <= room
+    if height == 128 and not fits(rows, _FEWEST):  # one warpgroup alone
+        rows = height
+    while columns > _FEWEST and not fits(rows, columns):
         columns //= 2
     piece = columns
     if (kernel != "forward" or height == 128) and _has_terms(terms):
@@ -83,7 +86,7 @@ def unfit_pairs(target: Target, d: int, e: int, dtypes: Sequence[jnp.dtype]) -> 
         least = lambda kernel: (64, 1)
     else:
         room = _room(target)
-        least = lambda kernel: (_largest(kernel, height, wide)[0], _STEPS[kernel][0])
+        least = lambda kernel: (128 if height == 128 else _largest(kernel, height, wide)[0], _STEPS[kernel][0])
     needed = lambda kernel, rows, steps: _bytes(kernel, rows, _FEWEST, d, e, steps, both)
     if all(needed(kernel, *least(kernel)) <= room for kernel in _STEPS):
         return None

@@ -84,7 +84,7 @@ def test_it_is_not_chosen_before_a_run_confirms_it():
 
 
 @pytest.mark.skipif(not NEW, reason="jax 0.11 or newer, Python 3.12")
-@pytest.mark.parametrize(("target", "d", "most"), [("h100", 128, 8), ("b200", 64, 4), ("l4", 128, 12), ("l4", 256, 2)])
+@pytest.mark.parametrize(("target", "d", "most"), [("h100", 128, 8), ("b200", 128, 8), ("l4", 128, 12), ("l4", 256, 2)])
 def test_operands_of_pairs_that_shared_memory_has_no_room_for(target, d, most):
     biases = lambda n: tuple(mods.bias(jnp.zeros((128, 128)), "ts") for _ in range(n))
     assert _unfit(target, d=d, e=d, mods=biases(most)) is None
