@@ -106,7 +106,7 @@ class Block:
     @classmethod
     def length(cls, n: int) -> int:
         """Of an axis of queries or keys in global memory: the accelerator of copies takes tiles of eight rows, as they
-        lie in shared memory, from arrays that consist of such, or of fewer than eight rows in all."""
+        lie in shared memory, from arrays that consist of such, or have no more rows than one."""
         return -(-n // EIGHT) * EIGHT if cls.copies and n > EIGHT else n
 
     @classmethod
