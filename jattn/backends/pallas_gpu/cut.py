@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import chips
-from jattn_kernels.gpu.sizes import EIGHT
+from jattn_kernels.gpu.sizes import by_eights
 from jax.extend.core import Jaxpr
 
 from jattn._terms import Terms
@@ -137,9 +137,9 @@ def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped],
 
 
 def _no_eights(rows: int, keys: int) -> str:
-    """Which of them are so many that the copy engine reads them by eights, but do not consist of such."""
+    """Which of them the accelerator of copies does not take as they are."""
     counts = {"queries": rows, "keys and values": keys}
-    return " and ".join(name for name, n in counts.items() if n > EIGHT and n % EIGHT)
+    return " and ".join(name for name, n in counts.items() if by_eights(n) != n)
 
 
 def _of_twin(spec: Spec, operands: Sequence[Shaped]) -> str | None:

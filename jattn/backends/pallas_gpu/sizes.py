@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jattn_kernels import chips
-from jattn_kernels.gpu.sizes import Sizes, in_memory
+from jattn_kernels.gpu.sizes import Sizes, stored_as
 
 from jattn._call.targets import Target
 from jattn.backends.contract import Shaped, Spec
@@ -79,7 +79,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
 
 def unfit_pairs(target: Target, d: int, e: int, dtypes: Sequence[jnp.dtype]) -> str | None:
     """Why the smallest tiles leave no room for parts of operands of such dtypes with both axes, None if they do."""
-    d, e, both = -(-d // 16) * 16, -(-e // 16) * 16, [in_memory(x, pairs=True).itemsize for x in dtypes]
+    d, e, both = -(-d // 16) * 16, -(-e // 16) * 16, [stored_as(x, pairs=True).itemsize for x in dtypes]
     height, wide = _HEIGHTS[generation(target)], max(d, e) > _WIDE
     if generation(target) == "ampere":
         room = _ampere(target).granted - _SPARE
@@ -111,7 +111,7 @@ def _room(target: Target) -> int:
 def _widths_of_pairs(spec: Spec, operands: Sequence[Shaped]) -> list[int]:
     """Bytes of a number of each operand with both axes, of which every tile has a part."""
     pairs = [x for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
-    return [in_memory(x.dtype, pairs=True).itemsize for x in pairs]
+    return [stored_as(x.dtype, pairs=True).itemsize for x in pairs]
 
 
 def _has_terms(terms: Any) -> bool:

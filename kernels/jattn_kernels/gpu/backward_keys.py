@@ -309,5 +309,5 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(*map(kind.in_memory, (q, k, v, dout)), *of_rows, *listed, *operands)
+    )(*map(kind.filled_up, (q, k, v, dout)), *of_rows, *listed, *operands)
     return dk[:, :s], dv[:, :s], [x.reshape(-1, b, *x.shape[1:])[..., :s].sum(0) for x in sums]

@@ -269,7 +269,7 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(*map(kind.in_memory, (q, k, v, dout)), *of_rows, *listed, *operands)
+    )(*map(kind.filled_up, (q, k, v, dout)), *of_rows, *listed, *operands)
     return gradient if of_pairs else _joined(gradient, sizes, staging.padded - queries * sizes.rows, like.shape[-1])
 
 

@@ -222,5 +222,5 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(*map(kind.in_memory, (q, k, v, dout)), *of_rows, *listed, *operands)
+    )(*map(kind.filled_up, (q, k, v, dout)), *of_rows, *listed, *operands)
     return dq[:, :t], [x[:, :, :t] for x in sums]

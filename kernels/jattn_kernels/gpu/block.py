@@ -19,7 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.layout import Staging, swizzle
 from jattn_kernels.gpu.lowering import Column, Row, lowered
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
-from jattn_kernels.gpu.sizes import EIGHT, Sizes
+from jattn_kernels.gpu.sizes import Sizes, by_eights
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 
@@ -105,12 +105,11 @@ class Block:
 
     @classmethod
     def length(cls, n: int) -> int:
-        """Of an axis of queries or keys in global memory: the accelerator of copies takes tiles of eight rows, as they
-        lie in shared memory, from arrays that consist of such, or have no more rows than one."""
-        return -(-n // EIGHT) * EIGHT if cls.copies and n > EIGHT else n
+        """Of an axis of queries or keys in global memory; threads that copy for themselves look at ends."""
+        return by_eights(n) if cls.copies else n
 
     @classmethod
-    def in_memory(cls, x: jax.Array) -> jax.Array:
+    def filled_up(cls, x: jax.Array) -> jax.Array:
         """`[b, n, heads, width]` of that length, with zeros past the end: a copy, where eights do not divide n."""
         missing = cls.length(x.shape[1]) - x.shape[1]
         return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x

@@ -249,5 +249,5 @@ def run(
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(*map(kind.in_memory, (q, k, v)), *listed, *operands)
+    )(*map(kind.filled_up, (q, k, v)), *listed, *operands)
     return out[:, :t], *functions.natural_lse(*(jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows))

@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.lowering import Column, Row, Table
 from jattn_kernels.gpu.machine import Warpgroup
-from jattn_kernels.gpu.sizes import EIGHT, Sizes, in_memory
+from jattn_kernels.gpu.sizes import EIGHT, Sizes, stored_as
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
 
@@ -121,7 +121,7 @@ def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> t
     if further:
         array = array.astype(jnp.int8) if boolean else array
         return array.reshape(-1), OperandLayout(axes, batch, heads, array.dtype, False, further)
-    array = array.astype(in_memory(array.dtype, along == "ts"))
+    array = array.astype(stored_as(array.dtype, along == "ts"))
     array = array.reshape(batch, heads, *(array.shape[axes.index(a)] for a in along))
     if along in ("t", "s"):
         array = jnp.pad(array, ((0, 0), (0, 0), (0, padded[along] - array.shape[-1])), mode="edge")

@@ -43,13 +43,19 @@ class Sizes:
         return self.columns if rows == "t" else self.rows
 
 
-def in_memory(dtype: jnp.dtype, pairs: bool) -> jnp.dtype:
+def stored_as(dtype: jnp.dtype, pairs: bool) -> jnp.dtype:
     """The dtype in which a kernel holds numbers: those of `pairs`, a query and a key, are many."""
     if jnp.issubdtype(dtype, jnp.floating):
         return dtype if pairs else jnp.dtype(jnp.float32)
     if dtype == jnp.uint32:
         return dtype
     return jnp.dtype(jnp.bfloat16 if dtype == jnp.bool_ and pairs else jnp.int32)
+
+
+def by_eights(n: int) -> int:
+    """The length of an axis of queries or keys that the accelerator of copies takes: its tiles are of eight rows, as they
+    lie in shared memory, and arrays consist of such, or have no more rows than one."""
+    return -(-n // EIGHT) * EIGHT if n > EIGHT else n
 
 
 class Lengths(NamedTuple):
