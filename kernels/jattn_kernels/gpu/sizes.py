@@ -53,8 +53,8 @@ def stored_as(dtype: jnp.dtype, pairs: bool) -> jnp.dtype:
 
 
 def by_eights(n: int) -> int:
-    """The length of an axis of queries or keys that the accelerator of copies takes: its tiles are of eight rows, as they
-    lie in shared memory, and arrays consist of such, or have no more rows than one."""
+    """The length of an axis of queries or keys that the accelerator of copies takes: its tiles are of eight rows, as
+    they lie in shared memory, and arrays consist of such, or have no more rows than one."""
     return -(-n // EIGHT) * EIGHT if n > EIGHT else n
 
 
