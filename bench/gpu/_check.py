@@ -24,7 +24,7 @@ from tests.tolerances import TOLERANCES
 
 LIMIT = 60.0  # seconds of one case, its compilation included
 STAGE_LIMIT = 175.0  # of all of them
-AT_ONCE = 4  # most processes, which compile beside each other and share the GPU
+AT_ONCE = 8  # most processes, which compile beside each other and share the GPU
 IMPLEMENTATION = "pallas_gpu"
 ERROR = "error"
 

@@ -1,7 +1,7 @@
 """`python -m bench.gpu._worker`: answers requests of `bench.gpu._children`, a line of JSON each.
 
 A request names its stage.  An answer is what the stage found, or `error`; `poisoned` says that this process had better
-not be asked again, since after some errors CUDA answers every call with the same.
+not be asked again, since after some errors CUDA answers every call with the same, and comes with the end of the `trace`.
 """
 
 import importlib
@@ -36,7 +36,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         name = type(error).__name__
         first = str(error).strip().partition("\n")[0]
         traceback.print_exc()
-        return {"error": f"{name}: {first[:400]}", "poisoned": name not in _REFUSED}
+        unexpected = name not in _REFUSED
+        trace = {"trace": traceback.format_exc()[-4000:]} if unexpected else {}  # a device may be here only now
+        return {"error": f"{name}: {first[:400]}", "poisoned": unexpected, **trace}
 
 
 def _rehearsed(request: dict[str, Any]) -> dict[str, Any]:
