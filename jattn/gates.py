@@ -108,7 +108,7 @@ class Gaussian(Gate):
 
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i
-        distance = (j - self.center) / self.sigma
+        distance = (j - self.center) * (1 / self.sigma)
         return weight * jnp.exp(-0.5 * distance * distance)
 
 

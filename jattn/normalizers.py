@@ -268,7 +268,7 @@ class GumbelNoise(Mod):
         # independent but not any number, are mixed once more.
         bits = counter_hash.mix(counter_hash.bits(self.seed, self.b, self.h, i, j))
         u = counter_hash.uniform(bits, score.dtype.type)
-        return (score - jnp.log(-jnp.log(u))) / self.temperature
+        return (score - jnp.log(-jnp.log(u))) * (1 / self.temperature)
 
 
 @term

@@ -77,6 +77,13 @@ def _awkward(s: Any, i: Any, j: Any, scale: Any) -> Any:
     return s + scale * jnp.log1p(jnp.abs(s)) + 0.1 * jnp.floor((i - j) / 7) * jnp.expm1(-jnp.abs(scale))
 
 
+def _sines(s: Any, i: Any, j: Any, scale: Any) -> Any:
+    """Of large angles, and logarithms of what is nearly 1."""
+    import jax.numpy as jnp
+
+    return s * jnp.cos(100.0 * (i - j)) + scale * jnp.log(1 + 1e-4 * jnp.sin(s) ** 2) * 1e4
+
+
 def _modular(s: Any, i: Any, j: Any, table: Any) -> Any:
     import jax.numpy as jnp
 
@@ -123,6 +130,23 @@ def _bias(x: dict[str, Any]) -> dict[str, Any]:
 def _bias_of(*axes: str) -> Callable[[np.random.Generator, Check], dict[str, np.ndarray]]:
     """A bias with these axes, the others of length 1."""
     return lambda rng, x: {"bias": _numbers(rng, *(getattr(x, axis) if axis in axes else 1 for axis in "bhts"))}
+
+
+_AXES = ("b", "h", "t", "s", "bh", "bt", "bs", "ht", "hs", "ts", "bht", "bhs", "bts", "hts", "bhts")
+
+
+def _biases(x: dict[str, Any]) -> dict[str, Any]:
+    return {"mods": tuple(_pieces().mods.bias(0.3 * x[axes], axes) for axes in _AXES)}
+
+
+def _biases_arrays(rng: np.random.Generator, x: Check) -> dict[str, Any]:
+    return {axes: _numbers(rng, *(getattr(x, a) for a in axes)) for axes in _AXES}
+
+
+def _gumbel(x: dict[str, Any]) -> dict[str, Any]:
+    import jax
+
+    return {**_causal(x), "normalizer": _pieces().normalizers.gumbel(jax.random.key(x["seed"]), 0.7)}
 
 
 def _dropout(x: dict[str, Any]) -> dict[str, Any]:
@@ -188,6 +212,9 @@ CHECKS = [
     Check("dense-mask", lambda x: {"mask": x["seen"]}, lambda rng, x: {"seen": rng.random((x.b, 1, x.t, x.s)) < 0.7}),
     Check("bias-keys", _bias, _bias_of("b", "s")),
     Check("bias-rows", _bias, _bias_of("h", "t")),
+    Check("bias-every-axes", _biases, _biases_arrays),
+    Check("gumbel", _gumbel, _seed, lse=True),
+    Check("sines", _with_function(_sines, scale="h"), lambda rng, x: {"scale": _numbers(rng, x.h)}),
     Check("relative", lambda x: {"mods": (_pieces().mods.relative(x["table"]),)},
           lambda rng, x: {"table": _numbers(rng, x.h, 32)}),
     Check("user-function", _with_function(_user, scale="h", decay="bt"),

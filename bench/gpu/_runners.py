@@ -23,9 +23,13 @@ LARGEST_SCORES = 40 * 2**30  # bytes of arrays of all pairs above which a peer s
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is timed: `call(n)` begins one, `wait(x)` waits for what it returned, `copies` sets of arrays are there."""
+    """What is timed: `draw()` makes `copies` sets of arrays and returns what begins a call on one of them; `wait(x)`
+    waits for what a call returned.
 
-    call: Call
+    All that can be done without the GPU is done: others may be timed on it meanwhile.
+    """
+
+    draw: Callable[[], Call]
     wait: Callable[[Any], Any]
     copies: int
 
@@ -58,22 +62,28 @@ def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepare
     import jax
     import jax.numpy as jnp
 
-    rng = np.random.default_rng(0)
-    arrays = {name: jnp.asarray(x) for name, x in values(ASKS[case.ask], case.b, case.t, case.h, rng).items()}
-    if "bias" in arrays:
-        arrays["bias"] = arrays["bias"].astype(jnp.bfloat16)
+    drawn = values(ASKS[case.ask], case.b, case.t, case.h, np.random.default_rng(0))
+    if "bias" in drawn:
+        drawn["bias"] = drawn["bias"].astype(jnp.bfloat16)
     shape = (case.b, case.t, case.h, case.d)
-    make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
     many = 4 if case.backward else 3
-    keys = jax.random.split(jax.random.key(0), count * many)
-    sets = [[make(keys[n * many + m]) for m in range(many)] for n in range(count)]
 
     def forward_backward(arrays, q, k, v, g):
         out, pull_back = jax.vjp(lambda q, k, v: attend(arrays, q, k, v), q, k, v)
         return out, *pull_back(g)
 
-    program = jax.jit(forward_backward if case.backward else attend).lower(arrays, *sets[0]).compile()
-    return Prepared(lambda n: program(arrays, *sets[n]), jax.block_until_ready, count)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), drawn)
+    each = [jax.ShapeDtypeStruct(shape, jnp.bfloat16)] * many
+    program = jax.jit(forward_backward if case.backward else attend).lower(like, *each).compile()
+
+    def draw() -> Call:
+        arrays = jax.tree.map(jnp.asarray, drawn)
+        make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+        keys = jax.random.split(jax.random.key(0), count * many)
+        sets = [[make(keys[n * many + m]) for m in range(many)] for n in range(count)]
+        return lambda n: program(arrays, *sets[n])
+
+    return Prepared(draw, jax.block_until_ready, count)
 
 
 def _jattn(implementation: Any) -> Callable[[Case, int], Prepared]:
@@ -127,6 +137,11 @@ def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
         return _jax_prepared(case, count, attend)
 
     return prepare
+
+
+def fills_memory(case: Case) -> bool:
+    """Whether a peer makes an array of all pairs that is a GiB or more, which its process would keep."""
+    return case.ask in ("segments", "alibi", "bias") and 2 * case.b * case.h * case.t**2 >= 2**30
 
 
 def _dense_bytes(case: Case) -> int:
@@ -203,7 +218,8 @@ def _torch_prepare(case: Case, count: int) -> Prepared:
         out = compiled(q, k, v, score_mod=score_mod, block_mask=block_mask)
         return torch.autograd.grad(out, (q, k, v), g)
 
-    return Prepared(call, lambda _: torch.cuda.synchronize(), count)
+    call(0)  # compiles
+    return Prepared(lambda: call, lambda _: torch.cuda.synchronize(), count)
 
 
 def _torch_functions(torch: Any, case: Case, arrays: dict[str, Any]) -> tuple[Any, Any]:

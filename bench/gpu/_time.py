@@ -1,10 +1,18 @@
-"""`python -m bench gpu --time`: medians of calls on a GPU, everybody on the same cases, the most important first."""
+"""`python -m bench gpu --time`: medians of calls on a GPU, everybody on the same cases, the most important first.
+
+Several processes compile beside each other, which takes most of the time; one at a time has the GPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import queue
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +25,15 @@ from bench._report import line as table_line
 from bench.gpu import _report
 from bench.gpu._cases import Case
 from bench.gpu._children import COMMAND, Worker, cache_environment
+from bench.gpu._runners import RUNNERS, copies, fills_memory, jattn_with
 from bench.gpu._topology import SECOND_LEVEL
 
 LIMIT = 75.0  # seconds of one case of one runner, its compilation included
 STAGE_LIMIT = 345.0  # of all of them
 MOST_DEATHS = 2  # of a runner, after which it is left out: a hang costs all of LIMIT
+AT_ONCE = 8  # most cases that are compiled beside each other
 SAMPLES = 9
+WARM_SECONDS = 0.3  # of calls before the first sample: then the clock is what the card's power allows, for everybody
 SAMPLE_SECONDS = 0.02  # the least that a sample takes, in which calls follow each other
 MOST_CALLS = 200
 _UNKNOWN_CACHE = 128 * MIB
@@ -70,9 +81,10 @@ class TimedRow:
 
 
 LEGEND = f"""\
-ms: medians of {SAMPLES} samples, after warm calls; a sample is calls that follow each other for at least
-  {SAMPLE_SECONDS * 1e3:.0f} ms, waited for at its end, so short calls are timed with what starts them. (+-): the
-  quartiles' distance over the median, in percent. Each call's arrays have left the L2 cache when their turn comes.
+ms: medians of {SAMPLES} samples, after {WARM_SECONDS} s of calls, which bring the clock to what the power allows;
+  a sample is calls that follow each other for at least {SAMPLE_SECONDS * 1e3:.0f} ms, waited for at its end, so short
+  calls are timed with what starts them. (+-): the quartiles' distance over the median, in percent. Arrays of each
+  call have left the L2 cache when their turn comes. Nothing else runs on the GPU; processors compile the next cases.
 [1, t, 16, d] bfloat16; causal but for plain; fwdbwd: the gradients of q, k and v as well. TF/s: useful ones, 4 d flops
   for every head and attended pair, 3.5 times that with the gradients.
 jattn: pallas_gpu. cudnn, xla: jax.nn's attention; what it has no argument for is an array of all pairs, made in the
@@ -113,19 +125,36 @@ def run(
     rows: list[TimedRow] = []
     deaths = dict.fromkeys(names, 0)
     left = lambda: stage_limit - (time.perf_counter() - begun)
-    with ExitStack() as stack:
-        workers = _workers(stack, names, out, command)
-        for case in cases:
+    count = max(1, min(AT_ONCE, (os.cpu_count() or 2) // 2))
+    free: queue.SimpleQueue[dict[str, Worker]] = queue.SimpleQueue()
+    with ExitStack() as stack, ThreadPoolExecutor(count) as threads:
+        for _ in range(count):
+            free.put(_workers(stack, names, out, command))
+
+        def one(case: Case) -> TimedRow | None:
             if left() < 5:
-                break
-            timings: dict[str, Timing] = {}
-            for name in names:
-                timings[name] = _timing(workers[name], case, name, facts.get("chip"), deaths, left(), limit)
-                write_json(out / "time.json", _document(facts, [*rows, TimedRow(case, timings)], False))
-            rows.append(TimedRow(case, timings))
-            text.append(table_line(table, rows[-1]))
-            print(text[-1], flush=True)
-    not_run = [case.name for case in cases[len(rows) :]]
+                return None
+            workers = free.get()
+            try:
+                timings = {
+                    name: _timing(workers[name], case, name, facts.get("chip"), deaths, left(), limit, out)
+                    for name in names
+                }
+            finally:
+                if fills_memory(case):
+                    for worker in {*workers.values()}:
+                        worker.stop()
+                free.put(workers)
+            return TimedRow(case, timings)
+
+        for row in threads.map(one, cases):
+            if row is not None:
+                rows.append(row)
+                text.append(table_line(table, row))
+                print(text[-1], flush=True)
+                write_json(out / "time.json", _document(facts, rows, False))
+    timed = {row.case.name for row in rows}
+    not_run = [case.name for case in cases if case.name not in timed]
     ending = ["", _summary(rows, names, not_run), "", LEGEND]
     print("\n".join(ending))
     write_json(out / "time.json", {**_document(facts, rows, True), "not_run": not_run})
@@ -144,18 +173,23 @@ def _workers(stack: ExitStack, names: Sequence[str], out: Path, command: Sequenc
 
 
 def _timing(
-    worker: Worker, case: Case, name: str, chip: str | None, deaths: dict[str, int], left: float, limit: float
+    worker: Worker,
+    case: Case,
+    name: str,
+    chip: str | None,
+    deaths: dict[str, int],
+    left: float,
+    limit: float,
+    out: Path,
 ) -> Timing:
     """A runner's times for a case; its deaths are counted."""
-    from bench.gpu._runners import RUNNERS
-
     if reason := RUNNERS[name].skips(case):
         return Timing(reason=reason)
     if deaths[name] >= MOST_DEATHS:
         return Timing(reason=f"left out after {MOST_DEATHS} processes that hung or died")
     if left < 5:
         return Timing(reason="not run: out of time")
-    answer = worker.ask(request(case, name, chip), min(limit, left))
+    answer = worker.ask(request(case, name, chip, turn=str(out.resolve() / "turn")), min(limit, left))
     deaths[name] += bool(answer.get("died"))
     return Timing(answer.get("milliseconds", ()), answer.get("error", ""), answer.get("calls", 0))
 
@@ -192,15 +226,29 @@ def _summary(rows: Sequence[TimedRow], names: Sequence[str], not_run: Sequence[s
 
 def time_case(request: Mapping[str, Any]) -> dict[str, Any]:
     """Milliseconds a call in each sample; the request may say how many samples, and of how many seconds at least."""
-    from bench.gpu._runners import RUNNERS, copies, jattn_with
-
     case = Case(**request["case"])
     runner = RUNNERS[request["runner"]]
     prepare = jattn_with(request["settings"]) if "settings" in request else runner.prepare
     prepared = prepare(case, copies(case, request["cache"]))
-    taken = request.get("samples", SAMPLES), request.get("sample_seconds", SAMPLE_SECONDS)
-    seconds, calls = samples(prepared.call, prepared.wait, prepared.copies, *taken)
+    given = {name: request[key] for name, key in _TAKEN.items() if key in request}
+    with _turn(request.get("turn")):
+        seconds, calls = samples(prepared.draw(), prepared.wait, prepared.copies, **given)
     return {"milliseconds": [1e3 * one for one in seconds], "calls": calls}
+
+
+_TAKEN = {"count": "samples", "least": "sample_seconds", "warm": "warm_seconds"}
+"""Arguments of `samples`, and what a request calls them."""
+
+
+@contextlib.contextmanager
+def _turn(file: str | None) -> Iterator[None]:
+    """The GPU is this process's alone among those that name the same file."""
+    if file is None:
+        yield
+        return
+    with open(file, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def samples(
@@ -209,6 +257,7 @@ def samples(
     copies: int,
     count: int = SAMPLES,
     least: float = SAMPLE_SECONDS,
+    warm: float = WARM_SECONDS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[list[float], int]:
     """Seconds a call in each of `count` samples of at `least` so many seconds, and how many calls each has.
@@ -231,4 +280,7 @@ def samples(
 
     once = sample(3)
     calls = max(3, min(MOST_CALLS, int(least / max(once, 1e-9)) + 1))
+    begun = clock()
+    while clock() - begun < warm:
+        sample(calls)
     return [sample(calls) for _ in range(count)], calls

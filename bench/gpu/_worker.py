@@ -1,7 +1,7 @@
 """`python -m bench.gpu._worker`: answers requests of `bench.gpu._children`, a line of JSON each.
 
 A request names its stage.  An answer is what the stage found, or `error`; `poisoned` says that this process had better
-not be asked again, since after some errors CUDA answers every call with the same, and comes with the end of the `trace`.
+not be asked again, since after some errors CUDA answers every call with the same; the end of the `trace` comes along.
 """
 
 import importlib

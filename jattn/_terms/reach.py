@@ -11,16 +11,18 @@ from jattn._terms.term import FieldValue
 
 
 class Span(NamedTuple):
-    """i - left <= j <= i + right, which pairs of a mask keep to; `exact`: those pairs are the mask."""
+    """i - left <= j <= i + right, which pairs of a mask keep to; `exact`: those pairs are the mask; `diagonal`: those
+    with i == j are in it at least."""
 
     left: float
     right: float
     exact: bool
+    diagonal: bool = False
 
     def open(self, t: int, s: int) -> Span:
         """The same with sides as wide as the sequence left open."""
         left = math.inf if self.left >= t - 1 else self.left
-        return Span(left, math.inf if self.right >= s - 1 else self.right, self.exact)
+        return self._replace(left=left, right=math.inf if self.right >= s - 1 else self.right)
 
     @property
     def full(self) -> bool:
@@ -30,33 +32,53 @@ class Span(NamedTuple):
         """The first key that some query may see, and the first after the last."""
         return int(max(0, min(s, -self.left))), int(max(0, min(s, t + self.right)))
 
+    @property
+    def pairs_alike(self) -> bool:
+        """Whether it is certain that each query sees the key of the same number, if there is one."""
+        return (self.exact or self.diagonal) and self.left >= 0 and self.right >= 0
+
     def shows_all(self, t: int, s: int) -> bool:
         """Whether it is certain that every key is seen by some query."""
+        if self.pairs_alike and t >= s:
+            return True
         return self.exact and self.left + self.right >= 0 and self.reach(t, s) == (0, s)
 
     def blind(self, t: int, s: int) -> bool:
         """Whether some query may see nothing."""
+        if self.pairs_alike and s >= t:
+            return False
         return not (self.exact and self.right >= 0 and t - 1 - self.left <= s - 1 and self.left + self.right >= 0)
 
 
-def span(mask: masks.Mask | None) -> Span:
-    """The narrowest window around a mask that its static windows give."""
+def span(mask: masks.Mask | None, lead: FieldValue = 0) -> Span:
+    """The narrowest window around a mask that its static windows give.
+
+    `lead`: how far queries stand beyond where they are counted from.
+    """
     if mask is None:
         return Span(math.inf, math.inf, True)
     if isinstance(mask, masks.And):
-        one, other = span(mask.left), span(mask.right)
-        return Span(min(one.left, other.left), min(one.right, other.right), one.exact and other.exact)
+        one, other = span(mask.left, lead), span(mask.right, lead)
+        diagonal = (one.exact or one.diagonal) and (other.exact or other.diagonal)
+        return Span(min(one.left, other.left), min(one.right, other.right), one.exact and other.exact, diagonal)
+    if isinstance(mask, masks.Or):
+        alike = span(mask.left, lead).pairs_alike or span(mask.right, lead).pairs_alike
+        return Span(math.inf, math.inf, False, alike)
     if isinstance(mask, Moved):
-        return _moved(span(mask.mask), mask.offsets.lead)
+        more = mask.offsets.lead
+        return span(mask.mask, lead + more if isinstance(lead, int) and isinstance(more, int) else None)
     if isinstance(mask, masks.Window):
-        sides = [math.inf if x is None else x for x in (mask.left, mask.right)]
-        left, right = (x if isinstance(x, (int, float)) else math.inf for x in sides)
-        return Span(left, right, [left, right] == sides)
+        return _window(mask, lead)
+    if isinstance(mask, masks.Segments):
+        # Shards of one sequence, whose ids are not the same, stand where only running tells.
+        return Span(math.inf, math.inf, False, mask.own and isinstance(lead, int))
     return Span(math.inf, math.inf, False)
 
 
-def _moved(near: Span, lead: FieldValue) -> Span:
-    """A window seen from queries that stand `lead` further beyond the first key than they are counted."""
+def _window(mask: masks.Window, lead: FieldValue) -> Span:
+    sides = [math.inf if x is None else x for x in (mask.left, mask.right)]
+    left, right = (x if isinstance(x, (int, float)) else math.inf for x in sides)
+    near = Span(left, right, [left, right] == sides)
     if isinstance(lead, int):
         return near._replace(left=near.left - lead, right=near.right + lead)
     return Span(math.inf, math.inf, near.full)

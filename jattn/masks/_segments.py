@@ -17,6 +17,8 @@ class Segments(Mask):
 
     query: FieldValue
     key: FieldValue
+    own: bool = False
+    """Whether both are the same ids: then a query sees the key of its own number."""
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
@@ -47,8 +49,9 @@ def segments(q_ids: ArrayLike, kv_ids: ArrayLike | None = None) -> Mask:
 
     Source: Krell et al. 2021, "Efficient Sequence Packing without Cross-contamination".
     """
+    own = kv_ids is None
     kv_ids = q_ids if kv_ids is None else kv_ids
-    return Segments(_ids(q_ids, "q_ids", "t"), _ids(kv_ids, "kv_ids", "s"))
+    return Segments(_ids(q_ids, "q_ids", "t"), _ids(kv_ids, "kv_ids", "s"), own)
 
 
 def _ids(ids: ArrayLike, name: str, axis: str) -> Operand:

@@ -15,7 +15,7 @@ from jattn._terms import Operand
 from jattn._terms.closures import Closure
 from jattn.backends.pallas import fit
 from jattn.backends.pallas.fit import Function
-from jattn.backends.pallas_gpu.sizes import unfit_pairs
+from jattn.backends.pallas_gpu.sizes import unfit_operands
 
 _THREADS = 8  # that the simulator was seen to need: warpgroups of a block, those that copy, and who waits for them
 LONGEST = 2**24  # queries or keys
@@ -98,11 +98,9 @@ def unfit_terms(problem: Problem) -> str | None:
 
 def _unfit_operands(problem: Problem, target: Target) -> str | None:
     terms = problem.mods, problem.mask, problem.gates
-    of_pairs = [x.array.dtype for x in fit.parts_of(terms, Operand) if {*"ts"} <= {*x.axes}]
+    operands = [(x.array.dtype, x.axes) for x in fit.parts_of(terms, Operand)]
     d, e = problem.key.shape[-1], problem.value.shape[-1]
-    if not of_pairs or not isinstance(d, int) or not isinstance(e, int):
-        return None
-    return unfit_pairs(target, d, e, of_pairs)
+    return unfit_operands(target, d, e, operands) if isinstance(d, int) and isinstance(e, int) else None
 
 
 def _unfit_operand(x: Operand) -> str | None:

@@ -18,9 +18,10 @@ Kernel = Literal["forward", "queries", "keys", "pairs"]
 """One of `Settings`' fields: the forward pass, or the gradients along one axis or both."""
 _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes half of a thread's registers
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
-_SPARE = 8 * chips.KIB  # of shared memory: barriers, rows, the operands along one axis, what the compiler reduces in
-
 _ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
+_SPARE = 4 * chips.KIB  # of shared memory: barriers, numbers of rows, what the compiler reduces in
+_VECTOR = 2 * _ALIGNED  # of an operand along one axis: its parts of the tiles at hand, and the sums of its gradient
+_FEW = 2  # of those, for which there is room whatever is asked for
 _RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
 
 _FEWEST = 16  # columns: what the matrix unit takes at once
@@ -59,7 +60,7 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
             rows, columns = spec.blocks
         source = "as asked for"
     both = _widths_of_pairs(spec, operands)
-    room = _room(spec.target)
+    room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)))
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
     fewest, most = _STEPS[kernel]
@@ -77,20 +78,24 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     return Sizes(rows, columns, steps, piece, height), source
 
 
-def unfit_pairs(target: Target, d: int, e: int, dtypes: Sequence[jnp.dtype]) -> str | None:
-    """Why the smallest tiles leave no room for parts of operands of such dtypes with both axes, None if they do."""
-    d, e, both = -(-d // 16) * 16, -(-e // 16) * 16, [stored_as(x, pairs=True).itemsize for x in dtypes]
+def unfit_operands(target: Target, d: int, e: int, operands: Sequence[tuple[jnp.dtype, Sequence[str]]]) -> str | None:
+    """Why the smallest tiles leave no room for parts of operands of such dtypes and axes, None if they do."""
+    d, e = -(-d // 16) * 16, -(-e // 16) * 16
+    both = [stored_as(x, pairs=True).itemsize for x, axes in operands if {*"ts"} <= {*axes}]
+    vectors = sum(_is_vector(axes) for _, axes in operands)
     height, wide = _HEIGHTS[generation(target)], max(d, e) > _WIDE
     if generation(target) == "ampere":
-        room = _ampere(target).granted - _SPARE
+        room = _ampere(target).granted - _SPARE - _VECTOR * max(vectors, _FEW)
         least = lambda kernel: (64, 1)
     else:
-        room = _room(target)
+        room = _room(target, vectors)
         least = lambda kernel: (128 if height == 128 else _largest(kernel, height, wide)[0], _STEPS[kernel][0])
     needed = lambda kernel, rows, steps: _bytes(kernel, rows, _FEWEST, d, e, steps, both)
     if all(needed(kernel, *least(kernel)) <= room for kernel in _STEPS):
         return None
-    return f"has no room in shared memory for tiles of {len(both)} operands with both axes t and s at such widths"
+    few = f"{len(both)} operands with both axes t and s"
+    few += f" and {vectors} with one" if vectors > _FEW else ""
+    return f"has no room in shared memory for tiles of {few} at such widths"
 
 
 def _largest(kernel: Kernel, height: int, wide: bool) -> tuple[int, int]:
@@ -103,9 +108,15 @@ def _largest(kernel: Kernel, height: int, wide: bool) -> tuple[int, int]:
     return 128 if wide else 256, columns
 
 
-def _room(target: Target) -> int:
-    """Bytes of shared memory for tiles, on Hopper and Blackwell."""
-    return (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted - _SPARE
+def _room(target: Target, vectors: int) -> int:
+    """Bytes of shared memory for tiles beside so many operands along one axis, on Hopper and Blackwell."""
+    all_of_it = (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted
+    return all_of_it - _SPARE - _VECTOR * max(vectors, _FEW)
+
+
+def _is_vector(axes: Sequence[str]) -> bool:
+    """Whether a tile has a stretch of the operand: of rows, of columns or of diagonals."""
+    return len({*"tsr"} & {*axes}) == 1
 
 
 def _widths_of_pairs(spec: Spec, operands: Sequence[Shaped]) -> list[int]:

@@ -76,6 +76,6 @@ def test_gradients_of_a_runner_are_of_all_three():
     case = Case("causal", 1, 16, 2, 8, "fwdbwd")
     prepared = RUNNERS["blockwise"].prepare(case, 2)
     assert prepared.copies == 2
-    got = prepared.wait(prepared.call(1))
+    got = prepared.wait(prepared.draw()(1))
     assert [x.shape for x in got] == [(1, 16, 2, 8)] * 4
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(got))

@@ -13,15 +13,15 @@ from jax import lax
 from jattn_kernels.gpu.lowering import rewrites
 
 _NATIVE = {
-    "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "exp2", "log", "log2", "tanh", "sin", "cos", "sqrt",
-    "rsqrt", "and", "or", "xor", "shift_left", "shift_right_logical", "shift_right_arithmetic", "eq", "ne", "lt", "le",
+    "add", "sub", "mul", "div", "max", "min", "neg", "abs", "exp", "exp2", "tanh", "sqrt", "rsqrt",
+    "and", "or", "xor", "shift_left", "shift_right_logical", "shift_right_arithmetic", "eq", "ne", "lt", "le",
     "gt", "ge",
 }  # fmt: skip
 ON_BITS = {
-    "log1p", "expm1", "pow", "erfc", "erf_inv", "cbrt", "sinh", "atan", "atan2", "asin", "acos", "asinh", "acosh",
-    "atanh", "nextafter", "round", "rem", "reduce_precision", "bitcast_convert_type",
+    "log", "log2", "sin", "cos", "tan", "log1p", "expm1", "pow", "erfc", "erf_inv", "cbrt", "sinh", "atan", "atan2",
+    "asin", "acos", "asinh", "acosh", "atanh", "nextafter", "round", "rem", "reduce_precision", "bitcast_convert_type",
 }  # fmt: skip
-"""What looks at a number's bits."""
+"""What looks at a number's bits, or rounds it."""
 FOLDED: dict[str, Callable[..., Any]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum, "neg": np.negative,
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
