@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels.gpu.layout import OperandLayout, lay_out
 from jattn_kernels.gpu.sizes import Lengths
+from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
 from jattn import gates
 from jattn._terms import AnyArray, FieldValue, Offsets, Operand, counter_hash, term
 from jattn.backends.contract import Shaped, Spec
-from jattn.backends.pallas.terms import Packed, TileTerms, Words
-from jattn.mods import Mod
+from jattn.backends.pallas.terms import Packed, TileTerms, Words, terms_of
+from jattn.mods import Mod, SoftCap
 
 
 @term
@@ -116,11 +117,27 @@ def looked_up(spec: Spec, operands: Sequence[Shaped]) -> list[bool]:
     return [len(x.shape) > len(y) and n not in relative for n, (x, y) in enumerate(zip(operands, axes, strict=True))]
 
 
+_LARGE = 1e30
+"""Scores of which a multiple may not be finite.  Of smaller ones a row's maximum is kept in the exponent's units: the
+difference and the factor are one instruction."""
+_SMALL = 60.0
+"""Scores whose exponentials are e^-60 to e^60, 2^24 of which add up to less than 2e33: no maximum is taken off.
+float16 has no such numbers."""
+
+
+def _bound(mods: Sequence[Mod]) -> float:
+    """How large scores can come out, as far as is known while tracing."""
+    last = mods[-1] if mods else None
+    return float(last.cap) if isinstance(last, SoftCap) and isinstance(last.cap, (int, float)) else math.inf
+
+
 class GpuTerms(TileTerms):
     """The terms of a call for kernels whose rows are queries, `t`, or keys, `s`."""
 
     along_diagonal: Any = LookedUpDiagonalBias
     packed: type[Packed] = LookedUp
+    scaled: bool
+    small: bool
     natural: bool
     exact: bool
 
@@ -128,8 +145,18 @@ class GpuTerms(TileTerms):
         super().__init__(spec, lengths)
         self.rows = rows
         # A scale that is a factor of the exponent must not turn a row's greatest product into its least.
-        self.natural = self.has_mods or not self.scale > 0
+        self.scaled = self.has_mods or not self.scale > 0
+        most = _bound(terms_of(spec).mods)
+        self.natural = self.scaled and most > _LARGE
+        self.small = most <= _SMALL and spec.dtype == jnp.bfloat16
         self.exact = True
+
+    @property
+    def factor(self) -> float:
+        return self.scale * (1.0 if self.scaled else LOG2E)
+
+    def functions(self) -> TileFunctions:
+        return super().functions()._replace(scaled=self.scaled, small=self.small)
 
     def gate(self, gate: gates.Gate, offsets: Offsets) -> gates.Gate:
         if not isinstance(gate, gates.Dropout) or gate.rate == 0:

@@ -173,14 +173,14 @@ class Block:
         self, score: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any], masked: bool, real: Any = True
     ) -> jax.Array:
         """The scores of a tile from its products, -inf where a pair does not attend or is not `real`."""
-        if self.functions.natural:
+        if self.functions.scaled:
             score = score * self.scale
         live = j < self.s if masked and self.s % self.sizes.keys(self.staging.rows) else True
         return self.functions.scores(score, i, j, masked, live & real, parts)
 
     def unit(self) -> float:
-        """log2(e) where scores are natural, else what makes scores of products, log2(e) included."""
-        return LOG2E if self.functions.natural else self.scale
+        """log2(e) where products were made scores before, else what makes scores of them, log2(e) included."""
+        return LOG2E if self.functions.scaled else self.scale
 
     # Copies
 

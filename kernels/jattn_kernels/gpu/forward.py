@@ -112,8 +112,13 @@ class Forward(Block):
         self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, self.copier(arrived))
         plgpu.barrier_wait(arrived)
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg, first)
-        top = machine.row(jnp.full((height,), LOWEST, jnp.float32))
-        self.finish(wg, rows, *self.loop(wg, first, resident, (self.begin(wg), top, machine.zeros(height))))
+        state = self.begin(wg), self.lowest(), machine.zeros(height)
+        self.finish(wg, rows, *self.loop(wg, first, resident, state))
+
+    def lowest(self) -> jax.Array:
+        """What rows' maxima start from; where none is taken off they stay 0."""
+        start = 0.0 if self.functions.small else LOWEST
+        return self.machine.row(jnp.full((self.sizes.height,), start, jnp.float32))
 
     def loop(self, wg: jax.Array, first: jax.Array, resident: Sequence[Any], state: Any) -> Any:
         """Every tile that the lists name."""
@@ -149,14 +154,18 @@ class Forward(Block):
         if self.functions.weights is None:
             self.leave(slot)
         along = lambda x: machine.broadcast(x, 0, score.shape)
-        if self.functions.natural:  # the difference first: scores may be so large that a multiple of them is not finite
+        if self.functions.small:
+            new, shrink, p = top, None, jnp.exp2(score * unit)
+        elif (
+            self.functions.natural
+        ):  # the difference first: scores may be so large that a multiple of them is not finite
             new = jnp.maximum(top, machine.row_max(score))
             shrink, p = jnp.exp2((top - new) * unit), jnp.exp2((score - along(new)) * unit)
         else:  # together with the difference the scale costs nothing
             new = jnp.maximum(top, machine.row_max(score) * unit)
             shrink, p = jnp.exp2(top - new), jnp.exp2(score * unit - along(new))
-        total = total * shrink + machine.row_sum(p)
-        out = self.shrink(wg, out, shrink)
+        total = (total if shrink is None else total * shrink) + machine.row_sum(p)
+        out = out if shrink is None else self.shrink(wg, out, shrink)
         if self.functions.weights is not None:
             gates = self.functions.weights
             p = self.evaluate(lambda p, i, j, parts: gates(p, i, j, masked, parts), [p], given)

@@ -77,11 +77,10 @@ class GradientBlock(Block):
             return [found.get(n, x) for n, x in enumerate(parts)]
 
         scores = lambda x, some: self.scores(x, i, j, filled(some), masked, real)
+        score, pull = jax.vjp(scores, product, some) if self.functions.scaled else (scores(product, some), None)
         if self.functions.natural:
-            score, pull = jax.vjp(scores, product, some)
             p = jnp.exp2((score - of_queries.lse) * self.unit())
         else:
-            score, pull = scores(product, some), None
             p = jnp.exp2(score * self.unit() - of_queries.lse)
         weight, gates = p, self.functions.weights
         if gates is not None:
@@ -112,4 +111,4 @@ class GradientBlock(Block):
 
     def factor(self) -> float:
         """What the sums of the products' gradients lack: the scale, unless the scores were made of it."""
-        return 1.0 if self.functions.natural else self.unit() / LOG2E
+        return 1.0 if self.functions.scaled else self.unit() / LOG2E

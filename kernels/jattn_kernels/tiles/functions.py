@@ -24,6 +24,10 @@ class TileFunctions(NamedTuple):
     reach: tuple[int, int]  # the first key that a query may see, and the first after the last
     sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query
     blind: bool = False  # queries may see nothing
+    scaled: bool = (
+        False  # on GPU: `scale` comes before the terms, and with log2(e) alone in the exponent; if natural, too
+    )
+    small: bool = False  # on GPU: exponentials of scores, and their sums, are numbers without a maximum taken off
     finite: bool = True  # mods have a finite derivative at every pair, hidden and padded ones included
 
     def natural_lse(self, lse: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.block import entry
-from jattn_kernels.gpu.forward import LOWEST, Forward, run
+from jattn_kernels.gpu.forward import Forward, run
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
@@ -48,7 +48,7 @@ class _Forward(Alone, Forward):
         self.query = self.q_sm.at[0] if self.q_sm.shape[-1] > _HELD else machine.hold(self.q_sm.at[0])
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, 0, self.first)
         out = machine.zeros(height, self.v_sm.shape[-1])
-        top = machine.row(jnp.full((height,), LOWEST, jnp.float32))
+        top = self.lowest()
         out, top, total = self.loop(wg, self.first, resident, (out, top, machine.zeros(height)))
         unseen = total == 0
         out = self.shrink(wg, out, jnp.where(unseen, 0.0, 1 / total))

@@ -36,12 +36,32 @@ def run(
     def read(v: Any) -> Any:
         return known(v.val, v.aval.dtype) if _is_literal(v) else env[v]
 
+    multiples: dict[Any, tuple[Held, float]] = {}
     for eqn, some in zip(jaxpr.eqns, needed, strict=True):
         if any(some):
             inputs = [read(v) if _is_literal(v) else env.get(v) for v in eqn.invars]
+            inputs = _one_product(eqn, inputs, multiples)
             results = _equation(tile, eqn, inputs, some)
             env.update((v, x) for v, x, n in zip(eqn.outvars, results, some, strict=True) if n)
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, wanted, strict=True)]
+
+
+def _one_product(eqn: Any, inputs: Sequence[Any], multiples: dict[Any, tuple[Held, float]]) -> Sequence[Any]:
+    """The inputs, with a number times a number in the place of both where an array is multiplied by one and then by
+    another: a scale and a cap's inverse, say.  `multiples`: of what, and by which, a variable is."""
+    literals = [n for n, v in enumerate(eqn.invars) if _is_literal(v)]
+    if eqn.primitive.name != "mul" or len(literals) != 1 or eqn.outvars[0].aval.dtype != np.float32:
+        return inputs
+    (n,) = literals
+    array, factor = eqn.invars[1 - n], float(eqn.invars[n].val)
+    base, before = multiples.get(array, (inputs[1 - n], 1.0))
+    product = float(np.float32(before * factor))
+    if not np.isfinite(product) or abs(product) < np.finfo(np.float32).tiny:
+        return inputs
+    multiples[eqn.outvars[0]] = base, product
+    merged: list[Any] = [base, base]
+    merged[n] = known(np.float32(product), np.dtype(np.float32))
+    return merged
 
 
 def _closed(tile: Tile, jaxpr: Any, args: Sequence[Held], wanted: Sequence[bool] | None = None) -> list[Any]:
