@@ -24,7 +24,7 @@ from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.lowering import Column
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.sizes import Lengths, Sizes, apart
 from jattn_kernels.tiles.functions import TileFunctions
 
 
@@ -119,7 +119,9 @@ class Keys(GradientBlock):
                 plgpu.copy_gmem_to_smem(self.q.at[at], self.q_sm.at[slot], there)
                 plgpu.copy_gmem_to_smem(self.dout.at[self.b, queries, h], self.dout_sm.at[slot], there)
                 for row, ref in enumerate(self.of_rows):
-                    plgpu.copy_gmem_to_smem(ref.at[self.b, h, queries], self.row_sm.at[row, slot], there)
+                    plgpu.copy_gmem_to_smem(
+                        ref.at[self.b, h, queries], self.row_sm.at[row, slot, pl.ds(0, columns)], there
+                    )
                 places, copy = (self.first, first), self.copier(there)
                 self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, places, copy)
 
@@ -288,7 +290,7 @@ def run(
             tiles_in(blocks, height, e, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
-            plgpu.SMEM((len(of_rows), sizes.steps, sizes.columns), jnp.float32),
+            plgpu.SMEM((len(of_rows), sizes.steps, apart(sizes.columns, jnp.dtype(jnp.float32))), jnp.float32),
             plgpu.SMEM((len(active), blocks * kind.sharers, height), jnp.float32) if active and kind.copies else None,
             kind.barrier(num_arrivals=2, num_barriers=blocks),
             kind.barrier(num_arrivals=staging.resident, num_barriers=2) if staging.resident else None,

@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.lowering import Column, Row, Table
 from jattn_kernels.gpu.machine import Warpgroup
-from jattn_kernels.gpu.sizes import EIGHT, Sizes, stored_as
+from jattn_kernels.gpu.sizes import EIGHT, Sizes, apart, stored_as
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
 
@@ -185,7 +185,7 @@ class Staging:
             transforms = swizzle(sizes.columns, layout.dtype.itemsize)
             return plgpu.SMEM((sizes.steps, sizes.rows, sizes.columns), layout.dtype, transforms=transforms)
         length = {"r": self._diagonals, self.rows: sizes.rows}.get(layout.along, sizes.columns)
-        return plgpu.SMEM((sizes.steps, length), layout.dtype)
+        return plgpu.SMEM((sizes.steps, apart(length, layout.dtype)), layout.dtype)
 
     @property
     def _diagonals(self) -> int:
@@ -236,7 +236,8 @@ class Staging:
                     copy(ref, (*at, pl.ds(diagonal + begin, n)), to.at[slot, pl.ds(begin, n)])
             else:
                 along = {"ts": (row, column), self.rows: (row,)}.get(layout.along, (column,))
-                copy(ref, (*at, *along), to.at[slot])
+                to = to.at[slot] if layout.along == "ts" else to.at[slot, pl.ds(0, along[0].size)]
+                copy(ref, (*at, *along), to)
 
     def read_resident(
         self,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+_COPIED = 128  # bytes, of which what it copies to shared memory begins at a multiple
 EIGHT = 8  # rows of a swizzled tile of shared memory that stand together
 
 
@@ -50,6 +51,13 @@ def stored_as(dtype: jnp.dtype, pairs: bool) -> jnp.dtype:
     if dtype == jnp.uint32:
         return dtype
     return jnp.dtype(jnp.bfloat16 if dtype == jnp.bool_ and pairs else jnp.int32)
+
+
+def apart(n: int, dtype: jnp.dtype) -> int:
+    """How long a stretch of shared memory is that holds n numbers, where several lie behind one another: the
+    accelerator of copies brings each to a multiple of 128 bytes."""
+    numbers = _COPIED // jnp.dtype(dtype).itemsize
+    return -(-n // numbers) * numbers
 
 
 def by_eights(n: int) -> int:

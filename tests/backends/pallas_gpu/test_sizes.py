@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -16,7 +17,11 @@ from jattn._call.targets import Target
 from jattn.backends.contract import Spec
 from jattn.backends.pallas_gpu import PALLAS_GPU
 from jattn.backends.pallas_gpu.sizes import tile_sizes
+from tests.cases import Sizes, make
+from tests.evaluate import as_function
 from tests.problems import problem
+
+NEW = jax.__version_info__ >= (0, 11)
 
 
 def _sizes(target: Any, kernel: Any, d: int, e: int = 0, blocks: Any = None, **options: Any) -> Any:
@@ -105,3 +110,31 @@ def test_many_operands_of_pairs_get_small_tiles():
     biases = tuple(mods.bias(jnp.zeros((512, 512)), "ts") for _ in range(6))
     sizes, _ = _sizes("h100", "queries", 128, mods=biases)
     assert (sizes.rows, sizes.columns, sizes.steps) == (128, 16, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not NEW, reason="jax 0.11 or newer, Python 3.12")
+@pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
+@pytest.mark.parametrize("name", ["bias-every-axes", "everything", "relative"])
+def test_copies_begin_at_multiples_of_128_bytes(monkeypatch, chip, name):
+    """The accelerator of copies takes no other place in shared memory, which neither the simulator nor a compiler
+    minds: tiles of 16 columns had vectors 64 bytes apart, which a GPU called a misaligned address."""
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    found: list[tuple[tuple[int, ...], Any]] = []
+    memory = plgpu.SMEM  # pyright: ignore[reportAttributeAccessIssue]
+
+    def recorded(shape: tuple[int, ...], dtype: Any, **more: Any) -> Any:
+        if not more.get("transforms"):  # tiles are whole blocks of 8 rows
+            found.append((shape, jnp.dtype(dtype)))
+        return memory(shape, dtype, **more)
+
+    monkeypatch.setattr(plgpu, "SMEM", recorded)
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    inputs = make(name, jnp.bfloat16, Sizes(b=2, t=391, s=457, h=4, g=2, d=128, e=128))
+    fn, arrays, _ = as_function(inputs, implementation="pallas_gpu")
+    jax.eval_shape(lambda *x: jax.vjp(fn, *x)[1](jax.tree.map(jnp.zeros_like, jax.eval_shape(fn, *x))), *arrays)
+    # A tile of more rows than there are steps is no row of stretches: it is whole wherever it goes.
+    several = [(shape, dtype) for shape, dtype in found if math.prod(shape[:-1]) > 1 and shape[-2] <= 8]
+    assert len(several) > 5
+    assert not [x for x in several if x[0][-1] * x[1].itemsize % 128]

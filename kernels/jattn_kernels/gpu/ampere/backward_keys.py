@@ -42,7 +42,7 @@ class _Keys(Alone, Keys):
         machine.bring(self.q, (entry(self.b, self.batches[0]), queries, h), self.q_sm.at[slot])
         machine.bring(self.dout, (self.b, queries, h), self.dout_sm.at[slot])
         for row, ref in enumerate(self.of_rows):
-            machine.bring(ref, (self.b, h, queries), self.row_sm.at[row, slot])
+            machine.bring(ref, (self.b, h, queries), self.row_sm.at[row, slot, pl.ds(0, self.sizes.columns)])
         places = self.first, first
         self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, places, machine.bring)
 
