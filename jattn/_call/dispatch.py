@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jattn_kernels import tables
+from jattn_kernels import chips, tables
 
 from jattn import _derivatives
 from jattn._call import pages, scales
@@ -176,12 +176,23 @@ def _run_of(
     backend: Backend, direction: str, problem: Problem, target: Target, confirmed: Sequence[tables.Confirmed]
 ) -> tables.Confirmed | None:
     """The run that confirms a backend's pass on the chip, for the arrays' dtype; None if there is none, or if the
-    kernels would be interpreted."""
+    kernels would be interpreted.
+
+    A run on another chip of the same compute capability will do: it ran the same machine code, on multiprocessors that
+    are alike; an H200 is an H100 with other memory.
+    """
     dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
-    if target.chip is None or target.interpret or len(dtypes) > 1:
+    if target.capability is None or target.interpret or len(dtypes) > 1:
         return None
-    here = (target.chip, backend.name, *dtypes)
-    return next((x for x in confirmed if x[:3] == here and direction in x.passes), None)
+    here = (backend.name, *dtypes)
+    alike = [x for x in confirmed if x[1:3] == here and direction in x.passes and _capability(x) == target.capability]
+    return next((x for x in alike if x.chip == target.chip), next(iter(alike), None))
+
+
+def _capability(run: tables.Confirmed) -> tuple[int, int] | None:
+    """Of the chip of a run."""
+    chip = chips.GPUS.get(run.chip)
+    return chip and chip.capability
 
 
 def _unconfirmed(backend: Backend, target: Target) -> str:

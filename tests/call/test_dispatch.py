@@ -43,15 +43,23 @@ def test_nothing_is_chosen_unasked_that_no_run_has_confirmed():
 @pytest.mark.parametrize(
     "other",
     [
-        {"chip": "h200"}, {"backend": "pallas_gpu"}, {"dtype": "float16"}, {"passes": ("backward",)},
+        {"chip": "a100"}, {"backend": "pallas_gpu"}, {"dtype": "float16"}, {"passes": ("backward",)},
     ],
 )  # fmt: skip
-def test_a_run_confirms_its_own_chip_backend_dtype_and_pass(other):
+def test_a_run_confirms_its_own_generation_backend_dtype_and_pass(other):
     assert dispatch.choose(_problem(), None, H100, [_run()]).backend is CUDNN
     assert dispatch.choose(_problem(), None, H100, [_run(**other)]).backend is not CUDNN
     assert dispatch.choose(_problem("float16"), None, H100, [_run()]).backend is BLOCKWISE
-    assert dispatch.choose(_problem(), None, targets.Target("gpu", None, False, (9, 0)), [_run()]).backend is BLOCKWISE
+    assert dispatch.choose(_problem(), None, targets.Target("gpu", None, False, (8, 6)), [_run()]).backend is BLOCKWISE
     assert dispatch.choose(_problem(), None, H100._replace(interpret=True), [_run()]).backend is not CUDNN
+
+
+def test_a_run_on_a_chip_of_the_same_capability_will_do_and_is_named():
+    other = _run(chip="h200", device="NVIDIA H200")
+    got = dispatch.choose(_problem(), None, H100, [other])
+    assert got.backend is CUDNN and got.evidence == "confirmed (NVIDIA H200, 2026-12-31, runs/h100.json)"
+    assert dispatch.choose(_problem(), None, H100, [other, _run()]).evidence == got.evidence.replace("H200", "H100 PCIe")
+    assert dispatch.choose(_problem(), None, targets.Target("gpu", None, False, (9, 0)), [_run()]).backend is CUDNN
 
 
 def test_what_it_refuses_no_run_makes_it_take():
