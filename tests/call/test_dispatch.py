@@ -58,7 +58,9 @@ def test_a_run_on_a_chip_of_the_same_capability_will_do_and_is_named():
     other = _run(chip="h200", device="NVIDIA H200")
     got = dispatch.choose(_problem(), None, H100, [other])
     assert got.backend is CUDNN and got.evidence == "confirmed (NVIDIA H200, 2026-12-31, runs/h100.json)"
-    assert dispatch.choose(_problem(), None, H100, [other, _run()]).evidence == got.evidence.replace("H200", "H100 PCIe")
+    assert dispatch.choose(_problem(), None, H100, [other, _run()]).evidence == got.evidence.replace(
+        "H200", "H100 PCIe"
+    )
     assert dispatch.choose(_problem(), None, targets.Target("gpu", None, False, (9, 0)), [_run()]).backend is CUDNN
 
 

@@ -189,6 +189,23 @@ def test_rows_of_the_lowest_number_are_means():
     assert_close(out, jnp.broadcast_to(v.astype(jnp.float32).mean(1, keepdims=True), out.shape), 2.0**-8)
 
 
+@pytest.mark.parametrize("chip", ["h100", "b200", "a100"])
+@pytest.mark.parametrize(
+    ("cap", "dtype"), [(60.0, jnp.bfloat16), (61.0, jnp.bfloat16), (60.0, jnp.float16)], ids=["60", "61", "float16"]
+)
+def test_scores_that_a_cap_bounds(monkeypatch, chip, cap, dtype):
+    """All of a row may lie at one end of what needs no maximum, where exponentials are least or greatest."""
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    q, k, v = _arrays(dtype=dtype)
+    q, k = (jnp.abs(x) * 40 for x in (q, k))
+    q = q.at[:, ::2].multiply(-1)
+    options = {"mods": mods.softcap(cap), "mask": masks.causal(100), "return_lse": True}
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    got, wanted = _attend(q, k, v, **options), jattn.attention(*wide, implementation="reference", **options)
+    assert_close(got[0], wanted[0], TOLERANCES[jnp.dtype(dtype).name].value)
+    assert_close(got[1], wanted[1], TOLERANCES["float16"].value)
+
+
 def test_tiles_as_asked_for():
     q, k, v = _arrays()
     chex.assert_trees_all_close(_attend(q, k, v, blocks=(128, 64)), _attend(q, k, v), atol=2.0**-8)

@@ -55,8 +55,8 @@ def _one_product(eqn: Any, inputs: Sequence[Any], multiples: dict[Any, tuple[Hel
     (n,) = literals
     array, factor = eqn.invars[1 - n], float(eqn.invars[n].val)
     base, before = multiples.get(array, (inputs[1 - n], 1.0))
-    product = float(np.float32(before * factor))
-    if not np.isfinite(product) or abs(product) < np.finfo(np.float32).tiny:
+    product, limits = before * factor, np.finfo(np.float32)
+    if not float(limits.tiny) <= abs(product) <= float(limits.max):
         return inputs
     multiples[eqn.outvars[0]] = base, product
     merged: list[Any] = [base, base]

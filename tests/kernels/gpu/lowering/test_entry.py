@@ -74,6 +74,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "powers": (lambda s, i, j: jnp.abs(s) ** 1.5 + s**3 + i**2 + jnp.logaddexp(s, 0.0), ()),
     "whole numbers": (lambda s, i, j: jnp.abs(i - j) + jnp.sign(i - j) + (~i) + (i << 2) + lax.population_count(j) + lax.clz(i), ()),
     "choices": (lambda s, i, j: lax.select_n(jnp.clip(i - j, 0, 2), s, -s, 2 * s), ()),
+    "multiples": (lambda s, i, j: (s * 0.5 * 4.0 * -3.0, s * 1e-30 * 1e-30 * 1e30, 1e30 * (s * 1e30) * 0.0, 3 * jnp.tanh(s * 0.1 * 2)), ()),
     "conversions": (lambda s, i, j: s.astype(jnp.bfloat16).astype(jnp.float32) + s.astype(bool) + s.astype(jnp.int32), ()),
     "bfloat16": (lambda s, i, j: jnp.tanh(s.astype(jnp.bfloat16)) * jnp.bfloat16(2), ()),
     "loop": (lambda s, i, j: lax.fori_loop(0, 5, lambda n, x: x * 0.5 + n, s), ()),
