@@ -33,7 +33,7 @@ _LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "buil
 _CONTENTS = {dict: lambda x: dict(dict.items(x)), list: list, tuple: tuple, collections.deque: list}
 _FILL = {dict: dict.update, list: list.extend, collections.deque: collections.deque.extend}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
-_DEFINED_BY_CODE = 1 << 9  # CPython's flag of classes that a class statement made
+_ON_HEAP, _IMMUTABLE = 1 << 9, 1 << 8  # CPython's flags; a class statement makes classes with the first alone
 _LEAF = jax.tree.structure(0)
 _STATIC_TABLE = 2**16  # entries of a NumPy array that a mask keeps: more would make the program's key slow to compare
 
@@ -267,7 +267,7 @@ def _of_library(value: object) -> bool:
 
 def _base(kind: type) -> Any:
     """The class that Python itself defines of which a class is one: it says what its objects are beside attributes."""
-    return next(x for x in kind.__mro__ if not x.__flags__ & _DEFINED_BY_CODE)
+    return next(x for x in kind.__mro__ if x.__flags__ & (_ON_HEAP | _IMMUTABLE) != _ON_HEAP)
 
 
 def _attributes(value: object) -> dict[str, Any] | None:
