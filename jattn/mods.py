@@ -72,8 +72,8 @@ class SoftCap(Mod):
 def softcap(cap: ArrayLike) -> Mod:
     """cap * tanh(score / cap): keeps scores within (-cap, cap).
 
-    A score that is -inf before it, by a bias say, is hidden and stays so.  The kernels for GPU take the hardware's tanh,
-    whose relative error is 2^-11.
+    A score that is -inf before it, by a bias say, is hidden and stays so.  On GPU fused kernels take the hardware's
+    tanh, whose relative error is 2^-11.
 
     Args:
       cap: a number > 0, which is part of the compiled program, so that another one compiles anew; or a scalar array,
