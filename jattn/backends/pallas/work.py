@@ -11,12 +11,22 @@ import numpy as np
 from jattn_kernels.tiles import work
 from jattn_kernels.tiles.work import Direction, Frame
 
+from jattn import masks
 from jattn._terms import AnyArray, block_tables
 from jattn._terms.reach import Span, span
 from jattn.backends.pallas import patterns as patterns_of
+from jattn.backends.pallas.terms import parts_of
 from jattn.masks import Mask
 
 MOST_SCALARS = 2**17  # numbers that a kernel reads ahead of its grid: half of scalar memory
+
+
+def class_of(mask: Mask | None, t: int, s: int) -> str:
+    """The class of a mask, of `jattn_kernels.tables.MASKS`; a window as wide as the sequence is none."""
+    if span(mask).open(t, s).full:
+        return "full"
+    windows = parts_of(mask, masks.Window)
+    return "window" if any(isinstance(x.left, int) and x.left < t - 1 for x in windows) else "causal"
 
 
 def lengths(frame: Frame) -> tuple[tuple[int, int], tuple[int, int]]:

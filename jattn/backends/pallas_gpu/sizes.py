@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jattn_kernels import chips
+from jattn_kernels import chips, tables
 from jattn_kernels.gpu.sizes import Sizes, stored_as
 
 from jattn._call.targets import Target
+from jattn._terms.moved import moved
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import parts_of, terms_of
+from jattn.backends.pallas.work import class_of
 from jattn.mods import Relative
 
 Kernel = Literal["forward", "queries", "keys", "pairs"]
@@ -39,13 +42,23 @@ def generation(target: Target) -> Generation:
     return generations.get((target.capability or (9, 0))[0], "hopper")
 
 
-def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], kernel: Kernel) -> tuple[Sizes, str]:
-    """The tile sizes of one kernel and where they come from.
-
-    Without a table of measured ones: the largest whose sums fit in registers and whose tiles fit in shared memory.
+def tile_sizes(
+    spec: Spec,
+    k: Shaped,
+    v: Shaped,
+    operands: Sequence[Shaped],
+    kernel: Kernel,
+    entries: Sequence[tables.Entry] | None = None,
+) -> tuple[Sizes, str]:
+    """The tile sizes of one kernel and where they come from: what was the fastest on the chip, where `entries` have
+    such calls, by default those of `tables/gpu.json`; else the largest whose sums fit in registers and whose tiles fit
+    in shared memory.
     """
     if (given := getattr(spec.backend.settings, kernel)) is not None:
         return given, "as set"
+    entries = tables.read("gpu") if entries is None else entries
+    if spec.blocks is None and (fastest := _measured(spec, k, v, kernel, entries)):
+        return Sizes(**fastest.sizes), f"tuned for {fastest.name}"
     d, e = (-(-x.shape[-1] // 16) * 16 for x in (k, v))
     wide = max(d, e) > _WIDE
     if generation(spec.target) == "ampere":
@@ -76,6 +89,27 @@ def tile_sizes(spec: Spec, k: Shaped, v: Shaped, operands: Sequence[Shaped], ker
     while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room:
         steps += 1
     return Sizes(rows, columns, steps, piece, height), source
+
+
+def _measured(spec: Spec, k: Shaped, v: Shaped, kernel: Kernel, entries: Sequence[tables.Entry]) -> tables.Entry | None:
+    """The entry of the chip, the kernel and the width that is nearest in mask and length.
+
+    They were found without mods, gates and operands of pairs, which take registers and shared memory, and say nothing
+    of calls with those.
+    """
+    terms, (s, _, d) = terms_of(spec), k.shape[1:]
+    of_pairs = any({*"ts"} <= {*axes} for axes in spec.signature.axes)
+    if terms.mods or terms.gates or of_pairs or d != v.shape[-1] or s == 0:
+        return None
+    room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)))
+
+    def fits(columns: int, steps: int, rows: int, **_: int) -> bool:
+        return _bytes(kernel, rows, columns, d, d, steps, []) <= room
+
+    here = (spec.target.chip, kernel, d)
+    own = [x for x in entries if (x.chip, x.direction, x.d) == here and fits(**x.sizes)]
+    kind = class_of(moved(terms), s, s) if own else ""
+    return min(own, key=lambda x: (x.mask != kind, abs(math.log2(x.t / s))), default=None)
 
 
 def unfit_operands(target: Target, d: int, e: int, operands: Sequence[tuple[jnp.dtype, Sequence[str]]]) -> str | None:

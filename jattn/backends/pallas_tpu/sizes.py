@@ -9,21 +9,16 @@ from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import RUN, Direction
 from jattn_kernels.tpu.sizes import LANES, Sizes
 
-from jattn import masks
 from jattn._terms import Operand
 from jattn._terms.moved import moved
-from jattn._terms.reach import span
 from jattn.backends.contract import Shaped, Spec
-from jattn.backends.pallas.terms import parts_of, terms_of
-from jattn.backends.pallas.work import MOST_SCALARS
+from jattn.backends.pallas.terms import terms_of
+from jattn.backends.pallas.work import MOST_SCALARS, class_of
 
 
 def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]:
-    """Mask class and pass, as the tables name them; a window as wide as the sequence is none."""
-    mask = moved(terms_of(spec))
-    window = any(isinstance(x.left, int) and x.left < t - 1 for x in parts_of(mask, masks.Window))
-    kind = "full" if span(mask).open(t, s).full else "window" if window else "causal"
-    return kind, direction
+    """Mask class and pass, as the tables name them."""
+    return class_of(moved(terms_of(spec)), t, s), direction
 
 
 def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction) -> tuple[Sizes, str]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jattn_kernels import tables
 from jattn_kernels.chips import GPUS, KIB
 
 from jattn import gates, masks, mods, operand
@@ -24,7 +25,9 @@ from tests.problems import problem
 NEW = jax.__version_info__ >= (0, 11)
 
 
-def _sizes(target: Any, kernel: Any, d: int, e: int = 0, blocks: Any = None, **options: Any) -> Any:
+def _sizes(
+    target: Any, kernel: Any, d: int, e: int = 0, blocks: Any = None, entries: Any = None, **options: Any
+) -> Any:
     q, v = ((2, 512, 4, n) for n in (d, e or d))
     of = jax.ShapeDtypeStruct
     signature = []
@@ -38,7 +41,7 @@ def _sizes(target: Any, kernel: Any, d: int, e: int = 0, blocks: Any = None, **o
     _, k, v, operands = jax.eval_shape(arrays, given)
     target = targets.named(target) if isinstance(target, str) else target
     spec = Spec(PALLAS_GPU, signature[0], jnp.dtype(jnp.bfloat16), None, blocks, target)
-    return tile_sizes(spec, k, v, operands, kernel)
+    return tile_sizes(spec, k, v, operands, kernel, entries)
 
 
 BIAS: Any = {"bias": jnp.zeros((1, 4, 512, 512))}
@@ -104,6 +107,36 @@ def test_numbers_of_pairs_are_counted_as_kernels_hold_them():
         of_column = sizes.steps * (512 + sizes.rows * bytes_of_one)
         room = GPUS["h100"].granted - 8 * KIB - sizes.rows * 256
         assert sizes.columns * of_column <= room < 2 * sizes.columns * of_column
+
+
+def _entry(mask: str, t: int, steps: int, **changes: Any) -> tables.Entry:
+    sizes = {"rows": 128, "columns": 64, "steps": steps, "piece": 64, "height": 64}
+    return tables.Entry(
+        **{
+            **dict(chip="h100", d=128, t=t, mask=mask, direction="forward", sizes=sizes, milliseconds=1.0, pairs=1),
+            **changes,
+        }
+    )
+
+
+def test_what_was_the_fastest_on_the_chip_is_taken():
+    """For the nearest mask and length, of calls that such entries say something of."""
+    entries = [_entry("full", 512, 2), _entry("causal", 16384, 3), _entry("causal", 1024, 4)]
+    steps = lambda target="h100", d=128, **options: _sizes(target, "forward", d, entries=entries, **options)[0].steps
+    assert steps(mask=masks.causal()) == 4
+    assert _sizes("h100", "forward", 128, entries=entries[:2])[1] == "tuned for h100, forward, full, d 128, t 512"
+    found, source = _sizes(
+        "h100", "forward", 128, entries=entries[:2], mask=masks.causal() & masks.segments(jnp.zeros((2, 512), int))
+    )
+    assert found.steps == 3 and "causal" in source
+    plain = _sizes("h100", "forward", 128)
+    others: list[Any] = [{"mods": mods.softcap(3.0)}, {"dropout": gates.dropout(0.1, 1)}, BIAS]
+    for other in others:
+        assert "tuned" not in _sizes("h100", "forward", 128, entries=entries, **other)[1]
+    assert _sizes("h200", "forward", 128, entries=entries) == plain
+    assert "tuned" not in _sizes("h100", "forward", 64, entries=entries)[1]
+    assert _sizes("h100", "forward", 128, entries=[_entry("full", 512, 9)]) == plain  # more than shared memory holds
+    assert _sizes("h100", "forward", 128, blocks=(128, 64), entries=entries)[1] == "as asked for"
 
 
 def test_many_operands_of_pairs_get_small_tiles():
