@@ -156,9 +156,8 @@ class Forward(Block):
         along = lambda x: machine.broadcast(x, 0, score.shape)
         if self.functions.small:
             new, shrink, p = top, None, jnp.exp2(score * unit)
-        elif (
-            self.functions.natural
-        ):  # the difference first: scores may be so large that a multiple of them is not finite
+        elif self.functions.natural:
+            # The difference first: scores may be so large that a multiple of them is not finite.
             new = jnp.maximum(top, machine.row_max(score))
             shrink, p = jnp.exp2((top - new) * unit), jnp.exp2((score - along(new)) * unit)
         else:  # together with the difference the scale costs nothing
