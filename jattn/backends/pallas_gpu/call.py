@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Lengths, Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
-from jattn import _terms
+from jattn import _terms, masks
 from jattn._call.targets import Target
 from jattn._terms import AnyArray
 from jattn._terms.block_tables import Tiling
@@ -92,11 +93,14 @@ def without_unseen(
 ) -> tuple[jax.Array, jax.Array]:
     """Keys and values, 0 where no query of the call sees them, if not all that stands there is finite: 0 * NaN is NaN.
 
-    Of many masks every key is seen, and nothing is to be done.  Of the others keys and values are read once to know
-    whether all is finite, and only if it is not every pair is looked at.
+    Of many masks every key is seen, and nothing is to be done.  Where a length alone hides keys, those past it are
+    known.  Of the others keys and values are read once to know whether all is finite, and only if it is not every pair
+    is looked at; that the program waits for.
     """
     if shows_all(spec, operands, q, k):
         return k, v
+    if (limit := _only_limit(moved(spec.terms(operands)), q.shape[1], k.shape[1])) is not None:
+        return _before(k, limit), _before(v, limit)
     finite = jnp.all(jnp.isfinite(k)) & jnp.all(jnp.isfinite(v))
     return jax.lax.cond(finite, lambda k, v: (k, v), functools.partial(cleaned, spec, operands, q), k, v)
 
@@ -104,6 +108,35 @@ def without_unseen(
 def shows_all(spec: Spec, operands: Sequence[AnyArray], q: Shaped, k: Shaped) -> bool:
     """Whether it is certain that every key is seen by some query of the call."""
     return span(moved(spec.terms(operands))).shows_all(q.shape[1], k.shape[1])
+
+
+def _only_limit(mask: masks.Mask | None, t: int, s: int) -> AnyArray | int | None:
+    """The length of the keys, `[b]` or one for all, if it is what hides keys, and nothing else does."""
+    rest: masks.Mask | None = None
+    limits = []
+    for part in _conjuncts(mask):
+        if isinstance(part, masks.Before) and part.axis == "s":
+            limits.append(part.limit)
+        else:
+            rest = part if rest is None else rest & part
+    if len(limits) != 1 or not span(rest).shows_all(t, s):
+        return None
+    return limits[0].array if isinstance(limits[0], _terms.Operand) else max(0, min(limits[0], s))
+
+
+def _conjuncts(mask: masks.Mask | None) -> list[masks.Mask]:
+    if isinstance(mask, masks.And):
+        return [*_conjuncts(mask.left), *_conjuncts(mask.right)]
+    return [] if mask is None else [mask]
+
+
+def _before(x: jax.Array, limit: AnyArray | int) -> jax.Array:
+    """Keys or values `[b, s, g, d]`, 0 from a length on: of those that elements of the batch share, the greatest."""
+    limits = jnp.asarray(limit, jnp.int32).reshape(-1)
+    longest = math.lcm(len(limits), len(x))
+    limits = jnp.tile(limits, longest // len(limits)).reshape(-1, len(x)).max(0)
+    real = jnp.arange(x.shape[1], dtype=jnp.int32) < limits[:, None]
+    return jnp.where(real[..., None, None], x, jnp.zeros_like(x))
 
 
 def cleaned(

@@ -163,10 +163,21 @@ def _arrays(t=20, s=140, dtype=jnp.bfloat16):
     return [jnp.asarray(random.standard_normal((2, n, 2, 16)), dtype) for n in (t, s, s)]
 
 
-def test_a_nan_that_nobody_sees_reaches_nothing():
+_LENGTHS = np.array([100, 140])
+HIDING = {
+    "lengths": lambda lengths: masks.lengths(lengths),
+    "lengths and causal": lambda lengths: masks.causal(130) & masks.lengths(lengths),
+    "of queries too": lambda lengths: masks.lengths(lengths, 15),
+    "pairs": lambda lengths: masks.function(lambda i, j, n: j < n, jattn.operand(lengths, "b")),
+    "one for all": lambda lengths: masks.lengths(100) & masks.lengths(lengths),
+}
+
+
+@pytest.mark.parametrize("name", HIDING)
+def test_a_nan_that_nobody_sees_reaches_nothing(name):
     q, k, v = _arrays()
-    lengths = jnp.array([100, 140])
-    options = {"mask": masks.lengths(lengths), "mods": mods.softcap(20.0)}
+    lengths = jnp.asarray(_LENGTHS)
+    options = {"mask": HIDING[name](lengths), "mods": mods.softcap(20.0)}
     loss = lambda q, k, v: jnp.sum(_attend(q, k, v, **options).astype(jnp.float32) ** 2)
     wanted = jax.grad(loss, (0, 1, 2))(q, k, v)
     past = (jnp.arange(140) >= lengths[:, None])[..., None, None]
@@ -174,6 +185,19 @@ def test_a_nan_that_nobody_sees_reaches_nothing():
     got = jax.grad(loss, (0, 1, 2))(q, *hidden)
     chex.assert_trees_all_equal(got, wanted)
     assert not any(jnp.isnan(x).any() for x in got)
+
+
+def test_lengths_of_elements_that_share_keys():
+    """What one of them sees is there for it, and what none sees reaches nothing."""
+    q, k, v = _arrays()
+    k, v, lengths = k[:1], v[:1], jnp.array([100, 120])
+    hidden = [jnp.where((jnp.arange(140) >= 120)[:, None, None], jnp.nan, x) for x in (k, v)]
+    attend = lambda arrays, **options: jax.vmap(
+        lambda q, n: jattn.attention(q[None], *arrays, mask=masks.lengths(n[None]), **options)
+    )
+    wide = [x.astype(jnp.float32) for x in (k, v)]
+    wanted = attend(wide, implementation="reference")(q.astype(jnp.float32), lengths)
+    assert_close(attend(hidden, implementation="pallas_gpu")(q, lengths), wanted, TOLERANCES["bfloat16"].value)
 
 
 def test_a_nan_that_is_seen_is_nan():
