@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,12 +130,17 @@ def _conjuncts(mask: masks.Mask | None) -> list[masks.Mask]:
 
 
 def _before(x: jax.Array, limit: AnyArray | int) -> jax.Array:
-    """Keys or values `[b, s, g, d]`, 0 from a length on: of those that elements of the batch share, the greatest."""
-    limits = jnp.asarray(limit, jnp.int32).reshape(-1)
-    longest = math.lcm(len(limits), len(x))
-    limits = jnp.tile(limits, longest // len(limits)).reshape(-1, len(x)).max(0)
-    real = jnp.arange(x.shape[1], dtype=jnp.int32) < limits[:, None]
-    return jnp.where(real[..., None, None], x, jnp.zeros_like(x))
+    """Keys or values `[b, s, g, d]`, 0 from a length on."""
+    limits = jnp.asarray(limit, jnp.int32).reshape(-1, 1)
+    return _shown(x, (jnp.arange(x.shape[1], dtype=jnp.int32) < limits)[..., None, None])
+
+
+def _shown(x: jax.Array, seen: jax.Array) -> jax.Array:
+    """Keys or values `[b, s, g, d]`, 0 where they are not `seen`, `[b, s, g, 1]`: of those that elements of the batch
+    share, where none of them sees them."""
+    every = seen if len(x) >= len(seen) else jnp.any(seen.reshape(-1, len(x), *seen.shape[1:]), axis=0)
+    every = jnp.tile(every, (len(x) // len(every), 1, 1, 1))
+    return jnp.where(every, x, jnp.zeros_like(x))
 
 
 def cleaned(
@@ -158,10 +162,4 @@ def cleaned(
         return seen | jnp.moveaxis(jnp.any(some, axis=2), 1, 2)[..., None]
 
     seen = jax.lax.fori_loop(0, query.count, more, jnp.zeros((b, s, g, 1), bool))
-
-    def of(x: jax.Array) -> jax.Array:
-        every = seen if x.shape[0] >= b else jnp.any(seen.reshape(-1, x.shape[0], *seen.shape[1:]), axis=0)
-        every = jnp.tile(every, (x.shape[0] // every.shape[0], 1, 1, 1))
-        return jnp.where(every, x, jnp.zeros_like(x))
-
-    return of(k), of(v)
+    return _shown(k, seen), _shown(v, seen)
