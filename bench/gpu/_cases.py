@@ -11,13 +11,15 @@ CHIP_NAMES = ("a100", "h100", "b200")  # of each generation one; the others of t
 WIDTHS = (64, 128, 256)
 STATIC = (2, 4096, 8)  # b, t, h of what is compiled
 TIMED = (1, 16)  # b, h of what is timed
+DECODED_AFTER = 18  # cases: those of training that matter most
 
 
 @dataclass(frozen=True)
 class Case:
     """One row: an ask of `_terms.ASKS`, a shape in bfloat16, and whether the gradients are taken as well.
 
-    `chip` is that for which it is compiled, "" where it runs on what is there.
+    `chip` is that for which it is compiled, "" where it runs on what is there; `s` and `g` are keys and key heads, 0
+    where there are as many as queries and heads.
     """
 
     ask: str
@@ -27,12 +29,25 @@ class Case:
     d: int
     direction: str
     chip: str = ""
+    s: int = 0
+    g: int = 0
 
     @property
     def name(self) -> str:
         """What `--filter` searches, e.g. `h100-causal-t4096-d128-fwd`, without the chip where it is timed."""
         chip = f"{self.chip}-" if self.chip else ""
-        return f"{chip}{self.ask}-t{self.t}-d{self.d}-{self.direction}"
+        length = f"b{self.b}-s{self.s}" if self.s else f"t{self.t}"
+        return f"{chip}{self.ask}-{length}-d{self.d}-{self.direction}"
+
+    @property
+    def query(self) -> tuple[int, int, int, int]:
+        """The shape of the queries, and of what comes of them."""
+        return self.b, self.t, self.h, self.d
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        """The shape of the keys, and of the values."""
+        return self.b, self.s or self.t, self.g or self.h, self.d
 
     @property
     def backward(self) -> bool:
@@ -45,7 +60,8 @@ class Case:
     @property
     def flops(self) -> float:
         """What `bench._passes.flops` counts."""
-        return flops(self.b * self.h, self.d, attended_pairs(self.mask, self.t), self.backward)
+        pairs = self.t * self.s if self.s else attended_pairs(self.mask, self.t)
+        return flops(self.b * self.h, self.d, pairs, self.backward)
 
 
 def static_cases(chips: Sequence[str] = CHIP_NAMES) -> list[Case]:
@@ -67,4 +83,6 @@ def timed_cases() -> list[Case]:
     order += [(ask, t, 128) for t in (4096, 1024) for ask in ("plain", "alibi", "segments", "window")]
     order += [("causal", t, d) for d in (64, 256) for t in (4096, 1024)]
     order += [(ask, 16384, d) for d in (64, 256) for ask in ("alibi", "segments")]
-    return [case for one in order for case in both(*one)]
+    decoding = [Case("decode", b, 1, 32, 128, "fwd", s=8192, g=8) for b in (1, 8, 32)]
+    cases = [case for one in order for case in both(*one)]
+    return [*cases[:DECODED_AFTER], *decoding, *cases[DECODED_AFTER:]]

@@ -19,12 +19,11 @@ import numpy as np
 
 from bench._report import write_json
 from bench.gpu._check_cases import CHECKS, Check
-from bench.gpu._children import COMMAND, Worker, cache_environment
+from bench.gpu._children import COMMAND, Pool, at_once, cache_environment
 from tests.tolerances import TOLERANCES
 
 LIMIT = 60.0  # seconds of one case, its compilation included
 STAGE_LIMIT = 175.0  # of all of them
-AT_ONCE = 8  # most processes, which compile beside each other and share the GPU
 IMPLEMENTATION = "pallas_gpu"
 ERROR = "error"
 
@@ -60,9 +59,9 @@ def run(
         environment |= {"JATTN_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
     elif "cpu" not in os.environ.get("JAX_PLATFORMS", "cpu"):
         environment["JAX_PLATFORMS"] = f"{os.environ['JAX_PLATFORMS']},cpu"  # where the definition runs
-    workers = 1 if simulated else max(1, min(AT_ONCE, (os.cpu_count() or 2) // 2))
+    workers = 1 if simulated else at_once()
     rows: list[dict[str, Any]] = []
-    with _Pool(workers, environment, command) as pool, ThreadPoolExecutor(workers) as threads:
+    with Pool(workers, environment, command) as pool, ThreadPoolExecutor(workers) as threads:
 
         def one(check: Check) -> dict[str, Any]:
             left = stage_limit - (time.perf_counter() - begun)
@@ -86,8 +85,6 @@ def run(
     return 1 if counts["WRONG"] or counts["failed"] else 0
 
 
-COTANGENT = 0.5
-"""How large cotangents are: the tolerances are for gradients of order 1, and these are sums over hundreds of rows."""
 STATUSES = ("right", "WRONG", "refused", "failed", "not run")
 FAKES = ("hang", "crash", "raise")
 FAKE_LIMIT = 5.0
@@ -98,28 +95,6 @@ def rehearsal() -> list[Check]:
     """A few tiny cases, and fakes that fail: each must cost one line."""
     tiny = [replace(check, b=1, h=2, g=1, t=128, s=128, d=64, e=64) for check in CHECKS if check.tiny]
     return [tiny[0], *(Check(name, lambda x: {}) for name in FAKES), *tiny[1:]]
-
-
-class _Pool:
-    """Workers, each asked by one thread at a time."""
-
-    def __init__(self, count: int, environment: Mapping[str, str], command: Sequence[str]):
-        self._free = [Worker(environment, command) for _ in range(count)]
-        self._all = tuple(self._free)
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self._all:
-            worker.__exit__(None, None, None)
-
-    def ask(self, request: Mapping[str, Any], limit: float) -> dict[str, Any]:
-        worker = self._free.pop()  # there are as many as threads
-        try:
-            return worker.ask(request, limit)
-        finally:
-            self._free.append(worker)
 
 
 def judge(answer: Mapping[str, Any], fake: bool = False) -> dict[str, Any]:
@@ -175,7 +150,7 @@ def draw(check: Check) -> tuple[dict[str, Any], dict[str, Any]]:
         name: jnp.asarray(rng.standard_normal([getattr(check, axis) for axis in letters]), check.dtype)
         for name, letters in axes.items()
     }
-    cotangents = {"out": COTANGENT * drawn.pop("out")}
+    cotangents = {"out": check.cotangent * drawn.pop("out")}
     if check.lse:
         cotangents["lse"] = jnp.asarray(rng.standard_normal((check.b, check.t, check.h)), jnp.float32)
     arrays = {name: jnp.asarray(value) for name, value in check.arrays(rng, check).items()}

@@ -24,6 +24,7 @@ from typing import Any, Self
 from bench._paths import ROOT
 
 COMMAND = (sys.executable, "-m", "bench.gpu._worker")
+AT_ONCE = 8  # most processes beside each other
 Answer = dict[str, Any]
 
 
@@ -111,6 +112,43 @@ class Worker:
         self._errors.seek(0)
         lines = [line.strip() for line in self._errors.read().splitlines() if line.strip()]
         return lines[-1][:300] if lines else "no message"
+
+
+class Pool:
+    """Several workers, each asked by one thread at a time.  Use it in a `with` statement.
+
+    Args:
+        count: of workers.
+        environment, command: as `Worker` takes them.
+    """
+
+    def __init__(self, count: int, environment: Mapping[str, str] | None = None, command: Sequence[str] = COMMAND):
+        self._all = [Worker(environment, command) for _ in range(count)]
+        self._free: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        for worker in self._all:
+            self._free.put(worker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._all:
+            worker.__exit__(None, None, None)
+
+    def ask(self, request: Mapping[str, Any], limit: float, last: bool = False) -> Answer:
+        """The answer of one that is free, whose process ends with it if it is to be the `last`."""
+        worker = self._free.get()
+        try:
+            return worker.ask(request, limit)
+        finally:
+            if last:
+                worker.stop()
+            self._free.put(worker)
+
+
+def at_once() -> int:
+    """How many processes compile beside each other: each keeps more than one processor busy."""
+    return max(1, min(AT_ONCE, (os.cpu_count() or 2) // 2))
 
 
 def _forward(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from bench.gpu._terms import ASKS, CAP, WINDOW, values
 
 Call = Callable[[int], Any]
 """Begins the call on the copy of that number, and returns what `wait` waits for."""
+_OF_JAX_NN = ("plain", "causal", "window", "segments", "alibi", "bias", "decode")
 LARGEST_SCORES = 40 * 2**30  # bytes of arrays of all pairs above which a peer sits a case out
 
 
@@ -53,7 +55,7 @@ class Runner:
 
 def copies(case: Case, second_level: int) -> int:
     """So many sets of q, k, v (and the cotangent) that one is out of a cache of that size when its turn comes again."""
-    one = (4 if case.backward else 3) * 2 * case.b * case.t * case.h * case.d
+    one = 2 * ((2 if case.backward else 1) * math.prod(case.query) + 2 * math.prod(case.key))
     return min(64, 1 + -(-2 * second_level // one))
 
 
@@ -62,25 +64,24 @@ def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepare
     import jax
     import jax.numpy as jnp
 
-    drawn = values(ASKS[case.ask], case.b, case.t, case.h, np.random.default_rng(0))
+    drawn = values(ASKS[case.ask], case.b, case.key[1], case.h, np.random.default_rng(0))
     if "bias" in drawn:
         drawn["bias"] = drawn["bias"].astype(jnp.bfloat16)
-    shape = (case.b, case.t, case.h, case.d)
-    many = 4 if case.backward else 3
+    shapes = [case.query, case.key, case.key, *([case.query] if case.backward else [])]
 
     def forward_backward(arrays, q, k, v, g):
         out, pull_back = jax.vjp(lambda q, k, v: attend(arrays, q, k, v), q, k, v)
         return out, *pull_back(g)
 
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), drawn)
-    each = [jax.ShapeDtypeStruct(shape, jnp.bfloat16)] * many
+    each = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
     program = jax.jit(forward_backward if case.backward else attend).lower(like, *each).compile()
 
     def draw() -> Call:
         arrays = jax.tree.map(jnp.asarray, drawn)
-        make = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
-        keys = jax.random.split(jax.random.key(0), count * many)
-        sets = [[make(keys[n * many + m]) for m in range(many)] for n in range(count)]
+        make = jax.jit(lambda key, shape: jax.random.normal(key, shape, jnp.bfloat16), static_argnums=1)
+        keys = iter(jax.random.split(jax.random.key(0), count * len(shapes)))
+        sets = [[make(next(keys), shape) for shape in shapes] for _ in range(count)]
         return lambda n: program(arrays, *sets[n])
 
     return Prepared(draw, jax.block_until_ready, count)
@@ -120,6 +121,8 @@ def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
             match case.ask:
                 case "plain":
                     return own(q, k, v)
+                case "decode":
+                    return own(q, k, v, key_value_seq_lengths=arrays["lengths"])
                 case "window":
                     return own(q, k, v, is_causal=True, local_window_size=(WINDOW - 1, 0))
                 case "segments":
@@ -146,18 +149,18 @@ def fills_memory(case: Case) -> bool:
 
 def _dense_bytes(case: Case) -> int:
     """What float32 scores of all pairs take, twice, and twice that with the gradients."""
-    return 4 * case.b * case.h * case.t**2 * (4 if case.backward else 2)
+    return 4 * case.b * case.h * case.t * case.key[1] * (4 if case.backward else 2)
 
 
 def _xla_skips(case: Case) -> str:
-    if case.ask not in ("plain", "causal", "window", "segments", "alibi", "bias"):
+    if case.ask not in _OF_JAX_NN:
         return f"jax.nn has no {case.ask}"
     needed = _dense_bytes(case)
     return f"its scores would take {needed / 2**30:.0f} GiB" if needed > LARGEST_SCORES else ""
 
 
 def _cudnn_skips(case: Case) -> str:
-    if case.ask not in ("plain", "causal", "window", "segments", "alibi", "bias"):
+    if case.ask not in _OF_JAX_NN:
         return f"jax.nn has no {case.ask}"
     array = 2 * case.b * case.h * case.t**2
     if case.ask in ("segments", "alibi", "bias") and array > LARGEST_SCORES:
@@ -246,6 +249,8 @@ def _torch_functions(torch: Any, case: Case, arrays: dict[str, Any]) -> tuple[An
 
 
 def _torch_skips(case: Case) -> str:
+    if case.ask == "decode":
+        return "its kernel for few queries is not asked here"
     return f"FlexAttention has no {case.ask}" if case.ask in ("dropout", "relative") else ""
 
 

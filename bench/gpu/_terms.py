@@ -101,6 +101,12 @@ def _relative(arrays: Arrays) -> dict[str, Any]:
     return {**_causal(arrays), "mods": (mods.relative(arrays["table"]),)}
 
 
+def _decode(arrays: Arrays) -> dict[str, Any]:
+    from jattn import masks
+
+    return {"mask": masks.lengths(arrays["lengths"])}
+
+
 _SLOPES = lambda b, t, h: {"slopes": ((h,), "float32")}
 _IDS = lambda b, t, h: {"ids": ((b, t), "int32")}
 ASKS = {
@@ -115,15 +121,20 @@ ASKS = {
     "user": Ask(_user, lambda b, t, h: {"scale": ((h,), "float32"), "decay": ((b, t), "float32")}),
     "dropout": Ask(_dropout, lambda b, t, h: {"seed": ((), "uint32")}),
     "relative": Ask(_relative, lambda b, t, h: {"table": ((h, BUCKETS), "float32")}),
+    "decode": Ask(_decode, lambda b, t, h: {"lengths": ((b,), "int32")}, mask="full"),
 }
-"""By name: `all` is segments, ALiBi and a soft cap; what is not `plain` is causal as well."""
+"""By name: `all` is segments, ALiBi and a soft cap; what is not `plain` or `decode` is causal as well.  `decode`: few
+queries, keys as far as lengths say that are known when the call runs."""
 
 
 def values(ask: Ask, b: int, t: int, h: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Arrays for an ask: documents of `DOCUMENT` tokens, a seed, small numbers.  bfloat16 is left to the caller."""
+    """Arrays for an ask: documents of `DOCUMENT` tokens, lengths of t keys, a seed, small numbers.  bfloat16 is left
+    to the caller."""
     arrays = {}
     for name, (shape, dtype) in ask.arrays(b, t, h).items():
         match dtype:
+            case "int32" if name == "lengths":
+                arrays[name] = np.full(shape, t, np.int32)
             case "int32":
                 arrays[name] = np.broadcast_to(np.arange(t, dtype=np.int32) // DOCUMENT, shape)
             case "uint32":
@@ -166,5 +177,5 @@ def attended_pairs(mask: str, t: int) -> int:
 
 
 def names() -> Sequence[str]:
-    """Those of `ASKS`."""
-    return tuple(ASKS)
+    """Those of `ASKS` with as many queries as keys."""
+    return tuple(name for name in ASKS if name != "decode")

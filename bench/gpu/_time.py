@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
-import queue
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +21,13 @@ from bench._report import Column, header, number, write_json
 from bench._report import line as table_line
 from bench.gpu import _report
 from bench.gpu._cases import Case
-from bench.gpu._children import COMMAND, Worker, cache_environment
+from bench.gpu._children import COMMAND, Pool, at_once, cache_environment
 from bench.gpu._runners import RUNNERS, copies, fills_memory, jattn_with
 from bench.gpu._topology import SECOND_LEVEL
 
 LIMIT = 75.0  # seconds of one case of one runner, its compilation included
 STAGE_LIMIT = 345.0  # of all of them
 MOST_DEATHS = 2  # of a runner, after which it is left out: a hang costs all of LIMIT
-AT_ONCE = 8  # most cases that are compiled beside each other
 SAMPLES = 9
 WARM_SECONDS = 0.3  # of calls before the first sample: then the clock is what the card's power allows, for everybody
 SAMPLE_SECONDS = 0.02  # the least that a sample takes, in which calls follow each other
@@ -85,7 +81,8 @@ ms: medians of {SAMPLES} samples, after {WARM_SECONDS} s of calls, which bring t
   a sample is calls that follow each other for at least {SAMPLE_SECONDS * 1e3:.0f} ms, waited for at its end, so short
   calls are timed with what starts them. (+-): the quartiles' distance over the median, in percent. Arrays of each
   call have left the L2 cache when their turn comes. Nothing else runs on the GPU; processors compile the next cases.
-[1, t, 16, d] bfloat16; causal but for plain; fwdbwd: the gradients of q, k and v as well. TF/s: useful ones, 4 d flops
+[1, t, 16, d] bfloat16; causal but for plain; decode: one query, s keys, 32 heads of 8 key heads, lengths that are known
+  when the call runs and hide nothing; fwdbwd: the gradients of q, k and v as well. TF/s: useful ones, 4 d flops
   for every head and attended pair, 3.5 times that with the gradients.
 jattn: pallas_gpu. cudnn, xla: jax.nn's attention; what it has no argument for is an array of all pairs, made in the
   call (segments, ALiBi) or before it (bias). torch: FlexAttention, compiled, its block masks made before the clock.
@@ -125,27 +122,17 @@ def run(
     rows: list[TimedRow] = []
     deaths = dict.fromkeys(names, 0)
     left = lambda: stage_limit - (time.perf_counter() - begun)
-    count = max(1, min(AT_ONCE, (os.cpu_count() or 2) // 2))
-    free: queue.SimpleQueue[dict[str, Worker]] = queue.SimpleQueue()
-    with ExitStack() as stack, ThreadPoolExecutor(count) as threads:
-        for _ in range(count):
-            free.put(_workers(stack, names, out, command))
+    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    pool = lambda: Pool(at_once(), environment, command)
+    # torch has processes of its own: neither it nor JAX sees what the other keeps of the GPU's memory.
+    with pool() as own, pool() as torch, ThreadPoolExecutor(at_once()) as threads:
 
         def one(case: Case) -> TimedRow | None:
             if left() < 5:
                 return None
-            workers = free.get()
-            try:
-                timings = {
-                    name: _timing(workers[name], case, name, facts.get("chip"), deaths, left(), limit, out)
-                    for name in names
-                }
-            finally:
-                if fills_memory(case):
-                    for worker in {*workers.values()}:
-                        worker.stop()
-                free.put(workers)
-            return TimedRow(case, timings)
+            ask = lambda name: (torch if name == "torch" else own).ask
+            timing = lambda name: _timing(ask(name), case, name, facts.get("chip"), deaths, left(), limit, out)
+            return TimedRow(case, {name: timing(name) for name in names})
 
         for row in threads.map(one, cases):
             if row is not None:
@@ -164,16 +151,8 @@ def run(
     return 0
 
 
-def _workers(stack: ExitStack, names: Sequence[str], out: Path, command: Sequence[str]) -> dict[str, Worker]:
-    """One for all that run in JAX and one for torch: neither sees what the other keeps of the GPU's memory."""
-    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    own = stack.enter_context(Worker(environment, command))
-    torch = stack.enter_context(Worker(environment, command))
-    return {name: torch if name == "torch" else own for name in names}
-
-
 def _timing(
-    worker: Worker,
+    ask: Callable[..., dict[str, Any]],
     case: Case,
     name: str,
     chip: str | None,
@@ -189,9 +168,15 @@ def _timing(
         return Timing(reason=f"left out after {MOST_DEATHS} processes that hung or died")
     if left < 5:
         return Timing(reason="not run: out of time")
-    answer = worker.ask(request(case, name, chip, turn=str(out.resolve() / "turn")), min(limit, left))
+    asked = request(case, name, chip, turn=turn(out))
+    answer = ask(asked, min(limit, left), last=fills_memory(case) and name != "jattn")
     deaths[name] += bool(answer.get("died"))
     return Timing(answer.get("milliseconds", ()), answer.get("error", ""), answer.get("calls", 0))
+
+
+def turn(out: Path) -> str:
+    """The file that whoever has the GPU holds."""
+    return str(out.resolve() / "turn")
 
 
 def request(case: Case, name: str, chip: str | None, **more: Any) -> dict[str, Any]:

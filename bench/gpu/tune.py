@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from jattn_kernels.chips import GPUS
 from bench._paths import ROOT
 from bench._report import write_json
 from bench.gpu._cases import TIMED, Case
-from bench.gpu._children import COMMAND, Worker, cache_environment
+from bench.gpu._children import COMMAND, Pool, at_once, cache_environment
 from bench.gpu._terms import attended_pairs
-from bench.gpu._time import request
+from bench.gpu._time import request, turn
 
 TABLE = ROOT / "kernels" / "jattn_kernels" / "tables" / "gpu.json"
 LIMIT = 45.0  # seconds of one candidate, its compilation included
@@ -33,7 +34,7 @@ MASKS = {"causal": "causal", "full": "plain", "window": "window"}
 Sizes = dict[str, Any]
 Settings = dict[str, Sizes]
 """By kernel, which is a field of the backend's `Settings`, the fields of its `Sizes`."""
-Measure = Callable[[Case, Settings], float | None]
+Measure = Callable[[Case, Sequence[Settings]], Sequence[float | None]]
 Key = tuple[str, int, int, str, str]
 
 
@@ -95,20 +96,28 @@ def run(
     rows = read(table)
     tried: list[dict[str, Any]] = []
     environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    with Worker(environment, command) as worker:
+    with Pool(at_once(), environment, command) as pool, ThreadPoolExecutor(at_once()) as threads:
 
-        def measure(case: Case, settings: Settings) -> float | None:
-            left = stage_limit - (time.perf_counter() - begun)
-            if left < 5:
-                return None
-            answer = worker.ask(request(case, "jattn", chip, settings=settings), min(limit, left))
-            milliseconds = answer.get("milliseconds")
-            median = statistics.median(milliseconds) if milliseconds else None
-            tried.append({"name": case.name, "settings": settings, "median": median, "error": answer.get("error")})
-            shown = f"{median:9.3f} ms" if median is not None else f"        -  {answer.get('error')}"
-            print(f"{case.name:28} {json.dumps(settings):90} {shown}", flush=True)
-            write_json(out / "tune.json", {"machine": facts, "complete": False, "tried": tried})
-            return median
+        def measure(case: Case, candidates: Sequence[Settings]) -> list[float | None]:
+            """Compiled beside each other, timed one after another."""
+
+            def one(settings: Settings) -> dict[str, Any]:
+                left = stage_limit - (time.perf_counter() - begun)
+                if left < 5:
+                    return {"error": "not run: out of time"}
+                asked = request(case, "jattn", chip, settings=settings, turn=turn(out))
+                return pool.ask(asked, min(limit, left))
+
+            medians: list[float | None] = []
+            for settings, answer in zip(candidates, threads.map(one, candidates), strict=True):
+                milliseconds, error = answer.get("milliseconds"), answer.get("error")
+                median = statistics.median(milliseconds) if milliseconds else None
+                medians.append(median)
+                tried.append({"name": case.name, "settings": settings, "median": median, "error": error})
+                shown = f"{median:9.3f} ms" if median is not None else f"        -  {error}"
+                print(f"{case.name:28} {json.dumps(settings):90} {shown}", flush=True)
+                write_json(out / "tune.json", {"machine": facts, "complete": False, "tried": tried})
+            return medians
 
         written = 0
         for case in chosen:
@@ -133,8 +142,8 @@ def tune(case: Case, measure: Measure, height: int = 64) -> Iterator[dict[str, A
     forward = 0.0
     for kernel, tried in candidates(case.d, height).items():
         asked = alone if kernel == "forward" else case
-        measured = [(sizes, measure(asked, {**settings, kernel: sizes})) for sizes in tried]
-        timed = [(sizes, time) for sizes, time in measured if time is not None]
+        medians = measure(asked, [{**settings, kernel: sizes} for sizes in tried])
+        timed = [(sizes, time) for sizes, time in zip(tried, medians, strict=True) if time is not None]
         if not timed:
             return
         settings[kernel], best = min(timed, key=lambda one: one[1])

@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.block import REGISTERS, Block, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.sizes import EIGHT, Lengths, Sizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
@@ -112,8 +112,13 @@ class Forward(Block):
         self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, self.copier(arrived))
         plgpu.barrier_wait(arrived)
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg, first)
-        state = self.begin(wg), self.lowest(), machine.zeros(height)
-        self.finish(wg, rows, *self.loop(wg, first, resident, state))
+        self.finish(wg, rows, *self.softmax(wg, first, resident, self.begin(wg)))
+
+    def softmax(self, wg: jax.Array, first: jax.Array, resident: Sequence[Any], out: Any) -> tuple[Any, Any, Any]:
+        """The sum over values, begun with `out`, the rows' maxima, and what their weights add up to."""
+        state = out, self.lowest(), self.machine.zeros(self.sizes.height, EIGHT)
+        out, top, total = self.loop(wg, first, resident, state)
+        return out, top, self.machine.row_sum(total)
 
     def lowest(self) -> jax.Array:
         """What rows' maxima start from; where none is taken off they stay 0."""
@@ -163,8 +168,9 @@ class Forward(Block):
         else:  # together with the difference the scale costs nothing
             new = jnp.maximum(top, machine.row_max(score) * unit)
             shrink, p = jnp.exp2(top - new), jnp.exp2(score * unit - along(new))
-        total = (total if shrink is None else total * shrink) + machine.row_sum(p)
-        out = out if shrink is None else self.shrink(wg, out, shrink)
+        if shrink is not None:
+            out, total = self.shrink(wg, out, shrink), total * machine.broadcast(shrink, 0, total.shape)
+        total = total + machine.in_eights(p)
         if self.functions.weights is not None:
             gates = self.functions.weights
             p = self.evaluate(lambda p, i, j, parts: gates(p, i, j, masked, parts), [p], given)

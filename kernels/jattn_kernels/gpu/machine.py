@@ -20,6 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.look_up import look_up
 from jattn_kernels.gpu.lowering import Kind
+from jattn_kernels.gpu.sizes import EIGHT
 
 
 class Warpgroup:
@@ -76,6 +77,14 @@ class Warpgroup:
         """Sums of a tile's rows."""
         return self.row(jnp.sum(x, axis=1))
 
+    def in_eights(self, x: jax.Array) -> jax.Array:
+        """`[m, 8]`: what every eighth column of a tile sums up to.  Each thread has some of a tile's, so that sums over
+        many tiles cost no exchange between threads, but for `row_sum` in the end."""
+        parts = [x[:, at : at + EIGHT] for at in range(0, x.shape[1], EIGHT)]
+        while len(parts) > 1:
+            parts = [*map(jnp.add, parts[::2], parts[1::2])]
+        return parts[0]
+
     def row_max(self, x: jax.Array) -> jax.Array:
         """The greatest numbers of a tile's rows."""
         return self.row(jnp.max(x, axis=1))
@@ -96,19 +105,37 @@ class Warpgroup:
 
     def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         """a `[m, d]` times b `[n, d]` transposed, both in shared memory; `then()` is run while it is under way."""
-        shape = a.shape[0], b.shape[0]
+        (found,) = self.products([(a, b)], then)
+        return found
 
-        def run(ref: jax.Ref) -> jax.Array:
-            plgpu.wgmma(ref, a, b.transpose((1, 0)))
+    def products(
+        self, pairs: Sequence[tuple[jax.Ref, jax.Ref]], then: Callable[[], None] | None = None
+    ) -> list[jax.Array]:
+        """`product` of each pair, all under way together: what is made of the first need not wait for the others."""
+
+        def run(*refs: jax.Ref) -> list[jax.Array]:
+            for ref, (a, b) in zip(refs, pairs, strict=True):
+                plgpu.wgmma(ref, a, b.transpose((1, 0)))
             if then is not None:
                 then()
-            return self.tile(ref[...])
+            later = range(len(refs) - 1, -1, -1)
+            return [self.tile(plgpu.wgmma_accumulator_load(ref, wait_n=n)) for ref, n in zip(refs, later, strict=True)]
 
-        return pl.run_scoped(run, plgpu.ACC(shape, jnp.float32))
+        return pl.run_scoped(run, *[plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32) for a, b in pairs])
 
     def accumulate(self, total: jax.Array, x: jax.Array, b: jax.Ref) -> jax.Array:
         """total + x `[m, n]`, in registers, times b `[n, e]` in shared memory."""
-        return self.tile(pl.run_state(lambda ref: plgpu.wgmma(ref, x, b))(plgpu.ACC.init(total)))
+        (found,) = self.accumulate_all([(total, x, b)])
+        return found
+
+    def accumulate_all(self, sums: Sequence[tuple[jax.Array, jax.Array, jax.Ref]]) -> list[jax.Array]:
+        """`accumulate` of each, all under way together."""
+
+        def run(refs: Sequence[jax.Ref]) -> None:
+            for ref, (_, x, b) in zip(refs, sums, strict=True):
+                plgpu.wgmma(ref, x, b)
+
+        return [self.tile(x) for x in pl.run_state(run)([plgpu.ACC.init(total) for total, _, _ in sums])]
 
 
 class Simulated(Warpgroup):
@@ -134,10 +161,17 @@ class Simulated(Warpgroup):
         del others
         return list(xs)
 
-    def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
+    def products(
+        self, pairs: Sequence[tuple[jax.Ref, jax.Ref]], then: Callable[[], None] | None = None
+    ) -> list[jax.Array]:
         if then is not None:
             then()
-        return jax.lax.dot_general(a[...], b[...], (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+        return [_dot(a[...], b[...], 1) for a, b in pairs]
 
-    def accumulate(self, total: jax.Array, x: jax.Array, b: jax.Ref) -> jax.Array:
-        return total + jax.lax.dot_general(x, b[...], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    def accumulate_all(self, sums: Sequence[tuple[jax.Array, jax.Array, jax.Ref]]) -> list[jax.Array]:
+        return [total + _dot(x, b[...], 0) for total, x, b in sums]
+
+
+def _dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:
+    """a times b over a's columns and that axis of b."""
+    return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.float32)

@@ -28,6 +28,8 @@ def test_copies_are_larger_than_the_cache():
     one = 3 * 2 * 1024 * 16 * 128
     assert (copies(case, 50 * 2**20) - 1) * one >= 2 * 50 * 2**20
     assert copies(Case("causal", 1, 2**20, 16, 128, "fwd"), 50 * 2**20) == 2
+    keys = 2 * 2 * 8 * 8192 * 8 * 128
+    assert (copies(Case("decode", 8, 1, 32, 128, "fwd", s=8192, g=8), 50 * 2**20) - 1) * keys >= 50 * 2**20
 
 
 def test_the_most_important_come_first():
@@ -75,9 +77,10 @@ def test_who_sits_out_says_why():
 
 
 def test_a_backend_that_runs_here_is_timed():
-    """The child's part, on the CPU: forward, and forward with gradients."""
-    for direction in ("fwd", "fwdbwd"):
-        case = {"ask": "alibi", "b": 1, "t": 16, "h": 2, "d": 8, "direction": direction}
+    """The child's part, on the CPU: forward, forward with gradients, and few queries with fewer key heads."""
+    few = {"ask": "decode", "t": 1, "s": 24, "g": 1, "direction": "fwd"}
+    for asked in ({"direction": "fwd"}, {"direction": "fwdbwd"}, few):
+        case = {"ask": "alibi", "b": 1, "t": 16, "h": 2, "d": 8, **asked}
         got = _time.time_case(
             {"case": case, "runner": "blockwise", "cache": 100, "samples": 2, "sample_seconds": 1e-6, "warm_seconds": 0}
         )

@@ -48,8 +48,7 @@ class _Forward(Alone, Forward):
         self.query = self.q_sm.at[0] if self.q_sm.shape[-1] > _HELD else machine.hold(self.q_sm.at[0])
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, 0, self.first)
         out = machine.zeros(height, self.v_sm.shape[-1])
-        top = self.lowest()
-        out, top, total = self.loop(wg, self.first, resident, (out, top, machine.zeros(height)))
+        out, top, total = self.softmax(wg, self.first, resident, out)
         unseen = total == 0
         out = self.shrink(wg, out, jnp.where(unseen, 0.0, 1 / total))
         machine.write(out.astype(self.out.dtype), self.out_sm.at[0], self.out, (self.result, rows, self.h))

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,9 +37,12 @@ class Warps(Warpgroup):
         """A tile `[m, d]` in shared memory as the left operand of products."""
         return plgpu.load(a, layout=plgpu.Layout.MMA_LHS(a.dtype), optimized=False)
 
-    def product(self, a: Any, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
-        """a `[m, d]`, in shared memory or held, times b `[n, d]` in shared memory, transposed."""
+    def products(self, pairs: Sequence[tuple[Any, jax.Ref]], then: Callable[[], None] | None = None) -> list[jax.Array]:
         assert then is None  # nothing is under way: products are instructions of these warps
+        return [self._product(a, b) for a, b in pairs]
+
+    def _product(self, a: Any, b: jax.Ref) -> jax.Array:
+        """a `[m, d]`, in shared memory or held, times b `[n, d]` in shared memory, transposed."""
         total = self.zeros(a.shape[0], b.shape[0])
         if isinstance(a, jax.Array):
             return plgpu.mma(total, a, _load_right(b.transpose((1, 0))))
@@ -48,8 +51,8 @@ class Warps(Warpgroup):
             total = plgpu.mma(total, self.hold(a.at[:, across]), _load_right(b.at[:, across].transpose((1, 0))))
         return total
 
-    def accumulate(self, total: jax.Array, x: jax.Array, b: jax.Ref) -> jax.Array:
-        return plgpu.mma(total, self.as_left(x), _load_right(b))
+    def accumulate_all(self, sums: Sequence[tuple[jax.Array, jax.Array, jax.Ref]]) -> list[jax.Array]:
+        return [plgpu.mma(total, self.as_left(x), _load_right(b)) for total, x, b in sums]
 
     def as_left(self, x: jax.Array) -> jax.Array:
         """A tile in registers as the left operand of a product: each thread already holds what it needs."""

@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_keys import Keys, run
+from jattn_kernels.gpu.hopper.products import of_scores
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
@@ -44,9 +45,11 @@ class _Keys(Keys):
         if self.sizes.piece < self.sizes.columns:
             # Where the rows lie is found for each tile anew: uniform registers do not hold that beside terms.
             (place,) = self.machine.after([jnp.int32(place)], [slot])
-        product = self.machine.product(self.k_sm.at[place], self.q_sm.at[slot])
-        # Without dk the gradient of the weights is not needed, and any tile does for it.
-        return product, self.machine.product(self.v_sm.at[place], self.dout_sm.at[slot]) if of_keys else product
+        product, of_values = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
+        if of_keys:
+            return of_scores(self.machine, product, of_values)
+        found = self.machine.product(*product)
+        return found, found  # without dk the gradient of the weights is not needed: any tile does for it
 
     def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
         # As soon as they are there: half as many registers hold a piece until all are.
@@ -58,11 +61,9 @@ class _Keys(Keys):
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
     ) -> tuple[Any, Any]:
         del wg, step
-        if dv is not None:
-            dv = self.machine.accumulate(dv, weight, self.dout_sm.at[slot])
-        if dk is not None:
-            dk = self.machine.accumulate(dk, ds, self.q_sm.at[slot])
-        return dk, dv
+        both = (dk, ds, self.q_sm.at[slot]), (dv, weight, self.dout_sm.at[slot])
+        sums = iter(self.machine.accumulate_all([x for x in both if x[0] is not None]))
+        return tuple(None if x[0] is None else next(sums) for x in both)
 
     def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
         del wanted

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jattn_kernels.gpu.backward_pairs import Pairs, run
+from jattn_kernels.gpu.hopper.products import of_scores
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
@@ -22,8 +23,8 @@ class _Pairs(Pairs):
 
     def products(self, wg: jax.Array, place: Any, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
         del wg
-        product = self.machine.product(self.q_sm.at[place], self.k_sm.at[slot])
-        return product, self.machine.product(self.dout_sm.at[place], self.v_sm.at[slot])
+        product, of_values = (self.q_sm.at[place], self.k_sm.at[slot]), (self.dout_sm.at[place], self.v_sm.at[slot])
+        return of_scores(self.machine, product, of_values)
 
 
 def backward_pairs(

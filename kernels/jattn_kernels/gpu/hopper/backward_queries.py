@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jattn_kernels.gpu.backward_queries import Queries, run
+from jattn_kernels.gpu.hopper.products import of_scores
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
@@ -25,8 +26,8 @@ class _Queries(Queries):
         return self.machine.zeros(self.sizes.height, self.q_sm.shape[-1])
 
     def products(self, wg: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
-        product = self.machine.product(self.q_sm.at[wg], self.k_sm.at[slot])
-        return product, self.machine.product(self.dout_sm.at[wg], self.v_sm.at[slot])
+        product, of_values = (self.q_sm.at[wg], self.k_sm.at[slot]), (self.dout_sm.at[wg], self.v_sm.at[slot])
+        return of_scores(self.machine, product, of_values)
 
     def add(self, wg: jax.Array, slot: jax.Array, dq: jax.Array, ds: jax.Array) -> jax.Array:
         del wg

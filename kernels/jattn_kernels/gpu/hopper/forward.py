@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.forward import Forward, run
+from jattn_kernels.gpu.hopper import turns
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
@@ -23,25 +24,24 @@ from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Forward(Forward):
-    """A query tile of one head; `own` is the barrier at which turns change."""
+    """A query tile of one head."""
 
-    def swap(self) -> None:
-        """The other warpgroup's turn."""
-        plgpu.barrier_arrive(self.own)
-        plgpu.barrier_wait(self.own)
+    def __init__(self, refs: Sequence[Any], **static: Any):
+        super().__init__(refs, **static)
+        self.turns = turns.Turns(self.own)
 
     def begin(self, wg: jax.Array) -> jax.Array:
         del wg
         return self.machine.zeros(self.sizes.height, self.v_sm.shape[-1])
 
     def loop(self, wg: jax.Array, first: jax.Array, resident: Sequence[Any], state: Any) -> Any:
-        pl.when(wg == 1)(self.swap)
+        pl.when(wg == 1)(self.turns.wait)
         state = super().loop(wg, first, resident, state)
-        pl.when(wg == 0)(self.swap)
+        pl.when(wg == 0)(self.turns.give)
         return state
 
     def product(self, wg: jax.Array, slot: jax.Array) -> jax.Array:
-        return self.machine.product(self.q_sm.at[wg], self.k_sm.at[slot], self.swap)
+        return self.machine.product(self.q_sm.at[wg], self.k_sm.at[slot], self.turns.give)
 
     def shrink(self, wg: jax.Array, out: jax.Array, factor: jax.Array) -> jax.Array:
         del wg
@@ -50,9 +50,8 @@ class _Forward(Forward):
     def add(self, wg: jax.Array, slot: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
         # This is in the warpgroup's next turn at the matrix unit, and all before was in its turn at the others.
         del wg
-        plgpu.barrier_arrive(self.own)
         plgpu.barrier_wait(self.v_there.at[slot])
-        plgpu.barrier_wait(self.own)
+        self.turns.wait()
         out = self.machine.accumulate(out, weights, self.v_sm.at[slot])
         plgpu.barrier_arrive(self.v_free.at[slot])
         return out
@@ -86,5 +85,5 @@ def forward(
     Few queries, of one tile, may see keys in `parts`, which then are the lines of `lists`: there is a result of each
     part, `[parts b, ..]`, to be merged by their lse.
     """
-    turn = plgpu.Barrier(num_arrivals=2)
-    return run(_Forward, turn, 2, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)
+    own = turns.scratch(simulated=interpret is not None)
+    return run(_Forward, own, 2, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)
