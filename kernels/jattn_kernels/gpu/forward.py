@@ -70,12 +70,16 @@ class Forward(Block):
         """Of the warpgroup's queries and the keys in a slot, which are there."""
         raise NotImplementedError
 
+    def begun(self, wg: jax.Array, slot: jax.Array, out: Any) -> tuple[Any, Any]:
+        """That product and the sum, of what `add` has left."""
+        return self.product(wg, slot), out
+
     def shrink(self, wg: jax.Array, out: Any, factor: jax.Array) -> Any:
         """The sum times a factor for each row."""
         raise NotImplementedError
 
-    def add(self, wg: jax.Array, slot: jax.Array, out: Any, weights: jax.Array) -> Any:
-        """The sum and what the weights take of the values in a slot, once they are there; it frees them."""
+    def add(self, wg: jax.Array, n: jax.Array, slot: jax.Array, out: Any, weights: jax.Array) -> Any:
+        """The sum and what the weights take of the n-th tile's values in a slot, once they are there; it frees them."""
         raise NotImplementedError
 
     def write(self, wg: jax.Array, out: Any, share: jax.Array, unseen: jax.Array) -> None:
@@ -131,9 +135,13 @@ class Forward(Block):
             state = lax.fori_loop(begin, end, functools.partial(self.tile, wg, first, resident, masked), state)
         return state
 
+    def slot(self, n: jax.Array) -> jax.Array:
+        """Where the n-th tile lies."""
+        return lax.rem(n, jnp.int32(self.sizes.steps))
+
     def arrived(self, n: jax.Array) -> jax.Array:
         """The slot of the n-th tile, once its keys are there."""
-        slot = lax.rem(n, jnp.int32(self.sizes.steps))
+        slot = self.slot(n)
         plgpu.barrier_wait(self.k_there.at[slot])
         return slot
 
@@ -154,7 +162,7 @@ class Forward(Block):
             return *places, self.parts(wg, slot, resident, columns, (self.first, column))
 
         slot = self.arrived(n)
-        product = self.product(wg, slot)
+        product, out = self.begun(wg, slot, out)
         score = self.evaluate(functools.partial(self.scores, masked=masked), [product], given)
         if self.functions.weights is None:
             self.leave(slot)
@@ -178,7 +186,7 @@ class Forward(Block):
         p = p.astype(self.v_sm.dtype)
         # What follows is products alone: where warpgroups take turns at the matrix unit, all of the above comes before.
         out, total, new, p = lax.optimization_barrier((out, total, new, p))
-        return self.add(wg, slot, out, p), new, total
+        return self.add(wg, n, slot, out, p), new, total
 
     def finish(self, wg: jax.Array, rows: Any, out: Any, top: jax.Array, total: jax.Array) -> None:
         """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""

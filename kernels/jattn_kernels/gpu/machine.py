@@ -128,6 +128,22 @@ class Warpgroup:
         (found,) = self.accumulate_all([(total, x, b)])
         return found
 
+    def accumulate_with(
+        self, total: jax.Array, x: jax.Array, b: jax.Ref, pair: tuple[jax.Ref, jax.Ref], then: Callable[[], None]
+    ) -> tuple[jax.Array, jax.Array]:
+        """`accumulate`, and with it under way the product of a pair; `then()` is run while they are."""
+
+        def run(product: jax.Ref) -> tuple[jax.Array, jax.Array]:
+            def both(ref: jax.Ref) -> None:
+                plgpu.wgmma(ref, x, b)
+                plgpu.wgmma(product, pair[0], pair[1].transpose((1, 0)))
+                then()
+
+            found = pl.run_state(both)(plgpu.ACC.init(total))
+            return self.tile(found), self.tile(plgpu.wgmma_accumulator_load(product, wait_n=None))  # both are there
+
+        return pl.run_scoped(run, plgpu.ACC((pair[0].shape[0], pair[1].shape[0]), jnp.float32))
+
     def accumulate_all(self, sums: Sequence[tuple[jax.Array, jax.Array, jax.Ref]]) -> list[jax.Array]:
         """`accumulate` of each, all under way together."""
 
@@ -167,6 +183,12 @@ class Simulated(Warpgroup):
         if then is not None:
             then()
         return [_dot(a[...], b[...], 1) for a, b in pairs]
+
+    def accumulate_with(
+        self, total: jax.Array, x: jax.Array, b: jax.Ref, pair: tuple[jax.Ref, jax.Ref], then: Callable[[], None]
+    ) -> tuple[jax.Array, jax.Array]:
+        then()
+        return self.accumulate(total, x, b), self.product(*pair)
 
     def accumulate_all(self, sums: Sequence[tuple[jax.Array, jax.Array, jax.Ref]]) -> list[jax.Array]:
         return [total + _dot(x, b[...], 0) for total, x, b in sums]

@@ -63,8 +63,8 @@ class _Forward(Alone, Forward):
         del wg
         return out * self.machine.broadcast(factor, 0, out.shape)
 
-    def add(self, wg: Index, slot: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
-        del wg
+    def add(self, wg: Index, n: jax.Array, slot: jax.Array, out: jax.Array, weights: jax.Array) -> jax.Array:
+        del wg, n
         return self.machine.accumulate(out, weights, self.v_sm.at[slot])
 
 

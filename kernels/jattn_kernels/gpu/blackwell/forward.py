@@ -39,7 +39,7 @@ class _Forward(Forward):
     def shrink(self, wg: jax.Array, out: None, factor: jax.Array) -> None:
         memory.scale(self.machine, self.own["sum"].at[wg], factor)
 
-    def add(self, wg: jax.Array, slot: jax.Array, out: None, weights: jax.Array) -> None:
+    def add(self, wg: jax.Array, n: jax.Array, slot: jax.Array, out: None, weights: jax.Array) -> None:
         _, tiles = self.own["tiles"]
         there = memory.store(tiles.at[wg], weights)
         plgpu.barrier_wait(self.v_there.at[slot])
