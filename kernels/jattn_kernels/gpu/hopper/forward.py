@@ -24,7 +24,7 @@ from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
 from jattn_kernels.tiles.functions import TileFunctions
 
-_WIDE = 128  # heads wider than this have tiles of fewer keys: by more waits they lose more (6 % on an H200 at 256)
+_WIDE = 128  # heads wider than this have tiles of fewer keys, so that waits take more of their time
 
 
 class _Forward(Forward):
