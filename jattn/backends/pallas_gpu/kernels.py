@@ -23,7 +23,7 @@ from jattn.backends.pallas_gpu.sizes import Generation, generation
 
 
 class Kernels(NamedTuple):
-    """Those of one generation; `jattn_kernels.gpu.hopper` says what they compute."""
+    """Those of one generation; the `run` of each in `jattn_kernels.gpu` says what it computes."""
 
     forward: Callable
     queries: Callable

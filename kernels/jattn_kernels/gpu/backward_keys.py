@@ -61,6 +61,12 @@ class Keys(GradientBlock):
 
     # What the machine does its own way
 
+    @classmethod
+    def splits(cls, d: int, e: int, sizes: Sizes) -> bool:
+        """Whether dv and dk have blocks of their own, 0 and 1 along the grid's axis `of`."""
+        del d, e, sizes
+        return False
+
     def divide(self, wg: jax.Array) -> None:
         """Calls `gradients` with what is the warpgroup's."""
         raise NotImplementedError
@@ -249,8 +255,6 @@ class Keys(GradientBlock):
 
 def run(
     kind: type[Keys],
-    own: Any,
-    grid: dict[str, int],
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -263,11 +267,14 @@ def run(
     lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
-    interpret: Any,
+    *,
+    interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """What a machine's `backward_keys` returns, of blocks of that kind.
+    """dk `[b, s, g, d]`, dv `[b, s, g, e]`, and of the operands along keys whose numbers are in `active` what each head
+    adds to their gradient, float32 `[b, h, s]`.
 
-    `own`: the scratch that is this machine's alone; `grid`: its axes beside g, k and b.
+    The lines of `lists` are key tiles, its tiles those of queries; arrays `[.., t, s]` are given as `[.., s, t]`.  The
+    rest is as in `backward_queries`.
     """
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
     batches = tuple(x.shape[0] for x in (q, k, v))
@@ -279,7 +286,7 @@ def run(
     dk, dv, *sums = launch(
         kind,
         "jattn_backward_keys",
-        {"g": g, **grid, "k": tiles, "b": b},
+        {"g": g, **({"of": 2} if kind.splits(d, e, sizes) else {}), "k": tiles, "b": b},
         out_type=[
             jax.ShapeDtypeStruct((b, kind.length(s), g, d), k.dtype),
             jax.ShapeDtypeStruct((b, kind.length(s), g, e), v.dtype),
@@ -297,7 +304,7 @@ def run(
             barriers(num_arrivals=2 + len(of_rows) + staging.passing),
             barriers(num_arrivals=2 // kind.sharers),
             kind.barrier(num_arrivals=2, orders_tensor_core=kind.sharers > 1),
-            own,
+            kind.scratch(d, e, q.dtype, sizes, interpret is not None),
             *staging.scratch(),
         ],
         group=h // g,

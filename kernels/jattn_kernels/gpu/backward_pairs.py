@@ -208,7 +208,6 @@ def _diagonals(sizes: Sizes) -> int:
 
 def run(
     kind: type[Pairs],
-    own: Any,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -221,17 +220,20 @@ def run(
     lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
-    interpret: Any,
+    *,
+    interpret: Any = None,
 ) -> jax.Array:
-    """What a machine's `backward_pairs` returns, of blocks of that kind.
+    """The gradient of the operand whose number is `active`, in the shape and dtype in which it is laid out.
 
-    `own`: the scratch that is this machine's alone.
+    It has both axes, and the lines of `lists` are the tiles of scores, one of each; or it lies along diagonals, and
+    lines are the diagonals of tiles, from the lowest on, whose tiles are counted by their queries.  The rest is as in
+    `backward_queries`.
     """
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
     layout, like = layouts[active], operands[active]
     batches = tuple(x.shape[0] for x in (q, k, v))
     queries, keys = pl.cdiv(t, sizes.rows), pl.cdiv(s, sizes.columns)
-    of_pairs, across, computing = layout.along == "ts", _diagonals(sizes), sizes.rows // sizes.height
+    of_pairs, across, computing = layout.along == "ts", _diagonals(sizes), kind.warpgroups(sizes)
     lines = queries * keys if of_pairs else (queries - 1) * (sizes.rows // sizes.columns) + keys
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], moving=True)
     stretch = kind.stretch(sizes)
@@ -254,7 +256,7 @@ def run(
             None if of_pairs or not kind.copies else plgpu.SMEM((computing, across), jnp.float32),
             barriers(num_arrivals=2 + computing * (2 + len(of_rows)) + staging.passing),
             barriers(num_arrivals=computing),
-            own,
+            kind.scratch(d, e, q.dtype, sizes, interpret is not None),
             *staging.scratch(),
         ],
         group=h // g,

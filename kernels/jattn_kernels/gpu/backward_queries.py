@@ -168,8 +168,6 @@ class Queries(GradientBlock):
 
 def run(
     kind: type[Queries],
-    own: Any,
-    computing: int,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -182,10 +180,16 @@ def run(
     lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
-    interpret: Any,
+    *,
+    interpret: Any = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """What a machine's `backward_queries` returns, of blocks of that kind; see `jattn_kernels.gpu.forward.run`."""
+    """dq `[b, t, h, d]`, and of the operands whose numbers are in `active`, along queries or without
+    position, what each query adds to their gradient, float32 `[b, h, t]`.
+
+    `of_rows`: the fields of `OfQueries`, `[b, h, t]` stretched to whole tiles; the rest as in the forward pass.
+    """
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
+    computing = kind.warpgroups(sizes)
     batches = tuple(x.shape[0] for x in (q, k, v))
     tiles = pl.cdiv(t, sizes.rows)
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
@@ -208,7 +212,7 @@ def run(
             kind.barrier(num_arrivals=2 + len(of_rows) + staging.resident, num_barriers=computing),
             barriers(num_arrivals=2 + staging.passing),
             barriers(num_arrivals=computing),
-            own,
+            kind.scratch(d, e, q.dtype, sizes, interpret is not None),
             *staging.scratch(),
         ],
         group=h // g,

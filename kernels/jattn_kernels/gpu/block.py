@@ -79,6 +79,7 @@ class Block:
     layout = plgpu.Layout.WGMMA  # of a tile of scores over the registers of a warpgroup
     machines: tuple[type[Warpgroup], type[Warpgroup]] = Warpgroup, Simulated
     copies = True  # whether a warpgroup does nothing else; if not, there is one in all
+    needed: int | None = None  # warpgroups of a block that compute, if not one for each `height` of its rows
     parameters: Mapping[str, Any] = MappingProxyType({"lowering_semantics": plgpu.LoweringSemantics.Warpgroup})
     operands: Sequence[jax.Ref]
     staged: Sequence[Any]
@@ -97,6 +98,24 @@ class Block:
         assert functions.scale is not None  # on GPU the scale is never a factor of the query
         self.scale = functions.scale
         self.machine = self.machines[interpret is not None](self.layout)
+
+    @classmethod
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+        """What `own` is: the scratch that is the machine's alone, for keys of width d and values of width e."""
+        del d, e, dtype, sizes, simulated
+
+    @classmethod
+    def warpgroups(cls, sizes: Sizes) -> int:
+        """How many of a block compute; a tile has rows for each of them.
+
+        Raises:
+          ValueError: if it has not.
+        """
+        computing = cls.needed or sizes.rows // sizes.height
+        if sizes.rows != computing * sizes.height:
+            what = f"a tile has {computing * sizes.height} rows, {sizes.height} for each warpgroup"
+            raise ValueError(f"{what}, not {sizes.rows}")
+        return computing
 
     @classmethod
     def barrier(cls, **options: Any) -> Any:

@@ -62,6 +62,12 @@ class Forward(Block):
 
     # What the machine does its own way
 
+    @classmethod
+    def for_widths(cls, d: int, e: int) -> type[Forward]:
+        """The blocks for keys of width d and values of width e."""
+        del d, e
+        return cls
+
     def begin(self, wg: jax.Array) -> Any:
         """The sum over values that nothing was added to yet: what `add` takes and `write` writes."""
         raise NotImplementedError
@@ -209,8 +215,6 @@ class Forward(Block):
 
 def run(
     kind: type[Forward],
-    own: Any,
-    computing: int,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -220,17 +224,23 @@ def run(
     lists: LineLists,
     listed: Sequence[jax.Array],
     sizes: Sizes,
-    parts: int,
-    interpret: Any,
+    *,
+    parts: int = 1,
+    interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What a machine's `forward` returns, of blocks of that kind.
+    """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
+    `[b, s, g, d]`, v `[b, s, g, e]`, of one dtype of 16 bits; d and e are multiples of 16, at most 256.
 
-    `computing`: how many warpgroups of a block compute; `own`: the scratch that is this machine's alone.
+    Batch axes may be shorter than the longest: element b uses entry b % length.  `listed` are the arrays of `lists`,
+    whose lines are query tiles; `interpret`: how the simulator is to run, in the place of a GPU; `kind`: the machine's
+    blocks.
+
+    Few queries, of one tile, may see keys in `parts`, which then are the lines of `lists`: there is a result of each
+    part, `[parts b, ..]`, to be merged by their lse.
     """
     (_, t, h, d), (_, s, g, e) = q.shape, v.shape
-    if sizes.rows != computing * sizes.height:
-        what = f"a tile of queries has {computing * sizes.height} rows, {sizes.height} for each warpgroup"
-        raise ValueError(f"{what}, not {sizes.rows}")
+    kind = kind.for_widths(d, e)
+    computing = kind.warpgroups(sizes)
     batches = tuple(x.shape[0] for x in (q, k, v))
     b = max(*batches, lists.batch, *(x.batch for x in layouts))
     tiles = pl.cdiv(t, sizes.rows)
@@ -257,7 +267,7 @@ def run(
             barriers(),
             barriers(num_arrivals=computing),
             barriers(num_arrivals=computing),
-            own,
+            kind.scratch(d, e, q.dtype, sizes, interpret is not None),
             *staging.scratch(),
         ],
         group=h // g,

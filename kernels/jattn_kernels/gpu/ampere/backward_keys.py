@@ -9,7 +9,6 @@ Where heads are so wide that registers do not hold both, one block has dv and an
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,21 +18,19 @@ from jax.experimental import pallas as pl
 from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.block import entry
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
 
 _WIDEST = 128  # of a head whose two sums are in one thread's registers
 
 
-def _splits(d: int, e: int) -> bool:
-    return max(d, e) > _WIDEST
-
-
 class _Keys(Alone, Keys):
     """A tile of one key head."""
+
+    @classmethod
+    def splits(cls, d: int, e: int, sizes: Sizes) -> bool:
+        del sizes
+        return max(d, e) > _WIDEST
 
     def bring(self, h: jax.Array, n: Index, slot: Index) -> None:
         """The n-th tile of a head's queries, and what the operands have there."""
@@ -47,7 +44,7 @@ class _Keys(Alone, Keys):
         self.staging.copy_passing(self.operands, self.staged, self.b, h, slot, places, machine.bring)
 
     def compute(self, wg: Index) -> None:
-        if _splits(self.k_sm.shape[-1], self.v_sm.shape[-1]):
+        if self.splits(self.k_sm.shape[-1], self.v_sm.shape[-1], self.sizes):
             of = lax.axis_index("of")
             pl.when(of == 0)(lambda: self.gradients(wg, of_keys=False))
             pl.when(of == 1)(lambda: self.gradients(wg, of_values=False))
@@ -102,24 +99,5 @@ class _Keys(Alone, Keys):
         return dk, dv
 
 
-def backward_keys(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """What `jattn_kernels.gpu.hopper.backward_keys.backward_keys` returns, of the same arguments."""
-    grid = {"of": 2} if _splits(k.shape[-1], v.shape[-1]) else {}
-    return run(
-        _Keys, None, grid, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_keys = functools.partial(run, _Keys)
+"""`jattn_kernels.gpu.backward_keys.run` on Ampere."""

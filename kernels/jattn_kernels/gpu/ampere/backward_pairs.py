@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,10 +16,7 @@ from jax.experimental import pallas as pl
 from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.block import entry
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists, LineVisits
-from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
+from jattn_kernels.gpu.lists import LineVisits
 from jattn_kernels.tiles.place import Index
 
 
@@ -69,23 +65,5 @@ class _Pairs(Alone, Pairs):
             self.machine.write(x, staged, self.gradient, at)
 
 
-def backward_pairs(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: int,
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> jax.Array:
-    """What `jattn_kernels.gpu.hopper.backward_pairs.backward_pairs` returns, of the same arguments."""
-    return run(
-        _Pairs, None, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_pairs = functools.partial(run, _Pairs)
+"""`jattn_kernels.gpu.backward_pairs.run` on Ampere."""

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +16,7 @@ from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.backward_queries import Queries, run
 from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.gradients import OfQueries
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.lowering import Row
-from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
 
 
@@ -68,23 +62,5 @@ class _Queries(Alone, Queries):
         return self.machine.accumulate(dq, ds.astype(self.k_sm.dtype), self.k_sm.at[slot])
 
 
-def backward_queries(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, list[jax.Array]]:
-    """What `jattn_kernels.gpu.hopper.backward_queries.backward_queries` returns, of the same arguments."""
-    return run(
-        _Queries, None, 1, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_queries = functools.partial(run, _Queries)
+"""`jattn_kernels.gpu.backward_queries.run` on Ampere."""

@@ -30,6 +30,7 @@ class Alone(Block):
     machine: Warps
     machines = Warps, SimulatedWarps
     copies = False
+    needed = 1
     # What a product leaves is another's left operand as it is, which only this lowering can say; every row of a tile is
     # in one warp, so sums along it need no memory.
     parameters = MappingProxyType({"lowering_semantics": plgpu.LoweringSemantics.Lane, "reduction_scratch_bytes": 0})

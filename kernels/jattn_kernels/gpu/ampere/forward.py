@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -16,10 +16,6 @@ from jax.experimental import pallas as pl
 from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.forward import Forward, run
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
 
 _HELD = 128  # of a query no more numbers stay in registers, beside the sums of as many
@@ -68,19 +64,5 @@ class _Forward(Alone, Forward):
         return self.machine.accumulate(out, weights, self.v_sm.at[slot])
 
 
-def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    parts: int = 1,
-    interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What `jattn_kernels.gpu.hopper.forward.forward` returns, of the same arguments."""
-    return run(_Forward, None, 1, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)
+forward = functools.partial(run, _Forward)
+"""`jattn_kernels.gpu.forward.run` on Ampere."""

@@ -10,7 +10,6 @@ are so wide that tensor memory does not hold the sums of both gradients, one blo
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,10 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Keys(Keys):
@@ -33,8 +29,21 @@ class _Keys(Keys):
     layout = plgpu.Layout.TCGEN05
     sharers = 2
 
+    @classmethod
+    def splits(cls, d: int, e: int, sizes: Sizes) -> bool:
+        # Tensor memory lacks the columns for both sums, beside two tiles of each of two warpgroups.
+        return d + e + 4 * sizes.columns > memory.COLUMNS
+
+    @classmethod
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+        del simulated
+        split, both = cls.splits(d, e, sizes), [memory.sums(d), memory.sums(e)]
+        memory.check(4 * sizes.columns + (max(d, e) if split else d + e))
+        tiles = memory.Backward.scratch(2, sizes.columns, dtype)
+        return {"tiles": tiles, "sums": plgpu.RefUnion(*both) if split else both, "added": memory.done()}
+
     def divide(self, wg: jax.Array) -> None:
-        if splits(self.k_sm.shape[-1], self.v_sm.shape[-1], self.sizes):
+        if self.splits(self.k_sm.shape[-1], self.v_sm.shape[-1], self.sizes):
             pl.when(lax.axis_index("of") == 0)(lambda: self.gradients(wg, of_values=False))
             pl.when(lax.axis_index("of") == 1)(lambda: self.gradients(wg, of_keys=False))
         else:
@@ -97,38 +106,5 @@ class _Keys(Keys):
                 pl.when(wg == who)(functools.partial(one, *each))
 
 
-def splits(d: int, e: int, sizes: Sizes) -> bool:
-    """Whether tensor memory lacks the columns for both sums, beside two tiles of each of two warpgroups."""
-    return d + e + 4 * sizes.columns > memory.COLUMNS
-
-
-def backward_keys(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """What `jattn_kernels.gpu.hopper.backward_keys.backward_keys` returns, of the same arguments."""
-    d, e = k.shape[-1], v.shape[-1]
-    split = splits(d, e, sizes)
-    memory.check(4 * sizes.columns + (max(d, e) if split else d + e))
-    both = memory.sums(d), memory.sums(e)
-    own = {
-        "tiles": memory.Backward.scratch(2, sizes.columns, q.dtype),
-        "sums": plgpu.RefUnion(*both) if split else list(both),
-        "added": memory.done(),
-    }
-    grid = {"of": 2} if split else {}
-    return run(
-        _Keys, own, grid, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_keys = functools.partial(run, _Keys)
+"""`jattn_kernels.gpu.backward_keys.run` on Blackwell."""

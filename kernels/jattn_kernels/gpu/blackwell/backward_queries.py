@@ -16,11 +16,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_queries import Queries, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
 from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Summing(Warpgroup):
@@ -49,6 +46,14 @@ class _Queries(Queries):
     layout = plgpu.Layout.TCGEN05
     machines = _Summing, Simulated
 
+    @classmethod
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+        del e, simulated
+        computing = cls.warpgroups(sizes)
+        memory.check(computing * (2 * sizes.columns + d))
+        tiles = memory.Backward.scratch(computing, sizes.columns, dtype)
+        return {"tiles": tiles, "sum": memory.sums(d, computing)}
+
     def begin(self, wg: jax.Array) -> None:
         memory.clear(self.machine, self.own["sum"].at[wg])
 
@@ -70,44 +75,5 @@ class _Queries(Queries):
         memory.write(self.machine, self.own["sum"].at[wg], self.q_sm.at[wg], self.sizes, finish)
 
 
-def backward_queries(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, list[jax.Array]]:
-    """What `jattn_kernels.gpu.hopper.backward_queries.backward_queries` returns, of the same arguments."""
-    computing = sizes.rows // sizes.height
-    memory.check(computing * (2 * sizes.columns + k.shape[-1]))
-    own = {
-        "tiles": memory.Backward.scratch(computing, sizes.columns, q.dtype),
-        "sum": memory.sums(k.shape[-1], computing),
-    }
-    return run(
-        _Queries,
-        own,
-        computing,
-        q,
-        k,
-        v,
-        dout,
-        of_rows,
-        operands,
-        layouts,
-        active,
-        functions,
-        lists,
-        listed,
-        sizes,
-        interpret,
-    )
+backward_queries = functools.partial(run, _Queries)
+"""`jattn_kernels.gpu.backward_queries.run` on Blackwell."""

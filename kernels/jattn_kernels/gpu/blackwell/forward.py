@@ -8,24 +8,30 @@ Where heads are so wide that tensor memory holds the sums of one alone, there is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
 from jattn_kernels.gpu.forward import Forward, run
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Forward(Forward):
     """A query tile of one head; `own`: the tiles of products and of weights, the sums, and when products are done."""
 
     layout = plgpu.Layout.TCGEN05
+
+    @classmethod
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+        del d, simulated
+        computing = cls.warpgroups(sizes)
+        memory.check(computing * (sizes.columns + e))
+        tiles = memory.tiles_of_scores(computing, sizes.columns, dtype)
+        return {"tiles": tiles, "sum": memory.sums(e, computing), "done": memory.done()}
 
     def begin(self, wg: jax.Array) -> None:
         memory.clear(self.machine, self.own["sum"].at[wg])
@@ -52,26 +58,5 @@ class _Forward(Forward):
         memory.write(self.machine, self.own["sum"].at[wg], self.out_sm.at[wg], self.sizes, finish)
 
 
-def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    parts: int = 1,
-    interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What `jattn_kernels.gpu.hopper.forward.forward` returns, of the same arguments."""
-    computing = sizes.rows // sizes.height
-    memory.check(computing * (sizes.columns + v.shape[-1]))
-    own = {
-        "tiles": memory.tiles_of_scores(computing, sizes.columns, q.dtype),
-        "sum": memory.sums(v.shape[-1], computing),
-        "done": memory.done(),
-    }
-    return run(_Forward, own, computing, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)
+forward = functools.partial(run, _Forward)
+"""`jattn_kernels.gpu.forward.run` on Blackwell."""

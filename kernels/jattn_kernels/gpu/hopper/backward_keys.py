@@ -9,7 +9,7 @@ has dv, the other dk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
@@ -19,10 +19,6 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.hopper.products import of_scores
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Keys(Keys):
@@ -61,9 +57,9 @@ class _Keys(Keys):
         self, wg: jax.Array, slot: jax.Array, step: jax.Array, dk: Any, dv: Any, ds: Any, weight: Any
     ) -> tuple[Any, Any]:
         del wg, step
-        both = (dk, ds, self.q_sm.at[slot]), (dv, weight, self.dout_sm.at[slot])
-        sums = iter(self.machine.accumulate_all([x for x in both if x[0] is not None]))
-        return tuple(None if x[0] is None else next(sums) for x in both)
+        of_keys, of_values = (dk, ds, self.q_sm.at[slot]), (dv, weight, self.dout_sm.at[slot])
+        sums = iter(self.machine.accumulate_all([x for x in (of_keys, of_values) if x[0] is not None]))
+        return None if dk is None else next(sums), None if dv is None else next(sums)
 
     def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
         del wanted
@@ -80,28 +76,5 @@ class _Keys(Keys):
         plgpu.wait_smem_to_gmem(0)
 
 
-def backward_keys(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """dk `[b, s, g, d]`, dv `[b, s, g, e]`, and of the operands along keys whose numbers are in `active` what each head
-    adds to their gradient, float32 `[b, h, s]`.
-
-    The lines of `lists` are key tiles, its tiles those of queries; arrays `[.., t, s]` are given as `[.., s, t]`.  The
-    rest is as in `backward_queries`.
-    """
-    return run(
-        _Keys, None, {}, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_keys = functools.partial(run, _Keys)
+"""`jattn_kernels.gpu.backward_keys.run` on Hopper."""

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
 
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.hopper.products import of_scores
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Pairs(Pairs):
@@ -27,28 +23,5 @@ class _Pairs(Pairs):
         return of_scores(self.machine, product, of_values)
 
 
-def backward_pairs(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: int,
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> jax.Array:
-    """The gradient of the operand whose number is `active`, in the shape and dtype in which it is laid out.
-
-    It has both axes, and the lines of `lists` are the tiles of scores, one of each; or it lies along diagonals, and
-    lines are the diagonals of tiles, from the lowest on, whose tiles are counted by their queries.  The rest is as in
-    `backward_queries`.
-    """
-    return run(
-        _Pairs, None, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_pairs = functools.partial(run, _Pairs)
+"""`jattn_kernels.gpu.backward_pairs.run` on Hopper."""

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
 
 import jax
 
 from jattn_kernels.gpu.backward_queries import Queries, run
 from jattn_kernels.gpu.hopper.products import of_scores
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 
 class _Queries(Queries):
     """A query tile of one head."""
+
+    needed = 2
 
     def begin(self, wg: jax.Array) -> jax.Array:
         del wg
@@ -37,27 +34,5 @@ class _Queries(Queries):
         self.q_sm.at[wg][...] = (dq * self.factor()).astype(self.q_sm.dtype)
 
 
-def backward_queries(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    dout: jax.Array,
-    of_rows: Sequence[jax.Array],
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    interpret: Any = None,
-) -> tuple[jax.Array, list[jax.Array]]:
-    """dq `[b, t, h, d]`, and of the operands whose numbers are in `active`, along queries or without
-    position, what each query adds to their gradient, float32 `[b, h, t]`.
-
-    `of_rows`: the fields of `OfQueries`, `[b, h, t]` stretched to whole tiles; the rest as in the forward pass.
-    """
-    return run(
-        _Queries, None, 2, q, k, v, dout, of_rows, operands, layouts, active, functions, lists, listed, sizes, interpret
-    )
+backward_queries = functools.partial(run, _Queries)
+"""`jattn_kernels.gpu.backward_queries.run` on Hopper."""

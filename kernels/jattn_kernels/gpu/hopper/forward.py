@@ -8,6 +8,7 @@ While one is at its products, the other is at its exponentials.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,10 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.forward import Forward, run
 from jattn_kernels.gpu.hopper import turns
-from jattn_kernels.gpu.layout import OperandLayout
-from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Sizes
-from jattn_kernels.tiles.functions import TileFunctions
 
 _WIDE = 128  # heads wider than this have tiles of fewer keys, so that waits take more of their time
 
@@ -30,9 +28,19 @@ _WIDE = 128  # heads wider than this have tiles of fewer keys, so that waits tak
 class _Forward(Forward):
     """A query tile of one head."""
 
+    needed = 2
+
     def __init__(self, refs: Sequence[Any], **static: Any):
         super().__init__(refs, **static)
         self.turns = turns.Turns(self.own)
+
+    @classmethod
+    def for_widths(cls, d: int, e: int) -> type[Forward]:
+        return _Ahead if max(d, e) > _WIDE else _Forward
+
+    @classmethod
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+        return turns.scratch(simulated)
 
     def begin(self, wg: jax.Array) -> jax.Array:
         del wg
@@ -98,8 +106,8 @@ class _Ahead(_Forward):
 
     def begun(self, wg: jax.Array, slot: jax.Array, out: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         del wg, slot
-        out, product = out
-        return product, out
+        total, product = out
+        return product, total
 
     def add(
         self, wg: jax.Array, n: jax.Array, slot: jax.Array, out: jax.Array, weights: jax.Array
@@ -120,29 +128,5 @@ class _Ahead(_Forward):
         return found
 
 
-def forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: Sequence[jax.Array],
-    layouts: tuple[OperandLayout, ...],
-    functions: TileFunctions,
-    lists: LineLists,
-    listed: Sequence[jax.Array],
-    sizes: Sizes,
-    *,
-    parts: int = 1,
-    interpret: Any = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
-    `[b, s, g, d]`, v `[b, s, g, e]`, of one dtype of 16 bits; d and e are multiples of 16, at most 256.
-
-    Batch axes may be shorter than the longest: element b uses entry b % length.  `listed` are the arrays of `lists`,
-    whose lines are query tiles; `interpret`: how the simulator is to run, in the place of a GPU.
-
-    Few queries, of one tile, may see keys in `parts`, which then are the lines of `lists`: there is a result of each
-    part, `[parts b, ..]`, to be merged by their lse.
-    """
-    own = turns.scratch(simulated=interpret is not None)
-    kind = _Ahead if max(q.shape[-1], v.shape[-1]) > _WIDE else _Forward
-    return run(kind, own, 2, q, k, v, operands, layouts, functions, lists, listed, sizes, parts, interpret)
+forward = functools.partial(run, _Forward)
+"""`jattn_kernels.gpu.forward.run` on Hopper."""

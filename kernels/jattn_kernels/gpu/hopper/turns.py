@@ -1,7 +1,7 @@
 """Two warpgroups take turns: one gives its turn away without waiting, and goes on when the other has given its own.
 
-By barriers that a multiprocessor has by number.  Those in shared memory do the same, and a forward pass took longer with
-them on an H200 (bench/gpu/README.md): twice for each tile a warpgroup asked memory until the other had come.
+By barriers that a multiprocessor has by number.  Those in shared memory do the same, and a forward pass took longer
+with them on an H200 (bench/gpu/README.md): twice for each tile a warpgroup asked memory until the other had come.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
