@@ -96,6 +96,12 @@ def test_widths(sizes):
     _check("softcap", "bfloat16", sizes)
 
 
+@pytest.mark.parametrize("name", ["lengths", "causal-empty-rows", "sinks-empty-rows"])
+def test_wide_heads(name):
+    """On Hopper a product is under way before its tile's turn: rows of no tile, of one and of several."""
+    _check(name, "bfloat16", Sizes(b=2, t=70, s=130, h=2, g=1, d=144, e=144))
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
@@ -264,14 +270,15 @@ def test_the_same_bits_each_time_and_those_of_dropout():
     assert_close(one, wanted, TOLERANCES["bfloat16"].value)
 
 
-@pytest.mark.parametrize("name", ["causal", "everything"])
-def test_no_races(name):
+@pytest.mark.parametrize(("name", "width"), [("causal", 32), ("everything", 32), ("causal", 144)])
+def test_no_races(name, width):
     """With no more tiles than stand in memory at once: where a place is used again the simulator of jax 0.12.0 reports a
     race of the plainest loop of one who copies and one who reads."""
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    q, k, v, operands, signature = reduce(problem(*make(name, jnp.bfloat16, dataclasses.replace(LARGE, t=100, s=120))))
+    sizes = dataclasses.replace(LARGE, t=100, s=120, d=width, e=max(width, 64) // 4)
+    q, k, v, operands, signature = reduce(problem(*make(name, jnp.bfloat16, sizes)))
     target = targets.Target("cpu", None, plgpu.InterpretGPUParams(detect_races=True))
     spec = Spec(PALLAS_GPU, signature, q.dtype, None, None, target)
     result = PALLAS_GPU.forward(spec, q, k, v, operands)
