@@ -174,10 +174,13 @@ def _bars(panel: Any, rows: Sequence[StaticRow]) -> None:
 
 
 def plot_times(rows: Sequence[Any], names: Sequence[str], title: str, path: Path) -> None:
-    """Useful TFLOP/s over t at d = 128: a panel for each ask (across) and pass (down)."""
+    """Useful TFLOP/s over t at d = 128: a panel for each ask (across) and pass (down).
+
+    Of as many queries as keys: a step that decodes is bound by memory, and says nothing here.
+    """
     from matplotlib.figure import Figure
 
-    rows = [row for row in rows if row.case.d == 128]
+    rows = [row for row in rows if row.case.d == 128 and not row.case.s]
     if not rows:
         return
     asks = list(dict.fromkeys(row.case.ask for row in rows))
