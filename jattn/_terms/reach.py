@@ -50,6 +50,13 @@ class Span(NamedTuple):
         return not (self.exact and self.right >= 0 and t - 1 - self.left <= s - 1 and self.left + self.right >= 0)
 
 
+def conjuncts(mask: masks.Mask | None) -> list[masks.Mask]:
+    """The masks that `&` joins; none of no mask."""
+    if isinstance(mask, masks.And):
+        return [*conjuncts(mask.left), *conjuncts(mask.right)]
+    return [] if mask is None else [mask]
+
+
 def span(mask: masks.Mask | None, lead: FieldValue = 0) -> Span:
     """The narrowest window around a mask that its static windows give.
 

@@ -15,6 +15,7 @@ from jattn._call.targets import Target
 from jattn._terms import block_tables
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
+from jattn._terms.reach import conjuncts
 from jattn.backends.blockwise import gpu
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
@@ -89,11 +90,12 @@ def tile_sizes(t: int, s: int, group: int, mask: masks.Mask | None, width: int, 
 
 def _reach(mask: masks.Mask | None) -> int:
     """How many keys a query sees at most, as far as windows of a fixed width say."""
-    if isinstance(mask, masks.And):
-        return min(_reach(mask.left), _reach(mask.right))
-    if isinstance(mask, masks.Window) and isinstance(mask.left, int) and isinstance(mask.right, int):
-        return mask.left + mask.right + 1
-    return 2**31
+    widths = [
+        part.left + part.right + 1
+        for part in conjuncts(mask)
+        if isinstance(part, masks.Window) and isinstance(part.left, int) and isinstance(part.right, int)
+    ]
+    return min(widths, default=2**31)
 
 
 def _even(length: int, block: int) -> int:

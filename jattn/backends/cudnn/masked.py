@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jattn import masks
 from jattn._terms import FieldValue, Operand
-from jattn._terms.reach import span
+from jattn._terms.reach import conjuncts, span
 from jattn.backends.batches import spread
 from jattn.backends.cudnn.binding import RealLengths
 
@@ -32,18 +32,16 @@ class MaskParts(NamedTuple):
 
 def parts(mask: masks.Mask | None) -> MaskParts | None:
     """The parts of a mask; None if it has others."""
-    if mask is None:
-        return MaskParts(None)
-    if isinstance(mask, masks.And):
-        one, other = parts(mask.left), parts(mask.right)
-        if one is None or other is None:
+    windows: list[masks.Mask] = []
+    limits: dict[str, list[FieldValue]] = {"s": [], "t": []}
+    for part in conjuncts(mask):
+        if isinstance(part, masks.Before):
+            limits[part.axis].append(part.limit)
+        elif isinstance(part, masks.Window) and span(part).exact:
+            windows.append(part)
+        else:
             return None
-        both = [x for x in (one.windows, other.windows) if x is not None]
-        windows = functools.reduce(masks.And, both) if both else None
-        return MaskParts(windows, one.keys + other.keys, one.queries + other.queries)
-    if isinstance(mask, masks.Before):
-        return MaskParts(None, (mask.limit,)) if mask.axis == "s" else MaskParts(None, (), (mask.limit,))
-    return MaskParts(mask) if isinstance(mask, masks.Window) and span(mask).exact else None
+    return MaskParts(functools.reduce(masks.And, windows) if windows else None, *map(tuple, limits.values()))
 
 
 class Seen(NamedTuple):

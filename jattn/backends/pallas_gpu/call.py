@@ -18,7 +18,7 @@ from jattn._call.targets import Target
 from jattn._terms import AnyArray
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
-from jattn._terms.reach import span
+from jattn._terms.reach import conjuncts, span
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas_gpu.lists import Lines, lists_of
 from jattn.backends.pallas_gpu.sizes import Kernel, tile_sizes
@@ -113,7 +113,7 @@ def _only_limit(mask: masks.Mask | None, t: int, s: int) -> AnyArray | int | Non
     """The length of the keys, `[b]` or one for all, if it is what hides keys, and nothing else does."""
     rest: masks.Mask | None = None
     limits = []
-    for part in _conjuncts(mask):
+    for part in conjuncts(mask):
         if isinstance(part, masks.Before) and part.axis == "s":
             limits.append(part.limit)
         else:
@@ -121,12 +121,6 @@ def _only_limit(mask: masks.Mask | None, t: int, s: int) -> AnyArray | int | Non
     if len(limits) != 1 or not span(rest).shows_all(t, s):
         return None
     return limits[0].array if isinstance(limits[0], _terms.Operand) else max(0, min(limits[0], s))
-
-
-def _conjuncts(mask: masks.Mask | None) -> list[masks.Mask]:
-    if isinstance(mask, masks.And):
-        return [*_conjuncts(mask.left), *_conjuncts(mask.right)]
-    return [] if mask is None else [mask]
 
 
 def _before(x: jax.Array, limit: AnyArray | int) -> jax.Array:
