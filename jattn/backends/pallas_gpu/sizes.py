@@ -11,6 +11,7 @@ from jattn_kernels import chips, tables
 from jattn_kernels.gpu.sizes import Sizes, stored_as
 
 from jattn._call.targets import Target
+from jattn._terms.closures import OfUser
 from jattn._terms.moved import moved
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import parts_of, terms_of
@@ -178,7 +179,10 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
         small = _ALIGNED * (vectors + (kernel == "keys")) + columns * sums
         return blocks * (_bytes(kernel, 64, columns, d, e, steps, both) + small + _RESERVED) <= chip.fast_memory
 
-    most = 64 if max(d, e) <= (_WIDE if kernel == "forward" else _WIDE // 2) else 32  # whose numbers registers hold
+    terms = terms_of(spec)
+    of_user = bool(parts_of((terms.mods, terms.gates), OfUser))  # a derivative of those holds many numbers at once
+    held = _WIDE if kernel == "forward" else 0 if of_user else _WIDE // 2
+    most = 64 if max(d, e) <= held else 32  # columns whose numbers registers hold
     tried = [(64, 2, 2), (32, 2, 2), (64, 2, 1), (32, 2, 1), (16, 2, 1), (16, 1, 1)]  # columns, steps, blocks
     columns, steps, _ = next((x for x in tried if x[0] <= most and fits(*x)), tried[-1])
     rows, source = 64, "the largest that fit"
@@ -187,7 +191,7 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
             rows, columns = spec.blocks
         source = "as asked for"
     # A thread's registers hold what 32 columns need: two pieces of them spilled more, not less.
-    piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms_of(spec)) else columns
+    piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms) else columns
     return Sizes(rows, columns, steps, piece), source
 
 

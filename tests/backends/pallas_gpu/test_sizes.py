@@ -84,6 +84,12 @@ def test_two_blocks_of_ampere_share_a_multiprocessor_where_they_can(target, kern
     assert source == "the largest that fit"
 
 
+def test_functions_of_users_leave_registers_for_half_of_the_columns_on_ampere():
+    options: Any = {"mods": mods.function(lambda score, i, j: jnp.tanh(score))}
+    columns = {kernel: _sizes("a100", kernel, 64, **options)[0].columns for kernel in ("forward", "queries", "keys")}
+    assert columns == {"forward": 64, "queries": 32, "keys": 32}
+
+
 def test_gates_of_blackwell_have_fewer_columns():
     gated: Any = {"dropout": gates.dropout(0.1, 0)}
     assert [_sizes("b200", "forward", 128, **x)[0].columns for x in ({}, gated)] == [128, 64]
