@@ -1,11 +1,14 @@
 """What is compiled and what is timed: chips, asks, shapes and passes."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from bench._passes import DIRECTIONS, flops
-from bench.gpu._terms import ASKS, attended_pairs, names
+from bench.gpu._terms import ASKS, DOCUMENT, WINDOW, attended_pairs, names, values
 
 CHIP_NAMES = ("a100", "h100", "b200")  # of each generation one; the others of the table can be asked for
 WIDTHS = (64, 128, 256)
@@ -19,7 +22,8 @@ class Case:
     """One row: an ask of `_terms.ASKS`, a shape in bfloat16, and whether the gradients are taken as well.
 
     `chip` is that for which it is compiled, "" where it runs on what is there; `s` and `g` are keys and key heads, 0
-    where there are as many as queries and heads.
+    where there are as many as queries and heads; `window`: keys that a query of the window mask sees, `document`: its
+    tokens, where some are packed.
     """
 
     ask: str
@@ -31,6 +35,8 @@ class Case:
     chip: str = ""
     s: int = 0
     g: int = 0
+    window: int = WINDOW
+    document: int = DOCUMENT
 
     @property
     def name(self) -> str:
@@ -57,10 +63,18 @@ class Case:
     def mask(self) -> str:
         return ASKS[self.ask].mask
 
+    def options(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of `jattn.attention`, of the ask's arrays by name."""
+        return ASKS[self.ask].options({**arrays, "window": self.window})
+
+    def values(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The ask's arrays by name."""
+        return values(ASKS[self.ask], self.b, self.key[1], self.h, rng, self.document)
+
     @property
     def flops(self) -> float:
         """What `bench._passes.flops` counts."""
-        pairs = self.t * self.s if self.s else attended_pairs(self.mask, self.t)
+        pairs = self.t * self.s if self.s else attended_pairs(self.mask, self.t, self.window, self.document)
         return flops(self.b * self.h, self.d, pairs, self.backward)
 
 

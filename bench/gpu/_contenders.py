@@ -87,7 +87,7 @@ def jattn_program(case: Case) -> Program:
     rest = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in arrays.values()]
 
     def attend(q, k, v, *rest):
-        options = ask.options(dict(zip(arrays, rest, strict=True)))
+        options = case.options(dict(zip(arrays, rest, strict=True)))
         return jattn.attention(q, k, v, implementation="pallas_gpu", **options)
 
     return differentiated(case, attend, rest)

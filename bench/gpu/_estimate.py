@@ -106,7 +106,7 @@ def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | No
     computing = max(1, kernel.threads // 128 - 1)  # the warpgroups but one, which copies
     if rows == 128 and role == KEYS:  # the warpgroups have the same rows, and every other tile of them
         computing = 1
-    counts = tiles(case.mask, case.t, rows * computing, columns)
+    counts = tiles(case.mask, case.t, rows * computing, columns, case.window, case.document)
     share = case.b * case.h * computing * rows * columns / (ROWS * tile_columns(role))
     totals = {unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles}
     bound = max(totals, key=lambda unit: totals[unit])

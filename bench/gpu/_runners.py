@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bench.gpu._cases import Case
-from bench.gpu._terms import ASKS, CAP, WINDOW, values
+from bench.gpu._terms import CAP
 
 Call = Callable[[int], Any]
 """Begins the call on the copy of that number, and returns what `wait` waits for."""
@@ -64,7 +64,7 @@ def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepare
     import jax
     import jax.numpy as jnp
 
-    drawn = values(ASKS[case.ask], case.b, case.key[1], case.h, np.random.default_rng(0))
+    drawn = case.values(np.random.default_rng(0))
     if "bias" in drawn:
         drawn["bias"] = drawn["bias"].astype(jnp.bfloat16)
     shapes = [case.query, case.key, case.key, *([case.query] if case.backward else [])]
@@ -91,9 +91,7 @@ def _jattn(implementation: Any) -> Callable[[Case, int], Prepared]:
     def prepare(case: Case, count: int) -> Prepared:
         import jattn
 
-        attend = lambda arrays, q, k, v: jattn.attention(
-            q, k, v, implementation=implementation, **ASKS[case.ask].options(arrays)
-        )
+        attend = lambda arrays, q, k, v: jattn.attention(q, k, v, implementation=implementation, **case.options(arrays))
         return _jax_prepared(case, count, attend)
 
     return prepare
@@ -124,7 +122,7 @@ def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
                 case "decode":
                     return own(q, k, v, key_value_seq_lengths=arrays["lengths"])
                 case "window":
-                    return own(q, k, v, is_causal=True, local_window_size=(WINDOW - 1, 0))
+                    return own(q, k, v, is_causal=True, local_window_size=(case.window - 1, 0))
                 case "segments":
                     ids = arrays["ids"]
                     return own(q, k, v, is_causal=True, mask=ids[:, None, :, None] == ids[:, None, None, :])
@@ -175,7 +173,7 @@ def _tokamax_prepare(case: Case, count: int) -> Prepared:
     if case.ask == "softcap":
         more["logits_soft_cap"] = CAP
     if case.ask == "window":
-        more["local_window_size"] = (WINDOW - 1, 0)
+        more["local_window_size"] = (case.window - 1, 0)
 
     def attend(arrays, q, k, v):
         bias = {"bias": arrays["bias"]} if "bias" in arrays else {}
@@ -198,7 +196,7 @@ def _torch_prepare(case: Case, count: int) -> Prepared:
     )
 
     device = "cuda"
-    drawn = values(ASKS[case.ask], case.b, case.t, case.h, np.random.default_rng(0))
+    drawn = case.values(np.random.default_rng(0))
     arrays = {name: torch.from_numpy(np.array(x)).to(device) for name, x in drawn.items() if name != "seed"}
     if "bias" in arrays:
         arrays["bias"] = arrays["bias"].to(torch.bfloat16)
@@ -232,7 +230,7 @@ def _torch_functions(torch: Any, case: Case, arrays: dict[str, Any]) -> tuple[An
     mask = {
         "full": None,
         "causal": causal,
-        "window": lambda b, h, i, j: (i >= j) & (i - j < WINDOW),
+        "window": lambda b, h, i, j: (i >= j) & (i - j < case.window),
         "segments": lambda b, h, i, j: (i >= j) & (ids[b, i] == ids[b, j]),
     }[case.mask]
     cap = lambda s: CAP * torch.tanh(s / CAP)

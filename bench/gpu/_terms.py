@@ -26,7 +26,8 @@ class Ask:
     """One attention.
 
     Attributes:
-        options: from the arrays by name, the keyword arguments of `jattn.attention`.
+        options: from the arrays by name, and the width of the window as `window`, the keyword arguments of
+            `jattn.attention`.
         arrays: from b, t, h the shape and dtype of each array.
         mask: what is visited: `full`, `causal`, `window` or `segments` (causal as well).
     """
@@ -45,7 +46,7 @@ def _causal(arrays: Arrays) -> dict[str, Any]:
 def _window(arrays: Arrays) -> dict[str, Any]:
     from jattn import masks
 
-    return {"mask": masks.causal() & masks.window(left=WINDOW - 1)}
+    return {"mask": masks.causal() & masks.window(left=arrays["window"] - 1)}
 
 
 def _segments(arrays: Arrays) -> dict[str, Any]:
@@ -127,8 +128,10 @@ ASKS = {
 queries, keys as far as lengths say that are known when the call runs."""
 
 
-def values(ask: Ask, b: int, t: int, h: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Arrays for an ask: documents of `DOCUMENT` tokens, lengths of t keys, a seed, small numbers.  bfloat16 is left
+def values(
+    ask: Ask, b: int, t: int, h: int, rng: np.random.Generator, document: int = DOCUMENT
+) -> dict[str, np.ndarray]:
+    """Arrays for an ask: documents of that many tokens, lengths of t keys, a seed, small numbers.  bfloat16 is left
     to the caller."""
     arrays = {}
     for name, (shape, dtype) in ask.arrays(b, t, h).items():
@@ -136,7 +139,7 @@ def values(ask: Ask, b: int, t: int, h: int, rng: np.random.Generator) -> dict[s
             case "int32" if name == "lengths":
                 arrays[name] = np.full(shape, t, np.int32)
             case "int32":
-                arrays[name] = np.broadcast_to(np.arange(t, dtype=np.int32) // DOCUMENT, shape)
+                arrays[name] = np.broadcast_to(np.arange(t, dtype=np.int32) // document, shape)
             case "uint32":
                 arrays[name] = np.full(shape, 7, np.uint32)
             case _:
@@ -144,7 +147,9 @@ def values(ask: Ask, b: int, t: int, h: int, rng: np.random.Generator) -> dict[s
     return arrays
 
 
-def tiles(mask: str, t: int, rows: int, columns: int) -> tuple[int, int]:
+def tiles(
+    mask: str, t: int, rows: int, columns: int, window: int = WINDOW, document: int = DOCUMENT
+) -> tuple[int, int]:
     """How many tiles of one head are full and how many partial; the others are empty, and never visited."""
     first_row, first_column = np.arange(0, t, rows)[:, None], np.arange(0, t, columns)[None]
     last_row, last_column = np.minimum(first_row + rows, t) - 1, np.minimum(first_column + columns, t) - 1
@@ -155,24 +160,23 @@ def tiles(mask: str, t: int, rows: int, columns: int) -> tuple[int, int]:
     if mask != "full":
         full, empty = full & (last_column <= first_row), empty | (first_column > last_row)
     if mask == "window":
-        full &= first_column > last_row - WINDOW
-        empty |= last_column <= first_row - WINDOW
+        full &= first_column > last_row - window
+        empty |= last_column <= first_row - window
     if mask == "segments":
-        document = lambda x: x // DOCUMENT
-        full &= document(first_column) == document(last_row)
-        empty |= document(last_column) < document(first_row)
+        full &= first_column // document == last_row // document
+        empty |= last_column // document < first_row // document
     return int((full & ~empty).sum()), int((~full & ~empty).sum())
 
 
-def attended_pairs(mask: str, t: int) -> int:
+def attended_pairs(mask: str, t: int, window: int = WINDOW, document: int = DOCUMENT) -> int:
     """How many pairs of a query and a key the mask lets through for one head."""
     triangle = lambda n: n * (n + 1) // 2
-    w, (documents, rest) = min(t, WINDOW), divmod(t, DOCUMENT)
+    w, (documents, rest) = min(t, window), divmod(t, document)
     return {
         "full": t * t,
         "causal": triangle(t),
         "window": t * w - w * (w - 1) // 2,
-        "segments": documents * triangle(DOCUMENT) + triangle(rest),
+        "segments": documents * triangle(document) + triangle(rest),
     }[mask]
 
 

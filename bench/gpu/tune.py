@@ -168,7 +168,7 @@ def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[
         "direction": direction,
         "sizes": sizes,
         "milliseconds": round(milliseconds / (case.b * case.h), 6),
-        "pairs": attended_pairs(case.mask, case.t),
+        "pairs": attended_pairs(case.mask, case.t, case.window, case.document),
     }
 
 

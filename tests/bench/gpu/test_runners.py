@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jattn
-from bench.gpu import _runners, _terms
+from bench.gpu import _runners
 from bench.gpu._cases import Case
 from bench.gpu._runners import RUNNERS
 from bench.gpu._terms import ASKS
@@ -17,26 +17,19 @@ from bench.gpu._terms import ASKS
 B, T, H, D = 2, 96, 3, 16
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    for module in (_terms, _runners):
-        monkeypatch.setattr(module, "WINDOW", 40)
-    monkeypatch.setattr(_terms, "DOCUMENT", 48)
-
-
 def _case(ask: str) -> Case:
-    return Case(ask, B, T, H, D, "fwd")
+    return Case(ask, B, T, H, D, "fwd", window=40, document=48)
 
 
 def _drawn(ask: str):
     rng = np.random.default_rng(1)
-    arrays = _terms.values(ASKS[ask], B, T, H, np.random.default_rng(0))
+    arrays = _case(ask).values(np.random.default_rng(0))
     return arrays, [rng.standard_normal((B, T, H, D), np.float32) for _ in range(3)]
 
 
 def _wanted(ask: str) -> np.ndarray:
     arrays, (q, k, v) = _drawn(ask)
-    options = ASKS[ask].options({name: jnp.asarray(x) for name, x in arrays.items()})
+    options = _case(ask).options({name: jnp.asarray(x) for name, x in arrays.items()})
     return np.asarray(jattn.attention(q, k, v, implementation="reference", **options))
 
 
