@@ -24,6 +24,7 @@ _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
 _SPARE = 4 * chips.KIB  # of shared memory: barriers, numbers of rows, what the compiler reduces in
+_BARE = 2 * chips.KIB  # likewise, where nothing is reduced in shared memory
 _VECTOR = 2 * _ALIGNED  # of an operand along one axis: its parts of the tiles at hand, and the sums of its gradient
 _FEW = 2  # of those, for which there is room whatever is asked for
 _RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
@@ -74,7 +75,7 @@ def tile_sizes(
             rows, columns = spec.blocks
         source = "as asked for"
     both = _widths_of_pairs(spec, operands)
-    room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)))
+    room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)), kernel)
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
     fewest, most = _STEPS[kernel]
@@ -143,9 +144,13 @@ def _largest(kernel: Kernel, height: int, wide: bool) -> tuple[int, int]:
     return 128 if wide else 256, columns
 
 
-def _room(target: Target, vectors: int) -> int:
-    """Bytes of shared memory for tiles beside so many operands along one axis, on Hopper and Blackwell."""
+def _room(target: Target, vectors: int, kernel: Kernel | None = None) -> int:
+    """Bytes of shared memory for tiles beside so many operands along one axis, on Hopper and Blackwell, whatever the
+    kernel if it is not known."""
     all_of_it = (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted
+    if kernel == "forward" and generation(target) == "hopper":
+        # Of a bias two tiles of 128 columns fit by this, beside as many keys and values.
+        return all_of_it - _BARE - _VECTOR * vectors
     return all_of_it - _SPARE - _VECTOR * max(vectors, _FEW)
 
 

@@ -84,6 +84,12 @@ def test_two_blocks_of_ampere_share_a_multiprocessor_where_they_can(target, kern
     assert source == "the largest that fit"
 
 
+@pytest.mark.parametrize(("d", "columns"), [(64, 128), (128, 128), (256, 64)])
+def test_a_bias_of_all_pairs_takes_no_columns_of_a_forward_pass_on_hopper(d, columns):
+    bias: Any = {"bias": jnp.zeros((1, 4, 512, 512), jnp.bfloat16)}
+    assert _sizes("h100", "forward", d, **bias)[0].columns == _sizes("h100", "forward", d)[0].columns == columns
+
+
 def test_functions_of_users_leave_registers_for_half_of_the_columns_on_ampere():
     options: Any = {"mods": mods.function(lambda score, i, j: jnp.tanh(score))}
     columns = {kernel: _sizes("a100", kernel, 64, **options)[0].columns for kernel in ("forward", "queries", "keys")}
@@ -111,7 +117,7 @@ def test_numbers_of_pairs_are_counted_as_kernels_hold_them():
     for mask, bytes_of_one in ((seen, 2), (dense, 4)):
         sizes, _ = _sizes("h100", "forward", 128, mask=mask)
         of_column = sizes.steps * (512 + sizes.rows * bytes_of_one)
-        room = GPUS["h100"].granted - 8 * KIB - sizes.rows * 256
+        room = GPUS["h100"].granted - 2 * KIB - sizes.rows * 256
         assert sizes.columns * of_column <= room < 2 * sizes.columns * of_column
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -29,6 +30,8 @@ class _Forward(Forward):
     """A query tile of one head."""
 
     needed = 2
+    # Every row of a tile is in one warp: sums along it need no memory, which tiles then have.
+    parameters = MappingProxyType({**Forward.parameters, "reduction_scratch_bytes": 0})
 
     def __init__(self, refs: Sequence[Any], **static: Any):
         super().__init__(refs, **static)
