@@ -24,7 +24,7 @@ _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
 _SPARE = 4 * chips.KIB  # of shared memory: barriers, numbers of rows, what the compiler reduces in
-_BARE = 2 * chips.KIB  # likewise, where nothing is reduced in shared memory
+_BARE = 2 * chips.KIB  # likewise of Hopper's forward kernel, which reduces in registers, without other operands
 _VECTOR = 2 * _ALIGNED  # of an operand along one axis: its parts of the tiles at hand, and the sums of its gradient
 _FEW = 2  # of those, for which there is room whatever is asked for
 _RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
@@ -75,7 +75,10 @@ def tile_sizes(
             rows, columns = spec.blocks
         source = "as asked for"
     both = _widths_of_pairs(spec, operands)
-    room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)), kernel)
+    room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)))
+    others = [axes for axes in spec.signature.axes if not _is_pair(axes) and {*axes} & {*"hrst"}]
+    if kernel == "forward" and height == 64 and not others and not terms.gates:
+        room = _granted(spec.target) - _BARE  # two tiles of a bias of 128 columns fit, beside as many keys and values
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
     fewest, most = _STEPS[kernel]
@@ -100,7 +103,7 @@ def _measured(spec: Spec, k: Shaped, v: Shaped, kernel: Kernel, entries: Sequenc
     of calls with those.
     """
     terms, (s, _, d) = terms_of(spec), k.shape[1:]
-    of_pairs = any({*"ts"} <= {*axes} for axes in spec.signature.axes)
+    of_pairs = any(_is_pair(axes) for axes in spec.signature.axes)
     if terms.mods or terms.gates or of_pairs or d != v.shape[-1] or s == 0:
         return None
     room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)))
@@ -117,7 +120,7 @@ def _measured(spec: Spec, k: Shaped, v: Shaped, kernel: Kernel, entries: Sequenc
 def unfit_operands(target: Target, d: int, e: int, operands: Sequence[tuple[jnp.dtype, Sequence[str]]]) -> str | None:
     """Why the smallest tiles leave no room for parts of operands of such dtypes and axes, None if they do."""
     d, e = -(-d // 16) * 16, -(-e // 16) * 16
-    both = [stored_as(x, pairs=True).itemsize for x, axes in operands if {*"ts"} <= {*axes}]
+    both = [stored_as(x, pairs=True).itemsize for x, axes in operands if _is_pair(axes)]
     vectors = sum(_is_vector(axes) for _, axes in operands)
     height, wide = _HEIGHTS[generation(target)], max(d, e) > _WIDE
     if generation(target) == "ampere":
@@ -144,14 +147,19 @@ def _largest(kernel: Kernel, height: int, wide: bool) -> tuple[int, int]:
     return 128 if wide else 256, columns
 
 
-def _room(target: Target, vectors: int, kernel: Kernel | None = None) -> int:
-    """Bytes of shared memory for tiles beside so many operands along one axis, on Hopper and Blackwell, whatever the
-    kernel if it is not known."""
-    all_of_it = (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted
-    if kernel == "forward" and generation(target) == "hopper":
-        # Of a bias two tiles of 128 columns fit by this, beside as many keys and values.
-        return all_of_it - _BARE - _VECTOR * vectors
-    return all_of_it - _SPARE - _VECTOR * max(vectors, _FEW)
+def _granted(target: Target) -> int:
+    """Bytes of shared memory of a block, on Hopper and Blackwell."""
+    return (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted
+
+
+def _room(target: Target, vectors: int) -> int:
+    """Bytes of it for tiles beside so many operands along one axis."""
+    return _granted(target) - _SPARE - _VECTOR * max(vectors, _FEW)
+
+
+def _is_pair(axes: Sequence[str]) -> bool:
+    """Whether a tile has a number of the operand for each of its pairs."""
+    return {*"ts"} <= {*axes}
 
 
 def _is_vector(axes: Sequence[str]) -> bool:
@@ -161,7 +169,7 @@ def _is_vector(axes: Sequence[str]) -> bool:
 
 def _widths_of_pairs(spec: Spec, operands: Sequence[Shaped]) -> list[int]:
     """Bytes of a number of each operand with both axes, of which every tile has a part."""
-    pairs = [x for x, axes in zip(operands, spec.signature.axes, strict=True) if {*"ts"} <= {*axes}]
+    pairs = [x for x, axes in zip(operands, spec.signature.axes, strict=True) if _is_pair(axes)]
     return [stored_as(x.dtype, pairs=True).itemsize for x in pairs]
 
 

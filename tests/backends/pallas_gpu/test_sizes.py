@@ -88,6 +88,9 @@ def test_two_blocks_of_ampere_share_a_multiprocessor_where_they_can(target, kern
 def test_a_bias_of_all_pairs_takes_no_columns_of_a_forward_pass_on_hopper(d, columns):
     bias: Any = {"bias": jnp.zeros((1, 4, 512, 512), jnp.bfloat16)}
     assert _sizes("h100", "forward", d, **bias)[0].columns == _sizes("h100", "forward", d)[0].columns == columns
+    others: list[Any] = [{"dropout": gates.dropout(0.1, 1)}, {"mods": mods.alibi(jnp.ones(4))}]
+    for other in others:  # words of dropout, and slopes where heads are folded, lie along tiles as well
+        assert _sizes("h100", "forward", d, **bias, **other)[0].columns == min(columns, 8192 // d)
 
 
 def test_functions_of_users_leave_registers_for_half_of_the_columns_on_ampere():

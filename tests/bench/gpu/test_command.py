@@ -75,7 +75,11 @@ def test_all_stages_in_order(capsys, device, tmp_path, monkeypatch):
     assert bench.main([*arguments, "--table", str(tmp_path / "gpu.json"), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("device NVIDIA H100 80GB HBM3, chip h100, count 1, driver ")
-    assert printed.index("1 cases: 1 right") < printed.index("torch / jattn: 2.00") < printed.index("2 faster than what was taken")
+    assert (
+        printed.index("1 cases: 1 right")
+        < printed.index("torch / jattn: 2.00")
+        < printed.index("2 faster than what was taken")
+    )
     for name in ("check", "time", "tune"):
         document = json.loads((tmp_path / f"{name}.json").read_text())
         assert document["machine"]["device"] == "NVIDIA H100 80GB HBM3"
