@@ -14,7 +14,6 @@ CHIP_NAMES = ("a100", "h100", "b200")  # of each generation one; the others of t
 WIDTHS = (64, 128, 256)
 STATIC = (2, 4096, 8)  # b, t, h of what is compiled
 TIMED = (1, 16)  # b, h of what is timed
-DECODED_AFTER = 18  # cases: those of training that matter most
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,14 @@ class Case:
         return values(ASKS[self.ask], self.b, self.key[1], self.h, rng, self.document)
 
     @property
+    def pairs(self) -> int:
+        """How many pairs of a query and a key attend, for one head."""
+        return self.t * self.s if self.s else attended_pairs(self.mask, self.t, self.window, self.document)
+
+    @property
     def flops(self) -> float:
         """What `bench._passes.flops` counts."""
-        pairs = self.t * self.s if self.s else attended_pairs(self.mask, self.t, self.window, self.document)
-        return flops(self.b * self.h, self.d, pairs, self.backward)
+        return flops(self.b * self.h, self.d, self.pairs, self.backward)
 
 
 def static_cases(chips: Sequence[str] = CHIP_NAMES) -> list[Case]:
@@ -91,12 +94,12 @@ def timed_cases() -> list[Case]:
     order = [("causal", 16384, 128), ("plain", 16384, 128)]
     order += [(ask, 16384, 128) for ask in ("alibi", "segments", "softcap", "window", "dropout")]
     order += [("causal", 16384, d) for d in (64, 256)]
-    order += [("causal", t, 128) for t in (4096, 1024, 32768, 2048, 8192)]
+    first = [case for one in order for case in both(*one)]
+    decoding = [Case("decode", b, 1, 32, 128, "fwd", s=8192, g=8) for b in (1, 8, 32)]
+    order = [("causal", t, 128) for t in (4096, 1024, 32768, 2048, 8192)]
     order += [("bias", 8192, 128), ("user", 16384, 128), ("relative", 16384, 128), ("all", 16384, 128)]
     order += [("plain", 16384, d) for d in (64, 256)]
     order += [(ask, t, 128) for t in (4096, 1024) for ask in ("plain", "alibi", "segments", "window")]
     order += [("causal", t, d) for d in (64, 256) for t in (4096, 1024)]
     order += [(ask, 16384, d) for d in (64, 256) for ask in ("alibi", "segments")]
-    decoding = [Case("decode", b, 1, 32, 128, "fwd", s=8192, g=8) for b in (1, 8, 32)]
-    cases = [case for one in order for case in both(*one)]
-    return [*cases[:DECODED_AFTER], *decoding, *cases[DECODED_AFTER:]]
+    return [*first, *decoding, *(case for one in order for case in both(*one))]

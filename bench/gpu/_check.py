@@ -19,7 +19,7 @@ import numpy as np
 
 from bench._report import write_json
 from bench.gpu._check_cases import CHECKS, Check
-from bench.gpu._children import COMMAND, Pool, at_once, cache_environment
+from bench.gpu._children import COMMAND, Pool, at_once, environment_of
 from tests.tolerances import TOLERANCES
 
 LIMIT = 60.0  # seconds of one case, its compilation included
@@ -54,7 +54,7 @@ def run(
         implementation: whose results are checked.
     """
     begun = time.perf_counter()
-    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = environment_of(out)
     if simulated:
         environment |= {"JATTN_INTERPRET": "1", "JAX_PLATFORMS": "cpu"}
     elif "cpu" not in os.environ.get("JAX_PLATFORMS", "cpu"):

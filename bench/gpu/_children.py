@@ -160,9 +160,10 @@ def _forward(process: "subprocess.Popen[str]", lines: "queue.Queue[str]") -> Non
     lines.put("")
 
 
-def cache_environment(folder: Path) -> dict[str, str]:
-    """What has a child keep its compiled programs, and find those of its siblings."""
+def environment_of(folder: Path) -> dict[str, str]:
+    """What has a child keep its compiled programs, find those of its siblings, and leave them memory of the GPU."""
     return {
         "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder.resolve() / "jax_cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }

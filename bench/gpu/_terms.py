@@ -128,9 +128,7 @@ ASKS = {
 queries, keys as far as lengths say that are known when the call runs."""
 
 
-def values(
-    ask: Ask, b: int, t: int, h: int, rng: np.random.Generator, document: int = DOCUMENT
-) -> dict[str, np.ndarray]:
+def values(ask: Ask, b: int, t: int, h: int, rng: np.random.Generator, document: int) -> dict[str, np.ndarray]:
     """Arrays for an ask: documents of that many tokens, lengths of t keys, a seed, small numbers.  bfloat16 is left
     to the caller."""
     arrays = {}
@@ -147,9 +145,7 @@ def values(
     return arrays
 
 
-def tiles(
-    mask: str, t: int, rows: int, columns: int, window: int = WINDOW, document: int = DOCUMENT
-) -> tuple[int, int]:
+def tiles(mask: str, t: int, rows: int, columns: int, window: int, document: int) -> tuple[int, int]:
     """How many tiles of one head are full and how many partial; the others are empty, and never visited."""
     first_row, first_column = np.arange(0, t, rows)[:, None], np.arange(0, t, columns)[None]
     last_row, last_column = np.minimum(first_row + rows, t) - 1, np.minimum(first_column + columns, t) - 1
@@ -168,7 +164,7 @@ def tiles(
     return int((full & ~empty).sum()), int((~full & ~empty).sum())
 
 
-def attended_pairs(mask: str, t: int, window: int = WINDOW, document: int = DOCUMENT) -> int:
+def attended_pairs(mask: str, t: int, window: int, document: int) -> int:
     """How many pairs of a query and a key the mask lets through for one head."""
     triangle = lambda n: n * (n + 1) // 2
     w, (documents, rest) = min(t, window), divmod(t, document)

@@ -21,7 +21,7 @@ from bench._report import Column, header, number, write_json
 from bench._report import line as table_line
 from bench.gpu import _report
 from bench.gpu._cases import Case
-from bench.gpu._children import COMMAND, Pool, at_once, cache_environment
+from bench.gpu._children import COMMAND, Pool, at_once, environment_of
 from bench.gpu._runners import RUNNERS, copies, fills_memory, jattn_with
 from bench.gpu._topology import SECOND_LEVEL
 
@@ -122,7 +122,7 @@ def run(
     rows: list[TimedRow] = []
     deaths = dict.fromkeys(names, 0)
     left = lambda: stage_limit - (time.perf_counter() - begun)
-    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = environment_of(out)
     pool = lambda: Pool(at_once(), environment, command)
     # torch has processes of its own: neither it nor JAX sees what the other keeps of the GPU's memory.
     with pool() as own, pool() as torch, ThreadPoolExecutor(at_once()) as threads:

@@ -22,8 +22,7 @@ from jattn_kernels.chips import GPUS
 from bench._paths import ROOT
 from bench._report import write_json
 from bench.gpu._cases import TIMED, Case
-from bench.gpu._children import COMMAND, Pool, at_once, cache_environment
-from bench.gpu._terms import attended_pairs
+from bench.gpu._children import COMMAND, Pool, at_once, environment_of
 from bench.gpu._time import request, turn
 
 TABLE = ROOT / "kernels" / "jattn_kernels" / "tables" / "gpu.json"
@@ -97,7 +96,7 @@ def run(
     height = 128 if GPUS[chip].capability[0] == 10 else 64
     rows = read(table)
     tried: list[dict[str, Any]] = []
-    environment = {**cache_environment(out), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = environment_of(out)
     with Pool(at_once(), environment, command) as pool, ThreadPoolExecutor(at_once()) as threads:
 
         def measure(case: Case, candidates: Sequence[Settings]) -> list[float | None]:
@@ -168,7 +167,7 @@ def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[
         "direction": direction,
         "sizes": sizes,
         "milliseconds": round(milliseconds / (case.b * case.h), 6),
-        "pairs": attended_pairs(case.mask, case.t, case.window, case.document),
+        "pairs": case.pairs,
     }
 
 
