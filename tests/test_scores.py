@@ -186,7 +186,7 @@ def _temporary(fn, *shapes) -> int:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_additive_never_stores_a_hidden_vector_for_every_pair(direction):
-    t = s = 1024
+    t = s = 2048
     m = 32
 
     def forward(q, k, v, w_q, w_k, u):

@@ -73,14 +73,15 @@ def tile_sizes(t: int, s: int, group: int, mask: masks.Mask | None, width: int, 
     """Query and key rows of a tile on a CPU, from timings of `python -m bench cpu` on two cores.
 
     Products run faster the larger the tile; a mask wastes less the smaller it is, and a window much narrower than a
-    tile wastes most of it; a score that holds `width` numbers a pair wants as many times fewer pairs.  The query heads
-    of a group lie side by side in one product.  Keys that lie as in memory are read where they are, all at once, unless
+    tile wastes most of it; a score that holds `width` numbers a pair wants fewer pairs, and above 128 numbers its
+    gradient takes several times as long unless a tile's keys are few.  The query heads of a group lie side by side in
+    one product.  Keys that lie as in memory are read where they are, all at once, unless
     a mask may have some of them skipped.
     """
     if joined:
         return t, s if mask is None else 1024
     if width > 1:
-        side = 64
+        side = 128 if width <= 128 else 64
     elif mask is None:
         side = 1024
     else:
