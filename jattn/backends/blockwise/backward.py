@@ -60,14 +60,16 @@ def _backward(
     query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
 
     def strip(step: Step, where: Where, grads: Sums):
-        strip_lse, rest = step.rows(lse), step.rows(remainder)
+        strip_lse, share = step.rows(lse), jnp.exp(-step.rows(remainder))
         live = strip_lse != -jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
             live = live & (step.positions()[0][:, 0] >= where[2] * walk.geo.query.block)
         query, unscale = walk.scaled(step, walk.rows(step, q, live))
-        upstream = jax.lax.optimization_barrier(walk.rows(step, dout, live))
-        query = jax.lax.optimization_barrier(query)
+        upstream = walk.rows(step, dout, live)
         delta = jnp.where(live, jnp.sum(upstream * walk.rows(step, out), -1) - walk.rows(step, dlse), 0)
+        if not walk.terms.gates:  # all is linear in the weights: a factor of their rows can be one of dout's
+            upstream, delta, share = upstream * share[..., None], delta * share, None
+        query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
 
         def tile(
             here: Step, hidden: Hidden, carry: tuple[jax.Array | None, jax.Array, jax.Array, list[jax.Array | None]]
@@ -78,7 +80,7 @@ def _backward(
             key, value = (walk.key(here, x, seen) for x in (k, v))
             shown = walk.shown(here, hidden, tiles)
             scores, pull = walk.pull_scores(here, query, key, tiles, shown)
-            p = probabilities(hide(scores, shown), strip_lse, rest)
+            p = probabilities(hide(scores, shown), strip_lse, share)
             p = jax.lax.optimization_barrier(p)
             w, gates_pull = jax.vjp(walk.weights(here, hidden), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))

@@ -44,7 +44,7 @@ def tangent(
     dq, dk, dv, doperands = tangents
 
     def strip(step: Step, where: Where, carry: tuple[jax.Array, jax.Array]):
-        strip_lse, rest = step.rows(lse), step.rows(remainder)
+        strip_lse, share = step.rows(lse), jnp.exp(-step.rows(remainder))
         live = strip_lse != -jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
@@ -59,7 +59,7 @@ def tangent(
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
             shown = walk.shown(here, hidden, tiles)
-            p = probabilities(hide(scores, shown), strip_lse, rest)
+            p = probabilities(hide(scores, shown), strip_lse, share)
             pds = p * walk.derivative(ds, shown)
             w, dw = jax.jvp(walk.weights(here, hidden), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)

@@ -238,5 +238,7 @@ def nothing(q: jax.Array, k: jax.Array) -> bool:
     return 0 in (*q.shape[:2], *k.shape[:2])
 
 
-def probabilities(scores: jax.Array, lse: jax.Array, remainder: jax.Array) -> jax.Array:
-    return jnp.exp(scores - online_softmax.finite(lse)[..., None]) * jnp.exp(-remainder)[..., None]
+def probabilities(scores: jax.Array, lse: jax.Array, share: jax.Array | None) -> jax.Array:
+    """exp(scores - lse) * share; None: whoever uses them multiplies by it."""
+    p = jnp.exp(scores - online_softmax.finite(lse)[..., None])
+    return p if share is None else p * share[..., None]
