@@ -35,13 +35,11 @@ def _along_sequence(attend: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(attend)
     def call(*arrays: Any, **options: Any) -> Any:
         said = layouts.current()
-        if said is None or said.sequence is None:
+        if said is None or said.attend is None:
             return attend(*arrays, **options)
-        from jattn import parallel  # which imports this module
-
         batch, head = (x[0] if x else None for x in (said.batch, said.heads))
         axes = {"batch_axis": batch, "head_axis": head, "sequence_axis": said.sequence}
-        return parallel.attention(*arrays, mesh=said.mesh, order=said.order, **axes, **options)
+        return said.attend(*arrays, mesh=said.mesh, order=said.order, **axes, **options)
 
     return call
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import jaxtyping
 import pytest
-from jattn_kernels.tpu.sizes import Sizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 import jattn
 from jattn._call import targets
@@ -41,7 +41,7 @@ def test_a_wrong_shape_is_refused():
 
 def test_kernels_are_checked_too():
     with pytest.raises(jaxtyping.TypeCheckError, match="'query'"):
-        Sizes("128", 128, 128, 128)  # pyright: ignore[reportArgumentType]  # wrong on purpose
+        TileSizes("128", 128, 128, 128)  # pyright: ignore[reportArgumentType]  # wrong on purpose
 
 
 def test_what_users_call_has_its_own_errors():

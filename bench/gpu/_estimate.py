@@ -28,7 +28,7 @@ instructions, 8.0 to 10.0; None stands for as many as the chip multiplies and ad
 
 
 @dataclass(frozen=True)
-class Tile:
+class TileCost:
     """What a tile of the size that a table is in costs: 64 x 128 scores forward, 64 x 64 backward.
 
     Attributes:
@@ -56,8 +56,8 @@ class Estimate:
 
     rows: int
     columns: int
-    full: Tile
-    partial: Tile
+    full: TileCost
+    partial: TileCost
     bound: str
     milliseconds: float
 
@@ -113,7 +113,7 @@ def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | No
     return Estimate(rows, columns, full, partial, bound, 1e3 * totals[bound] / chip.cores / chip.clock)
 
 
-def _tile(loop: Loop, role: Role, d: int, chip: Gpu) -> Tile:
+def _tile(loop: Loop, role: Role, d: int, chip: Gpu) -> TileCost:
     of_d, of_e = PRODUCTS[role]
     wanted = ROWS * tile_columns(role)
     scale = wanted / scores(loop, role, d)
@@ -127,4 +127,4 @@ def _tile(loop: Loop, role: Role, d: int, chip: Gpu) -> Tile:
             for unit, (fed, lanes) in _UNITS.items()
         },
     }
-    return Tile(instructions, pipes, cycles)
+    return TileCost(instructions, pipes, cycles)

@@ -5,10 +5,11 @@ Each gets arrays in its native layout, made before the clock starts, in as many 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +98,20 @@ def _jattn(implementation: Any) -> Callable[[Case, int], Prepared]:
     return prepare
 
 
-def jattn_with(settings: dict[str, Any]) -> Callable[[Case, int], Prepared]:
-    """jattn's GPU kernels with sizes in the place of the tuned ones, for `bench.gpu.tune`."""
-    from bench.gpu.tune import backend_with
+def backend_with(settings: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The backend with sizes in the place of the tuned ones: the one place that knows how the library takes them."""
+    from jattn_kernels.gpu.sizes import TileSizes
 
+    from jattn.backends.pallas_gpu import PALLAS_GPU
+    from jattn.backends.pallas_gpu.settings import Settings
+
+    return dataclasses.replace(
+        PALLAS_GPU, settings=Settings(**{name: TileSizes(**one) for name, one in settings.items()})
+    )
+
+
+def jattn_with(settings: Mapping[str, Mapping[str, Any]]) -> Callable[[Case, int], Prepared]:
+    """jattn's GPU kernels with sizes in the place of the tuned ones, for `bench.gpu.tune`."""
     return _jattn(backend_with(settings))
 
 

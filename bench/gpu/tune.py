@@ -32,27 +32,17 @@ MARGIN = 0.02  # of the time of the sizes taken already, by which others have to
 MASKS = {"causal": "causal", "full": "plain", "window": "window"}
 """By mask, as the tables name it, the ask of `_terms.ASKS`."""
 
-Sizes = dict[str, Any]
-Settings = dict[str, Sizes]
-"""By kernel, which is a field of the backend's `Settings`, the fields of its `Sizes`; of others the call's own stay."""
+Fields = dict[str, Any]
+Settings = dict[str, Fields]
+"""By kernel, a field of the backend's `Settings`, those of its `TileSizes`; of other kernels the call's own stay."""
 Measure = Callable[[Case, Sequence[Settings]], Sequence[float | None]]
 Key = tuple[str, int, int, str, str]
 
 
-def backend_with(settings: Mapping[str, Sizes]) -> Any:
-    """The backend with sizes in the place of the tuned ones: the one place that knows how the library takes them."""
-    from jattn_kernels.gpu.sizes import Sizes as Tiles  # pyright: ignore[reportMissingImports]
-
-    from jattn.backends.pallas_gpu import PALLAS_GPU  # pyright: ignore[reportMissingImports]
-    from jattn.backends.pallas_gpu.settings import Settings as Given  # pyright: ignore[reportMissingImports]
-
-    return dataclasses.replace(PALLAS_GPU, settings=Given(**{name: Tiles(**one) for name, one in settings.items()}))
-
-
-def candidates(d: int, height: int = 64) -> dict[str, list[Sizes]]:
+def candidates(d: int, height: int = 64) -> dict[str, list[Fields]]:
     """What is tried for each kernel: rows and columns of a tile, tiles under way, columns that terms take at once.
 
-    `height`: rows of a warpgroup's tile on that chip, as `jattn_kernels.gpu.sizes.Sizes` says.
+    `height`: rows of a warpgroup's tile on that chip, as `jattn_kernels.gpu.sizes.TileSizes` says.
     """
     wide = d > 128
     alone = height == 128  # one warpgroup where heads are wide, and both have the same keys
@@ -158,7 +148,7 @@ def tune(case: Case, measure: Measure, height: int = 64) -> Iterator[dict[str, A
             yield _row(case, kernel, sizes, best if kernel == "forward" else max(0.0, best - forward))
 
 
-def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[str, Any]:
+def _row(case: Case, direction: str, sizes: Fields, milliseconds: float) -> dict[str, Any]:
     """A row of the table but for the chip; its milliseconds are those of one head."""
     return {
         "d": case.d,

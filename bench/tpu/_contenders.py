@@ -54,7 +54,7 @@ def differentiated(case: Case, attend: Callable[..., Any], shape: tuple[int, ...
 def jattn_program(case: Case, setting: Setting) -> Program:
     """jattn.attention on its TPU kernels; `forward` and `backward` in the setting are sizes in the table's place."""
     from jattn_kernels import tables
-    from jattn_kernels.tpu.sizes import Sizes
+    from jattn_kernels.tpu.sizes import TileSizes
 
     import jattn
     from jattn import masks
@@ -62,7 +62,7 @@ def jattn_program(case: Case, setting: Setting) -> Program:
     from jattn.backends.pallas_tpu.settings import Settings
 
     mask = {"full": None, "causal": masks.causal(), "window": masks.causal() & masks.window(left=WINDOW - 1)}[case.mask]
-    forward, backward = (Sizes(**setting[x]) if x in setting else None for x in tables.PASSES)
+    forward, backward = (TileSizes(**setting[x]) if x in setting else None for x in tables.PASSES)
     settings = Settings(forward, backward)
     backend = dataclasses.replace(PALLAS_TPU, settings=settings)
 

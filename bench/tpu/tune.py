@@ -25,8 +25,8 @@ _CHUNK = 7 / 8  # of the fast memory that a backward kernel is granted, for what
 _HELD = 24  # bytes a key and unit of width: k, v, dk, dv in bfloat16 twice, dk and dv in float32
 
 Key = tuple[str, int, int, str, str]
-Sizes = dict[str, Any]
-Estimate = Callable[[Case, dict[str, Sizes]], dict[str, float]]
+Fields = dict[str, Any]
+Estimate = Callable[[Case, dict[str, Fields]], dict[str, float]]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,7 +62,7 @@ def _parser() -> Parser:
     return parser
 
 
-def candidates(case: Case) -> dict[str, list[Sizes]]:
+def candidates(case: Case) -> dict[str, list[Fields]]:
     """What is tried for each pass: tiles that did well somewhere, and for each chip its ways to compute."""
     wide_unit = TPUS[case.chip].matrix_side > 128
     small = TPUS[case.chip].granted < 32 * MIB
@@ -104,7 +104,7 @@ def candidates(case: Case) -> dict[str, list[Sizes]]:
     return by_direction
 
 
-def estimate(compiler: Compiler, case: Case, sizes: dict[str, Sizes]) -> dict[str, float]:
+def estimate(compiler: Compiler, case: Case, sizes: dict[str, Fields]) -> dict[str, float]:
     """Milliseconds of each pass, whose kernels' names have its name, at these sizes; empty if they do not compile."""
     walked = case.walked()
     scale = case.b * case.h / (walked.b * walked.h)
@@ -158,7 +158,7 @@ def key(case: Case, direction: str) -> Key:
     return case.chip, case.d, case.t, case.mask, direction
 
 
-def _row(case: Case, direction: str, sizes: Sizes, milliseconds: float) -> dict[str, Any]:
+def _row(case: Case, direction: str, sizes: Fields, milliseconds: float) -> dict[str, Any]:
     names = ("chip", "d", "t", "mask", "direction")
     heads = case.b * case.h
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Literal
 
 import jax
@@ -39,6 +39,8 @@ class Layout:
     """Where it is said, `jattn.attention` is `jattn.parallel.attention`."""
     order: Order = "contiguous"
     """Of that sequence."""
+    attend: Callable[..., Any] | None = None
+    """`jattn.parallel.attention` where there is a sequence: it stands above whoever calls it by this field."""
 
     @property
     def axes(self) -> Axes:

@@ -28,7 +28,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jattn._call.layouts import Axes, Layout, named
 from jattn._call.targets import ANY
-from jattn._derivatives.partitioning import Call, Placement, Roles
+from jattn._derivatives.partitioning import Placement, PrimitiveCall, Roles
 
 Of = Callable[..., Roles]
 """(spec, active): the roles of a primitive's arrays."""
@@ -61,7 +61,7 @@ def _lowering(compute: Callable, roles: Of) -> Callable:
         _check_platform(spec.target.platform, ctx.module_context.platforms)
         own = lambda *args, spec: compute(*args, spec=spec, **params)
         shapes = [x.shape for x in plain(ctx.avals_in)]
-        call = Call(own, spec, roles(spec, **params), shapes, plain(ctx.avals_out))
+        call = PrimitiveCall(own, spec, roles(spec, **params), shapes, plain(ctx.avals_out))
         bare = ctx.replace(avals_in=plain(ctx.avals_in), avals_out=plain(ctx.avals_out))
         lowered = mlir.lower_fun(_placed(ctx, call), multiple_results=True)(bare, *args)
         if bare.tokens_out is not None:  # of a simulator's effects
@@ -71,7 +71,7 @@ def _lowering(compute: Callable, roles: Of) -> Callable:
     return rule
 
 
-def _placed(ctx: mlir.LoweringRuleContext, call: Call) -> Callable:
+def _placed(ctx: mlir.LoweringRuleContext, call: PrimitiveCall) -> Callable:
     """The call as a function of whole arrays, or inside `jax.shard_map` of what is there of them."""
     context, spec, avals = ctx.module_context.axis_context, call.spec, list[Any](ctx.avals_in)
     mesh, manual = avals[0].sharding.mesh, frozenset(getattr(context, "manual_axes", ()))
@@ -111,7 +111,9 @@ def warn_of_sequence(axes: Axes) -> None:
 # By shard_map
 
 
-def _as_said(call: Call, layout: Layout, manual: frozenset[str]) -> tuple[AbstractMesh, frozenset[str], Placement]:
+def _as_said(
+    call: PrimitiveCall, layout: Layout, manual: frozenset[str]
+) -> tuple[AbstractMesh, frozenset[str], Placement]:
     """Where `jattn.parallel.layout` says that the call lies.  Axes of vmap have the names that `spmd_axis_name` gave
     them; the batch's are the batch axis's, or else that of the vmap inside which it does not divide."""
     assert layout.mesh is not None
@@ -128,7 +130,7 @@ def _as_said(call: Call, layout: Layout, manual: frozenset[str]) -> tuple[Abstra
     raise ValueError(f"jattn.parallel.layout: {tried[0]}")
 
 
-def _mapped(call: Call, mesh: AbstractMesh, manual: frozenset[str], placement: Placement) -> Callable:
+def _mapped(call: PrimitiveCall, mesh: AbstractMesh, manual: frozenset[str], placement: Placement) -> Callable:
     """By `jax.shard_map` over all axes that are not manual."""
     kinds = tuple(AxisType.Manual if x in manual else AxisType.Auto for x in mesh.axis_names)
     inside = mesh.update(axis_types=kinds)  # while lowering none is Explicit: only shapes are traced
@@ -150,7 +152,7 @@ def _mapped(call: Call, mesh: AbstractMesh, manual: frozenset[str], placement: P
 # By the partitioner
 
 
-def _asked(call: Call, around: Mesh | None) -> Callable:
+def _asked(call: PrimitiveCall, around: Mesh | None) -> Callable:
     """By `custom_partitioning`: a rule of what may be split, and a body for how it has been.
 
     `around` is the mesh that a `jax.shard_map` over other axes has left.  JAX does not tell what is asked inside one of
@@ -185,7 +187,7 @@ def _around(mesh: Mesh, manual: frozenset[str]) -> Mesh:
     return Mesh(mesh.devices[one], [x for x in mesh.axis_names if x not in manual])
 
 
-def _rule(call: Call, mesh: Any) -> SdyShardingRule:
+def _rule(call: PrimitiveCall, mesh: Any) -> SdyShardingRule:
     """Which axes of the arrays are split together.
 
     Key heads are not split with query heads where an axis of the mesh has more devices than there are key heads: they

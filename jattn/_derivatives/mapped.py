@@ -26,7 +26,7 @@ def lengths(arrays: Sequence[Any], axes: Sequence[str], mapped: int) -> tuple[in
     return *over, max(x.shape[mapped] for x, a in zip(arrays, axes, strict=True) if "b" in a)
 
 
-class Fold:
+class BatchFold:
     """How the arrays of one call are folded; `rows` are those of which there is a row for every query."""
 
     def __init__(self, spec: Spec, args: Sequence[AnyArray], rows: Sequence[AnyArray] = ()):

@@ -20,7 +20,7 @@ from jattn._terms import Operand
 from jattn.backends.contract import Spec
 from jattn.masks import Blocks, Function
 
-Sizes = Mapping[str, int]
+MeshSizes = Mapping[str, int]
 """Of the axes of a mesh."""
 
 
@@ -33,7 +33,7 @@ class Placement:
     heads: Axes
 
 
-def _devices(sizes: Sizes, axes: Axes) -> int:
+def _devices(sizes: MeshSizes, axes: Axes) -> int:
     return math.prod(sizes[x] for x in axes)
 
 
@@ -47,7 +47,7 @@ class Roles:
     """Whether results are gradients, which are summed over devices that have a part of them."""
 
 
-class Call:
+class PrimitiveCall:
     """What partitioning knows of one call of a primitive: `shapes` are those of its arrays, `results` of its results.
 
     `compute(*arrays, spec=..)` is what one device does.
@@ -62,7 +62,7 @@ class Call:
         self.lengths = *over, max(x[n] for x, a in zip(shapes, roles.inputs, strict=True) if "b" in a)
         self.h, self.g = shapes[0][n + 2], shapes[1][n + 2]
 
-    def misfit(self, sizes: Sizes, placement: Placement) -> str | None:
+    def misfit(self, sizes: MeshSizes, placement: Placement) -> str | None:
         """Why the call cannot lie so, None if it can."""
         for length, axes in zip(self.lengths, placement.batch, strict=True):
             if length % _devices(sizes, axes):
@@ -72,7 +72,7 @@ class Call:
             return f"heads h = {self.h}, g = {self.g} do not divide by the {m} devices along {named(placement.heads)}"
         return None
 
-    def fitted(self, sizes: Sizes, placement: Placement) -> Placement:
+    def fitted(self, sizes: MeshSizes, placement: Placement) -> Placement:
         """As much of a placement as can be."""
 
         def longest(axes: Axes, place: Callable[[Axes], Placement]) -> Axes:
@@ -105,12 +105,12 @@ class Call:
         along = [as_axes(x[self.n + 1]) for x in specs[:3] if len(x) > self.n + 1]
         return next(filter(None, along), ())
 
-    def splits_keys(self, sizes: Sizes, heads: Axes) -> bool:
+    def splits_keys(self, sizes: MeshSizes, heads: Axes) -> bool:
         """Whether each device has key heads of its own; else it has some of the query heads of one."""
         return self.g % _devices(sizes, heads) == 0
 
     def specs(
-        self, sizes: Sizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[int]]
+        self, sizes: MeshSizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[int]]
     ) -> tuple[PartitionSpec, ...]:
         """Of arrays with these axes and shapes."""
         keys = placement.heads if self.splits_keys(sizes, placement.heads) else ()
@@ -126,7 +126,7 @@ class Call:
 
         return tuple(map(one, axes, shapes))
 
-    def body(self, sizes: Sizes, placement: Placement) -> Callable:
+    def body(self, sizes: MeshSizes, placement: Placement) -> Callable:
         """The call on what a device has of its arrays."""
         spec = _with_heads_picked(self.spec) if placement.heads else self.spec
         whole = self.splits_keys(sizes, placement.heads)

@@ -27,7 +27,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jattn._call.modes import ordinary
 from jattn._derivatives import lowering, twin
 from jattn._derivatives.lowering import plain
-from jattn._derivatives.mapped import Fold, lengths
+from jattn._derivatives.mapped import BatchFold, lengths
 from jattn._derivatives.partitioning import Roles
 from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
@@ -83,14 +83,14 @@ def with_infinity(held: Sequence[jax.Array]) -> Result:
 
 
 def _forward(*args: jax.Array, spec: Spec):
-    fold = Fold(spec, args)
+    fold = BatchFold(spec, args)
     q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
     return [fold.unfold(x) for x in spec.backend.forward(fold.folded, q, k, v, operands)]
 
 
 def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, held, tangents = parts(flat, active)
-    fold = Fold(spec, args, held)
+    fold = BatchFold(spec, args, held)
     q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
     moving: list[Any] = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
     dq, dk, dv = moving[:3]
@@ -101,7 +101,7 @@ def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 
 def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     args, held, cotangents = parts(flat, active)
-    fold = Fold(spec, args, (*held, *cotangents))
+    fold = BatchFold(spec, args, (*held, *cotangents))
     q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
     dout, dlse = map(fold.row, cotangents)
     held = with_infinity([fold.row(x) for x in held])

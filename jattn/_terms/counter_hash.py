@@ -39,19 +39,19 @@ def mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> _U(16))
 
 
-class Rows(NamedTuple):
+class RowHash(NamedTuple):
     """What the hash knows of a pair's row, uint32."""
 
     factor: Any
     word: Any
 
 
-def rows(seed: ArrayLike, b: ArrayLike, h: ArrayLike, i: ArrayLike) -> Rows:
+def rows(seed: ArrayLike, b: ArrayLike, h: ArrayLike, i: ArrayLike) -> RowHash:
     """Of the queries i of head h of batch element b."""
     u_seed, u_b, u_h, u_i = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, b, h, i))
     head = mix(mix(u_seed + _U(0x9E3779B9)) ^ (u_b * _U(0x85EBCA6B) + u_h * _U(0xC2B2AE35)))
     word = mix(head ^ (u_i * _U(0x27D4EB2F)))
-    return Rows(mix(word + _U(0x9E3779B9)) | _U(1), word)
+    return RowHash(mix(word + _U(0x9E3779B9)) | _U(1), word)
 
 
 def columns(j: ArrayLike) -> jax.Array:
@@ -59,7 +59,7 @@ def columns(j: ArrayLike) -> jax.Array:
     return mix(jnp.asarray(j).astype(jnp.uint32) * _U(0x165667B1) + _U(1))
 
 
-def join(rows: Rows, column: jax.Array) -> jax.Array:
+def join(rows: RowHash, column: jax.Array) -> jax.Array:
     """The bits of pairs."""
     return rows.factor * column + rows.word
 

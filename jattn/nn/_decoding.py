@@ -1,4 +1,5 @@
-"""One step of decoding: the queries of the next positions, and all that they see, at the positions where they are."""
+"""Decoding: the cache that it starts from, and one step of it, the queries of the next positions and all that they
+see, at the positions where they are."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from jattn import masks
@@ -40,6 +42,34 @@ class DecodingStep(NamedTuple):
     cache: Cache
     options: Options
     fits: Bool[Array, "*b t"]
+
+
+def empty(
+    left: int | None,
+    n: int | np.integer,
+    lead: tuple[int, ...],
+    widths: tuple[int, int, int],
+    dtype: DTypeLike,
+    slack: int | None,
+    page: int | None,
+    pages: int | None,
+) -> Cache:
+    """The cache of `MultiHeadAttention.cache`, where queries see no more than `left` positions before their own, None
+    for all."""
+    if not _checks.is_whole(n) or n < 1:
+        raise ValueError(f"n must be an int >= 1, got {n!r}")
+    room = int(n)
+    if slack is not None:
+        _checks.check_sizes(slack=slack)
+        room = room if left is None else min(room, left + int(slack))
+    slides = room < int(n)
+    if pages is not None and page is None:
+        raise ValueError(f"pages = {pages!r} was given without page, how many positions one has")
+    paged: dict[str, int | None] = {}
+    if page is not None:
+        _checks.check_sizes(page=page, pages=1 if pages is None else pages)
+        paged = {} if slides else {"page": int(page), "pages": None if pages is None else int(pages)}
+    return _kinds.empty(lead, room, *widths, dtype, slides, **paged)
 
 
 def step(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,6 @@ from jattn.nn._latent import Down, Latent, LatentProjections, check_latent, scor
 from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
 from jattn.nn._projections import Norm, Projections, UseBias, biases, norm_of
 from jattn.nn._rotary import Turn, embedding
-from jattn.nn.cache import _kinds
 from jattn.nn.cache._record import Cache
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
@@ -456,32 +455,10 @@ class MultiHeadAttention(nnx.Module):
         out = batched(api.attention, *projections.to_cache(step.query, step.seen), step.options)
         return _decoding.dropped(self.out(projections.from_cache(out)), step.fits), step.cache
 
-    def _cache(
-        self,
-        left: int | None,
-        n: int | np.integer,
-        batch: int | np.integer | Sequence[int | np.integer],
-        dtype: DTypeLike | None,
-        slack: int | None,
-        page: int | None,
-        pages: int | None,
-    ) -> Cache:
+    def _cache(self, left: int | None, n: Any, batch: Any, dtype: DTypeLike | None, *room: Any) -> Cache:
         """`cache`, where queries see no more than `left` positions before their own, None for all."""
-        if not _checks.is_whole(n) or n < 1:
-            raise ValueError(f"n must be an int >= 1, got {n!r}")
         widths = self._projections().cache_widths()
-        room = int(n)
-        if slack is not None:
-            _checks.check_sizes(slack=slack)
-            room = room if left is None else min(room, left + int(slack))
-        slides = room < int(n)
-        if pages is not None and page is None:
-            raise ValueError(f"pages = {pages!r} was given without page, how many positions one has")
-        paged: dict[str, int | None] = {}
-        if page is not None:
-            _checks.check_sizes(page=page, pages=1 if pages is None else pages)
-            paged = {} if slides else {"page": int(page), "pages": None if pages is None else int(pages)}
-        return _kinds.empty(batch_axes(batch), room, *widths, dtype or self.cache_dtype, slides, **paged)
+        return _decoding.empty(left, n, batch_axes(batch), widths, dtype or self.cache_dtype, *room)
 
     def _inputs(
         self,

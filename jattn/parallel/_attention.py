@@ -52,7 +52,7 @@ class Axes:
         return PartitionSpec(*(of[a] for a in axes), *[None] * (ndim - len(axes)))
 
 
-class Call(NamedTuple):
+class CallOptions(NamedTuple):
     """What is static about a call."""
 
     axes: Axes
@@ -145,7 +145,9 @@ def attention(
     _check_sizes(problem.sizes, every, order, inside)
     chosen = strategy or _strategy(problem, axes, inside)
     _check_strategy(problem, axes, chosen, inside)
-    call = Call(axes, chosen, order == "zigzag", implementation, checks.blocks(blocks), return_lse, targets.current())
+    call = CallOptions(
+        axes, chosen, order == "zigzag", implementation, checks.blocks(blocks), return_lse, targets.current()
+    )
     if inside:
         return _results(*_local(problem, call), return_lse)
     return _over(problem, mesh, call)
@@ -337,7 +339,7 @@ def _check_strategy(problem: Problem, axes: Axes, strategy: Strategy, inside: bo
 # Over a mesh
 
 
-def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: Call) -> Any:
+def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: CallOptions) -> Any:
     leaves, tree = jax.tree.flatten(problem, is_leaf=lambda x: isinstance(x, Operand))
     arrays = [x.array if isinstance(x, Operand) else x for x in leaves]
     axes = [x.axes if isinstance(x, Operand) else None for x in leaves]
@@ -345,7 +347,9 @@ def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: Call) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _over_mesh(arrays: list[Any], tree: Any, of: tuple[str | None, ...], mesh: Mesh | AbstractMesh, call: Call) -> Any:
+def _over_mesh(
+    arrays: list[Any], tree: Any, of: tuple[str | None, ...], mesh: Mesh | AbstractMesh, call: CallOptions
+) -> Any:
     axes, whole = call.axes, jax.tree.unflatten(tree, arrays)
     split = whole.sizes["g"] % axes.count(axes.head) == 0  # else each device has query heads of one key head
     explicit = AxisType.Explicit in getattr(mesh, "axis_types", ())  # there arrays are to lie as is said
@@ -396,7 +400,7 @@ def _shard_positions(given: Any, axes: Axes, query: ArrayLike) -> dict[str, Any]
 # On a device
 
 
-def _local(problem: Problem, call: Call) -> tuple[Array, Array | None]:
+def _local(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
     """out and lse of a device's own queries."""
     run: Callable = {"ring": _by_ring, "all_to_all": _by_heads, "gather": _by_gathering}[call.strategy]
     return run(problem, call)
@@ -412,25 +416,25 @@ def _moved(problem: Problem, lead: jax.Array) -> Problem:
     )
 
 
-def _inner(problem: Problem, call: Call) -> tuple[Backend, targets.Target]:
+def _inner(problem: Problem, call: CallOptions) -> tuple[Backend, targets.Target]:
     """Who computes on a device."""
     somewhere = _moved(problem, lax.axis_index(call.axes.sequence).astype(jnp.int32))
     chosen = dispatch.choose(somewhere, call.backend, call.target).backend
     return chosen, call.target if call.backend is None else call.target._replace(platform=targets.ANY)
 
 
-def _by_ring(problem: Problem, call: Call) -> tuple[Array, Array | None]:
+def _by_ring(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
     inner, target = _inner(problem, call)
     if not isinstance(inner, Fused):
         raise dispatch.UnsupportedError(
             f"parallel.attention: implementation={inner.name!r} computes all pairs at once: a ring takes a backend in"
             " tiles, strategy='gather' takes any"
         )
-    settings = _ring.Settings(call.axes.sequence, call.axes.devices, call.zigzag, inner)
+    settings = _ring.RingSettings(call.axes.sequence, call.axes.devices, call.zigzag, inner)
     return dispatch.run(problem, _ring.backend(settings), call.blocks, target)
 
 
-def _by_gathering(problem: Problem, call: Call) -> tuple[Array, Array | None]:
+def _by_gathering(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
     inner, target = _inner(problem, call)
     shares, axis = Shares(call.axes.devices, call.zigzag), call.axes.sequence
     whole = _with_operands(problem, lambda x, axes: _of_all_keys(x, axes, call))
@@ -445,7 +449,7 @@ def _by_gathering(problem: Problem, call: Call) -> tuple[Array, Array | None]:
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *found)
 
 
-def _by_heads(problem: Problem, call: Call) -> tuple[Array, Array | None]:
+def _by_heads(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
     axis, n = call.axes.sequence, call.axes.devices
     swap = functools.partial(lax.all_to_all, axis_name=axis, tiled=True)
     natural = lambda x, dim: unzigzag(x, n, dim) if call.zigzag else x
@@ -486,14 +490,14 @@ def _rows(x: Any, axes: str, rows: slice) -> Any:
     return x[(slice(None),) * axes.index("t") + (rows,)] if "t" in axes else x
 
 
-def _of_all_keys(x: Any, axes: str, call: Call) -> Any:
+def _of_all_keys(x: Any, axes: str, call: CallOptions) -> Any:
     """An operand with all of s, in natural order; one with t as well has all of it."""
     if "t" not in axes:
         return _gathered(x, axes, "s", call)
     return unzigzag(x, call.axes.devices, axes.index("s")) if call.zigzag and "s" in axes else x
 
 
-def _gathered(x: Any, axes: str, a: str, call: Call) -> Any:
+def _gathered(x: Any, axes: str, a: str, call: CallOptions) -> Any:
     """An array with all of t or s, in natural order."""
     if a not in axes:
         return x

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jattn._call import layouts
 from jattn._call.layouts import Order
-from jattn.parallel._attention import check_order
+from jattn.parallel._attention import attention, check_order
 
 
 def layout(
@@ -75,7 +75,8 @@ def layout(
     if sequence is not None and not isinstance(sequence, str):
         raise TypeError(f"layout: sequence must name an axis of a mesh, got {sequence!r}")
     there = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
-    said = layouts.Layout(_names("batch", batch), _names("heads", heads), there, sequence, order)
+    attend = None if sequence is None else attention
+    said = layouts.Layout(_names("batch", batch), _names("heads", heads), there, sequence, order, attend)
     if twice := [x for n, x in enumerate(said.axes) if x in said.axes[:n]]:
         others = "" if sequence is None else f", sequence={sequence!r}"
         raise ValueError(f"layout: {twice[0]!r} is named twice, in batch={batch!r}, heads={heads!r}{others}")

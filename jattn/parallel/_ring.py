@@ -46,7 +46,7 @@ _HALF = ("pallas_gpu", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RingSettings:
     """How the sequence lies over devices, and who computes on each of them."""
 
     axis: str
@@ -99,7 +99,7 @@ def kinds(mask: Mask | None, t: int, s: int, shares: Shares) -> np.ndarray | Non
 
 class _Ring:
     def __init__(self, spec: Spec, q: jax.Array, k: jax.Array, operands: Sequence[AnyArray]):
-        settings: Settings = spec.backend.settings
+        settings: RingSettings = spec.backend.settings
         self.settings, self.spec, self.axes = settings, spec, spec.signature.axes
         self.n, self.me = settings.devices, lax.axis_index(settings.axis)
         self.shares = Shares(settings.devices, settings.zigzag)
@@ -488,7 +488,7 @@ def twin(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *found)
 
 
-def backend(settings: Settings) -> Fused:
+def backend(settings: RingSettings) -> Fused:
     """The ring with such settings."""
     refuses = lambda problem, target: None  # who makes it has looked
     return Fused("ring", refuses, forward, tangent, backward, settings=settings, twin=twin)

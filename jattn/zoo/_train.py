@@ -19,7 +19,7 @@ from jattn.zoo import _figure, _mesh
 from jattn.zoo._task import Task
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """All that changes from step to step."""
 
     params: Any
@@ -28,12 +28,16 @@ class State(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def update(
-    loss: Callable[[Any, Any], jax.Array], optimizer: optax.GradientTransformation, graph: Any, state: State, batch: Any
-) -> tuple[State, jax.Array]:
+    loss: Callable[[Any, Any], jax.Array],
+    optimizer: optax.GradientTransformation,
+    graph: Any,
+    state: TrainState,
+    batch: Any,
+) -> tuple[TrainState, jax.Array]:
     """One step: the state after it, and the loss before it."""
     value, gradient = jax.value_and_grad(lambda params: loss(nnx.merge(graph, params), batch))(state.params)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    return State(optax.apply_updates(state.params, updates), optimizer_state), value
+    return TrainState(optax.apply_updates(state.params, updates), optimizer_state), value
 
 
 def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
@@ -52,7 +56,7 @@ def train(task: Task, steps: int, out: Path, every: int = 250) -> float:
     graph, params = nnx.split(task.model, nnx.Param)
     whole = lambda state: nnx.merge(graph, devices.whole(state.params))
     with checkpoint.open_checkpoints(out) as manager:
-        fresh = devices.place(State(params, task.optimizer.init(params)))
+        fresh = devices.place(TrainState(params, task.optimizer.init(params)))
         first, state = checkpoint.restore(manager, fresh, task.settings)
         step_of = devices.step(partial(update, task.loss, task.optimizer, graph), state)
         if first:

@@ -27,7 +27,7 @@ def test_a_step_holds_as_much_as_makes_launches_a_small_share(mask, device):
     plan = _plan((1, 16384, 16, 128), device=device, mask=MASKS[mask])
     rows, columns = plan.tile
     assert rows >= 256 and columns >= 512
-    call = gpu.Call(16384, 16384, 16, 16, 1, 1, 256, mask != "none", 1024 if mask == "window" else 32768)
+    call = gpu.CallSizes(16384, 16384, 16, 16, 1, 1, 256, mask != "none", 1024 if mask == "window" else 32768)
     held = gpu.step(device)
     assert call.held(rows, columns) <= held
     assert 16 * held <= GPUS[device].memory / 16  # bytes of the four arrays of a step, backward

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 from jattn_kernels import tables
 from jattn_kernels.chips import CHIPS
-from jattn_kernels.tpu.sizes import Sizes
+from jattn_kernels.tpu.sizes import TileSizes
 
-SIZES = {"tpu": Sizes}
+SIZES = {"tpu": TileSizes}
 
 
 @pytest.mark.parametrize("family", tables.ELSEWHERE)

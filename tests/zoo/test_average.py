@@ -6,7 +6,7 @@ import optax
 from flax import nnx
 
 from jattn.zoo._average import Averaged, averaging
-from jattn.zoo._train import State, update
+from jattn.zoo._train import TrainState, update
 
 
 def test_the_mean_follows_what_is_learnt():
@@ -15,9 +15,9 @@ def test_the_mean_follows_what_is_learnt():
     optimizer, plain = averaging(optax.adam(0.1), keep=0.6), optax.adam(0.1)
     loss = lambda model, x: jnp.mean((model.now(x) - 1) ** 2)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)))
-    state = State(params, optimizer.init(params))
+    state = TrainState(params, optimizer.init(params))
     alone_graph, alone = nnx.split(nnx.Linear(2, 1, rngs=nnx.Rngs(0)), nnx.Param)
-    alone = State(alone, plain.init(alone))
+    alone = TrainState(alone, plain.init(alone))
     mean = alone.params["kernel"][...]
     for n in range(30):
         state, _ = update(loss, optimizer, graph, state, x)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn.zoo._train import State, update
+from jattn.zoo._train import TrainState, update
 from jattn.zoo.dates import SCORES, data
 from jattn.zoo.dates.task import dates
 from tests.zoo.tasks import TINY, tiny
@@ -77,7 +77,7 @@ def test_every_text_fits_and_is_read_back_from_its_tokens():
 def test_every_score_learns(score):
     task = tiny(score)
     graph, params = nnx.split(task.model, nnx.Param)
-    state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
+    state, batch, losses = TrainState(params, task.optimizer.init(params)), task.batch(0), []
     for _ in range(60):
         state, loss = update(task.loss, task.optimizer, graph, state, batch)
         losses.append(float(loss))

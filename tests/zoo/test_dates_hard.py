@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from jattn import normalizers
-from jattn.zoo._train import State, update
+from jattn.zoo._train import TrainState, update
 from jattn.zoo.dates import ATTENTION, SCORES, VARIANTS, add_options, data
 from jattn.zoo.dates.losses import LOSSES
 from jattn.zoo.dates.model import Sizes
@@ -40,7 +40,7 @@ def parameters(params):
 def test_every_kind_learns(attention, summary):
     task: Any = tiny(attention, summary)
     graph, params = nnx.split(task.model, nnx.Param)
-    state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0).batch, []
+    state, batch, losses = TrainState(params, task.optimizer.init(params)), task.batch(0).batch, []
     for step in range(60):  # the same examples, drawn for anew
         state, loss = update(task.loss, task.optimizer, graph, state, task.batch(step)._replace(batch=batch))
         losses.append(float(loss))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jattn.zoo._train import State, update
+from jattn.zoo._train import TrainState, update
 from jattn.zoo.pairs import ATTENTION, POOLING, VARIANTS, add_options, data
 from jattn.zoo.pairs.model import Sizes
 from jattn.zoo.pairs.task import pairs
@@ -137,7 +137,7 @@ def test_learns_and_draws(small, attention, pooling):
     task = pairs(attention, pooling, 0, None, batch=16, sizes=TINY, parts=small)
     graph, params = nnx.split(task.model, nnx.Param)
     assert jax.tree.structure(nnx.state(task.model)) == jax.tree.structure(params)  # there is no other state
-    state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
+    state, batch, losses = TrainState(params, task.optimizer.init(params)), task.batch(0), []
     for _ in range(60):
         state, loss = update(task.loss, task.optimizer, graph, state, batch)
         losses.append(float(loss))

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
-from jattn.zoo._train import State, train, update
+from jattn.zoo._train import TrainState, train, update
 from jattn.zoo.text import data
 from jattn.zoo.text import task as task_module
 from jattn.zoo.text.model import LanguageModel, Sizes
@@ -97,7 +97,7 @@ def test_the_fingerprint_is_of_what_is_learnt_from():
 def test_it_learns(window, positions):
     task: Any = tiny(window=window, positions=positions)
     graph, params = nnx.split(task.model, nnx.Param)
-    state, batch, losses = State(params, task.optimizer.init(params)), task.batch(0), []
+    state, batch, losses = TrainState(params, task.optimizer.init(params)), task.batch(0), []
     for _ in range(40):
         state, loss = update(task.loss, task.optimizer, graph, state, batch)
         losses.append(float(loss))
@@ -129,7 +129,7 @@ def test_memory_of_a_step_is_linear_in_the_length():
     def temporary(length):
         task = text(length, None, "rotary", 0, None, TINY, CORPUS._replace(held_out=np.tile(CORPUS.held_out, 200)))
         graph, params = nnx.split(task.model, nnx.Param)
-        state = State(params, task.optimizer.init(params))
+        state = TrainState(params, task.optimizer.init(params))
         batch = jax.ShapeDtypeStruct((1, length + 1), np.int32)
         memory = update.lower(task.loss, task.optimizer, graph, state, batch).compile().memory_analysis()
         assert memory is not None

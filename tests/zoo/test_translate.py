@@ -14,7 +14,7 @@ from flax import nnx
 from jattn.zoo import _archives
 from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
-from jattn.zoo._train import State, train, update
+from jattn.zoo._train import TrainState, train, update
 from jattn.zoo.translate import add_options, data
 from jattn.zoo.translate.chrf import chrf
 from jattn.zoo.translate.data import Pair
@@ -217,7 +217,7 @@ def test_chrf_at_its_ends():
 def test_it_learns():
     task = tiny()
     graph, params = nnx.split(task.model, nnx.Param)
-    state, one, losses = State(params, task.optimizer.init(params)), task.batch(0), []
+    state, one, losses = TrainState(params, task.optimizer.init(params)), task.batch(0), []
     for _ in range(60):
         state, loss = update(task.loss, task.optimizer, graph, state, one)
         losses.append(float(loss))

@@ -31,7 +31,7 @@ _SMALLEST = min(chips.GPUS.values(), key=lambda chip: chip.memory)
 """Stands for cards that are not in the table: its steps fit all of them."""
 
 
-class Call(NamedTuple):
+class CallSizes(NamedTuple):
     """What tile sizes depend on."""
 
     t: int
@@ -74,7 +74,7 @@ def step(name: str | None) -> int:
     return int(min(enough, chip.memory * _MEMORY / _ARRAYS))
 
 
-def tile_sizes(call: Call, name: str | None, step: int) -> tuple[int, int]:
+def tile_sizes(call: CallSizes, name: str | None, step: int) -> tuple[int, int]:
     """Query and key rows of a tile: those of the least estimated time, the larger of two that are alike."""
     fit = [x for x in itertools.product(_sizes(call.t), _sizes(call.s)) if call.held(*x) <= step]
     return min(fit, key=lambda x: (_seconds(call, *x, name, step), -x[0] * x[1])) if fit else (16, 128)
@@ -85,14 +85,14 @@ def _sizes(length: int) -> list[int]:
     return [n for n in (2**p for p in range(7, 24)) if n < length] + [length]
 
 
-def _seconds(call: Call, rows: int, columns: int, name: str | None, step: int) -> float:
+def _seconds(call: CallSizes, rows: int, columns: int, name: str | None, step: int) -> float:
     heads = max(1, min(call.together, step // call.held(rows, columns)))
     tiles = -(-call.t // rows) * _visited(call, rows, columns)  # of each key head
     moved = _TRAFFIC * call.scores(rows, columns) + _OF_SIDES * call.sides(rows, columns)
     return tiles * (-(-call.all // heads) * _LAUNCHES + call.all * moved / _chip(name).bandwidth)
 
 
-def _visited(call: Call, rows: int, columns: int) -> float:
+def _visited(call: CallSizes, rows: int, columns: int) -> float:
     """Key blocks of a strip of query rows, on average: half of them where no window says more, as if causal."""
     blocks = -(-call.s // columns)
     if not call.masked:

@@ -128,7 +128,7 @@ def geometry(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Sha
         together = 1 if block_tables.ragged(moved(terms)) else alike
         seen = t + s if terms.mask is None else _reach(terms.mask)
         depth = q.shape[-1] + v.shape[-1]
-        call = gpu.Call(t, s, max(lengths) * g, together * g, group, width, depth, masked, seen)
+        call = gpu.CallSizes(t, s, max(lengths) * g, together * g, group, width, depth, masked, seen)
         rows, columns = gpu.tile_sizes(call, spec.target.chip, step)
     else:
         rows, columns = tile_sizes(t, s, group, terms.mask, width, joined)

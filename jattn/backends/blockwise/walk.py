@@ -169,44 +169,44 @@ class Walk:
         one = lambda score, tiles: self.spec.signature.fill(tiles).finish(score, i, j, masked=False)
         return _terms.lift(one, self.axes, ("bgr",))
 
-    def scores(self, step: Step) -> Callable:
-        """Scores of a tile, without the mask, as a function of its scaled query, key and operand tiles."""
+    def compared(self) -> Callable:
+        """Query against key for the pairs of a tile, as a function of its scaled query, key and operand tiles."""
         if self.product:
-            return lambda query, key, tiles: self.finish(step)(self.products.scores(query, key), tiles)
-        i, j = step.positions()
-        one = lambda query, key, tiles: self.spec.signature.fill(tiles).scores(query, key, i, j, masked=False)
+            return lambda query, key, tiles: self.products.scores(query, key)
+        one = lambda query, key, tiles: self.spec.signature.fill(tiles).compare(query, key)
         return _terms.lift(one, self.axes, ("bgr", "bg"))
+
+    def scores(self, step: Step) -> Callable:
+        """Scores of a tile, without the mask, as a function of the same."""
+        compared, finish = self.compared(), self.finish(step)
+        return lambda query, key, tiles: finish(compared(query, key, tiles), tiles)
 
     def pull_scores(
         self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array], shown: jax.Array | None
     ) -> tuple[jax.Array, Callable[..., Any]]:
-        """`jax.vjp` of `scores`, with the products of its transpose written out; 0 where pairs are not `shown`."""
-        if not self.product:
-            return self._pull_other_scores(step, query, key, tiles, shown)
-        scores, pull = jax.vjp(self.finish(step), self.products.scores(query, key), tiles)
-
-        def pull_all(ds: jax.Array):
-            ds, dtiles = pull(ds)
-            ds = jax.lax.optimization_barrier(self.derivative(ds, shown))
-            return self.products.rows(ds, key), self.products.columns(ds, query), dtiles
-
-        return scores, pull_all
-
-    def _pull_other_scores(
-        self, step: Step, query: jax.Array, key: jax.Array, tiles: list[jax.Array], shown: jax.Array | None
-    ) -> tuple[jax.Array, Callable[..., Any]]:
-        """`pull_scores` of scores that are no products."""
-        one = lambda query, key, tiles: self.spec.signature.fill(tiles).compare(query, key)
-        compared, pull = jax.vjp(_terms.lift(one, self.axes, ("bgr", "bg")), query, key, tiles)
+        """`jax.vjp` of `scores`, with the transposes of products written out; 0 where pairs are not `shown`."""
+        if self.product:
+            compared, pull = self.products.scores(query, key), self._pull_product(query, key)
+        else:
+            compared, pull = jax.vjp(self.compared(), query, key, tiles)
         scores, pull_finish = jax.vjp(self.finish(step), compared, tiles)
 
         def pull_all(ds: jax.Array):
             ds, of_mods = pull_finish(ds)
             dquery, dkey, dtiles = pull(self.derivative(ds, shown))
-            add = lambda x, y: x if x.dtype == jax.dtypes.float0 else x + y
+            add = lambda x, y: y if x is None or y.dtype == jax.dtypes.float0 else x + y
             return dquery, dkey, list(map(add, dtiles, of_mods))
 
         return scores, pull_all
+
+    def _pull_product(self, query: jax.Array, key: jax.Array) -> Callable[..., Any]:
+        """The transpose of a tile's products, which have no operands."""
+
+        def pull(ds: jax.Array):
+            ds = jax.lax.optimization_barrier(ds)
+            return self.products.rows(ds, key), self.products.columns(ds, query), [None] * len(self.axes)
+
+        return pull
 
     def weights(self, step: Step, hidden: Hidden) -> Callable:
         """What the gates make of weights `[b, g, r, bt, bs]`, as a function of weights and operand tiles."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
-from jattn_kernels.tiles.work import Lengths
+from jattn_kernels.tiles.work import HasLengths
 
 from jattn import _terms, masks
 from jattn._terms import AnyArray, FieldValue, Offsets, Operand, term
@@ -165,7 +165,7 @@ class TileTerms:
     has_mods: bool
     has_gates: bool
     finite: bool
-    frame: Lengths
+    frame: HasLengths
     span: Span
     lead: FieldValue  # how far the first query stands beyond the first key, or the number of that operand
     natural: bool
@@ -175,7 +175,7 @@ class TileTerms:
     packed: type[Packed] = Packed
     """What `masks.blocks` becomes."""
 
-    def __init__(self, spec: Spec, frame: Lengths):
+    def __init__(self, spec: Spec, frame: HasLengths):
         terms = terms_of(spec)
         scale = terms.compare.scale
         first = (Times(scale),) if isinstance(scale, Operand) else ()

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jattn_kernels.gpu.layout import OperandLayout
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.sizes import Lengths, TileSizes
 from jattn_kernels.tiles.functions import TileFunctions
 
 from jattn import _terms, masks
@@ -32,7 +32,7 @@ _MULTIPLE = 16  # of a head's width: what the matrix unit multiplies at once
 class Call:
     """One kernel's part of a call."""
 
-    sizes: Sizes
+    sizes: TileSizes
     terms: GpuTerms
     lists: LineLists
     listed: list[jax.Array]
@@ -60,7 +60,7 @@ class Call:
         return self.terms.functions()
 
     @property
-    def given(self) -> tuple[TileFunctions, LineLists, list[jax.Array], Sizes]:
+    def given(self) -> tuple[TileFunctions, LineLists, list[jax.Array], TileSizes]:
         """What every kernel takes after its operands."""
         return self.functions, self.lists, self.listed, self.sizes
 

@@ -16,7 +16,7 @@ import numpy as np
 from jattn_kernels import chips
 from jattn_kernels.gpu.layout import OperandLayout, lay_out
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.sizes import Lengths, TileSizes
 from jattn_kernels.tiles import work
 from jattn_kernels.tiles.functions import TileFunctions
 
@@ -42,7 +42,7 @@ class Fold(NamedTuple):
     h: int
     g: int
     parts: int
-    sizes: Sizes
+    sizes: TileSizes
 
     @property
     def group(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 from jattn_kernels.tiles import work
 
 from jattn._terms import AnyArray, block_tables
@@ -23,7 +23,7 @@ Lines = Literal["t", "s", "ts", "r"]
 
 
 def lists_of(
-    mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int = _MOST
+    mask: Mask | None, t: int, s: int, sizes: TileSizes, lines: Lines, most: int = _MOST
 ) -> tuple[LineLists, list[AnyArray]]:
     """Which tiles a kernel visits, whose rows are keys where `lines` are `s`, else queries; and the arrays that say
     so.  A mask of more than `most` tiles has runs."""
@@ -34,7 +34,7 @@ def lists_of(
 
 @functools.lru_cache(maxsize=256)
 def _static(
-    mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int
+    mask: Mask | None, t: int, s: int, sizes: TileSizes, lines: Lines, most: int
 ) -> tuple[LineLists, list[AnyArray]]:
     return _lists(mask, t, s, sizes, lines, most)
 
@@ -50,7 +50,7 @@ def _along_diagonals(x: AnyArray, step: int) -> Any:
 
 
 def _lists(
-    mask: Mask | None, t: int, s: int, sizes: Sizes, lines: Lines, most: int
+    mask: Mask | None, t: int, s: int, sizes: TileSizes, lines: Lines, most: int
 ) -> tuple[LineLists, list[AnyArray]]:
     lengths = (sizes.columns, sizes.rows) if lines == "s" else (sizes.rows, sizes.columns)
     query, key = (Tiling(n, x, overhang=True) for n, x in zip((t, s), lengths, strict=True))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The defaults are what `attention` takes by itself."""
 
-    forward: Sizes | None = None
+    forward: TileSizes | None = None
     """Tile sizes of forward passes."""
-    queries: Sizes | None = None
+    queries: TileSizes | None = None
     """Of the gradients along queries."""
-    keys: Sizes | None = None
+    keys: TileSizes | None = None
     """Of the gradients along keys."""
-    pairs: Sizes | None = None
+    pairs: TileSizes | None = None
     """Of the gradients of operands that have both axes, or lie along diagonals."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jattn_kernels import chips, tables
-from jattn_kernels.gpu.sizes import Sizes, stored_as
+from jattn_kernels.gpu.sizes import TileSizes, stored_as
 
 from jattn._call.targets import Target
 from jattn._terms.closures import OfUser
@@ -51,7 +51,7 @@ def tile_sizes(
     operands: Sequence[Shaped],
     kernel: Kernel,
     entries: Sequence[tables.Entry] | None = None,
-) -> tuple[Sizes, str]:
+) -> tuple[TileSizes, str]:
     """The tile sizes of one kernel and where they come from: what was the fastest on the chip, where `entries` have
     such calls, by default those of `tables/gpu.json`; else the largest whose sums fit in registers and whose tiles fit
     in shared memory.
@@ -60,7 +60,7 @@ def tile_sizes(
         return given, "as set"
     entries = tables.read("gpu") if entries is None else entries
     if spec.blocks is None and (fastest := _measured(spec, k, v, kernel, entries)):
-        return Sizes(**fastest.sizes), f"tuned for {fastest.name}"
+        return TileSizes(**fastest.sizes), f"tuned for {fastest.name}"
     d, e = (-(-x.shape[-1] // 16) * 16 for x in (k, v))
     wide = max(d, e) > _WIDE
     if generation(spec.target) == "ampere":
@@ -93,7 +93,7 @@ def tile_sizes(
     steps = fewest
     while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room:
         steps += 1
-    return Sizes(rows, columns, steps, piece, height), source
+    return TileSizes(rows, columns, steps, piece, height), source
 
 
 def _measured(spec: Spec, k: Shaped, v: Shaped, kernel: Kernel, entries: Sequence[tables.Entry]) -> tables.Entry | None:
@@ -177,7 +177,7 @@ def _has_terms(terms: Any) -> bool:
     return bool(terms.mods or terms.gates or terms.mask is not None)
 
 
-def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e: int) -> tuple[Sizes, str]:
+def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e: int) -> tuple[TileSizes, str]:
     """Tiles so small that a multiprocessor holds two blocks, since one alone waits for its own products; if there are
     none, the largest of one."""
     chip, passing = _ampere(spec.target), "t" if kernel == "keys" else "s"
@@ -205,7 +205,7 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
         source = "as asked for"
     # A thread's registers hold what 32 columns need: two pieces of them spilled more, not less.
     piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms) else columns
-    return Sizes(rows, columns, steps, piece), source
+    return TileSizes(rows, columns, steps, piece), source
 
 
 def _ampere(target: Target) -> chips.Gpu:

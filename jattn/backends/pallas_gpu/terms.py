@@ -82,7 +82,7 @@ class StagedDropout(gates.Gate):
 
     def __call__(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
-        return self.gate.drop(weight, counter_hash.join(counter_hash.Rows(self.factor, self.row), self.column))
+        return self.gate.drop(weight, counter_hash.join(counter_hash.RowHash(self.factor, self.row), self.column))
 
 
 @jax.custom_vjp

@@ -7,7 +7,7 @@ import math
 
 from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import RUN, Direction
-from jattn_kernels.tpu.sizes import LANES, Sizes
+from jattn_kernels.tpu.sizes import LANES, TileSizes
 
 from jattn._terms import Operand
 from jattn._terms.moved import moved
@@ -21,13 +21,13 @@ def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]
     return class_of(moved(terms_of(spec)), t, s), direction
 
 
-def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction) -> tuple[Sizes, str]:
+def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction) -> tuple[TileSizes, str]:
     """The tile sizes of a call and where they come from."""
     if (given := getattr(spec.backend.settings, direction)) is not None:
         return given, "as set"
     t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
     tuned = tables.find("tpu", spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
-    sizes, source = Sizes(**tuned.entry.sizes), str(tuned)
+    sizes, source = TileSizes(**tuned.entry.sizes), str(tuned)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
     if spec.blocks is not None:
         (query, key), source = spec.blocks, "as asked for"

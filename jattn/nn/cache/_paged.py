@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int
 from jattn.nn.cache._record import Cache, Rows, rows_of, with_rows
 
 
-class Table(NamedTuple):
+class PageTable(NamedTuple):
     """Who holds which pages of one pool.
 
     Attributes:
@@ -27,10 +27,10 @@ class Table(NamedTuple):
     pages: Int[Array, "b m"]
     holders: Int[Array, "p"]
 
-    def released(self, which: Bool[Array, "b m"]) -> Table:
+    def released(self, which: Bool[Array, "b m"]) -> PageTable:
         """Without these entries."""
         gone = jnp.where(which, self.pages, self.none)
-        return Table(jnp.where(which, self.none, self.pages), self.holders.at[gone].add(-1, mode="drop"))
+        return PageTable(jnp.where(which, self.none, self.pages), self.holders.at[gone].add(-1, mode="drop"))
 
     @property
     def none(self) -> int:
@@ -38,7 +38,7 @@ class Table(NamedTuple):
         return self.holders.shape[-1]
 
 
-def wanted(table: Table, length: Int[Array, "b"], taken: Int[Array, "b"], t: int, page: int) -> tuple[Array, ...]:
+def wanted(table: PageTable, length: Int[Array, "b"], taken: Int[Array, "b"], t: int, page: int) -> tuple[Array, ...]:
     """Of the places in the table that up to t next positions, `taken` of them, touch, `[b, k]`: which they are, their
     pages, which of them begin with positions of before, and which need a page.
 
@@ -54,7 +54,9 @@ def wanted(table: Table, length: Int[Array, "b"], taken: Int[Array, "b"], t: int
     return place, pages, begun, touched & (shared | (~begun & (pages == table.none)))
 
 
-def allocated(table: Table, place: Array, pages: Array, begun: Array, need: Array) -> tuple[Table, Array, Array]:
+def allocated(
+    table: PageTable, place: Array, pages: Array, begun: Array, need: Array
+) -> tuple[PageTable, Array, Array]:
     """The table with a page for every place that needs one, as long as there are free ones; and `[b]`, of which page
     an example needs a copy before it writes, none if of none, and the page for it."""
     free = jnp.nonzero(table.holders == 0, size=need.size, fill_value=table.none)[0].astype(jnp.int32)
@@ -65,7 +67,7 @@ def allocated(table: Table, place: Array, pages: Array, begun: Array, need: Arra
     examples = jnp.arange(need.shape[0])[:, None]
     entries = table.pages.at[examples, jnp.where(need, place, table.pages.shape[1])].set(new, mode="drop")
     source = jnp.where(begun[:, 0] & need[:, 0], pages[:, 0], table.none)
-    return Table(entries, holders), source, new[:, 0]
+    return PageTable(entries, holders), source, new[:, 0]
 
 
 def append(cache: Cache, new: Rows, taken: Int[Array, "*b"] | None) -> Cache:
@@ -117,7 +119,7 @@ def held_by(cache: Cache, source: Int[Array, "k"], target: Int[Array, "k"]) -> C
     (_, b), (_, p) = flat.length.shape, _table(flat).holders.shape
     source, target = (jnp.where((x < 0) | (x >= b), b, x) for x in (source, target))
 
-    def one(table: Table, length: Array) -> tuple[Table, Array]:
+    def one(table: PageTable, length: Array) -> tuple[PageTable, Array]:
         lengths = length.at[source].get(mode="fill", fill_value=0)
         entries = table.pages.at[source].get(mode="fill", fill_value=p)
         entries = jnp.where(_begins(table, flat) < lengths[:, None], entries, p)
@@ -186,13 +188,13 @@ def _like(flat: Cache, cache: Cache) -> Cache:
     return jax.tree.map(lambda x, like: x.reshape(like.shape), flat, cache)
 
 
-def _table(cache: Cache) -> Table:
+def _table(cache: Cache) -> PageTable:
     assert cache.pages is not None
     assert cache.holders is not None
-    return Table(cache.pages, cache.holders)
+    return PageTable(cache.pages, cache.holders)
 
 
-def _held(flat: Cache, table: Table) -> Cache:
+def _held(flat: Cache, table: PageTable) -> Cache:
     return flat._replace(pages=table.pages, holders=table.holders)
 
 
@@ -205,7 +207,7 @@ def _counts(flat: Cache, t: int, taken: Int[Array, "*b"] | None) -> Int[Array, "
     return jnp.full_like(flat.length, t) if taken is None else taken.reshape(flat.length.shape)
 
 
-def _begins(table: Table, flat: Cache) -> Int[Array, "m"]:
+def _begins(table: PageTable, flat: Cache) -> Int[Array, "m"]:
     """The first position of each place in a table."""
     return jnp.arange(table.pages.shape[-1], dtype=jnp.int32) * flat.key.shape[-3]
 

@@ -24,7 +24,7 @@ from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.lowering import Column
-from jattn_kernels.gpu.sizes import Lengths, Sizes, apart
+from jattn_kernels.gpu.sizes import Lengths, TileSizes, apart
 from jattn_kernels.tiles.functions import TileFunctions
 
 
@@ -62,7 +62,7 @@ class Keys(GradientBlock):
     # What the machine does its own way
 
     @classmethod
-    def splits(cls, d: int, e: int, sizes: Sizes) -> bool:
+    def splits(cls, d: int, e: int, sizes: TileSizes) -> bool:
         """Whether dv and dk have blocks of their own, 0 and 1 along the grid's axis `of`."""
         del d, e, sizes
         return False
@@ -266,7 +266,7 @@ def run(
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
-    sizes: Sizes,
+    sizes: TileSizes,
     *,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:

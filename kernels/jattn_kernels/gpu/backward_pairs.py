@@ -25,7 +25,7 @@ from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.lowering import Row
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.sizes import Lengths, TileSizes
 from jattn_kernels.tiles.functions import TileFunctions
 from jattn_kernels.tiles.place import Index
 
@@ -201,7 +201,7 @@ class Pairs(GradientBlock):
         plgpu.wait_smem_to_gmem(0)
 
 
-def _diagonals(sizes: Sizes) -> int:
+def _diagonals(sizes: TileSizes) -> int:
     """Places for the diagonals of a warpgroup's tile and the one below them: a multiple of its rows, as vectors lie."""
     return -(-(sizes.height + sizes.columns) // sizes.height) * sizes.height
 
@@ -219,7 +219,7 @@ def run(
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
-    sizes: Sizes,
+    sizes: TileSizes,
     *,
     interpret: Any = None,
 ) -> jax.Array:
@@ -275,7 +275,7 @@ def run(
     return gradient if of_pairs else _joined(gradient, sizes, staging.padded - queries * sizes.rows, like.shape[-1])
 
 
-def _joined(sums: jax.Array, sizes: Sizes, begin: int, length: int) -> jax.Array:
+def _joined(sums: jax.Array, sizes: TileSizes, begin: int, length: int) -> jax.Array:
     """The sums of diagonals `[batch, heads, lines, warpgroups, n]`, of which neighbours share some, as one strip: the
     first of them is number `begin` of `length`."""
     *shape, lines, computing, _ = sums.shape

@@ -23,7 +23,7 @@ from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.lowering import Row
-from jattn_kernels.gpu.sizes import Lengths, Sizes
+from jattn_kernels.gpu.sizes import Lengths, TileSizes
 from jattn_kernels.tiles.functions import TileFunctions
 
 
@@ -179,7 +179,7 @@ def run(
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
-    sizes: Sizes,
+    sizes: TileSizes,
     *,
     interpret: Any = None,
 ) -> tuple[jax.Array, list[jax.Array]]:

@@ -19,7 +19,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.layout import Staging, swizzle
 from jattn_kernels.gpu.lowering import Column, Row, lowered
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
-from jattn_kernels.gpu.sizes import Sizes, by_eights
+from jattn_kernels.gpu.sizes import TileSizes, by_eights
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 
@@ -89,7 +89,7 @@ class Block:
         self,
         functions: TileFunctions,
         staging: Staging,
-        sizes: Sizes,
+        sizes: TileSizes,
         lengths: tuple[int, int],
         interpret: Any,
     ):
@@ -100,12 +100,12 @@ class Block:
         self.machine = self.machines[interpret is not None](self.layout)
 
     @classmethod
-    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: TileSizes, simulated: bool) -> Any:
         """What `own` is: the scratch that is the machine's alone, for keys of width d and values of width e."""
         del d, e, dtype, sizes, simulated
 
     @classmethod
-    def warpgroups(cls, sizes: Sizes) -> int:
+    def warpgroups(cls, sizes: TileSizes) -> int:
         """How many of a block compute; a tile has rows for each of them.
 
         Raises:
@@ -134,7 +134,7 @@ class Block:
         return jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else x
 
     @classmethod
-    def stretch(cls, sizes: Sizes) -> int:
+    def stretch(cls, sizes: TileSizes) -> int:
         """How many columns of a tile in shared memory stand together at most."""
         return sizes.columns  # a product takes no more at once
 

@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.block import REGISTERS, Block, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import EIGHT, Lengths, Sizes
+from jattn_kernels.gpu.sizes import EIGHT, Lengths, TileSizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
@@ -223,7 +223,7 @@ def run(
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
-    sizes: Sizes,
+    sizes: TileSizes,
     *,
     parts: int = 1,
     interpret: Any = None,

@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.lowering import Column, Row, Table
 from jattn_kernels.gpu.machine import Warpgroup
-from jattn_kernels.gpu.sizes import EIGHT, Sizes, apart, stored_as
+from jattn_kernels.gpu.sizes import EIGHT, TileSizes, apart, stored_as
 from jattn_kernels.tiles.cells import Cells
 from jattn_kernels.tiles.place import Index
 
@@ -144,7 +144,7 @@ class Staging:
 
     layouts: tuple[OperandLayout, ...]
     rows: str
-    sizes: Sizes
+    sizes: TileSizes
     padded: int
     direct: bool = False
     moving: bool = False

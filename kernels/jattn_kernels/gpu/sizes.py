@@ -12,7 +12,7 @@ EIGHT = 8  # rows of a swizzled tile of shared memory that stand together
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class TileSizes:
     """The tile of one kernel.
 
     Attributes:

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
         d, t: width, and length of queries and keys.
         mask: one of `MASKS`.
         direction: one of `PASSES`; on GPU the kernel, `forward`, `queries` or `keys`.
-        sizes: the fields of the kernel's `Sizes`.
+        sizes: the fields of the kernel's `TileSizes`.
         milliseconds: of one head.
         pairs: how many pairs of a query and a key one head attends to.
     """

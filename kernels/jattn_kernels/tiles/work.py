@@ -71,7 +71,7 @@ class TileSizes(Protocol):
 
 
 @runtime_checkable
-class Lengths(Protocol):
+class HasLengths(Protocol):
     """What is common to the lengths of a call as kernel families see them."""
 
     @property

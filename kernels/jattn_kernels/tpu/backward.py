@@ -27,7 +27,7 @@ from jattn_kernels.tpu.gradient import Gradient
 from jattn_kernels.tpu.grid_step import GridStep, product
 from jattn_kernels.tpu.lanes import lane_slice
 from jattn_kernels.tpu.layout import OperandLayout, array
-from jattn_kernels.tpu.sizes import Sizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 UNSEEN = math.inf  # the lse of rows that see nothing or do not exist: every exp2(score - it) is 0
 _SPAN = 512  # keys cleared and written at a time, in a loop: all at once would be code for each
@@ -235,7 +235,7 @@ def backward(
     active: tuple[bool, ...],
     functions: TileFunctions,
     work: Work,
-    sizes: Sizes,
+    sizes: TileSizes,
     *,
     dq_dtype: DTypeLike,
     factor: float,

@@ -22,7 +22,7 @@ from jattn_kernels.tiles.work import Frame, Lists, Pattern, Runs, Stretch, Strip
 from jattn_kernels.tpu.grid_step import GridStep, product
 from jattn_kernels.tpu.lanes import to_column
 from jattn_kernels.tpu.layout import OperandLayout, array
-from jattn_kernels.tpu.sizes import LANES, Sizes
+from jattn_kernels.tpu.sizes import LANES, TileSizes
 
 _reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # jax 0.12 moved it
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
@@ -184,7 +184,7 @@ def forward(
     layouts: tuple[OperandLayout, ...],
     functions: TileFunctions,
     work: Work,
-    sizes: Sizes,
+    sizes: TileSizes,
     *,
     dtype: DTypeLike,
     precision: jax.lax.Precision | None = None,

@@ -10,7 +10,7 @@ LANES = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class TileSizes:
     """Tile sizes, and choices between ways to compute the same: what `python -m bench tune tpu` tunes."""
 
     query: int  # rows of a query tile

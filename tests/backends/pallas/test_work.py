@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 from jattn_kernels.tiles.work import Frame
-from jattn_kernels.tpu.sizes import Sizes as TileSizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 import jattn
 from jattn import masks

@@ -7,12 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 from jattn import masks
 from jattn.backends.pallas_gpu import lists
 
-SIZES = Sizes(128, 64, 2, 64)
+SIZES = TileSizes(128, 64, 2, 64)
 T, S = 300, 330  # three query tiles, six key tiles; none is whole at the end
 MASKS = {
     "none": None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jattn_kernels.tpu.sizes import Sizes as TileSizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 import jattn
 from jattn._call import targets

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jattn_kernels.tpu.sizes import Sizes as TileSizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 import jattn
 from jattn import gates, masks, mods, operand

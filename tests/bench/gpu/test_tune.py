@@ -7,7 +7,7 @@ import json
 import pytest
 from jattn_kernels import tables
 
-from bench.gpu import tune
+from bench.gpu import _runners, tune
 from bench.gpu._cases import Case
 from tests.bench.gpu.fakes import COMMAND
 
@@ -81,5 +81,5 @@ def test_candidates_are_sizes(d, height):
     """What is tried can be asked for."""
     for direction, got in tune.candidates(d, height).items():
         for sizes in got:
-            given = getattr(tune.backend_with({direction: sizes}).settings, direction)
+            given = getattr(_runners.backend_with({direction: sizes}).settings, direction)
             assert dataclasses.asdict(given) == sizes

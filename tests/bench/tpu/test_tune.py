@@ -5,7 +5,7 @@ import json
 import pytest
 from jattn_kernels import tables
 from jattn_kernels.chips import TPUS
-from jattn_kernels.tpu.sizes import Sizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 from bench import __main__ as bench
 from bench.tpu import tune
@@ -17,7 +17,7 @@ def test_candidates_are_sizes(case):
     for candidates in tune.candidates(case).values():
         assert len(candidates) > 2
         for sizes in candidates:
-            Sizes(**sizes)
+            TileSizes(**sizes)
 
 
 def test_tune_fills_the_table_and_resumes(tmp_path, capsys, stand_in, monkeypatch):
@@ -32,7 +32,7 @@ def test_tune_fills_the_table_and_resumes(tmp_path, capsys, stand_in, monkeypatc
         ("v5e", 128, 2048, "full", 2048**2)
     }
     for row in rows:  # the table is what the kernels read
-        Sizes(**tables.Entry(**row).sizes)
+        TileSizes(**tables.Entry(**row).sizes)
     monkeypatch.setattr(tune, "estimate", lambda *_: pytest.fail("estimated again"))
     assert bench.main(arguments) == 0
     assert "2 rows in" in capsys.readouterr().out

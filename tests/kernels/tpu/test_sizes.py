@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from jattn_kernels.tpu.sizes import Sizes as TileSizes
+from jattn_kernels.tpu.sizes import TileSizes
 
 
 def test_sizes_are_checked():

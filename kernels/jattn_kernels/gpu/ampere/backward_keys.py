@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jattn_kernels.gpu.ampere.block import Alone, Stream
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.block import entry
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 from jattn_kernels.tiles.place import Index
 
 _WIDEST = 128  # of a head whose two sums are in one thread's registers
@@ -28,7 +28,7 @@ class _Keys(Alone, Keys):
     """A tile of one key head."""
 
     @classmethod
-    def splits(cls, d: int, e: int, sizes: Sizes) -> bool:
+    def splits(cls, d: int, e: int, sizes: TileSizes) -> bool:
         del sizes
         return max(d, e) > _WIDEST
 

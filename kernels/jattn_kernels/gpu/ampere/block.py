@@ -20,7 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.ampere.machine import SimulatedWarps, Warps
 from jattn_kernels.gpu.block import Block
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 from jattn_kernels.tiles.place import Index
 
 
@@ -37,7 +37,7 @@ class Alone(Block):
     coming: Stream
 
     @classmethod
-    def stretch(cls, sizes: Sizes) -> int:
+    def stretch(cls, sizes: TileSizes) -> int:
         del sizes
         return 128
 

@@ -20,7 +20,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 
 class _Keys(Keys):
@@ -30,12 +30,12 @@ class _Keys(Keys):
     sharers = 2
 
     @classmethod
-    def splits(cls, d: int, e: int, sizes: Sizes) -> bool:
+    def splits(cls, d: int, e: int, sizes: TileSizes) -> bool:
         # Tensor memory lacks the columns for both sums, beside two tiles of each of two warpgroups.
         return d + e + 4 * sizes.columns > memory.COLUMNS
 
     @classmethod
-    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: TileSizes, simulated: bool) -> Any:
         del simulated
         split, both = cls.splits(d, e, sizes), [memory.sums(d), memory.sums(e)]
         memory.check(4 * sizes.columns + (max(d, e) if split else d + e))
@@ -63,7 +63,9 @@ class _Keys(Keys):
         count = lax.div(end - first + 1, jnp.int32(2))
         return lax.fori_loop(0, count, lambda n, state: tile(first + 2 * n, state), state)
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[memory.Tile, memory.Tile]:
+    def products(
+        self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool
+    ) -> tuple[memory.TensorMemoryTile, memory.TensorMemoryTile]:
         operands = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
         return self.own["tiles"].products(self.machine, wg, *operands[: 1 + of_keys])
 

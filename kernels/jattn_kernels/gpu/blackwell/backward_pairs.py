@@ -14,7 +14,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 
 class _Pairs(Pairs):
@@ -23,13 +23,15 @@ class _Pairs(Pairs):
     layout = plgpu.Layout.TCGEN05
 
     @classmethod
-    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: TileSizes, simulated: bool) -> Any:
         del d, e, simulated
         computing = cls.warpgroups(sizes)
         memory.check(2 * computing * sizes.columns)
         return memory.Backward.scratch(computing, sizes.columns, dtype)
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array) -> tuple[memory.Tile, memory.Tile]:
+    def products(
+        self, wg: jax.Array, place: Any, slot: jax.Array
+    ) -> tuple[memory.TensorMemoryTile, memory.TensorMemoryTile]:
         operands = (self.q_sm.at[place], self.k_sm.at[slot]), (self.dout_sm.at[place], self.v_sm.at[slot])
         return self.own.products(self.machine, wg, *operands)
 

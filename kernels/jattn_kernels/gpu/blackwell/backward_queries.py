@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.backward_queries import Queries, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
 from jattn_kernels.gpu.machine import Simulated, Warpgroup
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 
 class _Summing(Warpgroup):
@@ -47,7 +47,7 @@ class _Queries(Queries):
     machines = _Summing, Simulated
 
     @classmethod
-    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: TileSizes, simulated: bool) -> Any:
         del e, simulated
         computing = cls.warpgroups(sizes)
         memory.check(computing * (2 * sizes.columns + d))
@@ -57,7 +57,7 @@ class _Queries(Queries):
     def begin(self, wg: jax.Array) -> None:
         memory.clear(self.machine, self.own["sum"].at[wg])
 
-    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[memory.Tile, memory.Tile]:
+    def products(self, wg: jax.Array, slot: jax.Array) -> tuple[memory.TensorMemoryTile, memory.TensorMemoryTile]:
         operands = (self.q_sm.at[wg], self.k_sm.at[slot]), (self.dout_sm.at[wg], self.v_sm.at[slot])
         return self.own["tiles"].products(self.machine, wg, *operands)
 

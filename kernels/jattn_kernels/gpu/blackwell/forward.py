@@ -17,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
 from jattn_kernels.gpu.forward import Forward, run
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 
 class _Forward(Forward):
@@ -26,7 +26,7 @@ class _Forward(Forward):
     layout = plgpu.Layout.TCGEN05
 
     @classmethod
-    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: TileSizes, simulated: bool) -> Any:
         del d, simulated
         computing = cls.warpgroups(sizes)
         memory.check(computing * (sizes.columns + e))
@@ -36,11 +36,11 @@ class _Forward(Forward):
     def begin(self, wg: jax.Array) -> None:
         memory.clear(self.machine, self.own["sum"].at[wg])
 
-    def product(self, wg: jax.Array, slot: jax.Array) -> memory.Tile:
+    def product(self, wg: jax.Array, slot: jax.Array) -> memory.TensorMemoryTile:
         products, _ = self.own["tiles"]
         keys = self.k_sm.at[slot].transpose((1, 0))
         memory.multiply(products.at[wg], self.q_sm.at[wg], keys, self.own["done"].at[wg])
-        return memory.Tile(self.machine, products.at[wg])
+        return memory.TensorMemoryTile(self.machine, products.at[wg])
 
     def shrink(self, wg: jax.Array, out: None, factor: jax.Array) -> None:
         memory.scale(self.machine, self.own["sum"].at[wg], factor)

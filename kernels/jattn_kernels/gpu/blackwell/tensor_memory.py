@@ -33,7 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.layout import stretch
 from jattn_kernels.gpu.machine import Warpgroup
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 ROWS, COLUMNS = 128, 512
 _PIECE = 32  # columns that are in registers at once where a sum is changed or read
@@ -66,7 +66,7 @@ def done() -> Any:
     return plgpu.Barrier(num_barriers=2, orders_tensor_core=True)
 
 
-class Tile(NamedTuple):
+class TensorMemoryTile(NamedTuple):
     """A tile in tensor memory, of which as many columns come to registers as are asked for, `tile[:, columns]`."""
 
     machine: Warpgroup
@@ -91,7 +91,9 @@ class Backward(NamedTuple):
         tiles = tiles_of_scores(n, columns, dtype)
         return cls(tiles, tiles, done(), done())
 
-    def products(self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]) -> tuple[Tile, Tile]:
+    def products(
+        self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]
+    ) -> tuple[TensorMemoryTile, TensorMemoryTile]:
         """Of the first pair of operands and of the second, each a `[128, d]` times b `[n, d]` transposed.
 
         With one pair alone its product stands for both.
@@ -102,7 +104,7 @@ class Backward(NamedTuple):
             plgpu.tcgen05_mma(to, a, b.transpose((1, 0)), done, accumulate=False)
         for _, done in places:
             plgpu.barrier_wait(done)
-        return Tile(machine, places[0][0]), Tile(machine, places[-1][0])
+        return TensorMemoryTile(machine, places[0][0]), TensorMemoryTile(machine, places[-1][0])
 
     def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
         """Puts some columns of the weights and of the scores' gradients in 16 bits where their products were read, so
@@ -167,7 +169,7 @@ def scale(machine: Warpgroup, ref: jax.Ref, factor: jax.Array) -> None:
 
 
 def write(
-    machine: Warpgroup, ref: jax.Ref, to: jax.Ref, sizes: Sizes, finish: Callable[[jax.Array], jax.Array]
+    machine: Warpgroup, ref: jax.Ref, to: jax.Ref, sizes: TileSizes, finish: Callable[[jax.Array], jax.Array]
 ) -> None:
     """A sum to a tile in shared memory, as `block.tiles_in` makes them, after `finish`."""
     width = ref.shape[-1]

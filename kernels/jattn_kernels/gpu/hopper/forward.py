@@ -21,7 +21,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.forward import Forward, run
 from jattn_kernels.gpu.hopper import turns
-from jattn_kernels.gpu.sizes import Sizes
+from jattn_kernels.gpu.sizes import TileSizes
 
 _WIDE = 128  # heads wider than this have tiles of fewer keys, so that waits take more of their time
 
@@ -42,7 +42,7 @@ class _Forward(Forward):
         return _Ahead if max(d, e) > _WIDE else _Forward
 
     @classmethod
-    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: Sizes, simulated: bool) -> Any:
+    def scratch(cls, d: int, e: int, dtype: jnp.dtype, sizes: TileSizes, simulated: bool) -> Any:
         return turns.scratch(simulated)
 
     def begin(self, wg: jax.Array) -> jax.Array:
