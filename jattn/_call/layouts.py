@@ -23,7 +23,7 @@ def as_axes(entry: Any) -> Axes:
 
 
 def named(axes: Axes) -> str:
-    """For a message."""
+    """The axes as a message names them."""
     return " and ".join(map(repr, axes)) or "no axis"
 
 

@@ -36,7 +36,7 @@ class Range(NamedTuple):
     lo: AnyArray
     """Broadcastable to `[b, h, query blocks, key blocks]`; NumPy's where it is known while tracing."""
     hi: AnyArray
-    """Likewise."""
+    """The greatest number, likewise."""
 
 
 def ends(value: int | Range) -> Range | tuple[int, int]:

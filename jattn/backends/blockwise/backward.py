@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, hide, nothing, probabilities
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, above_scores, hide, nothing, probabilities
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.steps import Step
 
@@ -58,17 +58,22 @@ def _backward(
     """`backward`, added to zeros `grads`."""
     (q, k, v), (out, lse, remainder), (dout, dlse) = arrays, result, cotangents
     query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
+    # What rows have is computed for all of them at once: the loop over strips is a quarter shorter to compile then.
+    lse, share, wide = above_scores(lse), jnp.exp(-remainder), lambda x: x.astype(walk.dtype)
+    all_delta = jnp.where(lse == jnp.inf, 0, jnp.sum(wide(dout) * wide(out), -1) - wide(dlse))
+    if not walk.terms.gates:
+        all_delta = all_delta * share
 
     def strip(step: Step, where: Where, grads: Sums):
-        strip_lse, share = step.rows(lse), jnp.exp(-step.rows(remainder))
-        live = strip_lse != -jnp.inf
+        strip_lse, strip_share, delta = map(step.rows, (lse, share, all_delta))
+        live = strip_lse != jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
             live = live & (step.positions()[0][:, 0] >= where[2] * walk.geo.query.block)
+            delta = jnp.where(live, delta, 0)
         query, unscale = walk.scaled(step, walk.rows(step, q, live))
         upstream = walk.rows(step, dout, live)
-        delta = jnp.where(live, jnp.sum(upstream * walk.rows(step, out), -1) - walk.rows(step, dlse), 0)
         if not walk.terms.gates:  # all is linear in the weights: a factor of their rows can be one of dout's
-            upstream, delta, share = upstream * share[..., None], delta * share, None
+            upstream, strip_share = upstream * strip_share[..., None], None
         query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
 
         def tile(
@@ -80,7 +85,7 @@ def _backward(
             key, value = (walk.key(here, x, seen) for x in (k, v))
             shown = walk.shown(here, hidden, tiles)
             scores, pull = walk.pull_scores(here, query, key, tiles, shown)
-            p = probabilities(hide(scores, shown), strip_lse, share)
+            p = probabilities(hide(scores, shown), strip_lse, strip_share)
             p = jax.lax.optimization_barrier(p)
             w, gates_pull = jax.vjp(walk.weights(here, hidden), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))

@@ -59,7 +59,7 @@ class CallSizes(NamedTuple):
         return (self.group * rows + columns) * self.depth
 
     def held(self, rows: int, columns: int) -> int:
-        """Both."""
+        """Numbers that pairs, rows and keys of the tile hold."""
         return self.scores(rows, columns) + self.sides(rows, columns)
 
 

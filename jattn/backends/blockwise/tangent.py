@@ -12,7 +12,7 @@ import numpy as np
 from jattn import _terms
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, hide, nothing, probabilities
+from jattn.backends.blockwise.walk import Hidden, Walk, Where, above_scores, hide, nothing, probabilities
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
@@ -41,11 +41,12 @@ def tangent(
     if nothing(q, k):
         return jnp.zeros_like(out), jnp.zeros_like(lse)
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
+    lse, share = above_scores(lse), jnp.exp(-remainder)
     dq, dk, dv, doperands = tangents
 
     def strip(step: Step, where: Where, carry: tuple[jax.Array, jax.Array]):
-        strip_lse, share = step.rows(lse), jnp.exp(-step.rows(remainder))
-        live = strip_lse != -jnp.inf
+        strip_lse, strip_share = step.rows(lse), step.rows(share)
+        live = strip_lse != jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
@@ -59,7 +60,7 @@ def tangent(
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
             shown = walk.shown(here, hidden, tiles)
-            p = probabilities(hide(scores, shown), strip_lse, share)
+            p = probabilities(hide(scores, shown), strip_lse, strip_share)
             pds = p * walk.derivative(ds, shown)
             w, dw = jax.jvp(walk.weights(here, hidden), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)

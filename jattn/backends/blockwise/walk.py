@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jattn_kernels import online_softmax
 
 from jattn import _terms
 from jattn._terms import AnyArray, Terms, block_tables
@@ -238,7 +237,12 @@ def nothing(q: jax.Array, k: jax.Array) -> bool:
     return 0 in (*q.shape[:2], *k.shape[:2])
 
 
+def above_scores(lse: jax.Array) -> jax.Array:
+    """lse, +inf for rows that see nothing: exp(score - lse) is then 0."""
+    return jnp.where(lse == -jnp.inf, jnp.inf, lse)
+
+
 def probabilities(scores: jax.Array, lse: jax.Array, share: jax.Array | None) -> jax.Array:
-    """exp(scores - lse) * share; None: whoever uses them multiplies by it."""
-    p = jnp.exp(scores - online_softmax.finite(lse)[..., None])
+    """exp(scores - lse) * share, of an lse that is `above_scores`; None: whoever uses them multiplies by it."""
+    p = jnp.exp(scores - lse[..., None])
     return p if share is None else p * share[..., None]

@@ -68,7 +68,7 @@ class TileNumbers(NamedTuple):
     numbers: Any
 
     def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """They themselves."""
+        """The numbers of a tile, whatever its place."""
         del i, j
         return self.numbers
 

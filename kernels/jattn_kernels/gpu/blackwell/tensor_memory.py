@@ -87,7 +87,7 @@ class Backward(NamedTuple):
 
     @classmethod
     def scratch(cls, n: int, columns: int, dtype: jnp.dtype) -> Backward:
-        """Of n warpgroups."""
+        """Tensor memory and barriers of n warpgroups."""
         tiles = tiles_of_scores(n, columns, dtype)
         return cls(tiles, tiles, done(), done())
 
@@ -154,7 +154,7 @@ def store(ref: jax.Ref, x: jax.Array) -> jax.Ref:
 
 
 def clear(machine: Warpgroup, ref: jax.Ref) -> None:
-    """Zeros."""
+    """Fills tensor memory with zeros."""
     for columns in pieces(ref.shape[-1]):
         plgpu.async_store_tmem(ref.at[:, columns], machine.zeros(ROWS, columns.size))
     plgpu.commit_tmem()
