@@ -19,7 +19,7 @@ from jattn._terms import AnyArray, Terms, block_tables
 from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.blockwise.products import Joined, PerHead
-from jattn.backends.blockwise.sizes import Geometry
+from jattn.backends.blockwise.sizes import Geometry, on_gpu
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
 from jattn.scores import Product
@@ -106,12 +106,12 @@ class Walk:
     def _looks(self, *indices: int | jax.Array) -> bool | jax.Array:
         """That a tile's mask is looked at, where that is certain: True, or a flag if the mask holds arrays.
 
-        XLA fuses no branch with the scores.  In one loop with them it reads such arrays a number at a time: packed
-        documents of one tile took twice as long as a causal mask.
+        XLA fuses no branch with the scores.  In one loop with them its CPU reads such arrays a number at a time: packed
+        documents of one tile took twice as long as a causal mask.  A GPU would wait for the flag of every tile.
         """
         traced = [n for n in indices if isinstance(n, jax.Array)]
         arrays = any(np.ndim(x) for x in jax.tree.leaves(self.terms.mask))
-        return traced[0] >= 0 if traced and arrays else True
+        return traced[0] >= 0 if traced and arrays and not on_gpu(self.spec.target) else True
 
     def tiles(self, step: Step, arrays: Sequence[AnyArray] | None = None) -> list[jax.Array]:
         return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
