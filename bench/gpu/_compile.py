@@ -30,8 +30,8 @@ def run(checks: Sequence[Check], chips: Sequence[str], out: Path, command: Seque
     facts = _machine.facts(["jattn", "jax", "jaxlib", *PLUGINS, *TOOLS.values()])
     print(facts_line(facts), flush=True)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for found in pool.map(lambda chip: list(_of_chip(checks, chip, command)), chips):
-            rows += found
+        for of_chip in pool.map(lambda chip: list(_of_chip(checks, chip, command)), chips):
+            rows += of_chip
     write_json(out / "compile.json", {"machine": facts, "rows": rows})
     failed = sum(row["status"].startswith("failed") for row in rows)
     seconds = time.perf_counter() - begun

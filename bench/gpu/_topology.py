@@ -77,8 +77,8 @@ def devices(chip: Gpu, topology: str = "1x1x1") -> Any:
     """Devices that can only be compiled for: of partitions x hosts x devices."""
     from jax.experimental import topologies
 
-    found = topologies.get_topology_desc(platform="cuda", topology=topology, target_config=target_config(chip))
-    return found.devices
+    described = topologies.get_topology_desc(platform="cuda", topology=topology, target_config=target_config(chip))
+    return described.devices
 
 
 def mesh(chip: Gpu) -> Any:

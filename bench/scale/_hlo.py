@@ -46,8 +46,8 @@ class _Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        found = (one or some for one, some in _CALLED.findall(self.rest))
-        return [name.strip(" %") for names in found for name in names.split(",")]
+        callees = (one or some for one, some in _CALLED.findall(self.rest))
+        return [name.strip(" %") for names in callees for name in names.split(",")]
 
 
 _Computations = Mapping[str, Sequence[_Instruction]]
@@ -73,14 +73,14 @@ def permutes(text: str) -> list[Permute]:
 
 
 def _parse(text: str) -> dict[str, list[_Instruction]]:
-    found: dict[str, list[_Instruction]] = {}
+    computations: dict[str, list[_Instruction]] = {}
     inside: list[_Instruction] = []
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
-            inside = found.setdefault(header[1], [])
+            inside = computations.setdefault(header[1], [])
         elif instruction := _INSTRUCTION.match(line):
             inside.append(_Instruction(*instruction.groups()))
-    return found
+    return computations
 
 
 def _bodies(computations: _Computations) -> Iterator[list[str]]:

@@ -33,8 +33,8 @@ def milliseconds(kernels: str, chip: str, rows: int, columns: int, mask: str, di
     forward = _explained(chip, rows, columns, mask)
     if direction == "fwd":
         return forward
-    found = [tables.find("tpu", chip, WIDTH, max(rows, columns), mask, x).entry for x in tables.PASSES]
-    each = [x.milliseconds / x.pairs for x in found]
+    entries = [tables.find("tpu", chip, WIDTH, max(rows, columns), mask, x).entry for x in tables.PASSES]
+    each = [x.milliseconds / x.pairs for x in entries]
     return forward * each[1] / each[0]
 
 
@@ -75,8 +75,8 @@ def _kept(chip: str, t: int, mask: str, direction: str) -> float | None:
         return None
     b = {2048: 8, 16384: 1}[t]
     case, peer, kept = Counted(chip, mask, b, 16, t, WIDTH, direction), PEERS["splash"], Kept(KEPT)
-    found = estimate(case, peer, lambda case, setting: kept.count(_never, case, peer, setting, fresh=False))
-    return None if found.milliseconds is None else found.milliseconds / (b * 16 * pairs(t, t, mask))
+    best = estimate(case, peer, lambda case, setting: kept.count(_never, case, peer, setting, fresh=False))
+    return None if best.milliseconds is None else best.milliseconds / (b * 16 * pairs(t, t, mask))
 
 
 def _never(*_: Any) -> Any:

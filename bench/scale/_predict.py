@@ -42,12 +42,12 @@ class Prediction:
 
 def predictions(case: Case, counts: Sequence[int]) -> list[Prediction]:
     """For each number of chips on which the case can be, the best mesh."""
-    found = []
+    predicted = []
     for chips in counts:
         if chips <= HOST.get(case.chip, chips):
             here = [one for one in _on(case, chips) if one is not None]
-            found += [max(here, key=lambda one: one.efficiency)] if here else []
-    return found
+            predicted += [max(here, key=lambda one: one.efficiency)] if here else []
+    return predicted
 
 
 def _on(case: Case, chips: int) -> Iterator[Prediction | None]:
@@ -63,7 +63,7 @@ def predict(case: Case, chips: int, heads: int, sequence: int) -> Prediction | N
     if case.way.strategy == "all_to_all" and (h % sequence or g % sequence):
         return None
     passes = {"fwd": ("fwd",), "fwdbwd": ("fwd", "bwd")}[case.direction]
-    whole, found = 0.0, None
+    whole, cost = 0.0, None
     for direction in passes:
         alone = milliseconds(case.way.kernels, case.chip, case.t, case.t, case.mask, direction)
         times = _times(case, sequence, direction)
@@ -71,15 +71,15 @@ def predict(case: Case, chips: int, heads: int, sequence: int) -> Prediction | N
             return None
         whole += case.h * alone
         one = _cost(case, load(case, heads, sequence), h * times, direction)
-        found = one if found is None else found.then(one)
-    assert found is not None
-    assert found.compute is not None
-    assert found.network is not None
-    assert found.hidden is not None
-    assert found.total is not None
-    efficiency = whole / (heads * sequence * found.total)
+        cost = one if cost is None else cost.then(one)
+    assert cost is not None
+    assert cost.compute is not None
+    assert cost.network is not None
+    assert cost.hidden is not None
+    assert cost.total is not None
+    efficiency = whole / (heads * sequence * cost.total)
     return Prediction(
-        chips, heads, sequence, found.compute, found.sent, found.network, found.hidden, found.total, efficiency
+        chips, heads, sequence, cost.compute, cost.sent, cost.network, cost.hidden, cost.total, efficiency
     )
 
 

@@ -82,9 +82,9 @@ def _predict(program: str, options: Any) -> int:
     rows: list[Row] = []
     bar = progress(chosen)
     for case in bar:
-        found = predictions(case, COUNTS)
-        if found:
-            rows.append(Row(case, found))
+        predicted = predictions(case, COUNTS)
+        if predicted:
+            rows.append(Row(case, predicted))
             text.append(line(_report.COLUMNS, rows[-1]))
             bar.write(text[-1])
     ending = ["", _report.summary(rows), "", LEGEND]

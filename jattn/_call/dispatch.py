@@ -42,8 +42,8 @@ def run(
             shape = tuple(sizes[a] for a in "bth")
             lse = jnp.full(shape, -jnp.inf, jnp.promote_types(dtype, jnp.float32))
             return with_sinks(jnp.zeros((*shape, sizes["e"]), dtype), lse, problem.sinks)
-        if (found := _in_pages(problem, backend, blocks, target)) is not None:
-            *arrays, spec = found
+        if (in_pages := _in_pages(problem, backend, blocks, target)) is not None:
+            *arrays, spec = in_pages
             return with_sinks(*_derivatives.in_pages.attend(spec, *arrays), problem.sinks)
         problem = _whole_float32(scales.applied(pages.gathered(problem)), target)
         if isinstance(backend, Direct):
@@ -58,8 +58,8 @@ def run(
 
 def reads_pages(problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target) -> bool:
     """Whether a backend reads keys and values where they lie in pages, so that none are copied."""
-    found = lambda x: [jnp.zeros(())] if _in_pages(x, backend, blocks, target) is not None else []
-    return bool(jax.eval_shape(found, problem))
+    flag = lambda x: [jnp.zeros(())] if _in_pages(x, backend, blocks, target) is not None else []
+    return bool(jax.eval_shape(flag, problem))
 
 
 def _in_pages(

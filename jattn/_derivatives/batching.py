@@ -72,8 +72,8 @@ def _spread(x: jax.Array, like: jax.Array) -> jax.Array:
 def _register(primitive: Primitive, rule: Callable[..., Any]) -> None:
     def asked(axis: Any, flat: Sequence[AnyArray], dims: Sequence[int | None], **params: Any):
         if all(d is None for d in dims):  # such rules are asked of everything inside a vmap
-            found = primitive.bind(*flat, **params)
-            return found, [None] * len(found)
+            results = primitive.bind(*flat, **params)
+            return results, [None] * len(results)
         return rule(axis, flat, dims, **params)
 
     batching.fancy_primitive_batchers[primitive] = asked

@@ -154,10 +154,10 @@ class PrimitiveCall:
             return jax.lax.psum(x, names) if names else x
 
         def fn(*args: jax.Array) -> list[jax.Array]:
-            found = self.compute(*map(own, args, self.roles.inputs), spec=spec)
+            results = self.compute(*map(own, args, self.roles.inputs), spec=spec)
             if not self.roles.sums:
-                return list(found)
-            return [summed(x, a, y.shape) for x, a, y in zip(found, self.roles.outputs, self.results, strict=True)]
+                return list(results)
+            return [summed(x, a, y.shape) for x, a, y in zip(results, self.roles.outputs, self.results, strict=True)]
 
         return fn
 

@@ -95,8 +95,8 @@ def _tangent(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     moving: list[Any] = [None if x is None else fold.arg(n, x) for n, x in enumerate(placed(tangents, active))]
     dq, dk, dv = moving[:3]
     moved = Tangents(dq, dk, dv, moving[3:])
-    found = spec.backend.tangent(fold.folded, q, k, v, operands, with_infinity([fold.row(x) for x in held]), moved)
-    return [fold.unfold(x) for x in found]
+    held = with_infinity([fold.row(x) for x in held])
+    return [fold.unfold(x) for x in spec.backend.tangent(fold.folded, q, k, v, operands, held, moved)]
 
 
 def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
@@ -105,8 +105,8 @@ def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
     q, k, v, *operands = (fold.arg(n, x) for n, x in enumerate(args))
     dout, dlse = map(fold.row, cotangents)
     held = with_infinity([fold.row(x) for x in held])
-    found = spec.backend.backward(fold.folded, q, k, v, operands, held, dout, dlse, active[3:])
-    gradients = [*found[:3], *chosen(found.operands, active[3:])]
+    dq, dk, dv, doperands = spec.backend.backward(fold.folded, q, k, v, operands, held, dout, dlse, active[3:])
+    gradients = [dq, dk, dv, *chosen(doperands, active[3:])]
     return [fold.gradient(n, x) for n, x in zip(chosen(range(len(active)), active), gradients, strict=True)]
 
 

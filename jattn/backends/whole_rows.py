@@ -132,8 +132,8 @@ def _rows(
                 terms, cut = signature.fill(tiles[:own]), extra_signature.fill(tiles[own:])
                 return finish(terms, cut, terms.scores(query, key, i, j, fresh=fresh), value, i, j)
 
-            found = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
-            return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), found)
+            by_group = _terms.lift(head, axes, ("bgr", "bg", "bg"))(*arrays, tiles)
+            return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(b, h, *x.shape[3:]), 2, 1), by_group)
 
         if visited is None:
             return compute(arrays, tiles)

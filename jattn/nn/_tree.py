@@ -36,12 +36,12 @@ class Tree(NamedTuple):
         def seen(i: Array, j: Array, start: Array, *words: Array) -> Array:
             del i
             draft = j - start
-            found = draft < 0
+            visible = draft < 0
             for n, word in enumerate(words):
                 bit = draft - _BITS * n
                 inside = (bit >= 0) & (bit < _BITS)
-                found |= inside & (((word >> jnp.clip(bit, 0, _BITS - 1)) & 1) == 1)
-            return found
+                visible |= inside & (((word >> jnp.clip(bit, 0, _BITS - 1)) & 1) == 1)
+            return visible
 
         t = self.depth.shape[-1]
         rows = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in self.words]

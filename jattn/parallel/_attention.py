@@ -439,14 +439,14 @@ def _by_gathering(problem: Problem, call: CallOptions) -> tuple[Array, Array | N
     shares, axis = Shares(call.axes.devices, call.zigzag), call.axes.sequence
     whole = _with_operands(problem, lambda x, axes: _of_all_keys(x, axes, call))
     key, value = (_gathered(x, "bs", "s", call) for x in (problem.key, problem.value))
-    whole, t, found = dataclasses.replace(whole, key=key, value=value), problem.sizes["t"], []
+    whole, t, results = dataclasses.replace(whole, key=key, value=value), problem.sizes["t"], []
     for n, rows in enumerate(shares.slices(t)):
         size = rows.stop - rows.start
         part = _with_operands(whole, lambda x, axes, rows=rows: _rows(x, axes, rows))
         part = dataclasses.replace(part, query=problem.query[:, rows])
         start = shares.chunk(lax.axis_index(axis).astype(jnp.int32), n) * jnp.int32(size)
-        found.append(dispatch.run(_moved(part, start), inner, call.blocks, target))
-    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *found)
+        results.append(dispatch.run(_moved(part, start), inner, call.blocks, target))
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *results)
 
 
 def _by_heads(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:

@@ -42,17 +42,17 @@ def mesh(*, sequence_axis: str = "sequence", devices: Sequence[Any] | None = Non
     """
     if not sizes or any(not isinstance(n, (int, np.integer)) or n < 1 for n in sizes.values()):
         raise ValueError(f"mesh: sizes must be ints >= 1, one for each axis, got {sizes}")
-    found, names, shape = list(jax.devices() if devices is None else devices), tuple(sizes), tuple(sizes.values())
-    if math.prod(shape) != len(found):
+    devices, names, shape = list(jax.devices() if devices is None else devices), tuple(sizes), tuple(sizes.values())
+    if math.prod(shape) != len(devices):
         asked = " x ".join(f"{name} {n}" for name, n in sizes.items())
-        raise ValueError(f"mesh: {asked} takes {math.prod(shape)} devices, and there are {len(found)}")
+        raise ValueError(f"mesh: {asked} takes {math.prod(shape)} devices, and there are {len(devices)}")
     auto = (AxisType.Auto,) * len(names)
-    order = _in_loops(found, sizes.get(sequence_axis, 1))
+    order = _in_loops(devices, sizes.get(sequence_axis, 1))
     if order is None:
-        return jax.make_mesh(shape, names, auto, devices=found)
+        return jax.make_mesh(shape, names, auto, devices=devices)
     at = names.index(sequence_axis)
     rest = [n for name, n in sizes.items() if name != sequence_axis]
-    array = np.array(found, dtype=object)[order].reshape(*rest, shape[at])
+    array = np.array(devices, dtype=object)[order].reshape(*rest, shape[at])
     return Mesh(np.moveaxis(array, -1, at), names, axis_types=auto)
 
 

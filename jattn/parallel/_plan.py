@@ -154,18 +154,18 @@ def _why(asked: str | None, problem: Problem, chosen: str) -> str:
 
 
 def _others(problem: Problem, axes: Axes, chosen: str, cost: dict[str, Cost]) -> dict[str, str]:
-    found = {}
+    others = {}
     for name, x in cost.items():
         if name == chosen:
             continue
         try:
             _attention._check_strategy(problem, axes, name, False)  # type: ignore[arg-type]
         except (ValueError, NotImplementedError) as error:
-            found[name] = str(error).removeprefix("parallel.attention: ")
+            others[name] = str(error).removeprefix("parallel.attention: ")
             continue
         time = "" if x.total is None else f", {x.total:.3g} ms in all"
-        found[name] = f"sends {_short(x.sent, 1024)}B, takes {_short(x.memory, 1024)}B of memory{time}"
-    return found
+        others[name] = f"sends {_short(x.sent, 1024)}B, takes {_short(x.memory, 1024)}B of memory{time}"
+    return others
 
 
 def _work(problem: Problem, shares: Shares) -> np.ndarray | None:

@@ -151,10 +151,10 @@ class _Ring:
         first = isinstance(i, int)
         if first and self._in_order:
             return body(self._whole(source, PARTIAL), carry)
-        if not first and (rectangles := self._rectangles()) is not None:
-            which, found = rectangles
+        if not first and (choices := self._rectangles()) is not None:
+            which, rectangles = choices
             branch = lambda x: lambda carry: carry if x is None else self.vary(body(self._rectangle(source, *x), carry))
-            return lax.switch(jnp.asarray(which)[self.me, source], [branch(x) for x in found], self.vary(carry))
+            return lax.switch(jnp.asarray(which)[self.me, source], [branch(x) for x in rectangles], self.vary(carry))
         for group in self._groups(first):
             if len(group.pairs) == 1:
                 carry = body(self._piece(group, source, *group.pairs[0]), carry)
@@ -201,10 +201,10 @@ class _Ring:
         if (full == PARTIAL).any():
             return None
         patterns, which = np.unique((full == FULL).reshape(len(chunks) ** 2, -1), axis=1, return_inverse=True)
-        found = [self._stretches(x.reshape(len(chunks), -1)) for x in patterns.T]
-        if any(x == "scattered" for x in found):
+        rectangles = [self._stretches(x.reshape(len(chunks), -1)) for x in patterns.T]
+        if any(x == "scattered" for x in rectangles):
             return None
-        return which.reshape(self.n, self.n).astype(np.int32), found  # type: ignore[return-value]
+        return which.reshape(self.n, self.n).astype(np.int32), rectangles  # type: ignore[return-value]
 
     def _stretches(self, full: np.ndarray) -> tuple[Stretch, Stretch] | str | None:
         rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
@@ -236,9 +236,9 @@ class _Ring:
         if self.table is None:
             return (EMPTY, FULL, PARTIAL)
         every = np.arange(self.n)
-        found = self.table[self.shares.chunk(every, a)][:, self.shares.chunk(every, b)]
+        kinds = self.table[self.shares.chunk(every, a)][:, self.shares.chunk(every, b)]
         own = np.eye(self.n, dtype=bool)
-        return tuple(sorted({int(x) for x in found[own if first else ~own]}))
+        return tuple(sorted({int(x) for x in kinds[own if first else ~own]}))
 
     def choose(self, piece: _Piece, operands: Sequence[Any], run: Callable[[_Way], Any], idle: Any) -> Any:
         """run(way) of a piece that has something to compute, idle of one that has not."""
@@ -282,10 +282,10 @@ class _Ring:
 
     def _window(self, axes: str, piece: _Piece) -> list[tuple[int, Any, int]]:
         """(dimension, start, size) of the axes t and s of an operand."""
-        found = {"t": piece.rows, "s": piece.columns}
+        stretches = {"t": piece.rows, "s": piece.columns}
         if "t" in axes:  # all of s is here
-            found["s"] = (piece.source * self.s + piece.columns[0], piece.columns[1])
-        return [(n, *found[a]) for n, a in enumerate(axes) if a in "ts"]
+            stretches["s"] = (piece.source * self.s + piece.columns[0], piece.columns[1])
+        return [(n, *stretches[a]) for n, a in enumerate(axes) if a in "ts"]
 
     def cut(self, x: Any, axes: str, piece: _Piece) -> Any:
         for dim, start, size in self._window(axes, piece):
@@ -379,8 +379,8 @@ def tangent(
                 args = [rows(q), columns(k), columns(v), *ring.cut_all(order, held, piece), *map(rows, held_result)]
                 args += [rows(tangents.q), columns(dk), columns(dv)]
                 args += [ring.cut(dheld[n], ring.axes[n], piece) for n, y in zip(order, moves, strict=True) if y]
-                found = attend_tangent.bind(*ring.vary(args), spec=inner, active=(True,) * 3 + moves)
-                return tuple(x + y.astype(x.dtype) for x, y in zip(past, found, strict=True))
+                moved = attend_tangent.bind(*ring.vary(args), spec=inner, active=(True,) * 3 + moves)
+                return tuple(x + y.astype(x.dtype) for x, y in zip(past, moved, strict=True))
 
             return _with_rows(sums, piece.rows, ring.choose(piece, held, run, past))
 
@@ -426,11 +426,11 @@ def backward(
                 rows, columns = (lambda x, a=a: ring.cut(x, a, piece) for a in ("bt", "bs"))
                 learns = tuple(n >= 0 and bool(active[n]) for n in order)
                 args = [rows(q), columns(k), columns(v), *ring.cut_all(order, held, piece), *map(rows, rows_of)]
-                found = attend_backward.bind(*ring.vary(args), spec=inner, active=(True,) * 3 + learns)
+                gradients = attend_backward.bind(*ring.vary(args), spec=inner, active=(True,) * 3 + learns)
                 axes = ("bt", "bs", "bs")
-                dq, dk, dv = (ring.add(x, y, a, piece) for x, y, a in zip(sums[:3], found[:3], axes, strict=True))
+                dq, dk, dv = (ring.add(x, y, a, piece) for x, y, a in zip(sums[:3], gradients[:3], axes, strict=True))
                 of_operands = list(sums[3])
-                for n, x in zip((n for n, y in zip(order, learns, strict=True) if y), found[3:], strict=True):
+                for n, x in zip((n for n, y in zip(order, learns, strict=True) if y), gradients[3:], strict=True):
                     of_operands[n] = ring.add(of_operands[n], x, ring.axes[n], piece)
                 return dq, dk, dv, of_operands
 
@@ -478,14 +478,14 @@ def twin(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -
     lead = Operand(_LEAD, own.lead.axes if isinstance(own.lead, Operand) else "")
     order, signature = _terms.split(dataclasses.replace(terms, offsets=dataclasses.replace(own, lead=lead)))
     plain = dataclasses.replace(spec, backend=ring.settings.inner, signature=signature)
-    found = []
+    results = []
     for n, rows in enumerate(ring.shares.slices(ring.t)):
         start = jnp.asarray(ring.shares.chunk(ring.me, n) * ring.chunk[0], jnp.int32)
         led = start + (operands[own.lead.array] if isinstance(own.lead, Operand) else own.lead)
         of_rows = lambda x, axes, rows=rows: x[(slice(None),) * axes.index("t") + (rows,)] if "t" in axes else x
         args = [led if m == _LEAD else of_rows(every[m], ring.axes[m]) for m in order]
-        found.append(attend(plain, [q[:, rows], k, v, *args]))
-    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *found)
+        results.append(attend(plain, [q[:, rows], k, v, *args]))
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *results)
 
 
 def backend(settings: RingSettings) -> Fused:

@@ -97,15 +97,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _sizes(text: str) -> dict[str, int]:
     """Devices along each axis, by its name."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, count = part.partition("=")
-        if name not in AXES or name in found or not count.isdecimal() or not int(count):
+        if name not in AXES or name in sizes or not count.isdecimal() or not int(count):
             raise argparse.ArgumentTypeError(
                 f"expected counts of {', '.join(AXES)}, as data=2,sequence=4, got {text!r}"
             )
-        found[name] = int(count)
-    return found
+        sizes[name] = int(count)
+    return sizes
 
 
 def check(mesh: dict[str, int] | None, distributed: bool) -> None:

@@ -85,13 +85,13 @@ def _unfit_mask(problem: Problem) -> str | None:
         return None
     if problem.origin.offsets != Offsets():
         return "takes masks whose positions are those of the call"
-    found = parts(problem.mask)
-    if found is None:
+    known = parts(problem.mask)
+    if known is None:
         return "takes masks of causal(), windows to the left and lengths, joined with &, and no others"
     t, s = problem.sizes["t"], problem.sizes["s"]
     if not (isinstance(t, int) and isinstance(s, int)):
         return None  # sizes of `jax.export`, which no backend in tiles takes
-    window = span(found.windows).open(t, s)
+    window = span(known.windows).open(t, s)
     if window.right not in (0, float("inf")):
         return "takes a window that ends with the query's own position, or none"
     if window.left != float("inf") and window.right != 0:

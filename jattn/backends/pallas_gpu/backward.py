@@ -56,7 +56,7 @@ def backward(
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
     of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
-    found = kernels(spec.target)
+    family = kernels(spec.target)
     of_tables = [x and y for x, y in zip(active, looked_up(spec, operands), strict=True)]
     fused = [x and not y for x, y in zip(active, of_tables, strict=True)]
 
@@ -77,8 +77,8 @@ def backward(
         cotangents: Any = [_cotangent(x, layout, of_slots.get(n)) for n, (x, layout) in places]
         return *rest, pull(cotangents)[0]
 
-    dq, of_t = run(found.queries, along_t, ("t", ""), found.pairs)
-    dk, dv, of_s = run(found.keys, along_s, ("s",))
+    dq, of_t = run(family.queries, along_t, ("t", ""), family.pairs)
+    dk, dv, of_s = run(family.keys, along_s, ("s",))
     doperands = [x + y if z else None for x, y, z in zip(of_t, of_s, active, strict=True)]
     if any(of_tables):
         every = [jnp.asarray(x) for x in operands]

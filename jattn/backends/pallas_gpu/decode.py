@@ -143,7 +143,7 @@ def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Seque
     arrays, layouts = zip(*terms.arrays(operands), strict=True) if terms.slots else ((), ())
     lists, listed = lists_of(moved(spec.terms(operands)), s, fold)
     rows = jnp.swapaxes(q.reshape(*q.shape[:2], fold.g, fold.group, -1), 2, 3).reshape(len(q), fold.rows, fold.g, -1)
-    found = kernels(spec.target).forward(
+    folded = kernels(spec.target).forward(
         rows,
         k,
         v,
@@ -158,7 +158,7 @@ def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Seque
     )
     unfolded = lambda x: jnp.swapaxes(x.reshape(-1, fold.t, fold.group, fold.g, *x.shape[3:]), 2, 3)
     of_heads = lambda x: unfolded(x).reshape(fold.parts, -1, fold.t, fold.h, *x.shape[3:])
-    out, lse, remainder = map(of_heads, found)
+    out, lse, remainder = map(of_heads, folded)
     if fold.parts == 1:
         return Result(out[0], lse[0], remainder[0])
     out, lse, remainder = merged(out.astype(jnp.float32), lse, remainder)

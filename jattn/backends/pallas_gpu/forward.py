@@ -39,8 +39,8 @@ def _decoded(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Seq
     0, so it shows as NaN in the output or not at all: then all is computed once more, of keys and values that are seen.
     """
     attend = lambda k, v: decode(spec, q, k, v, operands, fold)
-    found = attend(k, v)
+    result = attend(k, v)
     if shows_all(spec, operands, q, k):
-        return found
+        return result
     again = lambda k, v: attend(*cleaned(spec, operands, q, k, v))
-    return jax.lax.cond(jnp.any(jnp.isnan(found.out)), again, lambda k, v: found, k, v)
+    return jax.lax.cond(jnp.any(jnp.isnan(result.out)), again, lambda k, v: result, k, v)

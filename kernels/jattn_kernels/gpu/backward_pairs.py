@@ -187,8 +187,8 @@ class Pairs(GradientBlock):
         def of_row(row: jax.Array, sums: jax.Array) -> jax.Array:
             at = diagonal + row
             inside = jnp.clip(at, 0, columns - 1)
-            found = machine.take(self.tile_sm.at[wg], inside + row * columns, "row")
-            return sums + jnp.where(at == inside, found, 0.0)
+            number = machine.take(self.tile_sm.at[wg], inside + row * columns, "row")
+            return sums + jnp.where(at == inside, number, 0.0)
 
         sums = lax.fori_loop(0, height, of_row, machine.zeros(_diagonals(self.sizes)))
         self.send(sums, self.sum_sm.at[wg] if self.copies else None, (self.b, self.h, self.line, wg))

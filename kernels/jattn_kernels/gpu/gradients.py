@@ -73,8 +73,8 @@ class GradientBlock(Block):
         some, gradients = [_numbers(parts[n], i, j) for n in self.active], []
 
         def filled(some: Sequence[Any]) -> list[Any]:
-            found = {n: _in_place_of(parts[n], x) for n, x in zip(self.active, some, strict=True)}
-            return [found.get(n, x) for n, x in enumerate(parts)]
+            replaced = {n: _in_place_of(parts[n], x) for n, x in zip(self.active, some, strict=True)}
+            return [replaced.get(n, x) for n, x in enumerate(parts)]
 
         scores = lambda x, some: self.scores(x, i, j, filled(some), masked, real)
         score, pull = jax.vjp(scores, product, some) if self.functions.scaled else (scores(product, some), None)

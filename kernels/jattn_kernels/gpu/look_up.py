@@ -32,10 +32,10 @@ def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout), return_type=result)
     def gather(_: Any, table: Any, places: Any) -> Any:
         table = mgpu.utils.memref_fold(table, 0, len(ref.shape)) if len(ref.shape) > 1 else table
-        found = np.empty_like(places.registers)
+        numbers = np.empty_like(places.registers)
         for at, register in np.ndenumerate(places.registers):
-            found[at] = _load(table, register)
-        return mgpu.FragmentedArray(_registers=found, _layout=places.layout, _is_signed=signed)
+            numbers[at] = _load(table, register)
+        return mgpu.FragmentedArray(_registers=numbers, _layout=places.layout, _is_signed=signed)
 
     load: Any = gather  # the decorator takes away the context, which types do not say
     return load(ref, index)
@@ -48,5 +48,5 @@ def _load(table: Any, places: Any) -> Any:
         return at(places)
     (n,) = ir.VectorType(places.type).shape
     places = [vector.extract(places, dynamic_position=[], static_position=[k]) for k in range(n)]
-    found = [at(place) for place in places]
-    return vector.from_elements(ir.VectorType.get((n,), found[0].type), found)
+    numbers = [at(place) for place in places]
+    return vector.from_elements(ir.VectorType.get((n,), numbers[0].type), numbers)

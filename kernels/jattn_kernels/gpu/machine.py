@@ -105,8 +105,8 @@ class Warpgroup:
 
     def product(self, a: jax.Ref, b: jax.Ref, then: Callable[[], None] | None = None) -> jax.Array:
         """a `[m, d]` times b `[n, d]` transposed, both in shared memory; `then()` is run while it is under way."""
-        (found,) = self.products([(a, b)], then)
-        return found
+        (product,) = self.products([(a, b)], then)
+        return product
 
     def products(
         self, pairs: Sequence[tuple[jax.Ref, jax.Ref]], then: Callable[[], None] | None = None
@@ -125,8 +125,8 @@ class Warpgroup:
 
     def accumulate(self, total: jax.Array, x: jax.Array, b: jax.Ref) -> jax.Array:
         """total + x `[m, n]`, in registers, times b `[n, e]` in shared memory."""
-        (found,) = self.accumulate_all([(total, x, b)])
-        return found
+        (total,) = self.accumulate_all([(total, x, b)])
+        return total
 
     def accumulate_with(
         self, total: jax.Array, x: jax.Array, b: jax.Ref, pair: tuple[jax.Ref, jax.Ref], then: Callable[[], None]
@@ -139,8 +139,9 @@ class Warpgroup:
                 plgpu.wgmma(product, pair[0], pair[1].transpose((1, 0)))
                 then()
 
-            found = pl.run_state(both)(plgpu.ACC.init(total))
-            return self.tile(found), self.tile(plgpu.wgmma_accumulator_load(product, wait_n=None))  # both are there
+            accumulated = pl.run_state(both)(plgpu.ACC.init(total))
+            # What was added is waited for, and the product with it: both are there.
+            return self.tile(accumulated), self.tile(plgpu.wgmma_accumulator_load(product, wait_n=None))
 
         return pl.run_scoped(run, plgpu.ACC((pair[0].shape[0], pair[1].shape[0]), jnp.float32))
 

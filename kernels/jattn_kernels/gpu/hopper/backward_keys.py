@@ -44,8 +44,8 @@ class _Keys(Keys):
         product, of_values = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
         if of_keys:
             return of_scores(self.machine, product, of_values)
-        found = self.machine.product(*product)
-        return found, found  # without dk the gradient of the weights is not needed: any tile does for it
+        scores = self.machine.product(*product)
+        return scores, scores  # without dk the gradient of the weights is not needed: any tile does for it
 
     def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
         # As soon as they are there: half as many registers hold a piece until all are.

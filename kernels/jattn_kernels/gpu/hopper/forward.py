@@ -126,9 +126,9 @@ class _Ahead(_Forward):
             self.turns.give()
             return self.machine.accumulate(out, weights, values), self.nothing()
 
-        found = lax.cond(more, both, last)
+        sums = lax.cond(more, both, last)
         plgpu.barrier_arrive(self.v_free.at[slot])
-        return found
+        return sums
 
 
 forward = functools.partial(run, _Forward)
