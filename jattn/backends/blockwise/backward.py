@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jattn._terms import AnyArray
-from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, above_scores, hide, nothing, probabilities
+from jattn.backends.blockwise.sizes import Strip, geometry
+from jattn.backends.blockwise.walk import Tile, Walk, above_scores, hide, nothing, probabilities
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
-from jattn.backends.steps import Step
 
 
 def backward(
@@ -64,30 +63,31 @@ def _backward(
     if not walk.terms.gates:
         all_delta = all_delta * share
 
-    def strip(step: Step, where: Where, grads: Sums):
-        strip_lse, strip_share, delta = map(step.rows, (lse, share, all_delta))
-        live = strip_lse != jnp.inf
+    def strip(rows: Strip, grads: Sums):
+        step = rows.step
+        live = step.rows(lse) != jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
-            live = live & (step.positions()[0][:, 0] >= where[2] * walk.geo.query.block)
-            delta = jnp.where(live, delta, 0)
+            live = live & (step.positions()[0][:, 0] >= rows.block * walk.geo.query.block)
         query, unscale = walk.scaled(step, walk.rows(step, q, live))
         upstream = walk.rows(step, dout, live)
         if not walk.terms.gates:  # all is linear in the weights: a factor of their rows can be one of dout's
-            upstream, strip_share = upstream * strip_share[..., None], None
+            upstream = upstream * step.rows(share)[..., None]
         query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
 
-        def tile(
-            here: Step, hidden: Hidden, carry: tuple[jax.Array | None, jax.Array, jax.Array, list[jax.Array | None]]
-        ):
+        def visit(tile: Tile, carry: tuple[jax.Array | None, jax.Array, jax.Array, list[jax.Array | None]]):
             dquery, dk, dv, doperands = carry
+            here = tile.step
             tiles = walk.tiles(here)
-            seen = walk.seen(here, hidden, tiles)
+            seen = walk.seen(tile, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
-            shown = walk.shown(here, hidden, tiles)
+            shown = walk.shown(tile, tiles)
             scores, pull = walk.pull_scores(here, query, key, tiles, shown)
-            p = probabilities(hide(scores, shown), strip_lse, strip_share)
+            # What rows have is cut out for each tile anew: to XLA that is a part of what uses it, not a kernel.
+            of_share = here.rows(share) if walk.terms.gates else None
+            p = probabilities(hide(scores, shown), here.rows(lse), of_share)
+            delta = here.rows(all_delta) if walk.geo.query.whole else jnp.where(live, here.rows(all_delta), 0)
             p = jax.lax.optimization_barrier(p)
-            w, gates_pull = jax.vjp(walk.weights(here, hidden), p, tiles)
+            w, gates_pull = jax.vjp(walk.weights(tile), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))
             dq, dkey, dtiles = pull(p * (dp - delta[..., None]))
@@ -100,7 +100,7 @@ def _backward(
 
         dq, dk, dv, doperands = grads
         start = jnp.zeros_like(query) if walk.geo.key.count > 1 else None
-        dquery, dk, dv, doperands = walk.keys(step, where, tile, (start, dk, dv, doperands))
+        dquery, dk, dv, doperands = walk.keys(rows, visit, (start, dk, dv, doperands))
         dquery, dscale = unscale(jnp.where(live[..., None], dquery, 0))
         _, at = walk.scale()
         if at is not None and doperands[at] is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -32,6 +32,20 @@ class Limits:
     """Query rows, over all heads, up to which a head's keys are not worth a copy."""
 
 
+class Strip(NamedTuple):
+    """Query rows that one step of the loop over them takes."""
+
+    n: int | jax.Array
+    step: Step
+    """Its place, and all keys."""
+    batch: int | jax.Array
+    """The index of its batch step."""
+    head: int | jax.Array
+    """The index of its head step."""
+    block: int | jax.Array
+    """The index of its query block."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """The sizes of one call and of its steps."""
@@ -54,19 +68,18 @@ class Geometry:
         """How many strips of query rows there are: query blocks, times steps over batch and heads."""
         return self.b // self.batch * (self.g // self.heads) * self.query.count
 
-    def strip(self, n: int | jax.Array) -> tuple[Step, tuple[Any, Any, Any]]:
-        """Strip n: its place, all keys, and its indices (batch step, head step, query block)."""
+    def strip(self, n: int | jax.Array) -> Strip:
         heads = self.g // self.heads
         rest, block = split(n, self.query.count)
         batch, head = (0, rest) if self.b == self.batch else split(rest, heads)
-        at = {
+        at: dict[str, tuple[Any, int]] = {
             "b": (batch * self.batch, self.batch),
             "g": (head * self.heads, self.heads),
             "h": (head * self.heads * self.group, self.heads * self.group),
             "t": (self.query.start(block), self.query.block),
             "s": (0, self.key.length),
         }
-        return Step(at, self.group), (batch, head, block)
+        return Strip(n, Step(at, self.group), batch, head, block)
 
 
 def tile_sizes(t: int, s: int, group: int, mask: masks.Mask | None, width: int, joined: bool) -> tuple[int, int]:

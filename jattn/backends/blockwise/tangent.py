@@ -11,8 +11,8 @@ import numpy as np
 
 from jattn import _terms
 from jattn._terms import AnyArray
-from jattn.backends.blockwise.sizes import geometry
-from jattn.backends.blockwise.walk import Hidden, Walk, Where, above_scores, hide, nothing, probabilities
+from jattn.backends.blockwise.sizes import Strip, geometry
+from jattn.backends.blockwise.walk import Tile, Walk, above_scores, hide, nothing, probabilities
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
@@ -44,30 +44,32 @@ def tangent(
     lse, share = above_scores(lse), jnp.exp(-remainder)
     dq, dk, dv, doperands = tangents
 
-    def strip(step: Step, where: Where, carry: tuple[jax.Array, jax.Array]):
+    def strip(rows: Strip, carry: tuple[jax.Array, jax.Array]):
+        step = rows.step
         strip_lse, strip_share = step.rows(lse), step.rows(share)
         live = strip_lse != jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
-        def tile(here: Step, hidden: Hidden, state: tuple[jax.Array, jax.Array]):
+        def visit(tile: Tile, state: tuple[jax.Array, jax.Array]):
+            here = tile.step
             tiles = walk.tiles(here)
-            seen = walk.seen(here, hidden, tiles)
+            seen = walk.seen(tile, tiles)
             key, dkey, value, dvalue = (walk.key(here, x, seen) for x in (k, dk, v, dv))
             dtiles = [
                 _steady(x) if d is None else here.operand(d, a)
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
-            shown = walk.shown(here, hidden, tiles)
+            shown = walk.shown(tile, tiles)
             p = probabilities(hide(scores, shown), strip_lse, strip_share)
             pds = p * walk.derivative(ds, shown)
-            w, dw = jax.jvp(walk.weights(here, hidden), (p, tiles), (pds, dtiles))
+            w, dw = jax.jvp(walk.weights(tile), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
             return state[0] + add, state[1] + jnp.sum(pds, -1)
 
         start = (jnp.zeros((*query.shape[:-1], v.shape[-1]), walk.dtype), jnp.zeros(query.shape[:-1], walk.dtype))
-        dout, dlse = walk.keys(step, where, tile, start)
+        dout, dlse = walk.keys(rows, visit, start)
         dlse = jnp.where(live, dlse, 0)
         dout = jnp.where(live[..., None], dout - dlse[..., None] * walk.rows(step, out), 0)
         return tuple(step.put_rows(whole, part) for whole, part in zip(carry, (dout, dlse), strict=True))

@@ -19,34 +19,49 @@ from jattn._terms import AnyArray, Terms, block_tables
 from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.blockwise.products import Joined, PerHead
-from jattn.backends.blockwise.sizes import Geometry, on_gpu
+from jattn.backends.blockwise.sizes import Geometry, Strip, on_gpu
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.steps import Step, split
 from jattn.scores import Product
 
 
-def _loop(lower: int | jax.Array, upper: int | jax.Array, body: Callable, carry: object) -> Any:
-    """`fori_loop` that leaves out loops known to be empty, and the loop around a single step."""
-    if isinstance(lower, int) and isinstance(upper, int) and upper - lower <= 1:
-        return body(lower, carry) if upper > lower else carry
-    return jax.lax.fori_loop(jnp.int32(lower), jnp.int32(upper), body, carry)
+def _loop(upper: int | Callable[[], jax.Array], body: Callable, carry: object) -> Any:
+    """`fori_loop` from 0 that leaves out the loop around a single step.
+
+    Where the end is known only at run time it is looked up before every step, which is one kernel: a number that is
+    carried into a loop is one more that XLA compiles.
+    """
+    if callable(upper):
+        step = lambda state: (state[0] + 1, body(*state))
+        return jax.lax.while_loop(lambda state: state[0] < upper(), step, (jnp.int32(0), carry))[1]
+    if upper <= 1:
+        return body(0, carry) if upper else carry
+    return jax.lax.fori_loop(jnp.int32(0), jnp.int32(upper), body, carry)
 
 
-Where = tuple[int | jax.Array, int | jax.Array, int | jax.Array]
-"""The indices of a strip: batch step, head step, query block."""
+class Place(NamedTuple):
+    """Where a tile lies."""
+
+    step: Step
+    first: int | jax.Array | None = None
+    """The first key that belongs to no other tile, None for the tile's own first."""
 
 
-class Hidden(NamedTuple):
-    """Whether some pairs of a tile do not attend in it: by the mask, or since its first keys belong to another tile."""
+class Tile(NamedTuple):
+    """A tile that is visited."""
 
-    some: bool | jax.Array  # False, True, or a flag known only in the loop
-    first: int | jax.Array | None = None  # the first key that belongs to no other tile, None for the tile's own first
+    step: Step
+    masked: bool | jax.Array
+    """Whether some pairs do not attend in it, by the mask or since its first keys belong to another tile: False, True,
+    or a flag known only in the loop."""
+    place: Callable[[], Place]
+    """Computes its place once more: numbers that a branch is given are kernels of their own, which XLA compiles."""
 
-    def choose(self, partial: Callable, full: Callable, x: object) -> Any:
-        """partial(x) of a tile that hides some pairs, full(x) of one that hides none; only that one is computed."""
-        if isinstance(self.some, bool):
-            return partial(x) if self.some else full(x)
-        return jax.lax.cond(self.some, partial, full, x)
+    def choose(self, partial: Callable, full: Callable) -> Any:
+        """partial() if some pairs do not attend, full() if all do; only that one is computed."""
+        if isinstance(self.masked, bool):
+            return partial() if self.masked else full()
+        return jax.lax.cond(self.masked, partial, full)
 
 
 class Walk:
@@ -75,43 +90,61 @@ class Walk:
             self.table = block_tables.table(moved(self.terms), geo.query, geo.key, geo.batch, geo.heads * geo.group)
 
     def strips(self, body: Callable, carry: object) -> Any:
-        """carry = body(step, indices, carry) for every strip of query rows."""
-        return _loop(0, self.geo.strips, lambda n, c: body(*self.geo.strip(n), c), carry)
+        """carry = body(strip, carry) for every strip of query rows."""
+        return _loop(self.geo.strips, lambda n, carry: body(self.geo.strip(n), carry), carry)
 
-    def keys(self, step: Step, where: Where, body: Callable, carry: object) -> Any:
-        """carry = body(tile, hidden, carry) for every key block of a strip, the full ones first.
+    def keys(self, strip: Strip, body: Callable, carry: object) -> Any:
+        """carry = body(tile, carry) for every key block of a strip, the full ones first.
 
         One loop visits both kinds, so that the program holds its body once.
         """
         if self.geo.key.count == 1:
-            return body(step, Hidden(self.terms.mask is not None and self._looks(*where)), carry)
-        batch, head, block = where
+            masked = self.terms.mask is not None and self._looks(strip.n)
+            return body(Tile(strip.step, masked, lambda: Place(strip.step)), carry)
         _, full, partial = self.table
-        row = (split(batch, full.shape[0])[1], head if full.shape[1] > 1 else 0, block)
         fulls, partials = _uniform(full), _uniform(partial)
-        all_full = fulls == self.geo.key.count
-        some = {(True, False): True, (False, True): False}.get((fulls == 0, partials == 0))
-        fulls = block_tables.entry(full, row) if fulls is None else fulls
-        partials = block_tables.entry(partial, row) if partials is None else partials
+        masked = {(True, False): True, (False, True): False}.get((fulls == 0, partials == 0))
+
+        def full_blocks(strip: Strip) -> Any:
+            return block_tables.entry(full, self._row(strip)) if fulls is None else fulls
+
+        def blocks() -> Any:
+            here = self.geo.strip(strip.n)
+            return full_blocks(here) + (block_tables.entry(partial, self._row(here)) if partials is None else partials)
 
         def visit(n: int | jax.Array, carry: object) -> Any:
-            c = n if all_full else self.table.block(row, n)
-            here = step.along("s", self.geo.key.start(c), self.geo.key.block)
-            fresh = None if self.geo.key.whole else c * self.geo.key.block
-            looks = n >= fulls if some is None else some and self._looks(n)
-            return body(here, Hidden(looks, fresh), carry)
+            at = strip.n
+            if isinstance(n, jax.Array) and isinstance(at, jax.Array):
+                # XLA would compute a strip's numbers before the loop over its keys, each by a kernel that it compiles;
+                # in the loop they are computed where they are used.
+                at, n = jax.lax.optimization_barrier((at, n))
+            place = lambda: self._place(self.geo.strip(at), n, fulls == self.geo.key.count)
+            looks = n >= full_blocks(self.geo.strip(at)) if masked is None else masked and self._looks(n)
+            return body(Tile(place().step, looks, place), carry)
 
-        return _loop(0, fulls + partials, visit, carry)
+        known = None if fulls is None or partials is None else fulls + partials
+        return _loop(blocks if known is None else known, visit, carry)
 
-    def _looks(self, *indices: int | jax.Array) -> bool | jax.Array:
+    def _row(self, strip: Strip) -> tuple[Any, Any, Any]:
+        """The indices of a strip in the tables."""
+        batches, heads = self.table.full.shape[:2]
+        return split(strip.batch, batches)[1], strip.head if heads > 1 else 0, strip.block
+
+    def _place(self, strip: Strip, n: int | jax.Array, in_order: bool) -> Place:
+        """The n-th tile of a strip."""
+        key = self.geo.key
+        block = n if in_order else self.table.block(self._row(strip), n)
+        step = strip.step.along("s", key.start(block), key.block)
+        return Place(step, None if key.whole else block * key.block)
+
+    def _looks(self, index: int | jax.Array) -> bool | jax.Array:
         """That a tile's mask is looked at, where that is certain: True, or a flag if the mask holds arrays.
 
         XLA fuses no branch with the scores.  In one loop with them its CPU reads such arrays a number at a time: packed
         documents of one tile took twice as long as a causal mask.  A GPU would wait for the flag of every tile.
         """
-        traced = [n for n in indices if isinstance(n, jax.Array)]
         arrays = any(np.ndim(x) for x in jax.tree.leaves(self.terms.mask))
-        return traced[0] >= 0 if traced and arrays and not on_gpu(self.spec.target) else True
+        return index >= 0 if isinstance(index, jax.Array) and arrays and not on_gpu(self.spec.target) else True
 
     def tiles(self, step: Step, arrays: Sequence[AnyArray] | None = None) -> list[jax.Array]:
         return [step.operand(a, x) for a, x in zip(self.arrays if arrays is None else arrays, self.axes, strict=True)]
@@ -121,10 +154,10 @@ class Walk:
         x = step.rows(array).astype(self.dtype)
         return x if live is None else jnp.where(live.reshape(*live.shape, *[1] * (x.ndim - live.ndim)), x, 0)
 
-    def live(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> jax.Array:
+    def live(self, place: Place, tiles: list[jax.Array]) -> jax.Array:
         """Which pairs of a tile attend in it, `[b|1, g|1, r|1, bt, bs]`."""
-        i, j = step.positions()
-        fresh = True if hidden.first is None else jnp.broadcast_to(j >= hidden.first, (i.shape[0], j.shape[1]))
+        i, j = place.step.positions()
+        fresh = True if place.first is None else jnp.broadcast_to(j >= place.first, (i.shape[0], j.shape[1]))
         if self.terms.mask is None:
             return jnp.asarray(fresh)[None, None, None]
         live = _terms.lift(lambda tiles: self.spec.signature.fill(tiles).attends(i, j) & fresh, self.axes, ())(tiles)
@@ -132,29 +165,29 @@ class Walk:
         sizes = (self.geo.batch, self.geo.heads, self.geo.group)
         return live.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *live.shape[-2:])
 
-    def shown(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> jax.Array | None:
+    def shown(self, tile: Tile, tiles: list[jax.Array]) -> jax.Array | None:
         """Which pairs of a tile the mask lets attend and belong to no other tile, as `live`; None where all do."""
-        if hidden.some is False:
+        if tile.masked is False:
             return None
         # The mask's tile is chosen and not the scores': a branch that gives back what it was given copies it.
-        some = lambda _: self.live(step, hidden, tiles)
-        return hidden.choose(some, lambda _: jnp.ones_like(some(None)), None)
+        some = lambda: self.live(tile.place(), tiles)
+        return tile.choose(some, lambda: jnp.ones_like(some()))
 
     def derivative(self, ds: jax.Array, shown: jax.Array | None) -> jax.Array:
         """Derivatives of a tile's scores, 0 where pairs are not `shown`: a mod may have none there."""
         return ds if shown is None or all(mod.finite for mod in self.terms.mods) else jnp.where(shown, ds, 0)
 
-    def seen(self, step: Step, hidden: Hidden, tiles: list[jax.Array]) -> Any:
+    def seen(self, tile: Tile, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
 
         The others are 0 to the products, whatever stands in them: 0 * NaN would be NaN.  Where it is certain that
         every key is seen by some query of the call none needs to be.
         """
         lengths = self.geo.query.length, self.geo.key.length
-        if hidden.some is False or span(moved(self.terms)).shows_all(*lengths):
+        if tile.masked is False or span(moved(self.terms)).shows_all(*lengths):
             return None
-        some = lambda _: jnp.any(self.live(step, hidden, tiles), axis=(2, 3))
-        return hidden.choose(some, lambda _: jnp.ones_like(some(None)), None)
+        some = lambda: jnp.any(self.live(tile.place(), tiles), axis=(2, 3))
+        return tile.choose(some, lambda: jnp.ones_like(some()))
 
     def key(self, step: Step, array: jax.Array, seen: jax.Array | None) -> jax.Array:
         return self.products.key(step, array, self.dtype, seen)
@@ -218,10 +251,10 @@ class Walk:
 
         return pull
 
-    def weights(self, step: Step, hidden: Hidden) -> Callable:
+    def weights(self, tile: Tile) -> Callable:
         """What the gates make of weights `[b, g, r, bt, bs]`, as a function of weights and operand tiles."""
-        i, j = step.positions()
-        masked = hidden.some is not False
+        i, j = tile.step.positions()
+        masked = tile.masked is not False
         one = lambda w, tiles: self.spec.signature.fill(tiles).weights(w, i, j, masked)
         return _terms.lift(one, self.axes, ("bgr",))
 
