@@ -56,5 +56,7 @@ def finish(state: State) -> tuple[jax.Array, jax.Array, jax.Array]:
     total = jnp.where(unseen, 1, state.total)
     lse = state.top + jnp.log(total)
     remainder = (state.top - lse) + jnp.log(total)
-    out, lse = jnp.where(unseen[..., None], 0, state.out / total[..., None]), jnp.where(unseen, -jnp.inf, lse)
+    # XLA would take the reciprocals of all rows first, by a kernel of its own, if it saw that a row's numbers have one.
+    every = jax.lax.optimization_barrier(jnp.broadcast_to(total[..., None], state.out.shape))
+    out, lse = jnp.where(unseen[..., None], 0, state.out / every), jnp.where(unseen, -jnp.inf, lse)
     return out, lse, jnp.where(unseen, 0, remainder)

@@ -56,7 +56,7 @@ def _backward(
 ) -> Any:
     """`backward`, added to zeros `grads`."""
     (q, k, v), (out, lse, remainder), (dout, dlse) = arrays, result, cotangents
-    query_once = walk.geo.query.whole and q.shape[0] == walk.geo.b
+    once = walk.geo.query.whole and q.shape[0] == walk.geo.b and walk.geo.key.count == 1
     # What rows have is computed for all of them at once: the loop over strips takes a fifth less to compile then.
     lse, share, wide = above_scores(lse), jnp.exp(-remainder), lambda x: x.astype(walk.dtype)
     all_delta = jnp.where(lse == jnp.inf, 0, jnp.sum(wide(dout) * wide(out), -1) - wide(dlse))
@@ -74,8 +74,8 @@ def _backward(
             upstream = upstream * step.rows(share)[..., None]
         query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
 
-        def visit(tile: Tile, carry: tuple[jax.Array | None, jax.Array, jax.Array, list[jax.Array | None]]):
-            dquery, dk, dv, doperands = carry
+        def visit(tile: Tile, sums: Sums):
+            dq, dk, dv, doperands = sums
             here = tile.step
             tiles = walk.tiles(here)
             seen = walk.seen(tile, tiles)
@@ -83,28 +83,26 @@ def _backward(
             shown = walk.shown(tile, tiles)
             scores, pull = walk.pull_scores(here, query, key, tiles, shown)
             # What rows have is cut out for each tile anew: to XLA that is a part of what uses it, not a kernel.
-            of_share = here.rows(share) if walk.terms.gates else None
-            p = probabilities(hide(scores, shown), here.rows(lse), of_share)
-            delta = here.rows(all_delta) if walk.geo.query.whole else jnp.where(live, here.rows(all_delta), 0)
+            of_lse, of_share, delta = map(here.rows, (lse, share, all_delta))
+            alive = of_lse != jnp.inf if walk.geo.query.whole else live
+            delta = delta if walk.geo.query.whole else jnp.where(live, delta, 0)
+            p = probabilities(hide(scores, shown), of_lse, of_share if walk.terms.gates else None)
             p = jax.lax.optimization_barrier(p)
             w, gates_pull = jax.vjp(walk.weights(tile), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))
-            dq, dkey, dtiles = pull(p * (dp - delta[..., None]))
+            dquery, dkey, dtiles = pull(p * (dp - delta[..., None]))
             dk = walk.put_key(here, dk, dkey)
             doperands = [
                 here.put_operand(whole, axes, a + b) if whole is not None else None
                 for whole, axes, a, b in zip(doperands, walk.axes, dtiles, dtiles_gates, strict=True)
             ]
-            return dq if dquery is None else dquery + dq, dk, dv, doperands
+            dquery, dscale = unscale(jnp.where(alive[..., None], dquery, 0))
+            _, at = walk.scale()
+            if at is not None and doperands[at] is not None:
+                doperands[at] = here.put_operand(doperands[at], walk.axes[at], dscale)
+            return here.put_rows(dq, dquery, add=not once), dk, dv, doperands
 
-        dq, dk, dv, doperands = grads
-        start = jnp.zeros_like(query) if walk.geo.key.count > 1 else None
-        dquery, dk, dv, doperands = walk.keys(rows, visit, (start, dk, dv, doperands))
-        dquery, dscale = unscale(jnp.where(live[..., None], dquery, 0))
-        _, at = walk.scale()
-        if at is not None and doperands[at] is not None:
-            doperands[at] = step.put_operand(doperands[at], walk.axes[at], dscale)
-        return step.put_rows(dq, dquery, add=not query_once), dk, dv, doperands
+        return walk.keys(rows, visit, grads)
 
     return walk.strips(strip, grads)
