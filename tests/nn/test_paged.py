@@ -246,6 +246,10 @@ def test_errors():
         cache.free(state, 1.0)
     with pytest.raises(ValueError, match="no batch axis"):
         cache.free(layer.cache(N, page=PAGE), 0)
+    with pytest.raises(ValueError, match=r"examples must be from 0 to 2, got 3"):
+        cache.take(state, 3)
+    with pytest.raises(ValueError, match=r"part must have the batch axes \[2\], as examples say, got \[1\]"):
+        cache.put(state, [0, 1], cache.take(state, 1))
     with pytest.raises(ValueError, match="parents must be -1 or an earlier draft"):
         layer.decode(X[:, :2], state, parents=[0, -1])
     with pytest.raises(ValueError, match=r"parents must be \[t\] = \[2\]"):
@@ -254,3 +258,49 @@ def test_errors():
     for options in others:
         with pytest.raises(ValueError, match="parents need a layer whose mask is masks.causal"):
             (sliding := make(**options)).decode(X[:, :2], sliding.cache(N, B), parents=[-1, -1])
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+@pytest.mark.parametrize(
+    ("error", "length", "words"),
+    [
+        (ValueError, -4, "length must be 0 or more, got -4"),
+        (ValueError, [2, -1, 3], r"length must be 0 or more, got \[2, -1, 3\]"),
+        (TypeError, 2.7, r"length must be an int or integers \[\.\.\], got float64\[\]"),
+        (TypeError, True, r"length must be an int or integers \[\.\.\], got bool\[\]"),
+        (ValueError, [1, 2], r"length must be one int or integers with the batch axes \[3\] of the cache, got \[2\]"),
+        (ValueError, [[1, 2, 3]], r"integers with the batch axes \[3\] of the cache, got \[1, 3\]"),
+    ],
+)
+def test_what_no_cache_can_be_shortened_to(kind, error, length, words):
+    state = make().cache(N, B, **KINDS[kind])
+    with pytest.raises(error, match=words):
+        cache.shorten(state, length)
+    with pytest.raises(error, match=words):
+        jax.jit(lambda state: cache.shorten(state, length))(state)  # known, though the cache is not
+
+
+def test_a_stack_is_shortened_as_one():
+    stack = randomised(Decoder(F, 2, 2, rngs=nnx.Rngs(0)))
+    _, state = stack.decode(X[:, :4], stack.cache(N, B))
+    assert cache.shorten(state, jnp.array([1, 9, 3])).blocks[0].past.length.tolist() == [[1, 4, 3]] * 2
+    with pytest.raises(ValueError, match=r"batch axes \[2, 3\] of the cache, got \[2\]"):
+        cache.shorten(state, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("error", "drafts", "path", "count", "words"),
+    [
+        (TypeError, 2.0, [0], None, "drafts must be an int, got 2.0"),
+        (ValueError, 0, [0], None, "drafts must be at least 1, got 0"),
+        (TypeError, 2, [0.0], None, r"path must be integers \[\.\., k\], got float32\[1\]"),
+        (ValueError, 2, [[0], [1]], None, r"path must be \[k\] or \[3, 1\], one of each example, got \[2, 1\]"),
+        (TypeError, 2, [0], 1.0, "count must be an int or integers"),
+        (ValueError, 2, [0], 2, "count must be from 0 to 1, got 2"),
+        (ValueError, 2, [0], [1, 1], r"count must be one int or integers with the batch axes \[3\]"),
+    ],
+)
+def test_what_no_cache_can_accept(error, drafts, path, count, words):
+    _, state = make().decode(X[:, :4], make().cache(N, B))
+    with pytest.raises(error, match=words):
+        cache.accept(state, drafts, jnp.array(path), count if count is None else jnp.array(count))

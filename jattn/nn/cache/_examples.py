@@ -7,10 +7,13 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from jattn._call import modes
+from jattn.nn._checks import check_sizes
 from jattn.nn.cache import _paged, _rows
 from jattn.nn.cache._record import Cache, each, rows_of, with_rows
 
@@ -23,6 +26,27 @@ def _examples(given: ArrayLike | Sequence[int], name: str) -> Int[Array, "k"]:
         raise TypeError(f"{name} must be an int or integers [k], which examples of the batch, got {array.dtype}"
                         f"{list(array.shape)}")  # fmt: skip
     return jnp.atleast_1d(array).astype(jnp.int32)
+
+
+def _counts(given: ArrayLike | Sequence[int], name: str, most: int | None = None) -> Int[Array, "*b"]:
+    """Integers from 0 to `most`, as far as they are known: arguments of a function that is traced are not."""
+    known = not any(isinstance(x, Tracer) for x in jax.tree.leaves(given))
+    array = np.asarray(given) if known else jnp.asarray(given)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an int or integers [..], got {array.dtype}{list(array.shape)}")
+    if known and ((array < 0).any() or (most is not None and (array > most).any())):
+        span = "0 or more" if most is None else f"from 0 to {most}"
+        raise ValueError(f"{name} must be {span}, got {array.tolist()}")
+    return jnp.asarray(array, jnp.int32)
+
+
+def _check_lead(array: Int[Array, "*b"], cache: Cache, name: str) -> None:
+    """Raises unless it has the cache's last batch axes: those before them are the turns of a stack."""
+    lead = cache.length.shape
+    if array.shape != lead[len(lead) - array.ndim :]:
+        raise ValueError(
+            f"{name} must be one int or integers with the batch axes {list(lead)} of the cache, got {list(array.shape)}"
+        )
 
 
 def _check_batch(cache: Cache) -> None:
@@ -109,15 +133,20 @@ def free(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
 
 
 @modes.ordinary
-def shorten(caches: C, length: Int[ArrayLike, "*b"]) -> C:
+def shorten(caches: C, length: Int[ArrayLike, "*b"] | Sequence[int]) -> C:
     """Forgets the last positions of examples: those from `length` on.  Pages after them are freed.
 
     Args:
       caches: as in `fork`; what cross-attention reads stays.
-      length: integers, for each example or for all; one that is shorter already stays as it is.
+      length: an int or integers `[b]`, 0 or more, for all examples or for each; one that is shorter already stays as it
+        is.  Inside `jax.jit`, where they are not known, a negative one is not seen.
 
     Returns:
       The caches after it.
+
+    Raises:
+      TypeError: no integers.
+      ValueError: one of them is known to be negative; not as many as examples.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -126,8 +155,13 @@ def shorten(caches: C, length: Int[ArrayLike, "*b"]) -> C:
     >>> jattn.nn.cache.shorten(cache, jnp.array([7, 100])).length.tolist()
     [7, 20]
     """
-    length = jnp.asarray(length)
-    return each(lambda x: _cut(x, jnp.minimum(x.length, length.astype(x.length.dtype))), caches, contexts=False)
+    kept = _counts(length, "length")
+
+    def one(cache: Cache) -> Cache:
+        _check_lead(kept, cache, "length")
+        return _cut(cache, jnp.minimum(cache.length, kept))
+
+    return each(one, caches, contexts=False)
 
 
 @modes.ordinary
@@ -138,14 +172,15 @@ def take(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
 
     Args:
       caches: as in `fork`.
-      examples: an int or integers `[k]`, no two the same.
+      examples: an int or integers `[k]`, no two the same.  Inside `jax.jit`, where they are not known, the nearest is
+        taken for one that is out of range.
 
     Returns:
       Caches of a batch of k.
 
     Raises:
       TypeError: no integers.
-      ValueError: a cache without a batch axis.
+      ValueError: a cache without a batch axis; an example that is known not to be in it.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -159,6 +194,7 @@ def take(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
 
     def one(cache: Cache) -> Cache:
         _check_batch(cache)
+        _counts(examples, "examples", cache.length.shape[-1] - 1)
         return _along(cache, lambda x, axis: jnp.take(x, at, axis, mode="clip"))
 
     return each(one, caches)
@@ -180,7 +216,7 @@ def put(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int], part: C) -> C:
 
     Raises:
       TypeError: no integers.
-      ValueError: a cache without a batch axis.
+      ValueError: a cache without a batch axis; a part of not as many examples.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -194,6 +230,9 @@ def put(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int], part: C) -> C:
 
     def one(cache: Cache, of: Cache) -> Cache:
         _check_batch(cache)
+        lead = [*cache.length.shape[:-1], *at.shape]
+        if [*of.length.shape] != lead:
+            raise ValueError(f"part must have the batch axes {lead}, as examples say, got {list(of.length.shape)}")
         whole = cache if cache.pages is None else with_rows(cache, rows_of(of))._replace(holders=of.holders)
         return _along(whole, lambda x, axis, y: _put(x, y, at, axis), of)
 
@@ -211,13 +250,15 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
       caches: as in `fork`; what cross-attention reads stays.
       drafts: t, how many positions were decoded as a tree.
       path: integers `[.., k]`, which of the drafts, each the parent of the next; the same for all layers.
-      count: integers `[..]`, how many of the k each example keeps; None for all.
+      count: an int or integers `[..]` from 0 to k, how many of the k each example keeps; None for all.  Inside
+        `jax.jit`, where they are not known, one that is out of range is not seen.
 
     Returns:
       The caches after it.
 
     Raises:
       TypeError: no integers.
+      ValueError: drafts below 1; a count that is known to be out of range; a path or count with other batch axes.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -230,16 +271,19 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
 
     Source: Miao et al. 2024, "SpecInfer"; Cai et al. 2024, "Medusa".
     """
+    check_sizes(drafts=drafts)
     path = jnp.asarray(path)
     if not jnp.issubdtype(path.dtype, jnp.integer) or not path.ndim:
         raise TypeError(f"path must be integers [.., k], got {path.dtype}{list(path.shape)}")
     k = path.shape[-1]
+    counts = _counts(k if count is None else count, "count", k)
 
     def one(cache: Cache) -> Cache:
         start = cache.length - drafts
-        kept = jnp.broadcast_to(k if count is None else jnp.asarray(count, jnp.int32), start.shape)
+        _check_lead(counts, cache, "count")
+        kept = jnp.broadcast_to(counts, start.shape)
         base = start if cache.first is None else start - cache.first
-        rows = base[..., None] + jnp.broadcast_to(path, (*start.shape, k)).astype(jnp.int32)
+        rows = base[..., None] + _spread(path, (*start.shape, k)).astype(jnp.int32)
         to = base[..., None] + jnp.arange(k, dtype=jnp.int32)
         rows = jnp.where(jnp.arange(k) < kept[..., None], rows, to)
         if cache.pages is not None:
@@ -249,6 +293,13 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
         return _cut(cache, start + kept)
 
     return each(one, caches, contexts=False)
+
+
+def _spread(path: Int[Array, "*c k"], shape: tuple[int, ...]) -> Int[Array, "*b k"]:
+    try:
+        return jnp.broadcast_to(path, shape)
+    except ValueError as error:
+        raise ValueError(f"path must be [k] or {list(shape)}, one of each example, got {list(path.shape)}") from error
 
 
 def _cut(cache: Cache, length: Int[Array, "*b"]) -> Cache:
