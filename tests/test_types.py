@@ -6,9 +6,10 @@ import inspect
 import pytest
 
 import jattn
-from jattn import gates, masks, mods, normalizers, parallel, scores, viz
+from jattn import gates, masks, mods, nn, normalizers, parallel, scores, viz
 
-MODULES = (jattn, gates, masks, mods, normalizers, parallel, scores, viz)
+MODULES = (jattn, gates, masks, mods, nn, nn.cache, normalizers, parallel, scores, viz)
+BEHIND_FUNCTIONS = (gates, masks, mods, normalizers, scores)  # whose classes are made by functions, and may change
 
 
 @pytest.mark.parametrize("package", ["jattn", "jattn_kernels"])
@@ -23,7 +24,11 @@ def test_a_module_lists_what_users_call(module):
     assert all(hasattr(module, x) for x in listed)
 
 
-@pytest.mark.parametrize("module", MODULES[1:], ids=lambda x: x.__name__)
-def test_every_function_without_an_underscore_is_listed(module):
-    own = [n for n, x in vars(module).items() if inspect.isfunction(x) and x.__module__ == module.__name__]
+@pytest.mark.parametrize("module", MODULES, ids=lambda x: x.__name__)
+def test_every_name_without_an_underscore_is_listed(module):
+    """Of what is defined in the module, or in a file of the package that it is."""
+    kinds = (inspect.isfunction,) if module in BEHIND_FUNCTIONS else (inspect.isfunction, inspect.isclass)
+    inside = lambda x: f"{x.__module__}.".startswith(f"{module.__name__}.")
+    own = [n for n, x in vars(module).items() if any(kind(x) for kind in kinds) and inside(x)]
+    assert set(own) & set(module.__all__), "none are found"
     assert [n for n in own if not n.startswith("_") and n not in module.__all__] == []

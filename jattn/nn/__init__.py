@@ -53,3 +53,7 @@ __all__ = [
     "rotary",
     "segment_positions",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
