@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jattn import normalizers, scores
 from jattn._call import checks, dispatch, hints, layouts, modes, targets
 from jattn._call import pages as pages_
 from jattn._call import scales as scales_
+from jattn._call.options import PlanOptions, ScoreOptions, WeightOptions
 from jattn._call.plan import Plan, plan
 from jattn._call.problem import Problem
 from jattn._terms import rows
@@ -226,7 +227,7 @@ def explain(
     implementation: str | Backend | None = None,
     blocks: tuple[int, int] | None = None,
     device: str | None = None,
-    **options: Any,  # of `attention`, which has their types
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """The plan of `attention` with the same arguments: backend and reasons, tiles, blocks skipped, flops, bytes,
     memory.  Nothing is run, only compiled.
@@ -275,7 +276,7 @@ def weights(
     query: Float[ArrayLike, "*b t h d"],
     key: Num[ArrayLike, "*b s g d"],
     value: Num[ArrayLike, "*b s g e"],
-    **options: Any,  # of `attention`, which has their types
+    **options: Unpack[WeightOptions],
 ) -> Float[Array, "*b h t s"]:
     """The weights of `attention` with the same arguments: for looking at, O(t * s) memory.
 
@@ -316,7 +317,7 @@ def _weights(problem: Problem) -> jax.Array:
     return reference.attention(scales_.cast(scales_.applied(pages_.gathered(problem), to_values=False)))[2]
 
 
-def _named(where: str, options: dict[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
+def _named(where: str, options: Mapping[str, Any], refused: tuple[str, ...] = ()) -> dict[str, Any]:
     """Options of `attention` as `checks.problem` names them; raises for those that `where` does not take."""
     known = [x for x in inspect.signature(attention).parameters if x not in ("query", "key", "value", *refused)]
     left_alone = [name for name in refused if options.get(name) is None or options[name] is False]
@@ -335,7 +336,7 @@ def sample(
     query: Float[ArrayLike, "*b t h d"],
     key: Num[ArrayLike, "*b s g d"],
     value: Num[ArrayLike, "*b s g e"],
-    **options: Any,  # of `attention`, which has their types
+    **options: Unpack[ScoreOptions],
 ) -> tuple[Float[Array, "*b t h e"], Int[Array, "*b t h"], Float[Array, "*b t h"]]:
     """Draws one key for each query and head from the softmax, and attends to it alone: stochastic hard attention,
 
@@ -365,12 +366,13 @@ def sample(
 
     Source: Xu et al. 2015, section 4.1; REINFORCE: Williams 1992; the draw: Gumbel 1954.
     """
+    rest: dict[str, Any] = {**options}
     for name in ("normalizer", "gates", "dropout", "sinks", "return_lse"):
-        given = options.pop(name, None)
+        given = rest.pop(name, None)
         if bool(given) if isinstance(given, (tuple, list, bool)) else given is not None:
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
-    options = _named("sample", options, ("implementation", "blocks"))
-    problem = checks.problem(query, key, value, **{**options, "normalizer": normalizers.gumbel(random_key)})
+    named = _named("sample", rest, ("implementation", "blocks"))
+    problem = checks.problem(query, key, value, **{**named, "normalizer": normalizers.gumbel(random_key)})
     drawn = sampling.sample(scales_.whole(pages_.gathered(problem)))
     return jax.tree.map(lambda x: x[0], drawn) if jnp.ndim(query) == 3 else drawn
 

@@ -1,6 +1,7 @@
 """Bad input, and the error each gets: the type, and what its one line must name."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,10 @@ OUT = jnp.asarray(Q)
 
 def attend(q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     return lambda: jattn.attention(q, k, v, **options)
+
+
+def call(fn: Callable[..., Any], *args: Any, **options: Any):
+    return lambda: fn(*args, **options)
 
 
 class Ranked(normalizers.Normalizer):
@@ -108,7 +113,7 @@ BAD = {
     "sinks of a function": (attend(sinks=np.ones(4, np.float32), normalizer=normalizers.function(lambda s: s)), ValueError,
                             ["sinks", "function has none"]),
     "lse of a function": (attend(return_lse=True, normalizer=normalizers.function(lambda s: s)), ValueError, ["return_lse", "function"]),
-    "sample of a function": (lambda: jattn.sample(KEY, Q, K, V, normalizer=normalizers.function(lambda s: s)), ValueError,
+    "sample of a function": (call(jattn.sample, KEY, Q, K, V, normalizer=normalizers.function(lambda s: s)), ValueError,
                              ["sample", "no normalizer"]),
     "bucket of floats": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: r * 0.5)), TypeError, ["bucket", "integers"]),
     # from elsewhere
@@ -117,10 +122,10 @@ BAD = {
     "num_heads": (attend(num_heads=4), TypeError, ["num_heads", "[b, t, h, d]"]),
     "mask in place": (lambda: jattn.attention(Q, K, V, masks.causal()), TypeError, ["4 arguments", "mask="]),  # pyright: ignore[reportCallIssue]  # wrong on purpose
     "fp8": (attend(jnp.asarray(Q).astype("float8_e4m3fn")), TypeError, ["query", "float8_e4m3fn", "cast"]),
-    "weights and lse": (lambda: jattn.weights(Q, K, V, return_lse=True), TypeError, ["weights", "return_lse"]),
-    "weights by a backend": (lambda: jattn.weights(Q, K, V, implementation="nonsense"), TypeError, ["weights", "implementation"]),
-    "sample by a backend": (lambda: jattn.sample(jax.random.key(0), Q, K, V, blocks=(4, 4)), TypeError, ["sample", "blocks"]),
-    "explain of another": (lambda: jattn.explain(Q, K, V, is_causal=True), TypeError, ["explain", "masks.causal()"]),
+    "weights and lse": (call(jattn.weights, Q, K, V, return_lse=True), TypeError, ["weights", "return_lse"]),
+    "weights by a backend": (call(jattn.weights, Q, K, V, implementation="nonsense"), TypeError, ["weights", "implementation"]),
+    "sample by a backend": (call(jattn.sample, jax.random.key(0), Q, K, V, blocks=(4, 4)), TypeError, ["sample", "blocks"]),
+    "explain of another": (call(jattn.explain, Q, K, V, is_causal=True), TypeError, ["explain", "masks.causal()"]),
     "truth of a mask": (lambda: masks.causal() and masks.window(3), TypeError, ["&", "and"]),
     "centre": (lambda: masks.around(3.0, 1, 1), ValueError, ["center", "[t], [b, t] or [b, h, t]", "float32[]"]),
     "float window": (lambda: masks.window(2.5), TypeError, ["left", "integer", "2.5"]),
@@ -168,10 +173,10 @@ BAD = {
     "precision": (attend(precision="tops"), ValueError, ["precision", "jax.lax.Precision", "'tops'"]),
     "merge": (lambda: jattn.merge((OUT, OUT[..., 0]), (OUT, OUT)), ValueError, ["merge", "[2, 6, 4, 8]"]),
     "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
-    "sample of gates": (lambda: jattn.sample(jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
+    "sample of gates": (call(jattn.sample, jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
                         ["sample", "gates"]),
-    "sample of sinks": (lambda: jattn.sample(jax.random.key(0), Q, K, V, sinks=np.ones(4)), ValueError, ["sample", "sinks"]),
-    "unknown option": (lambda: jattn.weights(Q, K, V, masks=None), TypeError, ["masks", "jattn.attention"]),
+    "sample of sinks": (call(jattn.sample, jax.random.key(0), Q, K, V, sinks=np.ones(4)), ValueError, ["sample", "sinks"]),
+    "unknown option": (call(jattn.weights, Q, K, V, masks=None), TypeError, ["masks", "jattn.attention"]),
 }  # fmt: skip
 
 

@@ -330,8 +330,8 @@ def test_merge():
 
 def test_sample():
     x = _arrays(CASES["plain"], SIZES)
-    options = {"mask": masks.lengths(_kv, _q) & masks.causal(1)}
-    out, index, log_prob = jattn.sample(jax.random.key(KEY), x.query, x.key, x.value, **options)
+    mask = masks.lengths(_kv, _q) & masks.causal(1)
+    out, index, log_prob = jattn.sample(jax.random.key(KEY), x.query, x.key, x.value, mask=mask)
     wanted = oracle.sample(
         _seed(), x.query, x.key, x.value, mask=lambda at: oracle.lengths(_kv, _q)(at) & oracle.causal(1)(at)
     )

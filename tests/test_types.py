@@ -7,6 +7,7 @@ import pytest
 
 import jattn
 from jattn import gates, masks, mods, nn, normalizers, parallel, scores, viz
+from jattn._call import options
 
 MODULES = (jattn, gates, masks, mods, nn, nn.cache, normalizers, parallel, scores, viz)
 BEHIND_FUNCTIONS = (gates, masks, mods, normalizers, scores)  # whose classes are made by functions, and may change
@@ -32,3 +33,12 @@ def test_every_name_without_an_underscore_is_listed(module):
     own = [n for n, x in vars(module).items() if any(kind(x) for kind in kinds) and inside(x)]
     assert set(own) & set(module.__all__), "none are found"
     assert [n for n in own if not n.startswith("_") and n not in module.__all__] == []
+
+
+def test_options_that_are_handed_on_are_those_of_attention():
+    all_of_them = set(inspect.signature(jattn.attention).parameters) - {"query", "key", "value"}
+    own = {"implementation", "blocks"}
+    assert set(options.PlanOptions.__annotations__) == all_of_them - own
+    assert set(options.WeightOptions.__annotations__) == all_of_them - own - {"return_lse"}
+    refused = {"normalizer", "gates", "sinks", "dropout", "return_lse"}
+    assert set(options.ScoreOptions.__annotations__) == all_of_them - own - refused

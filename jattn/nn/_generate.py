@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ from jattn._call import modes
 from jattn.nn import _checks
 from jattn.nn.cache import _kinds
 
+C = TypeVar("C")  # a pytree of caches, whatever the model makes of it
 
-class Decodes(Protocol):
+
+class Decodes(Protocol[C]):
     """What `generate` asks of a model: a module of Flax with this method, and with `cache(n, batch)` unless it is given
     a cache."""
 
-    def decode(self, tokens: Array, cache: Any, /) -> tuple[Array, Any]:
+    def decode(self, tokens: Array, cache: C, /) -> tuple[Array, C]:
         """Logits `[b, t, tokens]` of what follows each of the next t tokens `[b, t]`, and the cache with them.
 
         One that takes `lengths=` as well is told how many tokens of each prompt are real, as layers' `decode` is: a
@@ -60,7 +62,7 @@ class Sampling(NamedTuple):
 
 @modes.ordinary
 def generate(
-    model: Decodes,
+    model: Decodes[C],
     prompt: Int[ArrayLike, "b t"],
     count: int,
     *,
@@ -72,7 +74,7 @@ def generate(
     stop: Sequence[int] = (),
     fill: int = 0,
     seed: int | Array = 0,
-    cache: Any = None,
+    cache: C | None = None,
     callback: Callable[[int, np.ndarray], None] | None = None,
 ) -> Generated:
     """Tokens that a model writes after prompts: each is drawn from what it makes of those before.

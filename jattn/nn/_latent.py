@@ -68,7 +68,9 @@ class Latent:
         """Of the projections of a layer, those that have a bias: none from latents, which could not be absorbed."""
         return {**bias, "query": bias["query"] and self.query_rank is None, "key": False, "value": False}
 
-    def make(self, features: int, source: int, bias: dict[str, bool], product: dict[str, Any]) -> tuple[Any, Any]:
+    def make(
+        self, features: int, source: int, bias: dict[str, bool], product: dict[str, Any]
+    ) -> tuple[Down, Down | None]:
         """What makes the latents of a layer: of the context, and of x or None, as `nnx` takes them for attributes."""
         latent = Down(source, self.rank, self.rotary_dim, self.norm, use_bias=bias["key"], **product)
         if self.query_rank is None:

@@ -23,6 +23,20 @@ from jattn.nn.cache._record import BlockCache, StackCache
 from jattn.nn.transformer import Residual, TransformerBlock
 
 Positional: TypeAlias = Callable[[], mods_.Mod | Sequence[mods_.Mod]]
+Kind: TypeAlias = Mapping[str, Any]  # not a TypedDict: it would refuse a dict that was made before the call
+
+
+class EncoderOptions(StackOptions, total=False):
+    """Arguments of `Encoder` that `Decoder` and `EncoderDecoder` hand on."""
+
+    pattern: Sequence[Kind]
+    positional: Positional | None
+    final_norm: bool | None
+    remat: bool
+    norm: Callable[..., Callable[[Array], Array]]
+    residual: Residual
+    dtype: DTypeLike | None
+    param_dtype: DTypeLike
 
 
 class Encoder(nnx.Module):
@@ -87,7 +101,7 @@ class Encoder(nnx.Module):
         heads: int,
         layers: int,
         *,
-        pattern: Sequence[Mapping[str, Any]] = ({},),
+        pattern: Sequence[Kind] = ({},),
         positional: Positional | None = None,
         final_norm: bool | None = None,
         remat: bool = False,
@@ -111,10 +125,10 @@ class Encoder(nnx.Module):
         self.dropout = max(({**shared, **kind}.get("dropout", 0.0) for kind in pattern), default=0.0)
         turns, over = divmod(layers, len(pattern))
 
-        def block(kind: Mapping[str, Any], rngs: nnx.Rngs) -> TransformerBlock:
+        def block(kind: Kind, rngs: nnx.Rngs) -> TransformerBlock:
             return TransformerBlock(features, heads, rngs=rngs, **{**shared, **kind})
 
-        def stacked(kind: Mapping[str, Any]) -> TransformerBlock:
+        def stacked(kind: Kind) -> TransformerBlock:
             return nnx.split_rngs(splits=turns)(nnx.vmap(lambda rngs: block(kind, rngs)))(rngs)
 
         self.blocks = nnx.List([stacked(kind) for kind in pattern] if turns else [])
@@ -226,7 +240,7 @@ class Decoder(Encoder):
       features: width of x and of the output.
       heads: query heads.
       layers: how many blocks.
-      mask: of the blocks.
+      rngs: streams `params` and, with dropout, `dropout`.
       **options: all other arguments of `Encoder`.
 
     Parameters (`nnx.Param`):
@@ -250,8 +264,9 @@ class Decoder(Encoder):
     Source: Vaswani et al. 2017; a decoder alone: Liu et al. 2018, "Generating Wikipedia by Summarizing Long Sequences".
     """
 
-    def __init__(self, features: int, heads: int, layers: int, *, mask: AnyMask = masks.causal(), **options: Any):  # noqa: B008
-        super().__init__(features, heads, layers, mask=mask, **options)
+    def __init__(self, features: int, heads: int, layers: int, *, rngs: nnx.Rngs, **options: Unpack[EncoderOptions]):
+        causal: dict[str, Any] = {"mask": masks.causal(), **options}
+        super().__init__(features, heads, layers, rngs=rngs, **causal)
 
     @modes.ordinary
     def cache(
@@ -392,12 +407,13 @@ class EncoderDecoder(nnx.Module):
         heads: int,
         layers: int,
         *,
-        encoder: Mapping[str, Any] | None = None,
-        decoder: Mapping[str, Any] | None = None,
+        encoder: Kind | None = None,
+        decoder: Kind | None = None,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: Unpack[EncoderOptions],
     ):
-        self.encoder = Encoder(features, heads, layers, rngs=rngs, **{**options, **(encoder or {})})
+        reads: dict[str, Any] = {**options, **(encoder or {})}
+        self.encoder = Encoder(features, heads, layers, rngs=rngs, **reads)
         reads = {"context_features": features, **options, **(decoder or {})}
         self.decoder = Decoder(features, heads, layers, rngs=rngs, **reads)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +99,7 @@ def grid(figure: Figure | SubFigure, titles: Sequence[str]) -> Grid:
     return Grid(axes[: len(titles)], height / rows, width / columns)
 
 
-def stack(array: Any, name: str) -> np.ndarray:
+def stack(array: ArrayLike, name: str) -> np.ndarray:
     """As float `[h, t, s]`."""
     array = np.asarray(array)
     if array.ndim not in (2, 3) or 0 in array.shape:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike  # which takes lists
 
 from jattn import _terms, api, masks, normalizers, scores
 from jattn._call import checks
@@ -25,7 +26,7 @@ _MOST_LINES = 64  # blocks of an axis, beyond which lines between them would hid
 
 
 def show_mask(
-    mask: Any,
+    mask: masks.Mask | ArrayLike,
     query_tokens: Sequence[str] | None = None,
     key_tokens: Sequence[str] | None = None,
     *,
@@ -72,7 +73,7 @@ def show_mask(
 
 
 def show_blocks(
-    mask: Any,
+    mask: masks.Mask | ArrayLike | None,
     shape: tuple[int, int],
     blocks: tuple[int, int],
     *,
@@ -135,7 +136,7 @@ def _draw(axes: Axes, kinds: np.ndarray, query: block_tables.Tiling, key: block_
     label(axes.yaxis, None, "query", 0.0)
 
 
-def _sizes(shape: Any) -> tuple[int, int]:
+def _sizes(shape: object) -> tuple[int, int]:
     pair = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     if len(pair) != 2 or not all(isinstance(x, int) and x >= 1 for x in pair):
         raise ValueError(f"shape must be (t, s), the numbers of queries and keys, two ints >= 1, got {shape!r}")
@@ -150,7 +151,7 @@ def _pairs(mask: masks.Mask, t: int, s: int) -> jax.Array:
     return api.weights(query, key, key, mask=mask, normalizer=normalizers.sigmoid()) > 0
 
 
-def _bound(mask: Any, t: int, s: int) -> masks.Mask | None:
+def _bound(mask: masks.Mask | ArrayLike | None, t: int, s: int) -> masks.Mask | None:
     """The mask as the kernels ask it for its blocks."""
     if not (mask is None or isinstance(mask, masks.Mask)):
         mask = masks.dense(mask)
@@ -160,7 +161,7 @@ def _bound(mask: Any, t: int, s: int) -> masks.Mask | None:
     return _terms.bind(problem.mask, *problem.origin.indices(b, h))
 
 
-def _lead(mask: Any) -> tuple[int, int]:
+def _lead(mask: masks.Mask | None) -> tuple[int, int]:
     """How many batch elements and heads a mask tells apart."""
     kinds, sizes = (_terms.Operand, masks.Unplaced, masks.Blocks), {"b": 1, "h": 1}
     for x in jax.tree.leaves(mask, is_leaf=lambda x: isinstance(x, kinds)):

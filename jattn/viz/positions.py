@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike  # which takes lists
 
 from jattn.viz._canvas import CELL, LETTER, inches, label, opened
 
@@ -30,11 +31,11 @@ class _Line(NamedTuple):
 
 
 def show_positions(
-    weights: Any,
+    weights: ArrayLike,
     tokens: Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
-    signal: Any = None,
-    lengths: Any = None,
+    signal: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
     names: Sequence[str] | None = None,
     title: str | None = None,
     xlabel: str | None = None,
@@ -103,7 +104,7 @@ def _wrapped(count: int, width: float) -> int:
     return math.ceil(count / lines)
 
 
-def _counts(lengths: Any, n: int, s: int) -> list[int]:
+def _counts(lengths: ArrayLike | None, n: int, s: int) -> list[int]:
     """How many positions of each row are drawn."""
     if lengths is None:
         return [s] * n
@@ -127,7 +128,7 @@ def _texts(tokens: Any, counts: list[int], s: int) -> Sequence[Sequence[str] | N
     return texts
 
 
-def _signals(signal: Any, n: int, s: int) -> Sequence[np.ndarray | None]:
+def _signals(signal: ArrayLike | None, n: int, s: int) -> Sequence[np.ndarray | None]:
     """The signal `[s, c]` of each row."""
     if signal is None:
         return [None] * n

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from numpy.typing import ArrayLike  # which takes lists
 
 from jattn.viz._canvas import head_titles, heat_maps, stack
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def show_weights(
-    weights: Any,
+    weights: ArrayLike,
     query_tokens: Sequence[str] | None = None,
     key_tokens: Sequence[str] | None = None,
     *,
@@ -52,7 +54,7 @@ def show_weights(
 
 
 def show_alignment(
-    weights: Any,
+    weights: ArrayLike,
     source: Sequence[str],
     target: Sequence[str],
     *,

@@ -18,7 +18,7 @@ random = np.random.default_rng(0)
 B, T, S, H, G, D, E = 2, 3, 12, 4, 2, 8, 5
 Q = jnp.asarray(random.standard_normal((B, T, H, D)), jnp.float32)
 KEYS, VALUES = (random.integers(-7, 8, (B, S, G, n)).astype(np.float32) for n in (D, E))
-SCALES = tuple(jnp.asarray(random.uniform(0.1, 0.3, (B, S, G)), jnp.float32) for _ in range(2))
+SCALES: Any = tuple(jnp.asarray(random.uniform(0.1, 0.3, (B, S, G)), jnp.float32) for _ in range(2))
 LENGTHS = masks.lengths(np.array([12, 5]))
 CASES: dict[str, dict[str, Any]] = {
     "terms": {

@@ -130,7 +130,7 @@ def test_errors():
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         Encoder(F, H, 0, rngs=rngs)
     with pytest.raises(TypeError, match="Decoder takes no is_causal: here it is mask="):
-        Decoder(F, H, 1, is_causal=True, rngs=rngs)
+        Decoder(F, H, 1, is_causal=True, rngs=rngs)  # pyright: ignore[reportCallIssue]  # wrong on purpose
     stack = Decoder(F, H, 1, rngs=rngs)
     with pytest.raises(TypeError, match=r"cache must be made by the decoder's cache\(\), got BlockCache"):
         stack.decode(normal((T, F)), TransformerBlock(F, H, rngs=rngs).cache(T))  # pyright: ignore[reportArgumentType]  # wrong on purpose
