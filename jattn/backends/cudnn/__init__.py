@@ -13,6 +13,7 @@ from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Fused
 from jattn.backends.cudnn.call import backward, forward
 from jattn.backends.cudnn.refuses import unfit
+from jattn.backends.cudnn.settings import Settings
 from jattn.backends.pallas.deferred import deferred
 
 
@@ -24,6 +25,6 @@ def _cut():
 
 
 CUDNN = Fused(
-    "cudnn", unfit, forward, BLOCKWISE.tangent, backward, _cut,
+    "cudnn", unfit, forward, BLOCKWISE.tangent, backward, _cut, Settings(),
     untried="bound and lowered, not yet shown to keep the contracts on this chip",
 )  # fmt: skip

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from jattn.backends.batches import folded, spread
-from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 from jattn.backends.cudnn import binding
 from jattn.backends.cudnn.masked import Seen, seen
@@ -52,7 +51,7 @@ class _Call:
 def forward(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[jax.Array]) -> Result:
     """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
     call = _Call(spec, q, k, v, operands)
-    out, lse = binding.forward(call.rows(q), call.keys(k), call.keys(v), call.seen.lengths, call.kind)
+    out, lse = spec.backend.settings.forward(call.rows(q), call.keys(k), call.keys(v), call.seen.lengths, call.kind)
     lse = call.rows(jnp.swapaxes(lse, 1, 2), -jnp.inf)
     return Result(call.rows(out), lse, jnp.zeros_like(lse))
 
@@ -70,11 +69,11 @@ def backward(
 ) -> Gradients:
     """Gradients; see `jattn.backends.contract.Fused.backward`.
 
-    cuDNN has none of lse: where there is one blockwise computes all of them.  That is known at run time, or to XLA,
-    which leaves the other branch out of programs that never ask for it.
+    cuDNN has none of lse: where there is one another backend computes all of them.  That is known at run time, or to
+    XLA, which leaves the other branch out of programs that never ask for it.
     """
     own = lambda: _backward(spec, q, k, v, operands, result, dout)
-    others = lambda: BLOCKWISE.backward(spec, q, k, v, operands, result, dout, dlse, active)[:3]
+    others = lambda: spec.backend.settings.of_lse.backward(spec, q, k, v, operands, result, dout, dlse, active)[:3]
     dq, dk, dv = jax.lax.cond(jnp.any(dlse != 0), others, own)
     return Gradients(dq, dk, dv, [None] * len(operands))  # which are lengths: integers have no gradients
 
@@ -90,7 +89,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     call = _Call(spec, q, k, v, operands)
     lse = jnp.swapaxes(call.rows(result.lse), 1, 2)  # finite where rows see nothing: exp(-inf - -inf) is NaN
-    dq, dk, dv = binding.backward(
+    dq, dk, dv = spec.backend.settings.backward(
         call.rows(q), call.keys(k), call.keys(v), call.seen.lengths, call.rows(result.out), lse, call.rows(dout),
         call.kind,
     )  # fmt: skip

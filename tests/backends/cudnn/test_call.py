@@ -15,8 +15,9 @@ from jattn import masks
 from jattn._call import targets
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Gradients
-from jattn.backends.cudnn import CUDNN, binding, call
+from jattn.backends.cudnn import CUDNN
 from jattn.backends.cudnn.refuses import unfit
+from jattn.backends.cudnn.settings import Settings
 from tests.backends.cudnn import stand_in
 from tests.cases import CASES, SIZES, Draw, Sizes, make
 from tests.evaluate import QUICK, assert_agree, evaluate
@@ -34,12 +35,15 @@ def _make(name, dtype):
     return make(name, dtype, dataclasses.replace(SIZES.get(name, Sizes()), d=8, e=8, key_width=8))
 
 
-@pytest.fixture
-def backend(monkeypatch):
+def _backend(**settings):
     """The record with the stand-in below it, which any dtype and machine does for."""
-    monkeypatch.setattr(binding, "forward", stand_in.forward)
-    monkeypatch.setattr(binding, "backward", stand_in.backward)
-    return dataclasses.replace(CUDNN, refuses=lambda problem, target: None)
+    made = Settings(stand_in.forward, stand_in.backward, **settings)
+    return dataclasses.replace(CUDNN, refuses=lambda problem, target: None, settings=made)
+
+
+@pytest.fixture
+def backend():
+    return _backend()
 
 
 def test_which_cases_it_takes():
@@ -85,7 +89,7 @@ def _everything(arrays, cotangent, mask, implementation):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("sizes", [(13, 17), (17, 13)])
 @pytest.mark.parametrize("name", MASKS)
-def test_gradients_of_out_alone_are_its_own(name, sizes, backend, monkeypatch):
+def test_gradients_of_out_alone_are_its_own(name, sizes):
     """Where lse has no gradient blockwise's are not used; what no query sees is NaN, and reaches nothing."""
     (t, s), b = sizes, 3
     mask = MASKS[name](b, t, s)
@@ -96,7 +100,7 @@ def test_gradients_of_out_alone_are_its_own(name, sizes, backend, monkeypatch):
         assert "no more queries than keys" in str(refusal)
         return
     assert refusal is None
-    monkeypatch.setattr(call, "BLOCKWISE", dataclasses.replace(BLOCKWISE, backward=_nan))
+    backend = _backend(of_lse=dataclasses.replace(BLOCKWISE, backward=_nan))
     live = jattn.weights(q, k, v, mask=mask)[:, 0] > 0
     rows, keys = live.any(2)[..., None, None], live.any(1)[..., None, None]
     poisoned = [jnp.where(y, z, jnp.nan) for y, z in ((rows, q), (keys, k), (keys, v))]
