@@ -110,6 +110,16 @@ def test_there_is_an_example(name):
     assert re.search(r"^>>> ", _docstring(name), re.M)
 
 
+_FORMULA = re.compile(r"[=<>*^+~]|\w[\[(]|\w - \w")  # an operator, or what is indexed or called
+_OF_TERMS = [x for x in PUBLIC if x.split(".")[0] in ("masks", "mods", "gates", "scores", "normalizers")]
+
+
+@pytest.mark.parametrize("name", _OF_TERMS)
+def test_what_makes_a_term_begins_with_its_formula(name):
+    first = _docstring(name).partition("\n\n")[0]
+    assert _FORMULA.search(first), first
+
+
 _PAPER = re.compile(r"[A-Z]\w+(,| et al\.| & [A-Z]\w+| Team)? (19|20)\d\d\b|^Source: that of ", re.M)
 
 

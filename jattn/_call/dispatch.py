@@ -21,7 +21,16 @@ from jattn.scores import Dot, General
 
 
 class UnsupportedError(NotImplementedError):
-    """A backend was insisted on that cannot do what was asked."""
+    """A backend was insisted on that cannot do what was asked.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> x = jnp.ones((1, 8, 2, 16))
+    >>> try:
+    ...     jattn.attention(x, x, x, implementation="cudnn")
+    ... except jattn.UnsupportedError as error:
+    ...     print(str(error).partition(";")[0])
+    implementation='cudnn': runs on GPU, not cpu
+    """
 
 
 def with_sinks(out: jax.Array, lse: jax.Array, sinks: Operand | None) -> tuple[jax.Array, jax.Array]:

@@ -21,7 +21,16 @@ from jattn.backends.contract import Backend, Cut, Fused, Spec
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What `attention` would do with the same arguments; prints as a table."""
+    """What `attention` would do with the same arguments; prints as a table.
+
+    >>> import jax, jattn
+    >>> x = jax.ShapeDtypeStruct((1, 4096, 8, 64), "float32")
+    >>> plan = jattn.explain(x, x, x, mask=jattn.masks.causal(), blocks=(512, 512))
+    >>> plan.backend, plan.tile, plan.blocks
+    ('blockwise', (512, 512), (224, 64, 224))
+    >>> plan.others["cudnn"]
+    'runs on GPU, not cpu'
+    """
 
     backend: str
     """The backend chosen."""
