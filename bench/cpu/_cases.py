@@ -98,7 +98,6 @@ _NAMED: dict[str, dict[str, Any]] = {
     "additive": {"mask": "full", "t": 1024, "d": 64, "b": 1, "h": 1, "score": "additive"},
     **{x: {"mask": "full", "t": 2048, "d": 64, "b": 1, "h": 4, "normalizer": x} for x in NORMALIZERS},
 }
-GROUPS = tuple(_NAMED)
 
 
 def named_cases(directions: Sequence[str] = DIRECTIONS) -> list[Case]:

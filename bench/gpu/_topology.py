@@ -5,7 +5,7 @@ Figures come from `jattn_kernels.chips`; what that table lacks is the same for a
 
 from typing import Any
 
-from jattn_kernels.chips import GPUS, KIB, MIB, Gpu
+from jattn_kernels.chips import KIB, MIB, Gpu
 
 NAMES = {
     "a100": "NVIDIA A100-SXM4-80GB",
@@ -94,8 +94,3 @@ def lower_for(chip: Gpu) -> None:
     import jax.experimental.mosaic.gpu.utils as utils
 
     setattr(utils, "_infer_arch", lambda *_, **__: chip.capability)  # noqa: B010  (the type checker knows no such name)
-
-
-def chip_names() -> tuple[str, ...]:
-    """Those that can be compiled for."""
-    return tuple(GPUS)
