@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
+import pytest
 from jattn_kernels.chips import TPUS
 
 POD = "v5e:16x16"
@@ -23,6 +24,7 @@ LONG = dict.fromkeys(("window", "full", "causal", "causal-segments"), 1_000_000)
 LAYOUTS = {"blocks": (64, 64), "blocks-heads": (8, 64, 64)}
 """Layouts of `masks.blocks` at t = 4096."""
 INSTALLED = importlib.util.find_spec("libtpu") is not None
+needed = pytest.mark.skipif(not INSTALLED, reason="libtpu is not installed: pip install -e '.[aot]'")
 
 
 def environment() -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jattn
-from jattn.zoo._errors import ADDRESS
+from jattn._extras import ADDRESS
 from tests import aot
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def _torch():
     return into, lambda x: np.asarray(x.swapaxes(1, 2))
 
 
-@pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install -e '.[aot]'")
+@aot.needed
 def test_the_copies_that_reshaping_activations_costs():
     page = (DOCS / "performance.md").read_text()
     shown = {name: [int(x), int(y)] for name, x, y in re.findall(r"\| `(\w+)` \| (\d+) \| (\d+) \|", page)}

@@ -1,6 +1,6 @@
-"""Errors: how what is missing is installed."""
+"""What is missing is installed from the checkout, never from an index."""
 
-from jattn.zoo._errors import ADDRESS, how_to_install
+from jattn._extras import ADDRESS, how_to_install
 
 
 def test_what_is_missing_is_installed_from_a_checkout(tmp_path):

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jattn
 from tests import aot
 
-pytestmark = pytest.mark.skipif(not aot.INSTALLED, reason="needs libtpu")
+pytestmark = aot.needed
 
 
 @pytest.fixture

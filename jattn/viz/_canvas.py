@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jattn._extras import how_to_install
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -27,7 +29,11 @@ LETTER = 0.08  # inches: the width of a letter of that size, more or less
 
 def opened(figure: AnyFigure | None, height: float, width: float) -> AnyFigure:
     """The figure, or where there is none a new one of that size."""
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        missing = f"jattn.viz draws with matplotlib, which is not installed: {how_to_install('zoo')}"
+        raise ModuleNotFoundError(missing, name="matplotlib") from error
 
     return cast("AnyFigure", Figure(figsize=(width, height), layout="constrained")) if figure is None else figure
 

@@ -17,6 +17,7 @@ from jattn.viz._canvas import fitted, grid, head_titles, heat_maps, inches, labe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.patches import Patch
 
     from jattn.viz._canvas import AnyFigure
 
@@ -104,8 +105,6 @@ def show_blocks(
     >>> [text.get_text() for text in figure.legends[0].get_texts()]
     ['empty: skipped (66)', 'partial: masked (17)', 'full: no mask (17)']
     """
-    from matplotlib.patches import Patch
-
     t, s = _sizes(shape)
     rows, columns = checks.blocks(blocks) or (t, s)
     query, key = (block_tables.Tiling(n, block, overhang=True) for n, block in ((t, rows), (s, columns)))
@@ -115,12 +114,18 @@ def show_blocks(
     figure = fitted(figure, len(titles), side(None) + _LEGEND, side(None))
     for axis, kind in zip(grid(figure, titles).axes, kinds.reshape(-1, *kinds.shape[2:]), strict=True):
         _draw(axis, kind, query, key)
-    counts = np.bincount(kinds.ravel(), minlength=len(_KINDS)).tolist()
-    patches = [Patch(color=x, label=f"{kind} ({n:,})") for (kind, x), n in zip(_KINDS.items(), counts, strict=True)]
-    figure.legend(handles=patches, loc="outside lower center", ncols=3 if inches(figure)[1] > 6.0 else 1)
+    figure.legend(handles=_legend(kinds), loc="outside lower center", ncols=3 if inches(figure)[1] > 6.0 else 1)
     if title:
         figure.suptitle(title, parse_math=False)
     return figure
+
+
+def _legend(kinds: np.ndarray) -> list[Patch]:
+    """The colour of each kind, and how many blocks are of it."""
+    from matplotlib.patches import Patch
+
+    counts = np.bincount(kinds.ravel(), minlength=len(_KINDS)).tolist()
+    return [Patch(color=x, label=f"{kind} ({n:,})") for (kind, x), n in zip(_KINDS.items(), counts, strict=True)]
 
 
 def _draw(axes: Axes, kinds: np.ndarray, query: block_tables.Tiling, key: block_tables.Tiling) -> None:

@@ -14,10 +14,11 @@ import jax
 
 import jattn
 from jattn import UnsupportedError
+from jattn._extras import how_to_install
 from jattn.backends import BACKENDS
 from jattn.zoo import EXTRAS, TASKS, _archives, _figure
 from jattn.zoo._archives import Archive
-from jattn.zoo._errors import UsageError, how_to_install
+from jattn.zoo._errors import UsageError
 
 if TYPE_CHECKING:
     from jattn.zoo._task import Task

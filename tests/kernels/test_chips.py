@@ -112,7 +112,7 @@ print(json.dumps({n: (fits(x, x.granted), fits(x, x.fast_memory + 2**20)) for n,
 """
 
 
-@pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
+@aot.needed
 def test_the_compiler_grants_what_the_table_says():
     done = subprocess.run([sys.executable, "-c", _COMPILE], env=aot.environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

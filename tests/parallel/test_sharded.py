@@ -39,7 +39,7 @@ def test_simulated_devices():
         assert set(one["sent"]) <= {"all-reduce"}, (name, one)
 
 
-@pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
+@aot.needed
 def test_compiled_for_sixteen_tpus():
     found = _run("tpu", aot.environment())
     assert "axes b and h lie on, with jattn.parallel.layout" in found.pop("unsaid")["error"]

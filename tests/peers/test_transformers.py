@@ -15,7 +15,7 @@ from tests.tolerances import assert_close
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    pytest.importorskip("transformers", reason="transformers is not installed: pip install jattn[peers]")
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[peers]'")
     import torch  # pyright: ignore[reportMissingImports]  (the peers extra)
 
     from tests.peers.models import PEERS, TOKENS, Model, Peer

@@ -25,10 +25,7 @@ def _assert_compiles(chip, names):
         assert got.get("kernels") == 2, f"{chip} {got}"
 
 
-needs_libtpu = pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
-
-
-@needs_libtpu
+@aot.needed
 @pytest.mark.parametrize(
     ("chip", "names"),
     [
@@ -44,14 +41,14 @@ def test_it_compiles(chip, names):
     _assert_compiles(chip, names)
 
 
-@needs_libtpu
+@aot.needed
 @pytest.mark.aot
 @pytest.mark.parametrize("chip", TPUS)
 def test_it_compiles_at_every_size(chip):
     _assert_compiles(chip, list(aot.CASES))
 
 
-@needs_libtpu
+@aot.needed
 @pytest.mark.parametrize(("kind", "page"), [("contiguous", None), ("paged", 16), ("int8", None)])
 def test_a_step_of_decoding_copies_no_cache(kind, page):
     """What is around the kernel reads and writes next to nothing, and the kernel what is seen."""
@@ -65,7 +62,7 @@ def test_a_step_of_decoding_copies_no_cache(kind, page):
     assert case.bytes(2) <= kernel["dma_bytes"] < cache / 1.5
 
 
-@needs_libtpu
+@aot.needed
 @pytest.mark.aot
 def test_it_compiles_with_lists_that_no_memory_holds_and_with_layouts():
     _assert_compiles("v5e", [*aot.LONG, *aot.LAYOUTS])

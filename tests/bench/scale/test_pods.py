@@ -1,12 +1,10 @@
 """A ring compiled for sixteen chips that are not there: every permute of its loops is under way while a kernel runs."""
 
-import pytest
-
 from bench.scale._pods import SMALLEST, compiled, fits
 from tests import aot
 
 
-@pytest.mark.skipif(not aot.INSTALLED, reason="libtpu is not installed: pip install 'jattn[aot]'")
+@aot.needed
 def test_a_ring_sends_while_it_computes():
     ((name, one),) = compiled(list(SMALLEST), seconds=900)
     assert name in SMALLEST
