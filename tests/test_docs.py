@@ -22,7 +22,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(
     page for page in DOCS.rglob("*.md") if page.relative_to(DOCS).parts[0] not in ("_build", "papers", "notebooks")
 )
-PAPERS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAPERS = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 WIDTH = 88  # columns of code that a page has room for
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 
@@ -105,6 +105,31 @@ def test_every_namespace_has_a_page_of_the_reference():
 def test_links_lead_somewhere(paper):
     for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", paper.read_text()):
         assert (ROOT / link).exists(), link
+
+
+def _paths(paper):
+    """What looks like a path in code, and in listings that are of no language."""
+    fences = re.compile(r"(?ms)^```([^\n]*)\n(.*?)^```")
+    text = paper.read_text()
+    listings = [code for language, code in fences.findall(text) if not language]
+    spans = re.findall(r"`([^`\n]+)`", fences.sub("", text))
+    words = (word.strip(",:;") for code in (*listings, *spans) for word in code.split())
+    return [x for x in words if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/|[\w./-]*(\w/\w|\.(py|md|json))[\w./-]*", x)]
+
+
+@pytest.mark.parametrize("paper", PAPERS[:3], ids=lambda paper: paper.name)
+def test_paths_are_of_files_that_exist(paper):
+    """From the root on, or the end of one: `_terms/reach.py`."""
+    folders = [ROOT / x for x in ("jattn", "kernels", "tests", "bench")]
+    there = lambda path: (ROOT / path).exists() or any(any(x.glob(f"**/{path.rstrip('/')}")) for x in folders)
+    paths = [x for x in _paths(paper) if not x.startswith("docs/_build")]
+    assert len(paths) >= 5
+    assert [x for x in paths if not there(x)] == []
+
+
+def test_the_error_shown_is_one_of_the_code():
+    [line] = re.findall(r"(?m)^raise .*$", (ROOT / "CONTRIBUTING.md").read_text())
+    assert any(line in file.read_text() for file in (ROOT / "jattn").rglob("*.py"))
 
 
 def test_examples_of_style_are_python():

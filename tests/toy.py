@@ -1,4 +1,4 @@
-"""A backend of about twenty lines, by the contract alone: the softmax of whole heads, differentiated by JAX."""
+"""A backend by the contract alone, its forward pass twenty lines: the softmax of whole heads, differentiated by JAX."""
 
 from __future__ import annotations
 
