@@ -1,6 +1,6 @@
 """The memory table: what the compiled programs of jattn and jax.nn allocate. Nothing is run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +12,6 @@ from bench.cpu._cases import Case
 from bench.cpu._contenders import Attend, jattn_attend, jax_attend, jax_program
 
 ATTENDS = {"jattn": jattn_attend, "jax": jax_attend}
-HEADER = ["[1, t, 8, d]", *(f"{name} MiB" for name in ATTENDS), *(f"{name} bytes/token" for name in ATTENDS)]
 
 
 def memory_cases(
@@ -38,11 +37,12 @@ def temporary_bytes(case: Case, attend: Attend) -> int:
     return analysis.temp_size_in_bytes
 
 
-def run(chosen: Sequence[Case], out: Path) -> int:
+def run(chosen: Sequence[Case], out: Path, attends: Mapping[str, Callable[[Case], Attend]] = ATTENDS) -> int:
     """Print the table and write it, cpu_memory.txt and cpu_memory.json, under `out`."""
-    table, rows = [HEADER], []
+    columns = (f"{name} {unit}" for unit in ("MiB", "bytes/token") for name in attends)
+    table, rows = [["[1, t, 8, d]", *columns]], []
     for case in _report.progress(chosen):
-        temporary = {name: temporary_bytes(case, attend(case)) for name, attend in ATTENDS.items()}
+        temporary = {name: temporary_bytes(case, attend(case)) for name, attend in attends.items()}
         rows.append({"name": case.name, "temp_bytes": temporary})
         mebibytes = [_report.number(size / 2**20) for size in temporary.values()]
         table.append([case.name, *mebibytes, *(f"{size / case.t:.0f}" for size in temporary.values())])

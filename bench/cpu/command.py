@@ -7,7 +7,7 @@ A legend says how to read the table.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from bench._cli import Parser, choices, complain, install, integers, missing, po
 from bench._passes import DIRECTIONS
 from bench._paths import OUT
 from bench._report import facts_line, header, line, number, progress, write_json
-from bench.cpu import _matmul, _memory, _programs, _report
+from bench.cpu import _memory, _programs, _report
 from bench.cpu._cases import LENGTHS, MASKS, QUICK, WIDTHS, Case, cases, named_cases
-from bench.cpu._contenders import JATTN, PEERS, Contender
+from bench.cpu._contenders import JATTN, PEERS, Attend, Contender
+from bench.cpu._matmul import matmul_gflops
 from bench.cpu._measure import Row, measure
+from bench.cpu._memory import ATTENDS
 from bench.cpu._plot import plot
 
 LEGEND = """\
@@ -40,8 +42,21 @@ Named cases: window-32k has 128 keys a query, torch a loop over chunks; additive
   softmax, sparsemax and entmax15 are the normalisers, jattn alone for the last two."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark or, with --memory, the memory table; 1 if a result is wrong, 2 if the command line is."""
+def main(
+    arguments: Sequence[str],
+    *,
+    jattn: Contender = JATTN,
+    products: Callable[[int, bool], Mapping[str, float]] = matmul_gflops,
+    attends: Mapping[str, Callable[[Case], Attend]] = ATTENDS,
+) -> int:
+    """Run the benchmark or, with --memory, the memory table; 1 if a result is wrong, 2 if the command line is.
+
+    Args:
+      arguments: the command line.
+      jattn: what is timed beside the peers.
+      products: (size, with_torch), the speeds of a matrix product.
+      attends: what the memory table has a column of.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     needs_torch = "torch" in options.peers and not options.memory
@@ -60,8 +75,10 @@ def main(arguments: Sequence[str]) -> int:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
     jax.config.update("jax_platforms", "cpu")
     if options.memory:
-        return _memory.run(chosen, options.out)
-    return _time(chosen, [JATTN, *(PEERS[name] for name in options.peers)], options, baseline)
+        return _memory.run(chosen, options.out, attends)
+    contenders = [jattn, *(PEERS[name] for name in options.peers)]
+    speeds = products(2048, "torch" in options.peers)
+    return _time(chosen, contenders, speeds, options, baseline)
 
 
 def _parser() -> Parser:
@@ -97,12 +114,14 @@ def jattn_seconds(document: Mapping[str, Any]) -> dict[str, float]:
     return {row["name"]: row["median_seconds"][JATTN.name] for row in document["rows"]}
 
 
-def _time(chosen: Sequence[Case], contenders: Sequence[Contender], options: Any, baseline: Any) -> int:
+def _time(
+    chosen: Sequence[Case], contenders: Sequence[Contender], speeds: Mapping[str, float], options: Any, baseline: Any
+) -> int:
     names = [one.name for one in contenders]
     columns = _report.columns(names, baseline)
     document = {
         "machine": _machine.facts(["jattn", "jax", "jaxlib", *(["torch"] if "torch" in names else [])]),
-        "matmul_2048_gflops": _matmul.matmul_gflops(2048, with_torch="torch" in names),
+        "matmul_2048_gflops": speeds,
     }
     text = [_facts(document), header(columns)]
     print("\n".join(text))

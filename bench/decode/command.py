@@ -6,7 +6,7 @@ kernels for pages. A legend says how to read the table.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,13 @@ CPU: medians of runs in turns after a pause before each; jnp and jax.nn gather p
 GPU: no figures; a step's kernels are bound by launches and memory, which counting instructions does not see."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark; 1 if a peer's result differs, 2 if the command line is wrong or something is not installed."""
+def main(arguments: Sequence[str], *, bandwidth: Callable[[], float] = _cpu.bandwidth) -> int:
+    """Run the benchmark; 1 if a peer's result differs, 2 if the command line is wrong or something is not installed.
+
+    Args:
+      arguments: the command line.
+      bandwidth: this machine's, in bytes a second, measured when it is called.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     needed = ["matplotlib", "tqdm", *([] if options.no_tpu else ["libtpu"])]
@@ -50,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
     jax.config.update("jax_platforms", "cpu")
-    return _run(chosen, options)
+    return _run(chosen, options, bandwidth)
 
 
 def _parser() -> Parser:
@@ -76,14 +81,14 @@ def _chosen(options: Any) -> list[Case]:
     return [case for case in chosen if case.name in QUICK] if options.quick else chosen
 
 
-def _run(chosen: Sequence[Case], options: Any) -> int:
+def _run(chosen: Sequence[Case], options: Any, bandwidth: Callable[[], float]) -> int:
     facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu"])
     text = [facts_line(facts), "", header(_report.COLUMNS)]
     print("\n".join(text))
     rows: list[Row] = []
     bar = progress(chosen)
     with Compiler() as compiler:
-        speed = None if options.no_cpu else _cpu.bandwidth()
+        speed = None if options.no_cpu else bandwidth()
         for case in bar:
             bar.set_postfix_str(case.name)
             for row in _rows(case, options, compiler, speed):

@@ -18,11 +18,11 @@ from bench.gpu.tune import document
 _BAD = ("WRONG", "failed", "not run")
 
 
-def run(program: str, record: Path, table: Path) -> int:
-    """Add what the record shows to the table; 2 with a line if it shows nothing that may be relied on."""
+def run(program: str, record: Path, table: Path, root: Path = ROOT) -> int:
+    """Add what the record, a file below `root`, shows to the table; 2 with a line where that may not be relied on."""
     try:
         report = json.loads(record.read_text())
-        path = record.resolve().relative_to(ROOT).as_posix()
+        path = record.resolve().relative_to(root).as_posix()
         rows = confirmed(report, path)
     except (OSError, ValueError, KeyError) as error:
         return complain(program, f"{record}: {error}")

@@ -5,9 +5,9 @@ A legend says what is assumed.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench import _machine
 from bench._cli import Parser, choices, complain, install, integers, missing
@@ -16,9 +16,12 @@ from bench._paths import OUT
 from bench._report import facts_line, header, line, progress, write_json
 from bench.scale import _report
 from bench.scale._cases import CHIP_NAMES, COUNTS, LENGTHS, MASKS, cases
-from bench.scale._pods import PODS, compiled, obstacle
+from bench.scale._pods import PODS, Compiled, compiled, obstacle
 from bench.scale._predict import predictions
 from bench.scale._report import Row
+
+Obstacle: TypeAlias = Callable[[str], str | None]
+Compile: TypeAlias = Callable[[list[str], float], Iterable[tuple[str, Compiled | str]]]
 
 LEGEND = """\
 Nothing ran on any of these chips.
@@ -39,8 +42,14 @@ mesh: heads x sequence, devices of both, on the most chips that the row can have
 7x: a chip is two devices. What a way cannot do is left out: all_to_all needs heads that all devices divide."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Predict, or compile; 1 if a compiled program is not as it should be, 2 if the command line is wrong."""
+def main(arguments: Sequence[str], *, obstacle: Obstacle = obstacle, compiled: Compile = compiled) -> int:
+    """Predict, or compile; 1 if a compiled program is not as it should be, 2 if the command line is wrong.
+
+    Args:
+      arguments: the command line.
+      obstacle: why a pod cannot be compiled for here, None if it can.
+      compiled: (names, seconds), each pod's name with its program or what went wrong.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     absent = missing(["tqdm", "matplotlib"])
@@ -50,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
-    return _compile(parser.prog, options) if options.compile else _predict(parser.prog, options)
+    return _compile(parser.prog, options, obstacle, compiled) if options.compile else _predict(parser.prog, options)
 
 
 def _parser() -> Parser:
@@ -97,7 +106,7 @@ def _predict(program: str, options: Any) -> int:
     return 0
 
 
-def _compile(program: str, options: Any) -> int:
+def _compile(program: str, options: Any, obstacle: Obstacle, compiled: Compile) -> int:
     obstacles = {name: obstacle(name) for name in options.pod}
     if None not in obstacles.values():
         return complain(program, next(filter(None, obstacles.values())))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from bench._report import Column, number
 from bench.tpu._cases import Case
 from bench.tpu._estimate import Estimate
-from bench.tpu._published import published
+from bench.tpu._published import Published
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,18 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The tables of the README: by pass, for every chip jattn's and splash's kernels, and both with what XLA does."""
+def markdown(rows: Sequence[Row], entries: Sequence[Published]) -> str:
+    """The tables of the README: by pass, for every chip jattn's and splash's kernels, and both with what XLA does; and
+    beside splash's the times of its `entries`."""
     return "\n\n".join(
-        _markdown([row for row in rows if row.case.direction == direction])
+        _markdown([row for row in rows if row.case.direction == direction], entries)
         for direction in dict.fromkeys(row.case.direction for row in rows)
     )
 
 
-def _markdown(rows: Sequence[Row]) -> str:
+def _markdown(rows: Sequence[Row], entries: Sequence[Published]) -> str:
     chips = list(dict.fromkeys(row.case.chip for row in rows))
-    timed = [chip for chip in chips if any(_published(row.case) for row in rows if row.case.chip == chip)]
+    timed = [chip for chip in chips if any(_published(row.case, entries) for row in rows if row.case.chip == chip)]
     titles = ["mask", "b h t d"]
     for chip in chips:
         titles += [f"{chip} kernels", f"{chip} + XLA", *([f"{chip} splash, timed"] if chip in timed else [])]
@@ -134,7 +135,7 @@ def _markdown(rows: Sequence[Row]) -> str:
             row = by_case.get((mask, shape, chip))
             cells += ["-", "-"] if row is None else [_pair(row, "milliseconds"), _pair(row, "end_to_end")]
             if chip in timed:
-                cells.append(number(row and _published(row.case)))
+                cells.append(number(row and _published(row.case, entries)))
         lines.append(cells)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -143,11 +144,11 @@ def _pair(row: Row, time: str) -> str:
     return " / ".join(number(getattr(one, time)) for one in row.estimates.values())
 
 
-def _published(case: Case) -> float | None:
+def _published(case: Case, entries: Sequence[Published]) -> float | None:
     """What tokamax's cache says a call of this shape takes, forward and backward timed apart."""
     passes = ("lse", "bwd") if case.backward else ("fwd",)
     wanted = [replace(case, direction=one) for one in passes]
-    times = {one.case: one.milliseconds for one in published() if one.group == 1}
+    times = {one.case: one.milliseconds for one in entries if one.group == 1}
     return sum(times[one] for one in wanted) if all(one in times for one in wanted) else None
 
 

@@ -121,7 +121,7 @@ def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, se
     ending = ["", _report.summary(rows), "", _spread.table(known), "", LEGEND]
     print("\n".join(ending))
     (out / "tpu.txt").write_text("\n".join([*text, *ending]) + "\n")
-    (out / "tpu.md").write_text(_report.markdown(rows) + "\n")
+    (out / "tpu.md").write_text(_report.markdown(rows, published()) + "\n")
     print(f"\nWritten: {', '.join(str(out / name) for name in ('tpu.txt', 'tpu.json', 'tpu.md'))}")
     return 0
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench import __main__ as bench
 from bench._report import write_json
-from bench.cpu import _contenders, _matmul, _memory, _plot, command
+from bench.cpu import _contenders, _memory, _plot, command
 from tests.bench.cpu.recorded import recorded
 
 
@@ -58,40 +58,40 @@ def test_missing_torch_is_a_hint(capsys, monkeypatch):
     assert capsys.readouterr().err == expected
 
 
-@pytest.fixture
-def stand_in(monkeypatch):
-    """jax.nn under jattn's name, and no large matrix product: the command line without the core."""
-    monkeypatch.setattr(command, "JATTN", dataclasses.replace(_contenders.PEERS["jax"], name="jattn"))
-    monkeypatch.setattr(_matmul, "matmul_gflops", lambda size, with_torch: {"jax": 1.0})
-    monkeypatch.setattr(_memory, "ATTENDS", dict.fromkeys(["jattn", "jax"], _contenders.jax_attend))
+JAX = dataclasses.replace(_contenders.PEERS["jax"], name="jattn")
+ATTENDS = dict.fromkeys(["jattn", "jax"], _contenders.jax_attend)
 
 
-ARGUMENTS = ["cpu", "--peers", "jax", "--t", "64", "--d", "8", "--mask", "causal", "--pass", "fwd", "--rounds", "1"]
+def _main(arguments, jattn=JAX):
+    """The command with jax.nn under jattn's name, and no large matrix product."""
+    return command.main(arguments, jattn=jattn, products=lambda size, with_torch: {"jax": 1.0}, attends=ATTENDS)
 
 
-def test_cpu_end_to_end(tmp_path, capsys, stand_in):
-    assert bench.main([*ARGUMENTS, "--out", str(tmp_path)]) == 0
+ARGUMENTS = ["--peers", "jax", "--t", "64", "--d", "8", "--mask", "causal", "--pass", "fwd", "--rounds", "1"]
+
+
+def test_cpu_end_to_end(tmp_path, capsys):
+    assert _main([*ARGUMENTS, "--out", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "causal fwd 64 8 32 8" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cpu.json", "cpu.png", "cpu.txt"]
     document = json.loads((tmp_path / "cpu.json").read_text())
     assert document["complete"]
     assert [one["name"] for one in document["rows"]] == ["causal-t64-d8-fwd"]
-    assert bench.main([*ARGUMENTS, "--out", str(tmp_path), "--baseline", str(tmp_path / "cpu.json")]) == 0
+    assert _main([*ARGUMENTS, "--out", str(tmp_path), "--baseline", str(tmp_path / "cpu.json")]) == 0
     assert "was/now" in capsys.readouterr().out
 
 
-def test_a_wrong_result_fails_the_run(tmp_path, capsys, monkeypatch, stand_in):
-    wrong = dataclasses.replace(command.JATTN, arrays=lambda result: [np.asarray(x) + 1 for x in result])
-    monkeypatch.setattr(command, "JATTN", wrong)
-    assert bench.main([*ARGUMENTS, "--out", str(tmp_path)]) == 1
+def test_a_wrong_result_fails_the_run(tmp_path, capsys):
+    wrong = dataclasses.replace(JAX, arrays=lambda result: [np.asarray(x) + 1 for x in result])
+    assert _main([*ARGUMENTS, "--out", str(tmp_path)], wrong) == 1
     printed = capsys.readouterr()
     assert printed.out.count("WRONG: jax") == 1
     assert "WRONG RESULTS: jattn disagrees with a peer in causal-t64-d8-fwd (jax)" in printed.err
 
 
-def test_memory_table(tmp_path, capsys, stand_in):
-    assert bench.main(["cpu", "--memory", "--t", "256,512", "--out", str(tmp_path)]) == 0
+def test_memory_table(tmp_path, capsys):
+    assert _main(["--memory", "--t", "256,512", "--out", str(tmp_path)]) == 0
     assert "causal-t512-d64-fwdbwd" in capsys.readouterr().out
     rows = json.loads((tmp_path / "cpu_memory.json").read_text())["rows"]
     assert [one["name"] for one in rows] == [f"causal-t{t}-d64-{way}" for way in ("fwd", "fwdbwd") for t in (256, 512)]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bench.__main__ import main
-from bench.decode import _cpu, _programs, _report, _tpu
+from bench.decode import _cpu, _programs, _report, _tpu, command
 from bench.decode._cases import KINDS, Case, cases
 from bench.decode._rows import Row
 
@@ -66,10 +66,9 @@ def test_the_summary_names_the_worst():
     assert _report.target(peer) is None
 
 
-def test_a_run_measures_and_writes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_cpu, "bandwidth", lambda: 1e9)
-    arguments = ["decode", "--no-tpu", "--n", "64", "--fill", "32", "--b", "1", "--kind", "contiguous", "--rounds", "1"]
-    assert main([*arguments, "--out", str(tmp_path)]) == 0
+def test_a_run_measures_and_writes(tmp_path, capsys):
+    arguments = ["--no-tpu", "--n", "64", "--fill", "32", "--b", "1", "--kind", "contiguous", "--rounds", "1"]
+    assert command.main([*arguments, "--out", str(tmp_path)], bandwidth=lambda: 1e9) == 0
     document = json.loads((tmp_path / "decode.json").read_text())
     assert document["complete"]
     assert {row["contender"] for row in document["rows"]} == set(_cpu.CONTENDERS)

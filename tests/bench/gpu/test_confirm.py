@@ -24,8 +24,7 @@ def _spoilt(**changes):
 
 
 @pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(confirm, "ROOT", tmp_path)
+def root(tmp_path):
     return tmp_path
 
 
@@ -35,7 +34,7 @@ def test_what_was_right_is_confirmed(root, capsys):
     other = {"chip": "a100", "backend": "pallas_gpu", "dtype": "bfloat16"}
     old = {"chip": "h100", "backend": "pallas_gpu", "dtype": "bfloat16", "date": "long ago"}
     table.write_text(json.dumps({"entries": ["kept"], "confirmed": [other, old]}))
-    assert bench.main(["gpu", "--confirm", str(record), "--table", str(table)]) == 0
+    assert confirm.run("bench gpu", record, table, root) == 0
     got = json.loads(table.read_text())
     assert got["entries"] == ["kept"]
     assert got["confirmed"][0] == other
@@ -65,7 +64,7 @@ def test_what_was_right_is_confirmed(root, capsys):
 def test_anything_else_is_not(record, message, root, capsys):
     path, table = root / "check.json", root / "gpu.json"
     path.write_text(json.dumps(record))
-    assert bench.main(["gpu", "--confirm", str(path), "--table", str(table)]) == 2
+    assert confirm.run("bench gpu", path, table, root) == 2
     assert message in capsys.readouterr().err
     assert not table.exists()
 

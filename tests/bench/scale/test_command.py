@@ -50,23 +50,23 @@ SENDS = Permute("start", "body", True, True, ("kernel",), 8)
         (None, 0, 1, "no program within 5 s"),
     ],
 )
-def test_compiled_programs(permute, memory, status, says, tmp_path, monkeypatch, capsys):
+def test_compiled_programs(permute, memory, status, says, tmp_path, capsys):
     name = next(iter(PODS))
     answer = Compiled(name, 3.0, [permute], memory, GIB) if permute else "no program within 5 s"
-    monkeypatch.setattr(command, "obstacle", lambda name: None)
-    monkeypatch.setattr(command, "compiled", lambda names, seconds: [(name, answer)])
-    assert command.main(["--compile", "--pod", name, "--out", str(tmp_path)]) == status
+    arguments = ["--compile", "--pod", name, "--out", str(tmp_path)]
+    assert command.main(arguments, obstacle=lambda name: None, compiled=lambda *_: [(name, answer)]) == status
     assert says in capsys.readouterr().out
     (program,) = json.loads((tmp_path / "pods.json").read_text())["programs"]
     assert program["name"] == name
 
 
-def test_what_cannot_be_compiled_here(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "obstacle", lambda name: "libtpu not installed" if name.startswith("v5e") else None)
-    monkeypatch.setattr(command, "compiled", lambda names, seconds: [(name, "no") for name in names])
-    assert command.main(["--compile", "--pod", "v5e-4x4-ring,h100-8-ring", "--out", str(tmp_path)]) == 1
+def test_what_cannot_be_compiled_here(tmp_path, capsys):
+    obstacle = lambda name: "libtpu not installed" if name.startswith("v5e") else None
+    compiled = lambda names, seconds: [(name, "no") for name in names]
+    arguments = ["--compile", "--pod", "v5e-4x4-ring,h100-8-ring", "--out", str(tmp_path)]
+    assert command.main(arguments, obstacle=obstacle, compiled=compiled) == 1
     printed = capsys.readouterr().out
     assert "v5e-4x4-ring is left out: libtpu not installed" in printed
     assert "h100-8-ring: no" in printed
-    assert command.main(["--compile", "--pod", "v5e-4x4-ring", "--out", str(tmp_path)]) == 2
+    assert command.main(["--compile", "--pod", "v5e-4x4-ring", "--out", str(tmp_path)], obstacle=obstacle) == 2
     assert "libtpu not installed" in capsys.readouterr().err
