@@ -1,8 +1,10 @@
 """Signatures are checked while tests run: every call of a function of `CHECKED` has the types and shapes that its
 annotations say, as jaxtyping and beartype see them.
 
-What users call, and what looks at their arguments for it, is not among them: there a wrong argument gets the library's
-own error, which would come too late.  Nor is what kernels and their index maps call, where references to memory stand for arrays.
+What users call, what they make (terms, layers and their records), and what looks at their arguments for these, is not
+among them: there a wrong argument gets the library's own error, which would come too late.  That is most of
+`jattn.nn`, `jattn.parallel` and `jattn.viz`.  Nor is what kernels and their index maps call, where references to memory
+stand for arrays; nor `_terms.closures` and `tiles.work`, whose Protocols cannot be asked for at run time.
 """
 
 from __future__ import annotations
@@ -20,12 +22,22 @@ import jax
 import jaxtyping
 import numpy as np
 
+_TERMS = (
+    "block_tables", "counter_hash", "linear", "moved", "origin", "positions", "reach", "rows", "term", "untraced",
+)  # fmt: skip
+_CALL = ("dispatch", "hints", "layouts", "modes", "places", "plan", "problem", "scales", "targets")
+_LAYERS = ("_batching", "_recurrent", *(f"cache.{x}" for x in ("_kinds", "_paged", "_quantised", "_rows")))
+_TILES = ("cells", "functions", "place", "two_parts")
 CHECKED = (
-    *(f"jattn._terms.{x}" for x in ("block_tables", "linear", "reach", "term")),
-    *(f"jattn._call.{x}" for x in ("dispatch", "plan", "problem", "targets")),
+    *(f"jattn._terms.{x}" for x in _TERMS),
+    *(f"jattn._call.{x}" for x in _CALL),
     "jattn._derivatives",
     "jattn.backends",
-    *(f"jattn_kernels.{x}" for x in ("chips", "tables", "tiles.functions", "tpu.sizes")),
+    *(f"jattn.parallel.{x}" for x in ("_cost", "_ring")),
+    *(f"jattn.nn.{x}" for x in _LAYERS),
+    "jattn.viz._canvas",
+    *(f"jattn_kernels.tiles.{x}" for x in _TILES),
+    *(f"jattn_kernels.{x}" for x in ("chips", "tables", "gpu.lists", "gpu.sizes", "online_softmax", "tpu.sizes")),
 )
 
 

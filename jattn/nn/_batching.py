@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from jattn import api
 from jattn.nn._checks import is_whole
@@ -18,8 +18,8 @@ from jattn.nn._checks import is_whole
 def batched(
     fn: Callable[..., Any],
     query: Float[Array, "... t h d"],
-    key: Float[Array, "... s g d"],
-    value: Float[Array, "... s g e"],
+    key: Num[Array, "... s g d"],
+    value: Num[Array, "... s g e"],
     options: dict[str, Any],
 ) -> Any:
     """`jattn.attention`, `weights` or `sample` of these arrays, whose leading axes become one `b` and come back.
