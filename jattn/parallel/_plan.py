@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from jattn_kernels import chips
+from jattn_kernels.tiles.work import FULL, PARTIAL
 from jax.sharding import AbstractMesh, Mesh
 from jax.typing import ArrayLike
 
@@ -180,7 +181,8 @@ def _work(problem: Problem, shares: Shares) -> np.ndarray | None:
         return None
     every = np.arange(shares.devices)
     chunks = np.stack([shares.chunk(every, n) for n in range(shares.each)])
-    of = np.array([0.0, 1.0, 0.5])[kinds]  # of what a mask hides in part about a half is computed
+    # Of what a mask hides in part, about a half is computed.
+    of = np.where(kinds == FULL, 1.0, np.where(kinds == PARTIAL, 0.5, 0.0))
     return of[chunks[:, None, :, None], chunks[None, :, None, :]].mean((0, 1))
 
 

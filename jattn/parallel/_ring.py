@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import online_softmax
 from jattn_kernels.online_softmax import State
+from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL
 from jax import lax
 
 from jattn import _terms
@@ -40,7 +41,6 @@ from jattn.mods import Bias, SoftCap
 from jattn.parallel._shares import Shares, unzigzag
 
 _LEAD, _FIRST = -1, -2  # in the place of an operand's number: what a piece adds to the call's own offsets
-EMPTY, FULL, PARTIAL = range(3)
 _HALF = ("pallas_gpu", "cudnn")
 """Backends whose kernels take queries in the dtype of the output, which so must stay that of the query."""
 
@@ -234,7 +234,7 @@ class _Ring:
         if self.terms.mask is None:
             return (FULL,)
         if self.table is None:
-            return (EMPTY, FULL, PARTIAL)
+            return (EMPTY, PARTIAL, FULL)
         every = np.arange(self.n)
         kinds = self.table[self.shares.chunk(every, a)][:, self.shares.chunk(every, b)]
         own = np.eye(self.n, dtype=bool)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL
 from numpy.typing import ArrayLike  # which takes lists
 
 from jattn import _terms, api, masks, normalizers, scores
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from jattn.viz._canvas import AnyFigure
 
-_KINDS = {"empty: skipped": "#e4e4e8", "partial: masked": "#f2a65a", "full: no mask": "#2b6cb0"}
+_KINDS = {"empty: skipped": "#e4e4e8", "partial: masked": "#f2a65a", "full: no mask": "#2b6cb0"}  # in their order
 _LEGEND = 0.8  # inches
 _MOST_LINES = 64  # blocks of an axis, beyond which lines between them would hide them
 
@@ -109,7 +110,7 @@ def show_blocks(
     rows, columns = checks.blocks(blocks) or (t, s)
     query, key = (block_tables.Tiling(n, block, overhang=True) for n, block in ((t, rows), (s, columns)))
     answer = block_tables.answers(_bound(mask, t, s), query, key)
-    kinds = np.where(np.asarray(answer.some), np.where(np.asarray(answer.every), 2, 1), 0)
+    kinds = np.where(np.asarray(answer.some), np.where(np.asarray(answer.every), FULL, PARTIAL), EMPTY)
     titles = _titles(*kinds.shape[:2])
     figure = fitted(figure, len(titles), side(None) + _LEGEND, side(None))
     for axis, kind in zip(grid(figure, titles).axes, kinds.reshape(-1, *kinds.shape[2:]), strict=True):
@@ -135,7 +136,7 @@ def _draw(axes: Axes, kinds: np.ndarray, query: block_tables.Tiling, key: block_
     rows, columns = (np.minimum(np.arange(x.count + 1) * x.block, x.length) for x in (query, key))
     width = 0.5 if max(kinds.shape) <= _MOST_LINES else 0.0
     colours = ListedColormap(list(_KINDS.values()))
-    axes.pcolormesh(columns, rows, kinds, cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=width)
+    axes.pcolormesh(columns, rows, kinds, cmap=colours, vmin=EMPTY, vmax=FULL, edgecolors="white", linewidth=width)
     axes.set(xlim=(0, key.length), ylim=(query.length, 0))
     label(axes.xaxis, None, "key", 0.0)
     label(axes.yaxis, None, "query", 0.0)

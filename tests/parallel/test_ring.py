@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from jattn_kernels.tiles.work import EMPTY, PARTIAL
 
 from jattn import masks, mods
 from jattn._terms import Terms
@@ -47,7 +48,7 @@ def test_a_first_step_in_order_is_a_call_by_itself():
 def test_what_is_hidden_in_part_is_computed_by_chunks():
     of = ring(True, mask=masks.window(2))
     assert of._rectangles() is None
-    assert {x.kinds for x in of._groups(False)} == {(_ring.EMPTY, _ring.PARTIAL)}
+    assert {x.kinds for x in of._groups(False)} == {(EMPTY, PARTIAL)}
     assert [x.level for x in of._groups(True)] == [True, False]
 
 

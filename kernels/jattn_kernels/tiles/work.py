@@ -246,6 +246,9 @@ class Answers(NamedTuple):
     heads: int
 
 
+EMPTY, PARTIAL, FULL = range(3)
+"""The kinds of a rectangle of scores: none, some or all of its pairs attend."""
+
 RUN = 5  # scalars of a query tile in `Runs`
 BITS = 2  # of a pattern's number
 MOST_PARTIAL = 32 // BITS  # partial tiles whose patterns fit in a scalar

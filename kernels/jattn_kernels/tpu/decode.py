@@ -26,7 +26,7 @@ from jax.typing import DTypeLike
 
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
-from jattn_kernels.tiles.work import Array, numpy_of
+from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL, Array, numpy_of
 from jattn_kernels.tpu.forward import LOWEST, fold_lanes, lanes, reciprocal
 from jattn_kernels.tpu.grid_step import product
 from jattn_kernels.tpu.lanes import to_column
@@ -35,8 +35,7 @@ from jattn_kernels.tpu.sizes import LANES
 
 ROWS = 16  # of a tile of 16-bit numbers: whole tiles of queries
 MOST_LINES, MOST_CHUNKS = 2**15, 2**14  # that an item has bits for
-EMPTY, PARTIAL, FULL = range(3)  # what an item says of its chunk; of an empty one nothing is computed
-_STATE, _CHUNK = 2, 14  # bits of an item for each of them; above them stands the batch element
+_KIND, _CHUNK = 2, 14  # bits of an item for its chunk's kind and number; above them stands the batch element
 _NONE = 2**31 - 1  # sorts behind all items
 _STEP = 1024  # columns of one product, about
 _UNROLLED = 8  # pages whose copies begin in one go
@@ -113,12 +112,12 @@ def items_of(some: Array, every: Array, halves: int) -> Items:
     chunk = xp.arange(chunks, dtype=xp.int32)
     mine = chunk % halves == xp.arange(halves, dtype=xp.int32)[:, None, None]
     used = some & mine  # [halves, b, chunks]
-    state = xp.where(used, xp.where(every, FULL, PARTIAL), EMPTY)
+    kind = xp.where(used, xp.where(every, FULL, PARTIAL), EMPTY)
     used = used | (~used.any(-1, keepdims=True) & (chunk == 0))
-    line = xp.arange(b, dtype=xp.int32)[:, None] << (_CHUNK + _STATE)
-    items = xp.where(used, line + (chunk << _STATE) + state, _NONE).astype(xp.int32).reshape(halves, -1)
+    line = xp.arange(b, dtype=xp.int32)[:, None] << (_CHUNK + _KIND)
+    items = xp.where(used, line + (chunk << _KIND) + kind, _NONE).astype(xp.int32).reshape(halves, -1)
     counts = used.reshape(halves, -1).sum(-1).astype(xp.int32)
-    partial, full = (not static or bool((state == x).any()) for x in (PARTIAL, FULL))
+    partial, full = (not static or bool((kind == x).any()) for x in (PARTIAL, FULL))
     return Items(xp.sort(items, axis=-1), counts, partial, full)
 
 
@@ -310,7 +309,7 @@ class _Step:
         half, n = pl.program_id(0), pl.program_id(1)
         self.n, self.count = n, self.counts[half]
         item = item_at(self.items, self.counts, half, n, fold)
-        self.b, self.chunk, self.state = parts_of(item)
+        self.b, self.chunk, self.kind = parts_of(item)
         before = parts_of(item_at(self.items, self.counts, half, jnp.maximum(n - 1, 0), fold))[0]
         after = parts_of(item_at(self.items, self.counts, half, n + 1, fold))[0]
         if fold.page:
@@ -404,8 +403,8 @@ def item_at(items: jax.Ref, counts: jax.Ref, half: Index, n: Index, fold: Fold) 
 
 
 def parts_of(item: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch element, chunk and state of an item."""
-    return item >> (_CHUNK + _STATE), (item >> _STATE) & (2**_CHUNK - 1), item & (2**_STATE - 1)
+    """The batch element of an item, and which chunk of its keys it is, and of which kind."""
+    return item >> (_CHUNK + _KIND), (item >> _KIND) & (2**_CHUNK - 1), item & (2**_KIND - 1)
 
 
 def _kernel(*refs: jax.Ref, partial: bool, full: bool, **static: Any):
@@ -415,9 +414,9 @@ def _kernel(*refs: jax.Ref, partial: bool, full: bool, **static: Any):
     def _():
         pl.when(step.first)(step.begin)
         if full:
-            pl.when(step.state == FULL)(functools.partial(step.visit, False))
+            pl.when(step.kind == FULL)(functools.partial(step.visit, False))
         if partial:
-            pl.when(step.state == PARTIAL)(functools.partial(step.visit, True))
+            pl.when(step.kind == PARTIAL)(functools.partial(step.visit, True))
         pl.when(step.last)(step.end)
 
 

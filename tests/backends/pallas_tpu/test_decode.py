@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jattn_kernels.tiles.work import EMPTY
 from jattn_kernels.tpu import decode as kernel
 
 import jattn
@@ -158,7 +159,7 @@ def test_chunks_without_keys_are_no_work(xp, halves):
         lines = [tuple(int(x) for x in kernel.parts_of(item)) for item in items[:count]]
         assert lines == sorted(lines)
         assert {b for b, _, _ in lines} == {0, 1, 2}  # or a row would not be written
-        found |= {x for x in lines if x[2] != kernel.EMPTY}
+        found |= {x for x in lines if x[2] != EMPTY}
     assert found == {(0, 0, 2), (0, 1, 2), (0, 2, 1), (2, 3, 2)}
     assert int(work.longest) == max(np.asarray(work.counts)) <= 5
 
