@@ -43,17 +43,17 @@ class Keys(GradientBlock):
         batches: tuple[int, ...],
         lists: LineLists,
         rows: int,
-        active: tuple[int, ...],
+        learned: tuple[int, ...],
         **static: Any,
     ):
         super().__init__(**static)
-        self.group, self.batch, self.batches, self.active, self.lists = group, batch, batches, active, lists
+        self.group, self.batch, self.batches, self.learned, self.lists = group, batch, batches, learned, lists
         (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
         self.of_rows, rest = rest[:rows], rest[rows:]
         self.listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
-        self.dk, self.dv, *self.sums = rest[: 2 + len(active)]
-        self.k_sm, self.v_sm, self.q_sm, self.dout_sm, self.row_sm, self.sum_sm, *rest = rest[2 + len(active) :]
+        self.dk, self.dv, *self.sums = rest[: 2 + len(learned)]
+        self.k_sm, self.v_sm, self.q_sm, self.dout_sm, self.row_sm, self.sum_sm, *rest = rest[2 + len(learned) :]
         self.k_there, self.operands_there, self.there, self.free, self.written, self.own, *self.staged = rest
         self.b, self.g, self.line = lax.axis_index("b"), lax.axis_index("g"), lax.axis_index("k")
         self.first = self.line * self.sizes.rows
@@ -72,7 +72,7 @@ class Keys(GradientBlock):
         raise NotImplementedError
 
     def begin(self, wg: jax.Array, of_keys: bool, of_values: bool) -> tuple[Any, Any]:
-        """dk and dv that nothing was added to yet, those that are wanted: what `add` takes and `write` writes."""
+        """dk and dv that nothing was added to yet, those that are active: what `add` takes and `write` writes."""
         raise NotImplementedError
 
     def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ class Keys(GradientBlock):
     ) -> tuple[Any, Any]:
         """Both and what gradients of scores take of the queries in a slot, and weights of the cotangents.
 
-        Tiles are as `keep` leaves them, None where what they are for is not wanted; `step`: the tile's number, over
+        Tiles are as `keep` leaves them, None where what they are for is not active; `step`: the tile's number, over
         all heads.
         """
         raise NotImplementedError
@@ -94,7 +94,7 @@ class Keys(GradientBlock):
         del wg, before
         return lax.fori_loop(begin, end, tile, state)
 
-    def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
+    def write(self, wg: jax.Array, place: Any, rows: Any, active: tuple[bool, bool], dk: Any, dv: Any) -> None:
         """Writes what rows have come to, over the keys and values, once nobody reads those any more."""
         raise NotImplementedError
 
@@ -157,10 +157,10 @@ class Keys(GradientBlock):
             if self.staging.resident:
                 pl.when((n == 0) | self.staging.of_heads)(lambda: self.bring_operands(wg, h, first))
             resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, h, wg, first)
-            state = *state, [machine.zeros(height) for _ in self.active] if of_keys else []
+            state = *state, [machine.zeros(height) for _ in self.learned] if of_keys else []
             for masked, begin, end in visits.kinds():
-                wanted = of_keys, of_values
-                tile = functools.partial(self.tile, wg, place, first, visits, before, resident, masked, wanted)
+                active = of_keys, of_values
+                tile = functools.partial(self.tile, wg, place, first, visits, before, resident, masked, active)
                 state = self.loop(wg, before, begin, end, tile, state)
             *state, sums = state
             self.write_sums(wg, place, h, rows, sums)
@@ -208,12 +208,12 @@ class Keys(GradientBlock):
         before: jax.Array,
         resident: Sequence[Any],
         masked: bool,
-        wanted: tuple[bool, bool],
+        active: tuple[bool, bool],
         n: jax.Array,
         state: Any,
     ) -> Any:
         """A tile of queries adds its share."""
-        (dk, dv, sums), (of_keys, of_values) = state, wanted
+        (dk, dv, sums), (of_keys, of_values) = state, active
         machine, step = self.machine, before + n
         slot = self.arrived(step)
         column = visits.tile(n) * self.sizes.columns
@@ -224,7 +224,7 @@ class Keys(GradientBlock):
             read = lambda n: Column(machine.load(self.row_sm.at[n, slot, pl.ds(columns.start, width)], "column"))
             of_rows = [read(n) for n in range(len(self.of_rows))]
             of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
-            return *places, of_queries, self.actives(self.parts(place, slot, resident, columns, (self.first, column)))
+            return *places, of_queries, self.as_rows(self.parts(place, slot, resident, columns, (self.first, column)))
 
         def gradients(*x: Any) -> Any:
             weight, ds, of_some = self.of_tile(*x, masked=masked)
@@ -262,7 +262,7 @@ def run(
     of_rows: Sequence[jax.Array],
     operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
+    learned: tuple[int, ...],
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
@@ -270,8 +270,8 @@ def run(
     *,
     interpret: Any = None,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """dk `[b, s, g, d]`, dv `[b, s, g, e]`, and of the operands along keys whose numbers are in `active` what each head
-    adds to their gradient, float32 `[b, h, s]`.
+    """dk `[b, s, g, d]`, dv `[b, s, g, e]`, and of the operands along keys whose numbers are in `learned` what each
+    head adds to their gradient, float32 `[b, h, s]`.
 
     The lines of `lists` are key tiles, its tiles those of queries; arrays `[.., t, s]` are given as `[.., s, t]`.  The
     rest is as in `backward_queries`.
@@ -290,7 +290,7 @@ def run(
         out_type=[
             jax.ShapeDtypeStruct((b, kind.length(s), g, d), k.dtype),
             jax.ShapeDtypeStruct((b, kind.length(s), g, e), v.dtype),
-            *[sums] * len(active),
+            *[sums] * len(learned),
         ],
         scratch_types=[
             tiles_in(blocks, height, d, q.dtype, stretch),
@@ -298,7 +298,7 @@ def run(
             tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
             plgpu.SMEM((len(of_rows), sizes.steps, apart(sizes.columns, jnp.dtype(jnp.float32))), jnp.float32),
-            plgpu.SMEM((len(active), blocks * kind.sharers, height), jnp.float32) if active and kind.copies else None,
+            plgpu.SMEM((len(learned), blocks * kind.sharers, height), jnp.float32) if learned and kind.copies else None,
             kind.barrier(num_arrivals=2, num_barriers=blocks),
             kind.barrier(num_arrivals=staging.resident, num_barriers=2) if staging.resident else None,
             barriers(num_arrivals=2 + len(of_rows) + staging.passing),
@@ -312,7 +312,7 @@ def run(
         batches=batches,
         lists=lists,
         rows=len(of_rows),
-        active=active,
+        learned=learned,
         functions=functions,
         staging=staging,
         sizes=sizes,

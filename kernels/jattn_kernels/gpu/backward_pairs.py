@@ -43,12 +43,12 @@ class Pairs(GradientBlock):
         batches: tuple[int, ...],
         lists: LineLists,
         rows: int,
-        active: tuple[int, ...],
+        learned: tuple[int, ...],
         **static: Any,
     ):
         super().__init__(**static)
-        self.group, self.elements, self.batches, self.lists, self.active = group, elements, batches, lists, active
-        (self.layout,) = (self.staging.layouts[n] for n in active)
+        self.group, self.elements, self.batches, self.lists, self.learned = group, elements, batches, lists, learned
+        (self.layout,) = (self.staging.layouts[n] for n in learned)
         self.computing = self.sizes.rows // self.sizes.height
         self.heads = heads if self.layout.heads == 1 else 1  # that share an entry
         (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
@@ -172,7 +172,7 @@ class Pairs(GradientBlock):
 
     def write_pairs(self, wg: Index, total: jax.Array) -> None:
         """Writes the rectangle, by way of where the operand's own stood."""
-        (n,), sizes = self.active, self.sizes
+        (n,), sizes = self.learned, self.sizes
         i, j = self.corner(LineVisits(0, 0, lambda n: n, (True, True)), jnp.int32(0))
         here = self.staged[n].at[0, pl.ds(wg * sizes.height, sizes.height)]
         at = (*self.layout.entry(self.b, self.h), pl.ds(i + wg * sizes.height, sizes.height), pl.ds(j, sizes.columns))
@@ -215,7 +215,7 @@ def run(
     of_rows: Sequence[jax.Array],
     operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
-    active: int,
+    number: int,
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
@@ -223,14 +223,14 @@ def run(
     *,
     interpret: Any = None,
 ) -> jax.Array:
-    """The gradient of the operand whose number is `active`, in the shape and dtype in which it is laid out.
+    """The gradient of the operand of that `number`, in the shape and dtype in which it is laid out.
 
     It has both axes, and the lines of `lists` are the tiles of scores, one of each; or it lies along diagonals, and
     lines are the diagonals of tiles, from the lowest on, whose tiles are counted by their queries.  The rest is as in
     `backward_queries`.
     """
     (b, t, h, e), (_, s, g, d) = dout.shape, k.shape
-    layout, like = layouts[active], operands[active]
+    layout, like = layouts[number], operands[number]
     batches = tuple(x.shape[0] for x in (q, k, v))
     queries, keys = pl.cdiv(t, sizes.rows), pl.cdiv(s, sizes.columns)
     of_pairs, across, computing = layout.along == "ts", _diagonals(sizes), kind.warpgroups(sizes)
@@ -265,7 +265,7 @@ def run(
         batches=batches,
         lists=lists,
         rows=len(of_rows),
-        active=(active,),
+        learned=(number,),
         functions=functions,
         staging=staging,
         sizes=sizes,

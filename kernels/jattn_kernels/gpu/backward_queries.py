@@ -39,17 +39,17 @@ class Queries(GradientBlock):
         batches: tuple[int, ...],
         lists: LineLists,
         rows: int,
-        active: tuple[int, ...],
+        learned: tuple[int, ...],
         **static: Any,
     ):
         super().__init__(**static)
-        self.group, self.batches, self.active = group, batches, active
+        self.group, self.batches, self.learned = group, batches, learned
         (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
         self.of_rows, rest = rest[:rows], rest[rows:]
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
-        self.dq, *self.sums = rest[: 1 + len(active)]
-        self.q_sm, self.dout_sm, self.k_sm, self.v_sm, self.row_sm, self.sum_sm, *rest = rest[1 + len(active) :]
+        self.dq, *self.sums = rest[: 1 + len(learned)]
+        self.q_sm, self.dout_sm, self.k_sm, self.v_sm, self.row_sm, self.sum_sm, *rest = rest[1 + len(learned) :]
         self.q_there, self.there, self.free, self.own, *self.staged = rest
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
         line = tiles - 1 - lax.axis_index("q")  # the longest first, as in the forward pass
@@ -106,7 +106,7 @@ class Queries(GradientBlock):
         of_rows = [Row(machine.load(self.row_sm.at[n, wg], "row")) for n in range(len(self.of_rows))]
         of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg, first)
-        state = self.begin(wg), [machine.zeros(height) for _ in self.active]
+        state = self.begin(wg), [machine.zeros(height) for _ in self.learned]
         for masked, begin, end in self.visits.kinds():
             tile = functools.partial(self.tile, wg, first, of_queries, resident, masked)
             state = lax.fori_loop(begin, end, tile, state)
@@ -139,7 +139,7 @@ class Queries(GradientBlock):
 
         def given(columns: slice) -> tuple[Any, ...]:
             places = self.positions(row, column + columns.start, columns.stop - columns.start)
-            return *places, of_queries, self.actives(self.parts(wg, slot, resident, columns, (self.first, column)))
+            return *places, of_queries, self.as_rows(self.parts(wg, slot, resident, columns, (self.first, column)))
 
         def gradients(*x: Any) -> Any:
             _, ds, of_some = self.of_tile(*x, masked=masked)
@@ -175,7 +175,7 @@ def run(
     of_rows: Sequence[jax.Array],
     operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
-    active: tuple[int, ...],
+    learned: tuple[int, ...],
     functions: TileFunctions,
     lists: LineLists,
     listed: Sequence[jax.Array],
@@ -183,7 +183,7 @@ def run(
     *,
     interpret: Any = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """dq `[b, t, h, d]`, and of the operands whose numbers are in `active`, along queries or without
+    """dq `[b, t, h, d]`, and of the operands whose numbers are in `learned`, along queries or without
     position, what each query adds to their gradient, float32 `[b, h, t]`.
 
     `of_rows`: the fields of `OfQueries`, `[b, h, t]` stretched to whole tiles; the rest as in the forward pass.
@@ -201,14 +201,14 @@ def run(
         "jattn_backward_queries",
         {"h": h, "q": tiles, "b": b},
         computing=computing,
-        out_type=[jax.ShapeDtypeStruct((b, kind.length(t), h, d), q.dtype), *[sums] * len(active)],
+        out_type=[jax.ShapeDtypeStruct((b, kind.length(t), h, d), q.dtype), *[sums] * len(learned)],
         scratch_types=[
             tiles_in(computing, sizes.height, d, q.dtype, stretch),
             tiles_in(computing, sizes.height, e, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, d, q.dtype, stretch),
             tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
             plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32) if kind.copies else None,
-            plgpu.SMEM((len(active), computing, sizes.height), jnp.float32) if active and kind.copies else None,
+            plgpu.SMEM((len(learned), computing, sizes.height), jnp.float32) if learned and kind.copies else None,
             kind.barrier(num_arrivals=2 + len(of_rows) + staging.resident, num_barriers=computing),
             barriers(num_arrivals=2 + staging.passing),
             barriers(num_arrivals=computing),
@@ -220,7 +220,7 @@ def run(
         batches=batches,
         lists=lists,
         rows=len(of_rows),
-        active=active,
+        learned=learned,
         functions=functions,
         staging=staging,
         sizes=sizes,

@@ -36,21 +36,22 @@ def _in_place_of(part: Any, numbers: jax.Array) -> Any:
 
 
 class GradientBlock(Block):
-    """A block that computes gradients: of the operands those that are `active` get theirs along its rows."""
+    """A block that computes gradients: the operands whose numbers are `learned` get theirs along its rows."""
 
-    active: Sequence[int]
+    learned: Sequence[int]
 
     def keep(self, wg: Index, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
         """What is held of the weights of some columns and of the gradients of their scores, None where those are not
-        wanted, until all of the tile's are there: a product takes them in 16 bits."""
+        active, until all of the tile's are there: a product takes them in 16 bits."""
         del wg, columns
         return weight, ds
 
-    def actives(self, parts: Sequence[Any]) -> list[Any]:
-        """The parts with numbers without position along rows, where they get a gradient: each row's share of it."""
+    def as_rows(self, parts: Sequence[Any]) -> list[Any]:
+        """The parts, of which those that are learned and have no place along rows are spread over them: a gradient
+        then has each row's share."""
         rows = (self.sizes.height,)
         spread = lambda x: x if isinstance(x, Row) else Row(self.machine.full(x, rows, "row"))
-        return [spread(x) if n in self.active else x for n, x in enumerate(parts)]
+        return [spread(x) if n in self.learned else x for n, x in enumerate(parts)]
 
     def of_tile(
         self,
@@ -62,7 +63,7 @@ class GradientBlock(Block):
         parts: Sequence[Any],
         masked: bool,
     ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-        """Weights after the gates, the gradient of the products without their scale, and those of `active`.
+        """Weights after the gates, the gradient of the products without their scale, and of what is `learned`.
 
         Evaluated as a term is: of arrays `[rows, columns]`, `[rows, 1]` and `[1, columns]`.
         """
@@ -70,10 +71,10 @@ class GradientBlock(Block):
         real: Any = True
         if masked and not self.functions.finite and self.overhangs:
             real = (i < self.t) & (j < self.s)  # past the ends a mod may be NaN or have no derivative
-        some, gradients = [_numbers(parts[n], i, j) for n in self.active], []
+        some, gradients = [_numbers(parts[n], i, j) for n in self.learned], []
 
         def filled(some: Sequence[Any]) -> list[Any]:
-            replaced = {n: _in_place_of(parts[n], x) for n, x in zip(self.active, some, strict=True)}
+            replaced = {n: _in_place_of(parts[n], x) for n, x in zip(self.learned, some, strict=True)}
             return [replaced.get(n, x) for n, x in enumerate(parts)]
 
         scores = lambda x, some: self.scores(x, i, j, filled(some), masked, real)

@@ -121,14 +121,14 @@ class _Backward(GridStep):
         if not self.functions.finite and real is not True:
             live = real & live  # past the end stand zeros, where a mod may have no derivative
         hides = stretch.masked or real is not True
-        active = [n for n, x in enumerate(self.gradients) if x is not None]
+        learned = [n for n, x in enumerate(self.gradients) if x is not None]
 
-        def with_active(fn):
-            """`fn` as a function of the tile and of the parts of the active operands."""
-            return lambda x, some: fn(x, [some[active.index(n)] if n in active else y for n, y in enumerate(parts)])
+        def with_learned(fn):
+            """`fn` as a function of the tile and of the parts of the learned operands."""
+            return lambda x, some: fn(x, [some[learned.index(n)] if n in learned else y for n, y in enumerate(parts)])
 
-        some, gradients = [parts[n] for n in active], []
-        scores = with_active(lambda x, parts: self.functions.scores(x, i, j, stretch.masked, live, parts))
+        some, gradients = [parts[n] for n in learned], []
+        scores = with_learned(lambda x, parts: self.functions.scores(x, i, j, stretch.masked, live, parts))
         if self.functions.natural:
             score, pull = jax.vjp(scores, score, some)
             p = jnp.exp2((score - self.lse[:, rows]) * LOG2E)
@@ -139,14 +139,14 @@ class _Backward(GridStep):
         if self.functions.weights is not None:
             p = p * self.share[:, rows]
             gates = self.functions.weights
-            weight, pull_gates = jax.vjp(with_active(lambda p, parts: gates(p, i, j, hides, parts)), p, some)
+            weight, pull_gates = jax.vjp(with_learned(lambda p, parts: gates(p, i, j, hides, parts)), p, some)
             dp, dsome = pull_gates(dp)
             gradients.append(dsome)
         ds = p * (dp - self.delta[:, rows])
         if pull is not None:
             ds, dsome = pull(ds)
             gradients.append(dsome)
-        for n, *parts in zip(active, *gradients, strict=True) if gradients else ():
+        for n, *parts in zip(learned, *gradients, strict=True) if gradients else ():
             self.gradients[n].add(self.doperands[n], functools.reduce(jnp.add, parts), place, self.scratch)
         return weight, ds
 

@@ -56,18 +56,18 @@ class _Keys(Alone, Keys):
         for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
             machine.bring(ref, (entry(self.b, batch), rows, self.g), to.at[0])
         machine.commit()
-        zeros = lambda wanted, ref: machine.zeros(height, ref.shape[-1]) if wanted else None
+        zeros = lambda active, ref: machine.zeros(height, ref.shape[-1]) if active else None
 
         def of_head(n: jax.Array, state: Any) -> Any:
-            h, wanted = self.head(n), (of_keys, of_values)
+            h, active = self.head(n), (of_keys, of_values)
             visits = self.visits(h)
             machine.wait(self.sizes.steps)  # nobody needs the tiles of the last head; keys and values may still come
             self.coming = Stream(machine, self.sizes.steps, visits.total, functools.partial(self.bring, h))
             self.coming.begin()
             resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, h, 0, self.first)
-            state = *state, [machine.zeros(height) for _ in self.active] if of_keys else []
+            state = *state, [machine.zeros(height) for _ in self.learned] if of_keys else []
             for masked, begin, end in visits.kinds():
-                tile = functools.partial(self.tile, wg, 0, self.first, visits, 0, resident, masked, wanted)
+                tile = functools.partial(self.tile, wg, 0, self.first, visits, 0, resident, masked, active)
                 state = lax.fori_loop(begin, end, tile, state)
             *state, sums = state
             for x, ref in zip(sums, self.sums if of_keys else [], strict=True):

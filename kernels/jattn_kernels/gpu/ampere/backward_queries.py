@@ -41,7 +41,7 @@ class _Queries(Alone, Queries):
         of_rows = [Row(machine.load(ref.at[self.b, self.h, rows], "row")) for ref in self.of_rows]
         of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, 0, self.first)
-        state = machine.zeros(height, self.q_sm.shape[-1]), [machine.zeros(height) for _ in self.active]
+        state = machine.zeros(height, self.q_sm.shape[-1]), [machine.zeros(height) for _ in self.learned]
         for masked, begin, end in self.visits.kinds():
             tile = functools.partial(self.tile, wg, self.first, of_queries, resident, masked)
             state = lax.fori_loop(begin, end, tile, state)

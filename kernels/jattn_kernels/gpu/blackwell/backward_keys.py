@@ -51,8 +51,8 @@ class _Keys(Keys):
 
     def begin(self, wg: jax.Array, of_keys: bool, of_values: bool) -> tuple[None, None]:
         def clear() -> None:  # the other waits for this one's first tile, or for its last
-            for x, wanted in zip(self.own["sums"], (of_keys, of_values), strict=True):
-                if wanted:
+            for x, active in zip(self.own["sums"], (of_keys, of_values), strict=True):
+                if active:
                     memory.clear(self.machine, x)
 
         pl.when(wg == 0)(clear)
@@ -91,7 +91,7 @@ class _Keys(Keys):
         plgpu.barrier_arrive(added.at[wg])
         return None, None
 
-    def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: None, dv: None) -> None:
+    def write(self, wg: jax.Array, place: Any, rows: Any, active: tuple[bool, bool], dk: None, dv: None) -> None:
         plgpu.barrier_arrive(self.written)
         plgpu.barrier_wait(self.written)
 
@@ -103,8 +103,8 @@ class _Keys(Keys):
 
         of_keys, of_values = self.own["sums"]
         both = (of_keys, self.factor(), self.k_sm, self.dk), (of_values, 1.0, self.v_sm, self.dv)
-        for who, (each, is_wanted) in enumerate(zip(both, wanted, strict=True)):
-            if is_wanted:
+        for who, (each, is_active) in enumerate(zip(both, active, strict=True)):
+            if is_active:
                 pl.when(wg == who)(functools.partial(one, *each))
 
 

@@ -33,7 +33,7 @@ class _Keys(Keys):
 
     def begin(self, wg: jax.Array, of_keys: bool, of_values: bool) -> tuple[Any, Any]:
         del wg
-        zeros = lambda wanted, ref: self.machine.zeros(self.sizes.height, ref.shape[-1]) if wanted else None
+        zeros = lambda active, ref: self.machine.zeros(self.sizes.height, ref.shape[-1]) if active else None
         return zeros(of_keys, self.k_sm), zeros(of_values, self.v_sm)
 
     def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
@@ -61,8 +61,8 @@ class _Keys(Keys):
         sums = iter(self.machine.accumulate_all([x for x in (of_keys, of_values) if x[0] is not None]))
         return None if dk is None else next(sums), None if dv is None else next(sums)
 
-    def write(self, wg: jax.Array, place: Any, rows: Any, wanted: tuple[bool, bool], dk: Any, dv: Any) -> None:
-        del wanted
+    def write(self, wg: jax.Array, place: Any, rows: Any, active: tuple[bool, bool], dk: Any, dv: Any) -> None:
+        del active
         if self.shared:
             plgpu.barrier_arrive(self.written)
             plgpu.barrier_wait(self.written)
