@@ -89,12 +89,12 @@ def candidates(case: Case) -> dict[str, list[Fields]]:
         tiles = [(512, 512, 512), (256, 512, 256)]
     if case.mask == "window":
         tiles[-1] = (512, 512, 512)
-    turns = [(True, True), (True, False)] if wide_unit else [(False, False)]
+    transposed = [(True, True), (True, False)] if wide_unit else [(False, False)]
     if case.d < 128 and not wide_unit:
-        turns = [(True, False)]
+        transposed = [(True, False)]
     backward = [
-        {"query": q, "key": k, "step": step, "grain": grain, "turned_dq": dq, "turned_dkv": dkv}
-        for q, k, step in tiles for grain in grains for dq, dkv in turns
+        {"query": q, "key": k, "step": step, "grain": grain, "transposed_dq": dq, "transposed_dkv": dkv}
+        for q, k, step in tiles for grain in grains for dq, dkv in transposed
     ]  # fmt: skip
     by_direction = {"forward": forward, "backward": backward}
     for sizes in by_direction.values():

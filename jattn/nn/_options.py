@@ -19,7 +19,7 @@ from jattn.nn._batching import merge_lead
 from jattn.nn._frozen import Frozen, thawed
 from jattn.nn._latent import Latent
 from jattn.nn._projections import Norm, UseBias
-from jattn.nn._rotary import Turn
+from jattn.nn._rotary import RotaryFn
 
 AnyMask: TypeAlias = masks.Mask | ArrayLike | None
 Mods: TypeAlias = mods.Mod | Frozen | Sequence[mods.Mod | Frozen]
@@ -63,7 +63,7 @@ class BlockOptions(AttentionOptions, total=False):
     value_dim: int | None
     latent: Latent | None
     rotary_base: float | None
-    rotary: Turn | None
+    rotary: RotaryFn | None
     qk_norm: bool | Norm
     sinks: bool | ArrayLike
     out_kernel_init: nnx.Initializer | None

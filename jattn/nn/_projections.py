@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
-from jattn.nn._rotary import Turn
+from jattn.nn._rotary import RotaryFn
 from jattn.nn.cache import _kinds
 from jattn.nn.cache._record import Cache
 
@@ -44,7 +44,7 @@ class Projections:
     value: nnx.LinearGeneral
     query_norm: Callable[[Array], Array] | None
     key_norm: Callable[[Array], Array] | None
-    rotary: Turn | None
+    rotary: RotaryFn | None
 
     def queries(self, x: Float[AnyArray, "*b t f"], positions: ArrayLike | None) -> Float[Array, "*b t h d"]:
         """Queries, normalised and rotated."""

@@ -16,8 +16,8 @@ from jattn._call import modes
 from jattn.nn import _checks
 from jattn.nn._scaling import Scaling, geometric
 
-Turn: TypeAlias = Callable[[Array, ArrayLike | None], Array]
-"""What turns queries `[.., t, h, d]` or keys by their positions `[.., t]`."""
+RotaryFn: TypeAlias = Callable[[Array, ArrayLike | None], Array]
+"""A rotary embedding: turns the features of queries `[.., t, h, d]` or keys by their positions `[.., t]`."""
 
 
 @modes.ordinary
@@ -183,7 +183,7 @@ class Rotary:
         return turned if w == x.shape[-1] else jnp.concatenate([turned, jnp.asarray(x[..., w:])], axis=-1)
 
 
-def embedding(rotary: Turn | None, base: float | None, d: int) -> Turn | None:
+def embedding(rotary: RotaryFn | None, base: float | None, d: int) -> RotaryFn | None:
     """What turns heads of width d in a layer made with these arguments, or None.
 
     Raises:

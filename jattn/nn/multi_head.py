@@ -21,7 +21,7 @@ from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._latent import Down, Latent, LatentProjections, check_latent, score_of
 from jattn.nn._options import AnyMask, Asked, AttentionOptions, Gates, Held, Mods, Options, checked, hold, join
 from jattn.nn._projections import Norm, Projections, UseBias, biases, norm_of
-from jattn.nn._rotary import Turn, embedding
+from jattn.nn._rotary import RotaryFn, embedding
 from jattn.nn.cache._record import Cache
 
 _OPTIONS = ("score", "normalizer", "mask", "mods", "gates", "implementation", "blocks")
@@ -104,7 +104,7 @@ class MultiHeadAttention(nnx.Module):
     value_dim: int
     out_features: int
     context_features: int
-    rotary: Turn | None
+    rotary: RotaryFn | None
     dropout: float
     deterministic: bool
     precision: PrecisionLike
@@ -136,7 +136,7 @@ class MultiHeadAttention(nnx.Module):
         value_features: int | None = None,
         latent: Latent | None = None,
         rotary_base: float | None = None,
-        rotary: Turn | None = None,
+        rotary: RotaryFn | None = None,
         qk_norm: bool | Norm = False,
         sinks: bool | ArrayLike = False,
         dropout: float = 0.0,

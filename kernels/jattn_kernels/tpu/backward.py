@@ -60,7 +60,7 @@ class _Backward(GridStep):
         outputs = iter(rest[: len(active_gradients)])
         self.doperands = [None if x is None else next(outputs) for x in gradients]
         self.dq_sum, self.dk_sum, self.dv_sum, *rest = rest[len(active_gradients) :]
-        self.turned = (rest.pop(0), rest.pop(0)) if frame.sizes.turned_dkv else None
+        self.transposed_rows = (rest.pop(0), rest.pop(0)) if frame.sizes.transposed_dkv else None
         self.scratch = rest
         self.step, self.steps = pl.program_id(2), pl.num_programs(2)
         h = pl.program_id(1) * group + jax.lax.div(self.step, frame.query_tiles)
@@ -164,14 +164,14 @@ class _Backward(GridStep):
         weight, ds = join([x for x, _ in done]), join([x for _, x in done])
         key = self.keys(self.k, place, masked, seen)
         weight, ds = weight.astype(self.do.dtype), ds.astype(self.q.dtype)
-        if self.turned is None:
+        if self.transposed_rows is None:
             self.dv_sum[keys, :] += product(weight, self.rows(self.do, rows), (1, 0), self.precision)
             self.dk_sum[keys, :] += product(ds, self.rows(self.q, rows), (1, 0), self.precision)
         else:
-            query, do = self.turned
+            query, do = self.transposed_rows
             self.dv_sum[:, keys] += product(do[:, rows], weight, (1, 1), self.precision)
             self.dk_sum[:, keys] += product(query[:, rows], ds, (1, 1), self.precision)
-        if self.sizes.turned_dq:
+        if self.sizes.transposed_dq:
             self.dq_sum[:, rows] += product(key, ds, (0, 0), self.precision)
         else:
             self.dq_sum[rows, :] += product(ds, key, (0, 0), self.precision)
@@ -182,7 +182,7 @@ class _Backward(GridStep):
 
         def one(n: jax.Array, _: jax.Array) -> jax.Array:
             keys = pl.ds(pl.multiple_of(n * span, span), span)
-            visit((keys, slice(None)) if self.turned is None else (slice(None), keys), (keys, slice(None)))
+            visit((keys, slice(None)) if self.transposed_rows is None else (slice(None), keys), (keys, slice(None)))
             return _
 
         jax.lax.fori_loop(np.int32(0), np.int32(self.sizes.chunk // span), one, np.int32(0))
@@ -194,8 +194,8 @@ class _Backward(GridStep):
 
         pl.when(self.step == 0)(functools.partial(self.every_span, clear))
         self.dq_sum[...] = jnp.zeros(self.dq_sum.shape, self.dq_sum.dtype)
-        if self.turned is not None:
-            for x, ref in zip(self.turned, (self.q, self.do), strict=True):
+        if self.transposed_rows is not None:
+            for x, ref in zip(self.transposed_rows, (self.q, self.do), strict=True):
                 x[...] = self.rows(ref, slice(0, self.sizes.query)).T
         for gradient, ref in zip(self.gradients, self.doperands, strict=True):
             if gradient is not None:
@@ -205,12 +205,12 @@ class _Backward(GridStep):
     def end_rows(self) -> None:
         dq_factor, dk_factor = self.factors
         dq = self.dq_sum[...] * dq_factor
-        self.dq[...] = (dq.T if self.sizes.turned_dq else dq).astype(self.dq.dtype)
+        self.dq[...] = (dq.T if self.sizes.transposed_dq else dq).astype(self.dq.dtype)
 
         def write(held, keys):
-            turn = lambda x: x if self.turned is None else x.T
-            self.dk[keys] = (turn(self.dk_sum[held]) * dk_factor).astype(self.dk.dtype)
-            self.dv[keys] = turn(self.dv_sum[held]).astype(self.dv.dtype)
+            upright = lambda x: x if self.transposed_rows is None else x.T
+            self.dk[keys] = (upright(self.dk_sum[held]) * dk_factor).astype(self.dk.dtype)
+            self.dv[keys] = upright(self.dv_sum[held]).astype(self.dv.dtype)
 
         pl.when(self.step == self.steps - 1)(functools.partial(self.every_span, write))
 
@@ -284,10 +284,13 @@ def backward(
 
     own = lambda x: pl.BlockSpec((None, None, sizes.chunk, x.shape[-1]), lambda b, g, *_: (b, g, 0, 0))
     flat = pl.BlockSpec((None, None, 1, sizes.query), row)
-    turn = lambda shape, turned: shape[::-1] if turned else shape
-    sums = [turn((sizes.query, d), sizes.turned_dq), *(turn((sizes.chunk, n), sizes.turned_dkv) for n in (d, e))]
+    sum_of = lambda n, width, transposed: (width, n) if transposed else (n, width)
+    sums = [
+        sum_of(sizes.query, d, sizes.transposed_dq),
+        *(sum_of(sizes.chunk, width, sizes.transposed_dkv) for width in (d, e)),
+    ]
     scratch: list[Any] = [pltpu.VMEM(x, jnp.float32) for x in sums]
-    if sizes.turned_dkv:
+    if sizes.transposed_dkv:
         scratch += [pltpu.VMEM((x.shape[-1], sizes.query), x.dtype) for x in (q, do)]
     if tiled:
         scratch += [pltpu.VMEM((sizes.query, sizes.key), jnp.float32), pltpu.SemaphoreType.DMA]

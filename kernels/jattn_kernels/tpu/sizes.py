@@ -21,8 +21,8 @@ class TileSizes:
     grain: int = 256  # side of the squares that partial tiles are cut into
     wide: bool = False  # forward: weights meet the values in float32
     newton: bool = False  # forward: reciprocals by two Newton steps from the approximate one
-    turned_dq: bool = False  # backward: the sum for dq stands [d, rows]
-    turned_dkv: bool = False  # backward: the sums for dk and dv stand [d, keys]
+    transposed_dq: bool = False  # backward: the sum for dq stands [d, rows]
+    transposed_dkv: bool = False  # backward: the sums for dk and dv stand [d, keys]
     scheduler: bool = False  # the compiler's linear-programming scheduler
 
     def __post_init__(self) -> None:

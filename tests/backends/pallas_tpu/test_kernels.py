@@ -25,7 +25,9 @@ from tests.tolerances import assert_close
 SMOKE = {"causal", "everything"}
 LARGE = Sizes(t=150, s=270, d=8, e=16)
 SMALL_TILES = TileSizes(128, 128, 128, 256)
-TURNED_TILES = TileSizes(256, 128, 128, 256, rows=128, wide=True, newton=True, turned_dq=True, turned_dkv=True)
+TRANSPOSED_TILES = TileSizes(
+    256, 128, 128, 256, rows=128, wide=True, newton=True, transposed_dq=True, transposed_dkv=True
+)
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def test_bfloat16_with_the_scale_in_float32():
 
 WAYS = {
     "plain": Settings(SMALL_TILES, SMALL_TILES),
-    "turned": Settings(TURNED_TILES, TURNED_TILES),
+    "transposed": Settings(TRANSPOSED_TILES, TRANSPOSED_TILES),
     "runs": Settings(SMALL_TILES, SMALL_TILES, lists=False),  # as where lists of tiles do not fit in scalar memory
 }
 

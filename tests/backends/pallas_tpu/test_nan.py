@@ -30,7 +30,7 @@ def _numbers(*shape):
 TILES = {  # one, and several: none of them divides a length
     "whole": TileSizes(256, 384, 384, 384),
     "tiled": TileSizes(128, 128, 128, 256),
-    "turned": TileSizes(128, 128, 128, 128, newton=True, turned_dq=True, turned_dkv=True),
+    "transposed": TileSizes(128, 128, 128, 128, newton=True, transposed_dq=True, transposed_dkv=True),
 }
 
 
@@ -85,7 +85,7 @@ def _run(arrays, mask, make, implementation, cotangents):
 
 EVERY = [(name, "alone", "tiled") for name in MASKS]
 EVERY += [(name, "mods", "tiled") for name in ("causal-empty-rows", "segments", "lengths", "blocks-heads")]
-EVERY += [(name, "mods", x) for name in ("causal", "causal-segments") for x in ("whole", "turned")]
+EVERY += [(name, "mods", x) for name in ("causal", "causal-segments") for x in ("whole", "transposed")]
 
 
 @pytest.mark.parametrize(("name", "terms", "tiles"), EVERY)
@@ -111,7 +111,7 @@ def test_what_is_not_seen_reaches_nothing(name, terms, tiles):
         assert_close(one, other, 1e-4, what)
 
 
-@pytest.mark.parametrize("tiles", ["whole", "turned"])
+@pytest.mark.parametrize("tiles", ["whole", "transposed"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("mask", [None, masks.causal(150)], ids=["full", "causal"])
 def test_what_is_seen_is_nan(mask, value, tiles):
