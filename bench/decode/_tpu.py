@@ -11,7 +11,7 @@ from bench.decode._rows import Row
 from bench.tpu._cases import Case as Walked
 from bench.tpu._cycles import clock
 
-Count = Callable[[Walked, str, dict[str, Any]], Mapping[str, Any]]
+CountCycles = Callable[[Walked, str, dict[str, Any]], Mapping[str, Any]]
 """As `bench.tpu._compile.Compiler.count`."""
 
 
@@ -20,7 +20,7 @@ def contenders(case: Case) -> tuple[str, ...]:
     return ("jattn", "paged_attention", "ragged") if case.page else ("jattn",)
 
 
-def estimate(case: Case, chip: str, count: Count) -> Iterator[Row]:
+def estimate(case: Case, chip: str, count: CountCycles) -> Iterator[Row]:
     """A row for each contender."""
     known = TPUS[chip]
     limit = 1e3 * case.bytes(2) / known.bandwidth

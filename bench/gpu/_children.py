@@ -25,7 +25,7 @@ from bench._paths import ROOT
 
 COMMAND = (sys.executable, "-m", "bench.gpu._worker")
 AT_ONCE = 8  # most processes beside each other
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 
 
 class Worker:
@@ -50,7 +50,7 @@ class Worker:
         self.stop()
         self._errors.close()
 
-    def ask(self, request: Mapping[str, Any], limit: float) -> Answer:
+    def ask(self, request: Mapping[str, Any], limit: float) -> Reply:
         """The answer; `error` and `died` if there is none within `limit` seconds, or the process ends.
 
         `seconds` is what it took, the start of the process included.
@@ -61,7 +61,7 @@ class Worker:
             self.stop()
         return {**answer, "seconds": round(time.perf_counter() - start, 1)}
 
-    def _ask(self, request: Mapping[str, Any], limit: float) -> Answer:
+    def _ask(self, request: Mapping[str, Any], limit: float) -> Reply:
         process = self._process = self._process or self._start()
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -135,7 +135,7 @@ class Pool:
         for worker in self._all:
             worker.__exit__(None, None, None)
 
-    def ask(self, request: Mapping[str, Any], limit: float, last: bool = False) -> Answer:
+    def ask(self, request: Mapping[str, Any], limit: float, last: bool = False) -> Reply:
         """The answer of one that is free, whose process ends with it if it is to be the `last`."""
         worker = self._free.get()
         try:

@@ -11,7 +11,7 @@ from jattn_kernels.chips import Gpu
 
 from bench.gpu._cases import Case
 from bench.gpu._contenders import FORWARD, KEYS, PRODUCTS, Contender, Role
-from bench.gpu._kernels import Kernel
+from bench.gpu._kernels import CompiledKernel
 from bench.gpu._sass import Loop
 from bench.gpu._terms import tiles
 
@@ -80,7 +80,7 @@ def scores(loop: Loop, role: Role, d: int) -> float:
     return _WARPS * _WARP * read
 
 
-def role_of(contender: Contender, kernel: Kernel, place: int, d: int) -> Role | None:
+def role_of(contender: Contender, kernel: CompiledKernel, place: int, d: int) -> Role | None:
     """What the place-th kernel of a program computes; None if nobody knows.
 
     JAX lowers kernels that do not depend on each other in any order.  Where names do not say which is which, the number
@@ -93,7 +93,7 @@ def role_of(contender: Contender, kernel: Kernel, place: int, d: int) -> Role | 
     return next((role for role in roles if loops and fits(role)), roles[0] if roles else None)
 
 
-def estimate(kernel: Kernel, role: Role, case: Case, chip: Gpu) -> Estimate | None:
+def estimate(kernel: CompiledKernel, role: Role, case: Case, chip: Gpu) -> Estimate | None:
     """What a kernel takes for a case; None where no hot loop says how many scores it computes."""
     loops = [loop for loop in kernel.loops if scores(loop, role, case.d)]
     if not loops:

@@ -19,7 +19,7 @@ _WARP = 32
 
 
 @dataclass(frozen=True)
-class Kernel:
+class CompiledKernel:
     """One compiled kernel.
 
     Attributes:
@@ -55,26 +55,26 @@ class Kernel:
         return {**asdict(self), "blocks_per_core": self.blocks_per_core(chip), "loops": loops}
 
 
-def from_json(row: Mapping[str, Any]) -> Kernel:
-    """What `Kernel.as_json` made."""
+def from_json(row: Mapping[str, Any]) -> CompiledKernel:
+    """What `CompiledKernel.as_json` made."""
     loops = [Loop(one["start"], one["pipes"], one["products"], one["loaded"], one["stored"]) for one in row["loops"]]
     fields = ("name", "threads", "registers", "spilled", "shared")
-    return Kernel(**{name: row[name] for name in fields}, loops=loops)
+    return CompiledKernel(**{name: row[name] for name in fields}, loops=loops)
 
 
-def kernels(dump: Path, chip: Gpu) -> list[Kernel]:
+def kernels(dump: Path, chip: Gpu) -> list[CompiledKernel]:
     """Every kernel of a dump, in the order in which they were lowered."""
     number = lambda path: int(re.findall(r"\d+", path.stem)[-1])
     return [_kernel(path, chip) for path in sorted(dump.glob("*.ptx"), key=number)]
 
 
-def _kernel(ptx: Path, chip: Gpu) -> Kernel:
+def _kernel(ptx: Path, chip: Gpu) -> CompiledKernel:
     cubin = ptx.with_suffix(".cubin")
     report = _run([tool("ptxas"), "-v", "--gpu-name", architecture(chip), ptx, "-o", cubin]).stderr
     code = _run([tool("nvdisasm"), "-c", "-ndf", cubin]).stdout
     registers, spilled = assembler_report(report)
     resources = ptx.with_suffix(".resources.txt")
-    return Kernel(
+    return CompiledKernel(
         name=re.sub(r"_\d+$", "", ptx.stem),
         threads=threads(ptx.read_text()),
         registers=registers,

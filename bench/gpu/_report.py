@@ -14,7 +14,7 @@ from bench._report import Column, number
 from bench.gpu._cases import Case
 from bench.gpu._contenders import FORWARD, Contender
 from bench.gpu._estimate import Estimate, estimate, role_of, tile_columns
-from bench.gpu._kernels import Kernel, from_json
+from bench.gpu._kernels import CompiledKernel, from_json
 
 COLOURS = {
     "jattn": "tab:blue",
@@ -48,7 +48,7 @@ class StaticRow:
     case: Case
     contender: str
     role: str | None = None
-    kernel: Kernel | None = None
+    kernel: CompiledKernel | None = None
     estimate: Estimate | None = None
     error: str | None = None
 

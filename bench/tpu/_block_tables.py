@@ -15,7 +15,7 @@ from jaxlib.mlir import ir
 LARGEST = 2**20  # bytes: SMEM holds no more
 
 
-class BlockTable(NamedTuple):
+class KernelTables(NamedTuple):
     """The integer operands of a kernel, by index, but for those that depend on the program's arguments: of each run, as
     a kernel in a loop has several."""
 
@@ -43,7 +43,7 @@ class _FromArguments(Exception):
     """A value that depends on the program's arguments, or on what a kernel makes of them."""
 
 
-def block_tables(module: ir.Module) -> list[BlockTable]:
+def block_tables(module: ir.Module) -> list[KernelTables]:
     """The integer operands of every kernel of a program in StableHLO, in the order of the calls."""
     with module.context, ir.Location.unknown():
         functions = {
@@ -59,7 +59,7 @@ def block_tables(module: ir.Module) -> list[BlockTable]:
         ]
         values = slices.run()
     return [
-        BlockTable(kernel.name, [{n: values[at] for n, at in run.items()} for run in runs])
+        KernelTables(kernel.name, [{n: values[at] for n, at in run.items()} for run in runs])
         for kernel, runs in zip(kernels, wanted, strict=True)
     ]
 

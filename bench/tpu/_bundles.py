@@ -53,14 +53,14 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Program:
+class Listing:
     """The bundles in order, and the index of the bundle at which each region starts."""
 
     bundles: tuple[Bundle, ...]
     regions: Mapping[int, int]
 
 
-def parse(text: str) -> Program:
+def parse(text: str) -> Listing:
     """Read a dump.
 
     Raises:
@@ -77,7 +77,7 @@ def parse(text: str) -> Program:
         for region in _REGION.findall(line):
             regions.setdefault(int(region), at)
         bundles.append(_bundle(_COMMENT.sub("", line)))
-    return Program(tuple(bundles), regions)
+    return Listing(tuple(bundles), regions)
 
 
 def _bundle(line: str) -> Bundle:

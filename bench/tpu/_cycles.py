@@ -18,7 +18,7 @@ from dataclasses import astuple, dataclass, field
 import numpy as np
 from jattn_kernels.chips import Tpu
 
-from bench.tpu._bundles import Bundle, Instruction, Program
+from bench.tpu._bundles import Bundle, Instruction, Listing
 from bench.tpu._scalar import ScalarCore, Value, WalkError
 
 MODEL = 1  # raise it whenever the same dump gets another estimate: estimates are kept by it
@@ -64,7 +64,7 @@ def feed(chip: Tpu) -> int:
 
 
 @dataclass(frozen=True)
-class Count:
+class Cycles:
     """What one run of a kernel takes on one core.
 
     Attributes:
@@ -83,16 +83,16 @@ class Count:
     products: int
 
 
-def total(counts: Iterable[Count]) -> Count:
+def total(counts: Iterable[Cycles]) -> Cycles:
     """What several runs of a kernel take, one after the other."""
-    return Count(*map(sum, zip(*map(astuple, counts), strict=True)))
+    return Cycles(*map(sum, zip(*map(astuple, counts), strict=True)))
 
 
-def count(program: Program, chip: Tpu, operands: Mapping[int, np.ndarray] | None = None, limit: int = LIMIT) -> Count:
+def count(listing: Listing, chip: Tpu, operands: Mapping[int, np.ndarray] | None = None, limit: int = LIMIT) -> Cycles:
     """Walk a kernel's bundles.
 
     Args:
-        program: the bundles.
+        listing: its bundles.
         chip: the chip that they were compiled for.
         operands: values of the integer operands on which the control flow depends, by operand index.
         limit: cycles after which the walk is taken to go round in circles.
@@ -100,14 +100,14 @@ def count(program: Program, chip: Tpu, operands: Mapping[int, np.ndarray] | None
     Raises:
         WalkError: the control flow depends on something unknown, or does not end.
     """
-    return _Execution(program, chip, ScalarCore(operands or {})).run(limit)
+    return _Execution(listing, chip, ScalarCore(operands or {})).run(limit)
 
 
 @dataclass
 class _Execution:
-    """A core that works off a program: how far it is, and what it waits for."""
+    """A core that works off a kernel: how far it is, and what it waits for."""
 
-    program: Program
+    listing: Listing
     chip: Tpu
     core: ScalarCore
     cycle: int = 0
@@ -126,8 +126,8 @@ class _Execution:
     def __post_init__(self):
         self.assumed, self.feed = ASSUMED[self.chip.name], feed(self.chip)
 
-    def run(self, limit: int) -> Count:
-        bundles = self.program.bundles
+    def run(self, limit: int) -> Cycles:
+        bundles = self.listing.bundles
         plain = _stretches(bundles)
         at, target, slots = 0, -1, 0
         while at < len(bundles):
@@ -148,7 +148,7 @@ class _Execution:
                     at = target
             elif branch is not None:
                 target, slots = branch, self.assumed.delay_slots
-        return Count(
+        return Cycles(
             self.cycle,
             self.cycle if self.startup is None else self.startup,
             self.dma_stall,
@@ -191,7 +191,7 @@ class _Execution:
             raise WalkError(f"not a branch that can be followed: {instruction.text!r}")
         if not self.core.must_hold(instruction):
             return None
-        return self.program.regions[int(instruction.args[0])]
+        return self.listing.regions[int(instruction.args[0])]
 
     def _dma(self, instruction: Instruction) -> None:
         if not self.core.must_hold(instruction):

@@ -16,8 +16,8 @@ from bench.tpu._cases import Case
 from bench.tpu._contenders import Contender, Setting
 from bench.tpu._cycles import MODEL, clock
 
-Answer = Mapping[str, Any]
-Compile = Callable[[Case, str, Setting], Answer]
+Reply = Mapping[str, Any]
+Compile = Callable[[Case, str, Setting], Reply]
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Kept:
 
     def __init__(self, path: Path):
         self.path = path
-        self.answers: dict[str, Answer] = json.loads(path.read_text()) if path.exists() else {}
+        self.answers: dict[str, Reply] = json.loads(path.read_text()) if path.exists() else {}
 
     def count(
         self, compile_and_count: Compile, case: Case, contender: Contender, setting: Setting, fresh: bool = True
-    ) -> Answer | None:
+    ) -> Reply | None:
         """The compiler's answer, from the file if it is there and the contender's results may be kept.
 
         None if it is not there and the compiler is not to be asked: if `fresh` is False.
@@ -82,7 +82,7 @@ def _versions(package: str) -> str:
     return f"{packages} model={MODEL}"
 
 
-def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Answer | None]) -> Estimate:
+def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Reply | None]) -> Estimate:
     """Count every setting of the contender with fewer heads, scale up, and take the best.
 
     Settings for which `count` gives None are left out.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from bench.tpu._cases import Case
 from bench.tpu._contenders import TOKAMAX, Setting
-from bench.tpu._estimate import Answer, estimate
+from bench.tpu._estimate import Reply, estimate
 from bench.tpu._published import Published
 
 _PASSES = {"fwd": "forward", "lse": "forward with lse", "bwd": "backward"}
@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
         return None if self.milliseconds is None else self.milliseconds / self.entry.milliseconds
 
 
-def compare(entries: Iterable[Published], count: Callable[[Case, Setting], Answer | None]) -> list[Comparison]:
+def compare(entries: Iterable[Published], count: Callable[[Case, Setting], Reply | None]) -> list[Comparison]:
     """The estimate for each entry."""
     return [
         Comparison(

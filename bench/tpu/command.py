@@ -21,7 +21,7 @@ from bench.tpu import _report, _spread
 from bench.tpu._cases import CHIP_NAMES, MASKS, QUICK, SHAPES, Case, cases
 from bench.tpu._compile import Compiler
 from bench.tpu._contenders import JATTN, PEERS, TOKAMAX, Contender, Setting
-from bench.tpu._estimate import Answer, Kept, estimate
+from bench.tpu._estimate import Kept, Reply, estimate
 from bench.tpu._published import Published, published
 from bench.tpu._report import Row
 
@@ -146,12 +146,12 @@ def _against_published(entries: Sequence[Published], kept: Kept, fresh: bool, ou
     return 0
 
 
-def _never(case: Case, name: str, setting: Setting) -> Answer:
+def _never(case: Case, name: str, setting: Setting) -> Reply:
     raise AssertionError("only what is kept is asked for")
 
 
 def _row(case: Case, contenders: Sequence[Contender], kept: Kept, settings: str, compiler: Compiler) -> Row:
-    def count(one: Contender, near: Sequence[Setting]) -> Callable[[Case, Setting], Answer | None]:
+    def count(one: Contender, near: Sequence[Setting]) -> Callable[[Case, Setting], Reply | None]:
         fresh = lambda setting: settings == "all" or (settings == "near" and setting in near)
         return lambda case, setting: kept.count(compiler.count, case, one, setting, fresh(setting))
 

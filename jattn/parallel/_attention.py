@@ -28,7 +28,7 @@ Lse = Float[Array, "*b t h"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Axes:
+class MeshAxes:
     """Along which axes of a mesh a call lies, and over how many devices."""
 
     batch: str | None
@@ -52,10 +52,10 @@ class Axes:
         return PartitionSpec(*(of[a] for a in axes), *[None] * (ndim - len(axes)))
 
 
-class CallOptions(NamedTuple):
-    """What is static about a call."""
+class ShardedCall(NamedTuple):
+    """What is static about a call whose sequence lies over devices."""
 
-    axes: Axes
+    axes: MeshAxes
     strategy: Strategy
     zigzag: bool
     backend: str | Backend | None
@@ -145,7 +145,7 @@ def attention(
     _check_sizes(problem.sizes, every, order, inside)
     chosen = strategy or _strategy(problem, axes, inside)
     _check_strategy(problem, axes, chosen, inside)
-    call = CallOptions(
+    call = ShardedCall(
         axes, chosen, order == "zigzag", implementation, checks.blocks(blocks), return_lse, targets.current()
     )
     if inside:
@@ -268,7 +268,7 @@ def check_order(order: object, where: str) -> None:
         raise ValueError(f"{where}: order must be one of {known}, got {order!r}")
 
 
-def _axes(mesh: Mesh | AbstractMesh, batch: str | None, head: str | None, sequence: str) -> Axes:
+def _axes(mesh: Mesh | AbstractMesh, batch: str | None, head: str | None, sequence: str) -> MeshAxes:
     sizes = dict(mesh.shape)
     if not sizes:
         raise ValueError("parallel.attention needs a mesh: give mesh=, or call it inside jax.set_mesh(mesh)")
@@ -280,10 +280,10 @@ def _axes(mesh: Mesh | AbstractMesh, batch: str | None, head: str | None, sequen
     given = [x for x in (batch, head, sequence) if x is not None]
     if len(set(given)) < len(given):
         raise ValueError(f"parallel.attention: each axis of the mesh can be of one kind, got {', '.join(given)}")
-    return Axes(batch, head, sequence, tuple(sizes.items()))
+    return MeshAxes(batch, head, sequence, tuple(sizes.items()))
 
 
-def _check_sizes(sizes: dict[str, int], axes: Axes, order: Order, inside: bool) -> None:
+def _check_sizes(sizes: dict[str, int], axes: MeshAxes, order: Order, inside: bool) -> None:
     """Raises unless what lies along an axis divides by its devices."""
     n = axes.devices
     chunks = (1 if inside else n) * (2 if order == "zigzag" else 1)
@@ -308,19 +308,19 @@ def _check_sizes(sizes: dict[str, int], axes: Axes, order: Order, inside: bool) 
         )
 
 
-def _heads(problem: Problem, axes: Axes, inside: bool) -> tuple[int, int]:
+def _heads(problem: Problem, axes: MeshAxes, inside: bool) -> tuple[int, int]:
     """Query and key heads of a device."""
     n = 1 if inside else axes.count(axes.head)
     return problem.sizes["h"] // n, max(1, problem.sizes["g"] // n)
 
 
-def _strategy(problem: Problem, axes: Axes, inside: bool) -> Strategy:
+def _strategy(problem: Problem, axes: MeshAxes, inside: bool) -> Strategy:
     if problem.normalizer.is_softmax:
         return "ring"
     return "gather" if any(x % axes.devices for x in _heads(problem, axes, inside)) else "all_to_all"
 
 
-def _check_strategy(problem: Problem, axes: Axes, strategy: Strategy, inside: bool) -> None:
+def _check_strategy(problem: Problem, axes: MeshAxes, strategy: Strategy, inside: bool) -> None:
     """Raises unless the strategy can do what is asked."""
     if strategy == "ring" and not problem.normalizer.is_softmax:
         name = type(problem.normalizer).__name__.lower()
@@ -339,7 +339,7 @@ def _check_strategy(problem: Problem, axes: Axes, strategy: Strategy, inside: bo
 # Over a mesh
 
 
-def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: CallOptions) -> Any:
+def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: ShardedCall) -> Any:
     leaves, tree = jax.tree.flatten(problem, is_leaf=lambda x: isinstance(x, Operand))
     arrays = [x.array if isinstance(x, Operand) else x for x in leaves]
     axes = [x.axes if isinstance(x, Operand) else None for x in leaves]
@@ -348,7 +348,7 @@ def _over(problem: Problem, mesh: Mesh | AbstractMesh, call: CallOptions) -> Any
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _over_mesh(
-    arrays: list[Any], tree: Any, of: tuple[str | None, ...], mesh: Mesh | AbstractMesh, call: CallOptions
+    arrays: list[Any], tree: Any, of: tuple[str | None, ...], mesh: Mesh | AbstractMesh, call: ShardedCall
 ) -> Any:
     axes, whole = call.axes, jax.tree.unflatten(tree, arrays)
     split = whole.sizes["g"] % axes.count(axes.head) == 0  # else each device has query heads of one key head
@@ -387,7 +387,7 @@ def _further(first: FieldValue, axis: str | None, size: int) -> FieldValue:
     return Operand(value + lax.axis_index(axis).astype(jnp.int32) * jnp.int32(size), "")
 
 
-def _shard_positions(given: Any, axes: Axes, query: ArrayLike) -> dict[str, Any]:
+def _shard_positions(given: Any, axes: MeshAxes, query: ArrayLike) -> dict[str, Any]:
     """`positions` of a device inside `jax.shard_map`, of which the sequence's are left to the strategy."""
     positions = dict(given) if isinstance(given, dict) else {} if given is None else {"t": given}
     b, _, h, _ = jnp.shape(query) if jnp.ndim(query) == 4 else (1, 1, *jnp.shape(query)[-2:])
@@ -400,7 +400,7 @@ def _shard_positions(given: Any, axes: Axes, query: ArrayLike) -> dict[str, Any]
 # On a device
 
 
-def _local(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
+def _local(problem: Problem, call: ShardedCall) -> tuple[Array, Array | None]:
     """out and lse of a device's own queries."""
     run: Callable = {"ring": _by_ring, "all_to_all": _by_heads, "gather": _by_gathering}[call.strategy]
     return run(problem, call)
@@ -416,14 +416,14 @@ def _moved(problem: Problem, lead: jax.Array) -> Problem:
     )
 
 
-def _inner(problem: Problem, call: CallOptions) -> tuple[Backend, targets.Target]:
+def _inner(problem: Problem, call: ShardedCall) -> tuple[Backend, targets.Target]:
     """Who computes on a device."""
     somewhere = _moved(problem, lax.axis_index(call.axes.sequence).astype(jnp.int32))
     chosen = dispatch.choose(somewhere, call.backend, call.target).backend
     return chosen, call.target if call.backend is None else call.target._replace(platform=targets.ANY)
 
 
-def _by_ring(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
+def _by_ring(problem: Problem, call: ShardedCall) -> tuple[Array, Array | None]:
     inner, target = _inner(problem, call)
     if not isinstance(inner, Fused):
         raise dispatch.UnsupportedError(
@@ -434,7 +434,7 @@ def _by_ring(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
     return dispatch.run(problem, _ring.backend(settings), call.blocks, target)
 
 
-def _by_gathering(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
+def _by_gathering(problem: Problem, call: ShardedCall) -> tuple[Array, Array | None]:
     inner, target = _inner(problem, call)
     shares, axis = Shares(call.axes.devices, call.zigzag), call.axes.sequence
     whole = _with_operands(problem, lambda x, axes: _of_all_keys(x, axes, call))
@@ -449,7 +449,7 @@ def _by_gathering(problem: Problem, call: CallOptions) -> tuple[Array, Array | N
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *results)
 
 
-def _by_heads(problem: Problem, call: CallOptions) -> tuple[Array, Array | None]:
+def _by_heads(problem: Problem, call: ShardedCall) -> tuple[Array, Array | None]:
     axis, n = call.axes.sequence, call.axes.devices
     swap = functools.partial(lax.all_to_all, axis_name=axis, tiled=True)
     natural = lambda x, dim: unzigzag(x, n, dim) if call.zigzag else x
@@ -490,14 +490,14 @@ def _rows(x: Any, axes: str, rows: slice) -> Any:
     return x[(slice(None),) * axes.index("t") + (rows,)] if "t" in axes else x
 
 
-def _of_all_keys(x: Any, axes: str, call: CallOptions) -> Any:
+def _of_all_keys(x: Any, axes: str, call: ShardedCall) -> Any:
     """An operand with all of s, in natural order; one with t as well has all of it."""
     if "t" not in axes:
         return _gathered(x, axes, "s", call)
     return unzigzag(x, call.axes.devices, axes.index("s")) if call.zigzag and "s" in axes else x
 
 
-def _gathered(x: Any, axes: str, a: str, call: CallOptions) -> Any:
+def _gathered(x: Any, axes: str, a: str, call: ShardedCall) -> Any:
     """An array with all of t or s, in natural order."""
     if a not in axes:
         return x

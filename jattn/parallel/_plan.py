@@ -22,7 +22,7 @@ from jattn._terms import Terms
 from jattn._terms.moved import moved
 from jattn.backends.contract import Backend
 from jattn.parallel import _attention, _cost, _ring
-from jattn.parallel._attention import Axes, Strategy
+from jattn.parallel._attention import MeshAxes, Strategy
 from jattn.parallel._cost import Cost, Load
 from jattn.parallel._shares import Shares
 
@@ -154,7 +154,7 @@ def _why(asked: str | None, problem: Problem, chosen: str) -> str:
     return f"{whole}, and heads divide" if chosen == "all_to_all" else f"{whole}, and heads do not divide"
 
 
-def _others(problem: Problem, axes: Axes, chosen: str, cost: dict[str, Cost]) -> dict[str, str]:
+def _others(problem: Problem, axes: MeshAxes, chosen: str, cost: dict[str, Cost]) -> dict[str, str]:
     others = {}
     for name, x in cost.items():
         if name == chosen:
@@ -186,7 +186,7 @@ def _work(problem: Problem, shares: Shares) -> np.ndarray | None:
     return of[chunks[:, None, :, None], chunks[None, :, None, :]].mean((0, 1))
 
 
-def _load(problem: Problem, axes: Axes) -> Load:
+def _load(problem: Problem, axes: MeshAxes) -> Load:
     n, heads = axes.devices, axes.count(axes.head)
     share = lambda x, heads: math.prod(x.shape) * x.dtype.itemsize // (n * axes.count(axes.batch) * heads)
     keys = sum(share(x, min(heads, problem.sizes["g"])) for x in (problem.key, problem.value))
@@ -195,7 +195,7 @@ def _load(problem: Problem, axes: Axes) -> Load:
     return Load(n, query, keys, out, problem.query.dtype.itemsize)
 
 
-def _times(one: Plan, axes: Axes, work: np.ndarray | None) -> np.ndarray | None:
+def _times(one: Plan, axes: MeshAxes, work: np.ndarray | None) -> np.ndarray | None:
     """Milliseconds of each device's queries with each device's keys: their share of what one device takes for all."""
     if one.milliseconds is None:
         return None

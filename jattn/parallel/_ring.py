@@ -62,15 +62,15 @@ class _Way(NamedTuple):
     level: bool
 
 
-Stretch = tuple[Any, int]
+Extent = tuple[Any, int]
 """Where a part of an axis begins, and how long it is."""
 
 
 class _Piece(NamedTuple):
     """A part of a device's queries and a part of the keys that it holds; chunks, or all of them where all is full."""
 
-    rows: Stretch
-    columns: Stretch
+    rows: Extent
+    columns: Extent
     row: Any  # the number of the chunk of all queries
     column: Any
     source: Any  # the device whose keys they are
@@ -171,7 +171,7 @@ class _Ring:
         row, column = self.shares.chunk(self.me, a), self.shares.chunk(source, b)
         return _Piece((a * t, t), (b * s, s), row, column, source, group.level, group.kinds)
 
-    def _rectangle(self, source: Any, rows: Stretch, columns: Stretch) -> _Piece:
+    def _rectangle(self, source: Any, rows: Extent, columns: Extent) -> _Piece:
         return _Piece(rows, columns, self.me, source, source, False, (FULL,))
 
     def _whole(self, source: Any, kind: int) -> _Piece:
@@ -188,7 +188,7 @@ class _Ring:
         near, same = span(moved(self.terms)), self.t == self.s
         return self._free and same and near.exact and (near.left, near.right) == (np.inf, 0)
 
-    def _rectangles(self) -> tuple[np.ndarray, list[tuple[Stretch, Stretch] | None]] | None:
+    def _rectangles(self) -> tuple[np.ndarray, list[tuple[Extent, Extent] | None]] | None:
         """All of a later step as one part of the queries and one of the keys that are full, if that is what it is:
         which one by the device and the keys' device, and what there are.  So it is in zig-zag order under a causal
         mask: all queries and the keys' first chunk, or the second chunk of queries and all keys."""
@@ -201,12 +201,12 @@ class _Ring:
         if (full == PARTIAL).any():
             return None
         patterns, which = np.unique((full == FULL).reshape(len(chunks) ** 2, -1), axis=1, return_inverse=True)
-        rectangles = [self._stretches(x.reshape(len(chunks), -1)) for x in patterns.T]
+        rectangles = [self._extents(x.reshape(len(chunks), -1)) for x in patterns.T]
         if any(x == "scattered" for x in rectangles):
             return None
         return which.reshape(self.n, self.n).astype(np.int32), rectangles  # type: ignore[return-value]
 
-    def _stretches(self, full: np.ndarray) -> tuple[Stretch, Stretch] | str | None:
+    def _extents(self, full: np.ndarray) -> tuple[Extent, Extent] | str | None:
         rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
         if not rows.size:
             return None
@@ -282,10 +282,10 @@ class _Ring:
 
     def _window(self, axes: str, piece: _Piece) -> list[tuple[int, Any, int]]:
         """(dimension, start, size) of the axes t and s of an operand."""
-        stretches = {"t": piece.rows, "s": piece.columns}
+        extents = {"t": piece.rows, "s": piece.columns}
         if "t" in axes:  # all of s is here
-            stretches["s"] = (piece.source * self.s + piece.columns[0], piece.columns[1])
-        return [(n, *stretches[a]) for n, a in enumerate(axes) if a in "ts"]
+            extents["s"] = (piece.source * self.s + piece.columns[0], piece.columns[1])
+        return [(n, *extents[a]) for n, a in enumerate(axes) if a in "ts"]
 
     def cut(self, x: Any, axes: str, piece: _Piece) -> Any:
         for dim, start, size in self._window(axes, piece):
@@ -318,11 +318,11 @@ def _merged(state: State, part: Result) -> State:
     return State(top, state.total * past + share, state.out * past[..., None] + out * share[..., None])
 
 
-def _of_rows(tree: Any, rows: Stretch) -> Any:
+def _of_rows(tree: Any, rows: Extent) -> Any:
     return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, *rows, 1), tree)
 
 
-def _with_rows(tree: Any, rows: Stretch, part: Any) -> Any:
+def _with_rows(tree: Any, rows: Extent, part: Any) -> Any:
     return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, rows[0], 1), tree, part)
 
 

@@ -6,10 +6,10 @@ import pytest
 from jattn_kernels.chips import GPUS
 
 from bench.gpu import _kernels
-from bench.gpu._kernels import Kernel, from_json
+from bench.gpu._kernels import CompiledKernel, from_json
 from bench.gpu._sass import Loop
 
-KERNEL = Kernel("jattn_forward", 384, 168, 12, 166912, [Loop(7, {"tensor": 16, "float": 4}, 1024, 0)])
+KERNEL = CompiledKernel("jattn_forward", 384, 168, 12, 166912, [Loop(7, {"tensor": 16, "float": 4}, 1024, 0)])
 
 
 def test_report_of_the_assembler():
@@ -41,7 +41,7 @@ def test_threads_and_shared_memory():
     ],
 )
 def test_blocks_of_a_multiprocessor(threads, registers, shared, blocks):
-    assert Kernel("k", threads, registers, 0, shared, []).blocks_per_core(GPUS["h100"]) == blocks
+    assert CompiledKernel("k", threads, registers, 0, shared, []).blocks_per_core(GPUS["h100"]) == blocks
 
 
 def test_kernels_pass_through_json():

@@ -9,7 +9,7 @@ from bench.tpu._bundles import parse
 RECORDED = Path(__file__).parent / "v5e_final_bundles.txt"
 
 
-def program(*lines: str) -> _bundles.Program:
+def program(*lines: str) -> _bundles.Listing:
     """A program of these bundles; `1: ...` starts region 1."""
     text = ""
     for at, line in enumerate(lines):

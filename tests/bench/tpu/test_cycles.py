@@ -5,7 +5,7 @@ import pytest
 from jattn_kernels.chips import TPUS
 
 from bench.tpu._bundles import parse
-from bench.tpu._cycles import ASSUMED, DMA_LATENCY, QUEUE, Count, clock, count, feed, total
+from bench.tpu._cycles import ASSUMED, DMA_LATENCY, QUEUE, Cycles, clock, count, feed, total
 from bench.tpu._scalar import WalkError
 from tests.bench.tpu.bundles import RECORDED, program
 
@@ -93,7 +93,7 @@ def test_what_is_not_understood_is_an_error(line, message):
 
 
 def test_runs_add_up():
-    assert total([Count(9, 2, 3, 4, 5, 6), Count(1, 1, 1, 1, 1, 1)]) == Count(10, 3, 4, 5, 6, 7)
+    assert total([Cycles(9, 2, 3, 4, 5, 6), Cycles(1, 1, 1, 1, 1, 1)]) == Cycles(10, 3, 4, 5, 6, 7)
 
 
 def test_every_tpu_is_known_to_the_walk():
