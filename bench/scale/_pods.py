@@ -26,7 +26,7 @@ from bench.tpu._compile import environment
 from jattn._call.layouts import Order
 
 
-class Block(NamedTuple):
+class BlockSizes(NamedTuple):
     """Sizes of a Transformer block."""
 
     features: int
@@ -56,13 +56,13 @@ class Pod:
     axes: tuple[int, int, int]
     t: int
     order: Order
-    block: Block
+    block: BlockSizes
     ring: str | None = None
 
 
 MILLION = 2**20
-LLAMA = Block(4096, 32, 8, 14336)  # Llama 3 8B
-SMALL = Block(256, 4, 2, 512)
+LLAMA = BlockSizes(4096, 32, 8, 14336)  # Llama 3 8B
+SMALL = BlockSizes(256, 4, 2, 512)
 _V5E, _PEERS = ("v5e", "v5e:16x16"), ("v5e", "v5e:4x4", (1, 1, 16))
 PODS = {
     "v5e-16x16": Pod(*_V5E, (2, 4, 32), MILLION, "zigzag", LLAMA),

@@ -452,16 +452,16 @@ def _by_gathering(problem: Problem, call: ShardedCall) -> tuple[Array, Array | N
 def _by_heads(problem: Problem, call: ShardedCall) -> tuple[Array, Array | None]:
     axis, n = call.axes.sequence, call.axes.devices
     swap = functools.partial(lax.all_to_all, axis_name=axis, tiled=True)
-    natural = lambda x, dim: unzigzag(x, n, dim) if call.zigzag else x
-    arrays = [natural(swap(x, split_axis=2, concat_axis=1), 1) for x in (problem.query, problem.key, problem.value)]
+    contiguous = lambda x, dim: unzigzag(x, n, dim) if call.zigzag else x
+    arrays = [contiguous(swap(x, split_axis=2, concat_axis=1), 1) for x in (problem.query, problem.key, problem.value)]
     h = problem.sizes["h"] // n
     first = lax.axis_index(axis).astype(jnp.int32) * jnp.int32(h)
 
     def of_heads(x: jax.Array, axes: str) -> jax.Array:
         shared = "t" if "t" in axes else "s"  # of the two the one along which it lies over devices
         if "h" in axes and shared in axes:
-            x = natural(swap(x, split_axis=axes.index("h"), concat_axis=axes.index(shared)), axes.index(shared))
-            return natural(x, axes.index("s")) if {*"ts"} <= {*axes} else x
+            x = contiguous(swap(x, split_axis=axes.index("h"), concat_axis=axes.index(shared)), axes.index(shared))
+            return contiguous(x, axes.index("s")) if {*"ts"} <= {*axes} else x
         if "h" in axes:
             return lax.dynamic_slice_in_dim(x, first, h, axes.index("h"))
         return _gathered(_of_all_keys(x, axes, call), axes, "t", call)
@@ -491,14 +491,14 @@ def _rows(x: Any, axes: str, rows: slice) -> Any:
 
 
 def _of_all_keys(x: Any, axes: str, call: ShardedCall) -> Any:
-    """An operand with all of s, in natural order; one with t as well has all of it."""
+    """An operand with all of s, in contiguous order; one with t as well has all of it."""
     if "t" not in axes:
         return _gathered(x, axes, "s", call)
     return unzigzag(x, call.axes.devices, axes.index("s")) if call.zigzag and "s" in axes else x
 
 
 def _gathered(x: Any, axes: str, a: str, call: ShardedCall) -> Any:
-    """An array with all of t or s, in natural order."""
+    """An array with all of t or s, in contiguous order."""
     if a not in axes:
         return x
     dim = axes.index(a)

@@ -44,8 +44,9 @@ class Shares(NamedTuple):
 def zigzag(x: jax.Array, devices: int, axis: int = 1) -> jax.Array:
     """An array with a sequence in zig-zag order: of 2n chunks device r of n has the r-th and the r-th from the end.
 
-    Under a causal mask all devices then have as much to attend to, where in natural order the last has n times as much
-    as the first.  What goes with positions is to be put in that order too: tokens, rotary angles, segment ids, a bias.
+    Under a causal mask all devices then have as much to attend to, where in contiguous order the last has n times as
+    much as the first.  What goes with positions is to be put in that order too: tokens, rotary angles, segment ids, a
+    bias.
 
     Args:
       x: any array.
@@ -69,7 +70,7 @@ def zigzag(x: jax.Array, devices: int, axis: int = 1) -> jax.Array:
 
 
 def unzigzag(x: jax.Array, devices: int, axis: int = 1) -> jax.Array:
-    """An array with a sequence in its natural order again: the inverse of `zigzag`.
+    """An array with a sequence in contiguous order again: the inverse of `zigzag`.
 
     Args:
       x: any array.

@@ -37,7 +37,7 @@ def entry(b: Index, batch: int) -> Index:
 
 
 def launch(
-    kind: type[Block], name: str, grid: dict[str, int], *, interpret: Any, computing: int = 2, **options: Any
+    kind: type[ThreadBlock], name: str, grid: dict[str, int], *, interpret: Any, computing: int = 2, **options: Any
 ) -> Callable:
     """A kernel with a block of that kind at every place of the grid.
 
@@ -70,7 +70,7 @@ def launch(
     )
 
 
-class Block:
+class ThreadBlock:
     """A block of threads: its tile of rows, and the columns that go by.
 
     `lengths`: t and s.

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, Block, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, ThreadBlock, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import EIGHT, Lengths, TileSizes
@@ -28,7 +28,7 @@ from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
 
 
-class Forward(Block):
+class Forward(ThreadBlock):
     """A query tile of one head; the products are the machine's."""
 
     def __init__(

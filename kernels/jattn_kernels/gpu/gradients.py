@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jattn_kernels.gpu.block import Block
+from jattn_kernels.gpu.block import ThreadBlock
 from jattn_kernels.gpu.layout import Diagonals, TileNumbers
 from jattn_kernels.gpu.lowering import Row
 from jattn_kernels.tiles.functions import LOG2E
@@ -35,7 +35,7 @@ def _in_place_of(part: Any, numbers: jax.Array) -> Any:
     return TileNumbers(numbers) if isinstance(part, Diagonals) else numbers
 
 
-class GradientBlock(Block):
+class GradientBlock(ThreadBlock):
     """A block that computes gradients: the operands whose numbers are `learned` get theirs along its rows."""
 
     learned: Sequence[int]

@@ -19,12 +19,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.ampere.machine import SimulatedWarps, Warps
-from jattn_kernels.gpu.block import Block
+from jattn_kernels.gpu.block import ThreadBlock
 from jattn_kernels.gpu.sizes import TileSizes
 from jattn_kernels.tiles.place import Index
 
 
-class Alone(Block):
+class Alone(ThreadBlock):
     """A block of one warpgroup."""
 
     machine: Warps
