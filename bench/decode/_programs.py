@@ -33,7 +33,7 @@ def table(case: Case) -> np.ndarray:
 
 
 def shapes(case: Case, dtype: Any) -> list[jax.ShapeDtypeStruct]:
-    """Of the arrays of a step, queries in `dtype`."""
+    """The shapes of the arrays of a step, queries in `dtype`."""
     stored = jnp.int8 if case.kind == "int8" else dtype
     lead = (case.b, case.n) if case.page is None else (case.b * case.n // case.page, case.page)
     keys = jax.ShapeDtypeStruct((*lead, case.g, case.d), stored)

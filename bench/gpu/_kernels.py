@@ -14,7 +14,7 @@ from bench.gpu._tools import tool
 from bench.gpu._topology import architecture, threads_per_core
 
 _RESERVED = KIB  # of shared memory, that the driver keeps for each block
-_REGISTERS = 65536  # of a multiprocessor
+_REGISTERS = 65536  # a multiprocessor has so many
 _WARP = 32
 
 

@@ -32,8 +32,8 @@ _INSTRUCTION = re.compile(
     r"\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+\{?\s*(?:@(?P<guard>!?U?P\w+)\s+)?(?P<name>[A-Z][A-Za-z0-9_.]*)(?P<rest>[^;]*)"
 )
 _TARGET = re.compile(r"\(?(\.L_x_?\w+)\)?")
-_PRODUCT = re.compile(r"(?:HGMMA|QGMMA)\.(?:SP\.)?(\d+)x(\d+)x(\d+)")  # of a warpgroup
-_WARP_PRODUCT = re.compile(r"HMMA\.(\d+)\.")  # of a warp
+_PRODUCT = re.compile(r"(?:HGMMA|QGMMA)\.(?:SP\.)?(\d+)x(\d+)x(\d+)")  # a product of a warpgroup
+_WARP_PRODUCT = re.compile(r"HMMA\.(\d+)\.")  # a product of one warp
 _WARP_SHAPES = {"1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "16832": 16 * 8 * 32}
 _MOVED = r"(?:\.(\d+)dp(\d+)bit)?\S*?\.x(\d+)"  # rows of tensor memory, bits of each, how often
 _LOADED, _STORED = re.compile("LDTM" + _MOVED), re.compile("STTM" + _MOVED)

@@ -13,9 +13,9 @@ import numpy as np
 
 WINDOW = 1024  # keys that a query of the window mask attends to: itself and the 1023 before it
 DOCUMENT = 2048  # tokens of each packed document
-BUCKETS = 32  # of the relative biases
-RATE = 0.1  # of dropout
-CAP = 30.0
+BUCKETS = 32  # by which relative biases tell distances apart
+RATE = 0.1  # the share of weights that dropout drops
+CAP = 30.0  # where the soft cap bounds scores
 
 Shape = tuple[int, ...]
 Arrays = Mapping[str, Any]

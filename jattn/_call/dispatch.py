@@ -103,14 +103,14 @@ def _whole_float32(problem: Problem, target: Target) -> Problem:
 
 
 class Choice(NamedTuple):
-    """Who runs a call."""
+    """Who runs a call, and why not the others."""
 
     backend: Backend
-    """With the backward pass of the next best, where its own has not been confirmed."""
+    """Who runs it; its backward pass is that of the next best where its own has not been confirmed."""
     others: dict[str, str]
     """Each other backend, and the reason why it was not chosen."""
     evidence: str | None = None
-    """Of a backend that needs a run to confirm it: which run did, or what is known of it without one."""
+    """Which recorded run confirmed the backend, or what is known of it without one; None where it needs none."""
 
 
 def choose(
@@ -199,7 +199,7 @@ def _run_of(
 
 
 def _capability(run: tables.Confirmed) -> tuple[int, int] | None:
-    """Of the chip of a run."""
+    """The compute capability of the chip on which a run was made; None for a chip that is not in the table."""
     chip = chips.GPUS.get(run.chip)
     return chip and chip.capability
 

@@ -34,17 +34,17 @@ class Layout:
     batch: Axes
     heads: Axes
     mesh: AbstractMesh | None
-    """None: that of `jax.set_mesh` where the call is."""
+    """The mesh that has these axes; None for that of `jax.set_mesh` where the call is."""
     sequence: str | None = None
-    """Where it is said, `jattn.attention` is `jattn.parallel.attention`."""
+    """The mesh axis along which the sequence lies: with one, `jattn.attention` is `jattn.parallel.attention`."""
     order: Order = "contiguous"
-    """Of that sequence."""
+    """In which order the sequence lies over the devices."""
     attend: Callable[..., Any] | None = None
     """`jattn.parallel.attention` where there is a sequence: it stands above whoever calls it by this field."""
 
     @property
     def axes(self) -> Axes:
-        """All that are named."""
+        """Every mesh axis that the layout names."""
         return *self.batch, *self.heads, *(() if self.sequence is None else (self.sequence,))
 
 
@@ -54,7 +54,7 @@ _CURRENT = jax.make_user_context(default_value=None)
 
 @contextlib.contextmanager
 def using(layout: Layout) -> Generator[Layout, None, None]:
-    """Calls inside lie so."""
+    """Calls inside this context lie as the layout says."""
     with _CURRENT(layout):
         yield layout
 

@@ -21,7 +21,7 @@ from jattn.backends.contract import Spec
 
 
 def lengths(arrays: Sequence[Any], axes: Sequence[str], mapped: int) -> tuple[int, ...]:
-    """Of the mapped axes, and last of the batch; `axes` are the arrays' own, after the mapped ones."""
+    """The lengths of the mapped axes, and last of the batch; `axes` are the arrays' own, after the mapped ones."""
     over = [max(x.shape[n] for x in arrays) for n in range(mapped)]
     return *over, max(x.shape[mapped] for x, a in zip(arrays, axes, strict=True) if "b" in a)
 
@@ -36,7 +36,7 @@ class BatchFold:
         self.outermost = [self._outermost(x) for x in args]
 
     def _outermost(self, x: AnyArray) -> int:
-        """Of the mapped axes that an array has; as many as there are if it has none."""
+        """The number of the first mapped axis that an array has; how many there are if it has none."""
         return next((n for n in range(self.mapped) if x.shape[n] != 1), self.mapped)
 
     @property
@@ -49,11 +49,11 @@ class BatchFold:
         return dataclasses.replace(self.spec, mapped=(), signature=self.spec.signature._replace(axes=axes))
 
     def arg(self, n: int, x: AnyArray) -> jax.Array:
-        """Argument n, or its tangent, which has the same axes."""
+        """Argument n, or its tangent, which has the same axes, folded."""
         return self._join(x, self.spec.axes[n], self.outermost[n])
 
     def gradient(self, n: int, x: jax.Array) -> jax.Array:
-        """Of argument n from that of its folded form, summed over the axes that the argument lacks."""
+        """The gradient of argument n from that of its folded form, summed over the axes that the argument lacks."""
         shape, outermost = self.shapes[n], self.outermost[n]
         if outermost == self.mapped:
             return x.reshape(shape)
@@ -66,7 +66,7 @@ class BatchFold:
         return x.reshape(shape)
 
     def row(self, x: AnyArray) -> jax.Array:
-        """A result, or its tangent or cotangent."""
+        """A result, or its tangent or cotangent, folded."""
         return self._join(x, "b", 0)
 
     def _join(self, x: AnyArray, axes: str, outermost: int) -> jax.Array:
@@ -81,7 +81,7 @@ class BatchFold:
         return jnp.broadcast_to(x, (*full, *rest)).reshape(math.prod(full), *rest)
 
     def unfold(self, x: jax.Array) -> jax.Array:
-        """The inverse of `row`."""
+        """A result of the folded call with its mapped axes again: the inverse of `row`."""
         return x.reshape(*self.lengths, *x.shape[1:])
 
 

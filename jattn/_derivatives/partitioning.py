@@ -21,7 +21,7 @@ from jattn.backends.contract import Spec
 from jattn.masks import Blocks, Function
 
 MeshSizes = Mapping[str, int]
-"""Of the axes of a mesh."""
+"""How many devices lie along each axis of a mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Placement:
     """Mesh axes along which the axes of a call lie."""
 
     batch: tuple[Axes, ...]
-    """Of the mapped axes, and last of the batch."""
+    """The mesh axes of each mapped axis, and last those of the batch."""
     heads: Axes
 
 
@@ -73,7 +73,7 @@ class PrimitiveCall:
         return None
 
     def fitted(self, sizes: MeshSizes, placement: Placement) -> Placement:
-        """As much of a placement as can be."""
+        """The placement without the mesh axes that lengths or heads do not divide by."""
 
         def longest(axes: Axes, place: Callable[[Axes], Placement]) -> Axes:
             return next(x for n in range(len(axes), -1, -1) if self.misfit(sizes, place(x := axes[:n])) is None)
@@ -112,7 +112,7 @@ class PrimitiveCall:
     def specs(
         self, sizes: MeshSizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[int]]
     ) -> tuple[PartitionSpec, ...]:
-        """Of arrays with these axes and shapes."""
+        """How arrays with these axes and shapes lie in the mesh."""
         keys = placement.heads if self.splits_keys(sizes, placement.heads) else ()
 
         def one(axes: str, shape: Sequence[int]) -> PartitionSpec:
@@ -133,7 +133,7 @@ class PrimitiveCall:
         at, each = self.n + 2, max(1, _devices(sizes, placement.heads) // self.g)
 
         def own(x: jax.Array, axes: str) -> jax.Array:
-            """Of a key head that devices share: the one of the query heads that are here."""
+            """The keys or values of this device: where devices share a key head, the one of its query heads."""
             if whole or axes != "bsg":
                 return x
             return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(placement.heads) // each, 1, at)

@@ -59,7 +59,7 @@ def placed(values: Iterable[T], active: Sequence[bool]) -> list[T | None]:
 
 
 def parts(flat: Sequence[Any], active: tuple[bool, ...]) -> tuple[Any, Any, Any]:
-    """Of the inputs of a derivative: the args, the result, and the tangents or cotangents."""
+    """The inputs of a derivative apart: the args, the result, and the tangents or cotangents."""
     n, m = len(active), len(active) + len(Result._fields)
     return flat[:n], flat[n:m], flat[m:]
 
@@ -139,7 +139,7 @@ def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 
 
 def _rows_shapes(args: Sequence[ShapedArray], axes: Sequence[str], spec: Spec) -> tuple[ShapedArray, ShapedArray]:
-    """Of out and lse: each axis lies in a mesh as it does in the first array that has it there."""
+    """Shapes of out and lse, of which each axis lies in a mesh as it does in the first array that has it there."""
     q, v, n = args[0], args[2], len(spec.mapped)
     rows = *lengths(args, axes, n), *q.shape[n + 1 : n + 3]
 
@@ -169,7 +169,7 @@ def _backward_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
 
 
 def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
-    """Of a simulator that calls back to Python: known by tracing it.  Kernels have none."""
+    """The effects of a simulator that calls back to Python, known by tracing it.  Kernels have none."""
     spec = params["spec"]
     if not (spec.target.interpret and spec.backend.calls_back):
         return set()

@@ -47,7 +47,7 @@ class RowHash(NamedTuple):
 
 
 def rows(seed: ArrayLike, b: ArrayLike, h: ArrayLike, i: ArrayLike) -> RowHash:
-    """Of the queries i of head h of batch element b."""
+    """What the hash knows of the queries i of head h of batch element b."""
     u_seed, u_b, u_h, u_i = (jnp.asarray(x).astype(jnp.uint32) for x in (seed, b, h, i))
     head = mix(mix(u_seed + _U(0x9E3779B9)) ^ (u_b * _U(0x85EBCA6B) + u_h * _U(0xC2B2AE35)))
     word = mix(head ^ (u_i * _U(0x27D4EB2F)))
@@ -60,7 +60,7 @@ def columns(j: ArrayLike) -> jax.Array:
 
 
 def join(rows: RowHash, column: jax.Array) -> jax.Array:
-    """The bits of pairs."""
+    """The bits of pairs, from what is known of their rows and of their columns."""
     return rows.factor * column + rows.word
 
 

@@ -87,7 +87,7 @@ class Cut(NamedTuple):
     blocks: tuple[int, int, int] | None
     """Empty, partial and full blocks, over batch and heads; None where they are known only at run time."""
     tuned: str | None = None
-    """Where the tile sizes come from."""
+    """Where the tile sizes come from: a table, the caller or a rule."""
     milliseconds: float | None = None
     """Estimated time of the forward pass."""
     pairs: int | None = None
@@ -168,11 +168,11 @@ class Spec:
 
     backend: Fused
     signature: Signature
-    """Of the `Terms`."""
+    """Which terms the call has and which axes their operands have: `Terms` without the arrays."""
     dtype: jnp.dtype
-    """Of the output."""
+    """The dtype of the output."""
     precision: Precision
-    """Of the two products."""
+    """With how many bits both products, scores and output, are computed."""
     blocks: tuple[int, int] | None
     """Query and key rows of a tile, where the caller said so."""
     target: Target
@@ -182,7 +182,7 @@ class Spec:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """Of q, k, v and the operands, after the mapped ones; what else they have is whole to every step."""
+        """The axes of q, k, v and the operands that follow the mapped ones; further axes are whole to every step."""
         return ("bth", "bsg", "bsg", *self.signature.axes)
 
     def terms(self, operands: Sequence[Any]) -> Terms:

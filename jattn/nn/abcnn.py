@@ -280,7 +280,7 @@ def _padded(x: Array, width: int) -> Array:
 
 
 def _windows(x: Array, width: int) -> list[Array]:
-    """Of `[b, n, ..]`, for each of `width` places in a window, what the n - width + 1 windows have there."""
+    """For each of `width` places in a window, what the n - width + 1 windows of `[b, n, ..]` have there."""
     return [x[:, place : x.shape[1] - width + 1 + place] for place in range(width)]
 
 
@@ -291,12 +291,12 @@ def _share(steps: _Steps) -> Array:
 
 
 def _mean(x: Float[Array, "b n f"], mask: Bool[Array, "b n"]) -> Float[Array, "b f"]:
-    """Of the real columns, 0 where none is."""
+    """The mean of the real columns, 0 where none is."""
     return jnp.sum(x * _share(_Steps(x, mask)), axis=-2)
 
 
 def _max(x: Float[Array, "b n f"], mask: Bool[Array, "b n"]) -> Float[Array, "b f"]:
-    """Of the real columns, 0 where none is."""
+    """The greatest of the real columns, 0 where none is."""
     top = jnp.max(x, axis=-2, where=mask[..., None], initial=-jnp.inf)
     return jnp.where(jnp.any(mask, axis=-1)[..., None], top, 0)
 

@@ -35,7 +35,7 @@ class MeshAxes:
     head: str | None
     sequence: str
     sizes: tuple[tuple[str, int], ...]
-    """Of the axes of the mesh."""
+    """Each axis of the mesh with how many devices lie along it."""
 
     def count(self, axis: str | None) -> int:
         return 1 if axis is None else dict(self.sizes)[axis]

@@ -15,10 +15,10 @@ class Load(NamedTuple):
     devices: int
     query: int
     keys: int
-    """Of keys and values."""
+    """Bytes of the keys and the values together."""
     out: int
     itemsize: int
-    """Of a number in them."""
+    """Bytes of one number in these arrays."""
 
     @property
     def wide(self) -> float:
@@ -28,7 +28,7 @@ class Load(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a pass, on the busiest device; times are milliseconds, None where they are not known."""
+    """What a pass costs the busiest device: bytes, and milliseconds, which are None where they are not known."""
 
     sent: int
     memory: int
@@ -44,7 +44,7 @@ class Cost:
         return self.compute + self.network * (1 - self.hidden)
 
     def then(self, other: Cost) -> Cost:
-        """Of this pass and of another after it."""
+        """The cost of this pass and of another after it."""
         plus = lambda x, y: None if x is None or y is None else x + y
         network, behind = plus(self.network, other.network), plus(self._behind, other._behind)
         return Cost(
@@ -62,7 +62,7 @@ class Cost:
 
 
 def cost(strategy: str, load: Load, times: np.ndarray | None, chip: Chip | None, *, backward: bool = False) -> Cost:
-    """Of the forward pass, or of the backward one.
+    """What a strategy costs in the forward pass, or in the backward one.
 
     A ring takes as long in each step as the busiest device computes, or as long as keys take to the next one where that
     is longer.  Over all of its steps it reads and writes its sums and brings queries and keys in the kernels' layout,

@@ -38,7 +38,7 @@ class ParallelPlan:
     others: dict[str, str]
     """Each other strategy: what it would take, or why it cannot."""
     devices: int
-    """Along the sequence."""
+    """How many devices the sequence lies over."""
     sent: int
     """Bytes that a device sends."""
     memory: int

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import online_softmax
 from jattn_kernels.online_softmax import State
-from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL
+from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL, kind_of
 from jax import lax
 
 from jattn import _terms
@@ -76,14 +76,14 @@ class _Piece(NamedTuple):
     source: Any  # the device whose keys they are
     level: bool
     kinds: tuple[int, ...]
-    """Of which kinds it may be."""
+    """Which of empty, partial and full the piece may be, as far as tracing knows."""
 
 
 class _Group(NamedTuple):
     """Pieces of one step that are computed alike: one after the other, in a loop that holds their kernels once."""
 
     pairs: tuple[tuple[int, int], ...]
-    """Of each which of the device's chunks of queries it has, and which of those of keys."""
+    """For each piece the number of its chunk among the device's chunks of queries, and among those of keys."""
     level: bool
     kinds: tuple[int, ...]
 
@@ -94,7 +94,7 @@ def kinds(mask: Mask | None, t: int, s: int, shares: Shares) -> np.ndarray | Non
         return None
     answer = block_tables.answers(mask, Tiling(t, t // shares.count), Tiling(s, s // shares.count))
     some, every = np.asarray(answer.some).any((0, 1)), np.asarray(answer.every & answer.some).all((0, 1))
-    return np.where(every, FULL, np.where(some, PARTIAL, EMPTY)).astype(np.int8)
+    return kind_of(some, every)
 
 
 class _Ring:
@@ -110,18 +110,19 @@ class _Ring:
 
     @property
     def chunk(self) -> tuple[int, int]:
-        """Queries and keys of a chunk."""
+        """How many queries and how many keys a chunk has."""
         return self.t // self.shares.each, self.s // self.shares.each
 
     # What goes round
 
     def send(self, tree: Any) -> Any:
-        """To the next device, from the one before."""
+        """Sends the arrays to the next device, and gives those of the one before."""
         pairs = [(i, (i + 1) % self.n) for i in range(self.n)]
         return jax.tree.map(lambda x: lax.ppermute(x, self.settings.axis, pairs), self.vary(tree))
 
     def vary(self, tree: Any) -> Any:
-        """As varying over the axis, which while lowering is known only of what permutes and `axis_index` give."""
+        """The arrays marked as varying over the axis.  While lowering, JAX knows that only of what permutes and
+        `axis_index` give."""
         axis = self.settings.axis
         varies = lambda x: axis in jax.typeof(x).manual_axis_type.varying
         return jax.tree.map(lambda x: x if varies(x) else lax.pcast(x, (axis,), to="varying"), tree)
@@ -230,7 +231,7 @@ class _Ring:
         return groups
 
     def _kinds(self, a: int, b: int, first: bool) -> tuple[int, ...]:
-        """Of which kinds a pair of chunks may be, on any device."""
+        """Which of empty, partial and full a pair of chunks may be, on any device."""
         if self.terms.mask is None:
             return (FULL,)
         if self.table is None:
@@ -259,7 +260,7 @@ class _Ring:
         tilings = Tiling(self.chunk[0], self.chunk[0]), Tiling(self.chunk[1], self.chunk[1])
         some, every = block_tables.answers(mask, *tilings)
         some, every = jnp.any(jnp.asarray(some)), jnp.all(jnp.asarray(every & some))
-        return jnp.where(every, FULL, jnp.where(some, PARTIAL, EMPTY))
+        return kind_of(some, every)
 
     def inner(self, way: _Way, dtype: jnp.dtype) -> tuple[Spec, list[int]]:
         """The spec of a piece's call, and the numbers of its operands."""

@@ -10,19 +10,19 @@ import numpy as np
 
 
 class Shares(NamedTuple):
-    """A sequence over so many devices."""
+    """How a sequence lies over devices: in one chunk each, or in zig-zag order in two."""
 
     devices: int
     zigzag: bool
 
     @property
     def each(self) -> int:
-        """Chunks of a device."""
+        """How many chunks a device has."""
         return 1 + self.zigzag
 
     @property
     def count(self) -> int:
-        """Chunks of a sequence."""
+        """How many chunks the sequence has."""
         return self.devices * self.each
 
     def chunk(self, device: Any, n: int) -> Any:

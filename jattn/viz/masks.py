@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL
+from jattn_kernels.tiles.work import EMPTY, FULL, kind_of
 from numpy.typing import ArrayLike  # which takes lists
 
 from jattn import _terms, api, masks, normalizers, scores
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
     from jattn.viz._canvas import AnyFigure
 
-_KINDS = {"empty: skipped": "#e4e4e8", "partial: masked": "#f2a65a", "full: no mask": "#2b6cb0"}  # in their order
+_KINDS = {
+    "empty: skipped": "#e4e4e8",
+    "partial: masked": "#f2a65a",
+    "full: no mask": "#2b6cb0",
+}  # in the order in which kinds count
 _LEGEND = 0.8  # inches
 _MOST_LINES = 64  # blocks of an axis, beyond which lines between them would hide them
 
@@ -110,7 +114,7 @@ def show_blocks(
     rows, columns = checks.blocks(blocks) or (t, s)
     query, key = (block_tables.Tiling(n, block, overhang=True) for n, block in ((t, rows), (s, columns)))
     answer = block_tables.answers(_bound(mask, t, s), query, key)
-    kinds = np.where(np.asarray(answer.some), np.where(np.asarray(answer.every), FULL, PARTIAL), EMPTY)
+    kinds = np.asarray(kind_of(*answer))
     titles = _titles(*kinds.shape[:2])
     figure = fitted(figure, len(titles), side(None) + _LEGEND, side(None))
     for axis, kind in zip(grid(figure, titles).axes, kinds.reshape(-1, *kinds.shape[2:]), strict=True):
@@ -183,7 +187,7 @@ def _lead(mask: masks.Mask | None) -> tuple[int, int]:
 
 
 def _titles(b: int, h: int) -> list[str]:
-    """Of the pictures of a mask, one for each batch element and head."""
+    """The titles of the pictures of a mask, one for each batch element and head."""
     if b == 1:
         return head_titles(h)
     return [f"batch {n}" + (f", head {m}" if h > 1 else "") for n in range(b) for m in range(h)]

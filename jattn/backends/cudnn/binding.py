@@ -69,7 +69,7 @@ def _options(kind: Kind) -> dict[str, Any]:
 
 
 def _absent(lengths: RealLengths | None, dtype: jnp.dtype) -> list[jax.Array]:
-    """Of the operands after the values: bias, lengths, offsets of packed sequences, tables of pages; empty for none."""
+    """The operands after the values, bias, lengths, offsets of packed sequences and tables of pages: empty for none."""
     none = jnp.zeros(0, dtype)
     return [none, *(lengths or (none, none)), none, none, none, none]
 

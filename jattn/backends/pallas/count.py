@@ -27,7 +27,7 @@ class Count(NamedTuple):
 
 
 def count(mask: Mask | None, b: int, h: int, query: Tiling, key: Tiling) -> Count:
-    """Of a mask that is known; the last tiles hang over the ends."""
+    """Counts the tiles of a mask without arrays; the last ones hang over the ends."""
     answer = block_tables.answers(mask, query, key)
     some, every = (np.asarray(x) for x in (answer.some, answer.every & answer.some))
     times = b * h // math.prod(some.shape[:2])  # batch elements and heads whose answers are the same

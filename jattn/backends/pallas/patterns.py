@@ -30,7 +30,7 @@ class _Patterns:
         self.frame, self.direction, self.numbers = frame, direction, {}
 
     def number(self, cells: np.ndarray) -> int:
-        """Of a tile: its cells `[rows, columns]` are empty (0), partial (1) or full (2)."""
+        """The number of a tile's pattern; its cells `[rows, columns]` are `EMPTY`, `PARTIAL` or `FULL`."""
         grain = _grain(self.frame)
         strips = _strips(cells, grain) if self.direction == "forward" else _without_gaps(_strips(cells.T, grain))
         return self.numbers.setdefault(strips, len(self.numbers))
@@ -47,8 +47,8 @@ def _strips(kind: np.ndarray, grain: int) -> work.Pattern:
     for n, line in enumerate(kind):
         edges = [0, *(np.flatnonzero(np.diff(line)) + 1), len(line)]
         stretches = tuple(
-            work.Stretch(int(a) * grain, int(b - a) * grain, bool(line[a] == 1))
-            for a, b in itertools.pairwise(edges) if line[a]
+            work.Stretch(int(a) * grain, int(b - a) * grain, bool(line[a] == work.PARTIAL))
+            for a, b in itertools.pairwise(edges) if line[a] != work.EMPTY
         )  # fmt: skip
         if stretches and strips and strips[-1].stretches == stretches and strips[-1].at + strips[-1].size == n * grain:
             strips[-1] = strips[-1]._replace(size=strips[-1].size + grain)
@@ -58,7 +58,7 @@ def _strips(kind: np.ndarray, grain: int) -> work.Pattern:
 
 
 def _without_gaps(strips: work.Pattern) -> work.Pattern:
-    """The same with a strip of its own for every run of stretches without a gap."""
+    """The pattern with a strip of its own for every run of stretches without a gap."""
     apart = []
     for strip in strips:
         run: list[work.Stretch] = []
@@ -90,11 +90,12 @@ def of_mask(mask: Mask | None, frame: Frame, direction: Direction) -> tuple[Answ
     batch, heads = fine.some.shape[:2]
     nq, nk = frame.query_tiles, frame.key_tiles
     rows, columns = sizes.query // grain, sizes.key // grain
-    kind = (fine.some.astype(np.int8) + (fine.every & fine.some)).reshape(batch * heads, *fine.some.shape[2:])
+    kind = work.kind_of(*fine).reshape(batch * heads, *fine.some.shape[2:])
     kind = np.pad(kind, ((0, 0), (0, nq * rows - kind.shape[1]), (0, nk * columns - kind.shape[2])))
     kind = kind.reshape(-1, nq, rows, nk, columns).swapaxes(2, 3)  # [n, query tiles, key tiles, rows, columns]
     inside = np.arange(nq * rows).reshape(nq, 1, rows, 1) * grain < frame.t  # rows past the end do not count
-    some, every = np.asarray((kind > 0).any((-2, -1))), np.asarray(((kind == 2) | ~inside).all((-2, -1)))
+    some = np.asarray((kind != work.EMPTY).any((-2, -1)))
+    every = np.asarray(((kind == work.FULL) | ~inside).all((-2, -1)))
     kinds = _Patterns(frame, direction)
     number = np.zeros(some.shape, np.int32)
     for place in np.argwhere(some & ~every):
@@ -154,7 +155,7 @@ def _cells(span: Span, offset: int, rows: int, columns: int, frame: Frame) -> np
     exist = (i < rows)[:, None] & (j < columns)
     some = exist & (j_hi >= i_lo - span.left) & (j_lo <= i_hi + span.right)
     every = some & (j_lo >= i_hi - span.left) & (j_hi <= i_lo + span.right) & (j + grain <= columns)
-    return some.astype(np.int8) + every
+    return work.kind_of(some, every)
 
 
 def tiles_of_span(ends: np.ndarray, numbers: list[list[int]], key_tiles: int) -> Answers:

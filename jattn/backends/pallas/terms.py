@@ -96,7 +96,7 @@ class Words:
 
     @property
     def cells(self) -> Cells:
-        """Where in them a pair finds its bit."""
+        """How a pair finds its bit in the words."""
         _, rows, words = self.array.shape
         return Cells(self.block, rows, words)
 
@@ -200,7 +200,7 @@ class TileTerms:
 
     @property
     def factor(self) -> float:
-        """Of the product of a query and a key: the score's scale, in the units of the scores."""
+        """What the product of a query and a key is multiplied with: the score's scale, in the units of the scores."""
         return self.scale * (1.0 if self.natural else LOG2E)
 
     @property

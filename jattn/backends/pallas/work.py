@@ -70,7 +70,7 @@ def static_work(mask: Mask | None, frame: Frame, direction: Direction, listed: b
 
 
 def _work_of_span(near: Span, frame: Frame, direction: Direction, listed: bool) -> work.Work:
-    """Of a window, or of no mask: the same at every query tile, it takes no scalars."""
+    """The work of a window, or of no mask: where it is the same at every query tile, it takes no scalars."""
     ends = patterns_of.ends_of_span(near, frame)
     numbers, patterns = patterns_of.of_span(near, ends, frame, direction)
     fit = max(map(len, numbers)) <= work.MOST_PARTIAL

@@ -25,12 +25,12 @@ from jattn.backends.pallas_gpu.sizes import Kernel, tile_sizes
 from jattn.backends.pallas_gpu.terms import GpuTerms
 from jattn.backends.steps import Step
 
-_PAIRS = 2**22  # looked at together
-_MULTIPLE = 16  # of a head's width: what the matrix unit multiplies at once
+_PAIRS = 2**22  # the mask is looked at for so many pairs in one go
+_MULTIPLE = 16  # the matrix unit takes so many numbers of a head at once: widths are filled up to a multiple
 
 
 class Call:
-    """One kernel's part of a call."""
+    """What one kernel is given of a call: tile sizes, terms, and lists of the tiles that it visits."""
 
     sizes: TileSizes
     terms: GpuTerms

@@ -113,7 +113,7 @@ class _FoldedTerms(GpuTerms):
         return Lengths(self.frame.t, self.frame.s)
 
     def functions(self) -> TileFunctions:
-        """Of rows, whose queries stand at the row over the number of heads."""
+        """The functions of tiles whose row n is a head of query n over the number of heads that share a key head."""
         of_queries = super().functions()
         query = lambda i: jax.lax.div(i, jnp.full_like(i, self.fold.group))
         moved = lambda fn: lambda x, i, *rest: fn(x, query(i), *rest)

@@ -23,7 +23,7 @@ from jattn.backends.pallas_gpu.sizes import Generation, generation
 
 
 class Kernels(NamedTuple):
-    """Those of one generation; the `run` of each in `jattn_kernels.gpu` says what it computes."""
+    """The kernels of one generation; the `run` of each in `jattn_kernels.gpu` says what it computes."""
 
     forward: Callable
     queries: Callable
@@ -54,5 +54,5 @@ _KERNELS: dict[Generation, Kernels] = {
 
 
 def kernels(target: Target) -> Kernels:
-    """Those that run there."""
+    """The kernels of the generation of GPUs that the target is of."""
     return _KERNELS[generation(target)]

@@ -17,8 +17,8 @@ from jattn.backends.pallas import fit
 from jattn.backends.pallas.fit import Function
 from jattn.backends.pallas_gpu.sizes import unfit_operands
 
-_THREADS = 8  # that the simulator was seen to need: warpgroups of a block, those that copy, and who waits for them
-LONGEST = 2**24  # queries or keys
+_THREADS = 8  # the simulator was seen to need so many: warpgroups of a block, those that copy, and who waits for them
+LONGEST = 2**24  # queries or keys: positions up to here are exact in float32
 WIDEST = 256  # numbers of a row of the accumulator, which stays in registers
 DTYPES = ("bfloat16", "float16")
 

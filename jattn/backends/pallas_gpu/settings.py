@@ -9,13 +9,13 @@ from jattn_kernels.gpu.sizes import TileSizes
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The defaults are what `attention` takes by itself."""
+    """Tile sizes of each kernel; None where the backend chooses them, as `attention` does by itself."""
 
     forward: TileSizes | None = None
-    """Tile sizes of forward passes."""
+    """Tile sizes of the forward kernel."""
     queries: TileSizes | None = None
-    """Of the gradients along queries."""
+    """Tile sizes of the kernel of gradients along queries."""
     keys: TileSizes | None = None
-    """Of the gradients along keys."""
+    """Tile sizes of the kernel of gradients along keys."""
     pairs: TileSizes | None = None
-    """Of the gradients of operands that have both axes, or lie along diagonals."""
+    """Tile sizes of the kernel of gradients of operands that have both axes, or lie along diagonals."""

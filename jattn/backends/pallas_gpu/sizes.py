@@ -23,15 +23,16 @@ Kernel = Literal["forward", "queries", "keys", "pairs"]
 _WIDE = 128  # heads wider than this need other tiles: a row of their sums takes half of a thread's registers
 _PIECE = 16  # columns for which terms are evaluated at once, where many numbers for each score stand in registers
 _ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
-_SPARE = 4 * chips.KIB  # of shared memory: barriers, numbers of rows, what the compiler reduces in
-_BARE = 2 * chips.KIB  # likewise of Hopper's forward kernel, which reduces in registers, without other operands
-_VECTOR = 2 * _ALIGNED  # of an operand along one axis: its parts of the tiles at hand, and the sums of its gradient
-_FEW = 2  # of those, for which there is room whatever is asked for
+_SPARE = 4 * chips.KIB  # shared memory for barriers, numbers of rows and what the compiler reduces in
+_BARE = 2 * chips.KIB  # the same for Hopper's forward kernel without operands, which reduces in registers
+_VECTOR = 2 * _ALIGNED  # an operand along one axis takes it: parts of the tiles at hand, sums of its gradient
+_FEW = 2  # operands along one axis for which there is room whatever is asked for
 _RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
 
 _FEWEST = 16  # columns: what the matrix unit takes at once
 _STEPS: dict[Kernel, tuple[int, int]] = {"forward": (2, 2), "queries": (2, 4), "keys": (2, 4), "pairs": (1, 2)}
-"""Fewest and most.  Where rows go by as well, large tiles spare more reading than a second step hides."""
+"""The fewest and the most steps of each kernel.  Where rows go by as well, large tiles spare more reading than a second
+step hides."""
 
 Generation = Literal["ampere", "hopper", "blackwell"]
 _HEIGHTS: dict[Generation, int] = {"ampere": 64, "hopper": 64, "blackwell": 128}
@@ -183,10 +184,10 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
     chip, passing = _ampere(spec.target), "t" if kernel == "keys" else "s"
     pairs = [(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
     both = _widths_of_pairs(spec, operands)
-    vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # that are staged with each tile
-    if kernel == "pairs":  # of rows as well, and of diagonals a tile's sums
+    vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # staged with each tile
+    if kernel == "pairs":  # rows' numbers are staged as well, and a tile's sums along diagonals
         vectors += sum("t" in axes for _, axes in pairs) + 3
-    sums = 4 * 64 if kernel == "pairs" and parts_of(terms_of(spec).mods, Relative) else 0  # for each column
+    sums = 4 * 64 if kernel == "pairs" and parts_of(terms_of(spec).mods, Relative) else 0  # bytes for each column
 
     def fits(columns: int, steps: int, blocks: int) -> bool:
         small = _ALIGNED * (vectors + (kernel == "keys")) + columns * sums

@@ -166,7 +166,7 @@ class GpuTerms(TileTerms):
         return StagedDropout(dataclasses.replace(gate, seed=None, b=None, h=None), *words)
 
     def arrays(self, operands: Sequence[AnyArray]) -> list[tuple[jax.Array, OperandLayout]]:
-        """For each slot its array and how it lies."""
+        """The array of each slot and its layout."""
         return [self.laid_out(slot, operands) for slot in self.slots]
 
     def laid_out(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:

@@ -144,7 +144,7 @@ def _seen_pages(mask: Mask | None, fold: Fold, b: int, table: jax.Array, pages: 
 
 
 def seen(mask: Mask | None, fold: Fold, b: int, keys: int) -> tuple[AnyArray, AnyArray]:
-    """Of which of so many keys something is seen, and of which all is, `[b, s / keys]`."""
+    """Whether something is seen of each stretch of so many keys, and whether all of it is, `[b, s / keys]`."""
     query, key = Tiling(fold.t, fold.t, overhang=True), Tiling(fold.s, keys, overhang=True)
     answer = block_tables.answers(mask, query, key)
     xp = numpy_of(answer.some)

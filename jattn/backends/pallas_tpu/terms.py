@@ -32,7 +32,7 @@ class TpuTerms(TileTerms):
         return [self._array(slot, operands)[0] for slot in self.slots]
 
     def layouts(self, operands: Sequence[AnyArray]) -> tuple[OperandLayout, ...]:
-        """How each of them lies."""
+        """The layout of the array of each slot."""
         layouts = []
         jax.eval_shape(lambda x: layouts.extend(self._array(slot, x)[1] for slot in self.slots), operands)
         return tuple(layouts)

@@ -35,7 +35,7 @@ class Answerer(nnx.Module):
 
     question: Bag
     passage: Bag
-    rarity: nnx.Param[jax.Array]  # fixed
+    rarity: nnx.Param[jax.Array]  # counted before training, and not learnt
     shared: nnx.Linear
     reader: Reader | None
 
@@ -74,7 +74,7 @@ class Answerer(nnx.Module):
 class Bag(nnx.Module):
     """The sum of the weights of a text's n-grams, each as far as it is rare, over the norm of all (tf-idf)."""
 
-    rarity: nnx.Param[jax.Array]  # fixed
+    rarity: nnx.Param[jax.Array]  # counted before training, and not learnt
     weight: nnx.Param[jax.Array]
 
     def __init__(self, rarity: np.ndarray):
@@ -92,8 +92,8 @@ class Reader(nnx.Module):
     """Every word of the question attends to the passage, and is compared with what it found there (Parikh et al. 2016);
     of the comparisons, attention pooling picks those that matter."""
 
-    vectors: nnx.Param[jax.Array]  # fixed
-    rarity: nnx.Param[jax.Array]  # fixed
+    vectors: nnx.Param[jax.Array]  # made before training, and not learnt further
+    rarity: nnx.Param[jax.Array]  # counted before training, and not learnt
     project: nnx.Linear
     near: nnx.Linear
     attend: MultiHeadAttention

@@ -76,7 +76,7 @@ class Keys(GradientBlock):
         raise NotImplementedError
 
     def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[Any, Any]:
-        """Of the keys and the queries in a slot, and of the values and their cotangents, which dk alone needs."""
+        """The products of keys and queries in a slot, and of values and cotangents, which dk alone needs."""
         raise NotImplementedError
 
     def add(
@@ -142,7 +142,7 @@ class Keys(GradientBlock):
         self.divide(wg)
 
     def gradients(self, wg: jax.Array, of_keys: bool = True, of_values: bool = True) -> None:
-        """Those of the keys, which those of operands go with, of the values, or of both."""
+        """Computes the gradients of the keys, with which those of operands go, of the values, or of both."""
         machine, height = self.machine, self.sizes.height
         place = 0 if self.shared else wg
         first = self.first + place * height

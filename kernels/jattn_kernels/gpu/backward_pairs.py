@@ -50,7 +50,7 @@ class Pairs(GradientBlock):
         self.group, self.elements, self.batches, self.lists, self.learned = group, elements, batches, lists, learned
         (self.layout,) = (self.staging.layouts[n] for n in learned)
         self.computing = self.sizes.rows // self.sizes.height
-        self.heads = heads if self.layout.heads == 1 else 1  # that share an entry
+        self.heads = heads if self.layout.heads == 1 else 1  # how many heads share an entry
         (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
         self.of_rows, rest = rest[:rows], rest[rows:]
         self.listed, rest = rest[: lists.arrays], rest[lists.arrays :]
@@ -62,7 +62,7 @@ class Pairs(GradientBlock):
     # What the machine does its own way
 
     def products(self, wg: Index, place: Any, slot: jax.Array) -> tuple[Any, Any]:
-        """Of the queries in a place and the keys in a slot, and of the cotangents and the values there."""
+        """The products of the queries in a place and the keys in a slot, and of the cotangents and the values there."""
         raise NotImplementedError
 
     # What all do alike

@@ -63,7 +63,7 @@ class Queries(GradientBlock):
         raise NotImplementedError
 
     def products(self, wg: jax.Array, slot: jax.Array) -> tuple[Any, Any]:
-        """Of the warpgroup's queries and the keys in a slot, and of their cotangents and the values."""
+        """The products of the warpgroup's queries and the keys in a slot, and of their cotangents and the values."""
         raise NotImplementedError
 
     def add(self, wg: jax.Array, slot: jax.Array, dq: Any, ds: Any) -> Any:

@@ -124,7 +124,7 @@ class ThreadBlock:
 
     @classmethod
     def length(cls, n: int) -> int:
-        """Of an axis of queries or keys in global memory; threads that copy for themselves look at ends."""
+        """The length of an axis of queries or keys in global memory; threads that copy for themselves look at ends."""
         return by_eights(n) if cls.copies else n
 
     @classmethod

@@ -73,11 +73,11 @@ class Forward(ThreadBlock):
         raise NotImplementedError
 
     def product(self, wg: jax.Array, slot: jax.Array) -> Any:
-        """Of the warpgroup's queries and the keys in a slot, which are there."""
+        """The product of the warpgroup's queries and the keys in a slot, which have arrived."""
         raise NotImplementedError
 
     def begun(self, wg: jax.Array, slot: jax.Array, out: Any) -> tuple[Any, Any]:
-        """That product and the sum, of what `add` has left."""
+        """The product of a tile and the sum over values, where `add` may have begun both."""
         return self.product(wg, slot), out
 
     def shrink(self, wg: jax.Array, out: Any, factor: jax.Array) -> Any:

@@ -58,7 +58,7 @@ class Diagonals(NamedTuple):
     first: Any
 
     def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Those of a tile."""
+        """The numbers of a tile, by its positions."""
         return _inside(self.numbers, j - i - self.first)
 
 
@@ -80,9 +80,9 @@ class Bits(NamedTuple):
     cells: Cells
 
     def at(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Those of a tile, as booleans."""
+        """The bits of a tile, by its positions, as booleans."""
         row, column = (x // self.cells.side for x in (i, j))
-        row = jnp.minimum(row, self.cells.rows - 1)  # of queries past the end
+        row = jnp.minimum(row, self.cells.rows - 1)  # queries past the end look at the last row
         word = _inside(self.words, row, jnp.minimum(column >> 5, self.cells.words - 1))
         return (word >> (column & 31)) & 1 == 1
 
@@ -97,7 +97,7 @@ class OperandLayout:
     dtype: jnp.dtype
     boolean: bool
     table: tuple[int, ...] | None = None  # the shape of an entry that is looked up by the terms
-    cells: Cells | None = None  # of a table of bits
+    cells: Cells | None = None  # how a table of bits is laid out; None where it is no such table
 
     @property
     def along(self) -> str:
@@ -189,12 +189,12 @@ class Staging:
 
     @property
     def _diagonals(self) -> int:
-        """How many a tile of the block meets, and one more."""
+        """How many diagonals a tile of the block meets, and one more."""
         return self.sizes.rows + self.sizes.columns
 
     @property
     def _stretches(self) -> list[tuple[int, int]]:
-        """Where each copy of them begins, and how many it brings."""
+        """Where each copy of the diagonals begins, and how many it brings."""
         n = self._diagonals
         return [(at, min(_LONGEST, n - at)) for at in range(0, n, _LONGEST)]
 

@@ -16,7 +16,7 @@ from jattn_kernels.tiles.place import Index
 
 
 class LineVisits(NamedTuple):
-    """The tiles of one line."""
+    """The tiles that one line visits."""
 
     full: Index  # how many are full
     total: Index  # how many are visited
@@ -39,16 +39,16 @@ class LineLists(NamedTuple):
     kind: Literal["all", "list", "runs"]
     batch: int  # entries for batch elements: element b uses entry b % batch
     heads: int  # entries for heads: one for each, or one for all
-    tiles: int  # how many there are
+    tiles: int  # how many tiles a line can visit
     some: tuple[bool, bool] = (True, True)  # whether any line has full tiles, and partial ones
 
     @property
     def arrays(self) -> int:
-        """How many there are."""
+        """How many arrays the lists have."""
         return {"all": 0, "list": 3, "runs": 4}[self.kind]
 
     def visits(self, refs: Sequence[jax.Ref], b: Index, h: Index, line: Index) -> LineVisits:
-        """The tiles of a line."""
+        """The tiles that a line of head h of batch element b visits."""
         if self.kind == "all":
             return LineVisits(jnp.int32(self.tiles), jnp.int32(self.tiles), lambda n: n, (True, False))
         at = (b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0, line)

@@ -41,15 +41,15 @@ class Warpgroup:
         return plgpu.layout_cast(x, self.layouts["column"])
 
     def count_rows(self, n: int) -> jax.Array:
-        """0 .. n - 1 along rows."""
+        """The numbers 0 to n - 1, one for each row."""
         return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=self.layouts["row"])
 
     def count_columns(self, n: int) -> jax.Array:
-        """0 .. n - 1 along columns."""
+        """The numbers 0 to n - 1, one for each column."""
         return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=self.layouts["column"])
 
     def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
-        """A number everywhere."""
+        """An array that is one number everywhere."""
         return {"tile": self.tile, "row": self.row, "column": self.column}[kind](jnp.full(shape, value))
 
     def broadcast(self, x: jax.Array, axis: int, shape: tuple[int, ...]) -> jax.Array:

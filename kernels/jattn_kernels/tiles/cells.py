@@ -19,7 +19,7 @@ class Cells(NamedTuple):
 
     side: int
     rows: int
-    words: int  # of a row
+    words: int  # how many words a row of cells has
 
     def spanned(self, length: int) -> int:
         """How many cells a stretch of positions meets at most."""

@@ -20,7 +20,7 @@ class TileFunctions(NamedTuple):
     scores: Callable  # (score, i, j, masked, live, parts) -> score, -inf where masked or not `live`
     weights: Callable | None  # (weight, i, j, masked, parts) -> weight, 0 at pairs of a `masked` tile that have none
     natural: bool  # scores are natural logarithms, of any size; else log2(e) is a factor of the query or of `scale`
-    scale: float | None  # of the product of query and key; None: it is a factor of the query
+    scale: float | None  # a factor of the product of query and key; None: it is one of the query
     reach: tuple[int, int]  # the first key that a query may see, and the first after the last
     sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query
     blind: bool = False  # queries may see nothing
@@ -35,7 +35,7 @@ class TileFunctions(NamedTuple):
         return (lse, rest) if self.natural else times(lse, rest, 1 / LOG2E)
 
     def lse_and_share(self, lse: jax.Array, rest: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Of natural logarithms lse in the units of the scores, and the factor of weights that its rounding costs."""
+        """Natural logarithms lse in the units of the scores, and the factor of weights that their rounding costs."""
         if self.natural:
             return lse, jnp.exp(-rest)
         lse, rest = times(lse, rest, LOG2E)

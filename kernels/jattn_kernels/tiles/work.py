@@ -76,12 +76,12 @@ class HasLengths(Protocol):
 
     @property
     def t(self) -> int:
-        """Queries."""
+        """How many queries the call has."""
         ...
 
     @property
     def s(self) -> int:
-        """Keys."""
+        """How many keys the call has."""
         ...
 
     @property
@@ -128,7 +128,7 @@ class Visits(NamedTuple):
     """The key tiles of one step of the grid."""
 
     full: Index  # how many are full
-    partial: Index  # and how many partial
+    partial: Index  # how many are partial
     tile: Callable[
         [Index, bool], tuple[Index, Index]
     ]  # (n, partial) -> the n-th of its kind and the number of its pattern
@@ -160,7 +160,7 @@ class Lists(NamedTuple):
     def visits(
         self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index, c: Index, chunk: Index | None = None
     ) -> Visits:
-        """Of step c, or of a chunk, whose lists are then all that `scalars` has."""
+        """The key tiles of step c, or of a chunk, whose lists are then all that `scalars` has."""
         tiles, counts, *_ = scalars
         line, c = self.line(b, h, i), c if chunk is None else 0
         begin, full, partial = (counts[(line * self.steps + c) * 3 + n] for n in range(3))
@@ -175,7 +175,7 @@ class Lists(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Of every query tile the ends of two runs of key tiles, of which the second, inside the first, is full.
+    """For every query tile the ends of two runs of key tiles, of which the second, inside the first, is full.
 
     Scalars: the first key tile, the first full one, the one after the last full one, the one after the last, and the
     patterns of the partial ones `[lines, 5]`.
@@ -190,7 +190,7 @@ class Runs(NamedTuple):
     alike: tuple[int, ...] | None  # the five scalars, where they are the same everywhere: then none are read
 
     def line(self, b: Index, h: Index, i: Index) -> Index:
-        """As in `Lists`."""
+        """The number of query tile i of head h of batch element b."""
         return Lists.line(self, b, h, i)  # type: ignore[arg-type]
 
     def ends(self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index) -> Sequence[Index]:
@@ -208,7 +208,7 @@ class Runs(NamedTuple):
     def visits(
         self, scalars: Sequence[jax.Array | jax.Ref], b: Index, h: Index, i: Index, c: Index, chunk: Index | None = None
     ) -> Visits:
-        """Of step c, or of a chunk."""
+        """The key tiles of step c, or of a chunk."""
         *ends, patterns = self.ends(scalars, b, h, i)
         chunk = _divide(ends[0], self.per) + c if chunk is None else chunk
         begin = chunk * self.per if self.chunks > 1 else 0
@@ -250,13 +250,19 @@ EMPTY, PARTIAL, FULL = range(3)
 """The kinds of a rectangle of scores: none, some or all of its pairs attend."""
 
 RUN = 5  # scalars of a query tile in `Runs`
-BITS = 2  # of a pattern's number
+BITS = 2  # bits of a pattern's number
 MOST_PARTIAL = 32 // BITS  # partial tiles whose patterns fit in a scalar
 
 
-def numpy_of(x: Array) -> Any:  # a module
+def numpy_of(x: Array) -> Any:  # modules have no type that says which functions they have
     """NumPy or jnp, whichever an array is of."""
     return np if isinstance(x, np.ndarray) else jnp
+
+
+def kind_of(some: Any, every: Any) -> Any:  # arrays of NumPy or of JAX, and the result is of the same
+    """`EMPTY`, `PARTIAL` or `FULL` for each rectangle, of which `some` pairs attend, or `every` one does; int8."""
+    xp = numpy_of(some)
+    return xp.where(some, xp.where(every, FULL, PARTIAL), EMPTY).astype(xp.int8)
 
 
 def _divide(a: Index, b: int) -> Index:
@@ -299,7 +305,7 @@ def lists(answers: Answers, longest: int, steps: int, sizes: TileSizes) -> tuple
 
 
 def lists_by_chunk(answers: Answers, longest: int, sizes: TileSizes) -> tuple[Array, ...]:
-    """The same for each chunk, `[chunks, n, query tiles, ..]`; `longest` of one chunk."""
+    """The scalars of `Lists` for each chunk, `[chunks, n, query tiles, ..]`; `longest` is of one chunk."""
     shape, per = answers.some.shape, sizes.chunk // sizes.key
     xp = numpy_of(answers.some)
     chunks = -(-shape[-1] // per)

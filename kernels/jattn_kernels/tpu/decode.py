@@ -26,15 +26,15 @@ from jax.typing import DTypeLike
 
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
-from jattn_kernels.tiles.work import EMPTY, FULL, PARTIAL, Array, numpy_of
+from jattn_kernels.tiles.work import FULL, PARTIAL, Array, kind_of, numpy_of
 from jattn_kernels.tpu.forward import LOWEST, fold_lanes, lanes, reciprocal
 from jattn_kernels.tpu.grid_step import product
 from jattn_kernels.tpu.lanes import to_column
 from jattn_kernels.tpu.layout import array
 from jattn_kernels.tpu.sizes import LANES
 
-ROWS = 16  # of a tile of 16-bit numbers: whole tiles of queries
-MOST_LINES, MOST_CHUNKS = 2**15, 2**14  # that an item has bits for
+ROWS = 16  # a tile of 16-bit numbers has so many: queries are filled up to whole tiles
+MOST_LINES, MOST_CHUNKS = 2**15, 2**14  # an item has bits for no more
 _KIND, _CHUNK = 2, 14  # bits of an item for its chunk's kind and number; above them stands the batch element
 _NONE = 2**31 - 1  # sorts behind all items
 _STEP = 1024  # columns of one product, about
@@ -55,12 +55,12 @@ class Fold(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Of queries and heads, in whole tiles."""
+        """How many rows the queries of all heads have, in whole tiles."""
         return -(-self.t * self.h // ROWS) * ROWS
 
     @property
     def columns(self) -> int:
-        """Of keys and their heads in a chunk."""
+        """How many columns the keys of a chunk have, one for each key head."""
         return self.chunk * self.g
 
     @property
@@ -90,13 +90,13 @@ class Items(NamedTuple):
     items: Array
     counts: Array
     partial: bool
-    """Whether there may be partial chunks."""
+    """Whether some chunks may be partial."""
     full: bool
-    """Whether there may be full ones."""
+    """Whether some chunks may be full."""
 
     @property
     def longest(self) -> int | jax.Array:
-        """Steps of the grid."""
+        """How many steps the grid has for a half: the items of the half that has most."""
         xp = numpy_of(self.counts)
         return int(self.counts.max()) if xp is not jnp else jnp.max(self.counts)
 
@@ -112,7 +112,7 @@ def items_of(some: Array, every: Array, halves: int) -> Items:
     chunk = xp.arange(chunks, dtype=xp.int32)
     mine = chunk % halves == xp.arange(halves, dtype=xp.int32)[:, None, None]
     used = some & mine  # [halves, b, chunks]
-    kind = xp.where(used, xp.where(every, FULL, PARTIAL), EMPTY)
+    kind = kind_of(used, every)
     used = used | (~used.any(-1, keepdims=True) & (chunk == 0))
     line = xp.arange(b, dtype=xp.int32)[:, None] << (_CHUNK + _KIND)
     items = xp.where(used, line + (chunk << _KIND) + kind, _NONE).astype(xp.int32).reshape(halves, -1)

@@ -138,7 +138,7 @@ class _Forward(GridStep):
         self.finish(slice(0, self.sizes.query), self.top[...], self.total[...], self.sum[...])
 
     def leave(self, rows: slice) -> None:
-        """Rows that see nothing."""
+        """Writes what rows have that see nothing: 0, and lse -inf."""
         self.out[rows, :] = jnp.zeros_like(self.out[rows, :])
         self.lse[:, rows] = jnp.full_like(self.lse[:, rows], -jnp.inf)
         self.remainder[:, rows] = jnp.zeros_like(self.remainder[:, rows])

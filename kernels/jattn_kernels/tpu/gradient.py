@@ -61,7 +61,7 @@ class Gradient:
         return pl.BlockSpec((None, None, 1, n), index)
 
     def clear(self, ref: jax.Ref, first: bool | jax.Array) -> None:
-        """At the start of a grid step; `first`: it is the head's first."""
+        """Sets what a grid step adds to to 0; `first`: the step is the head's first."""
         if self.layout.along == "t":
             ref[...] = jnp.zeros(ref.shape, ref.dtype)
         elif not self.tiled:

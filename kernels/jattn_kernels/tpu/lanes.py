@@ -17,10 +17,10 @@ def lane_slice(start: int | jax.Array, size: int) -> Any:
 
 
 def to_column(x: jax.Array) -> jax.Array:
-    """`[1, n]` to `[n, 1]`."""
+    """The row `[1, n]` as a column `[n, 1]`."""
     return jnp.broadcast_to(x, (LANES, x.shape[1])).T[:, :1]
 
 
 def to_row(x: jax.Array) -> jax.Array:
-    """`[n, 1]` to `[1, n]`."""
+    """The column `[n, 1]` as a row `[1, n]`."""
     return jnp.broadcast_to(x, (x.shape[0], LANES)).T[:1]

@@ -26,7 +26,7 @@ from jattn_kernels.tpu.lanes import lane_slice, to_column
 
 
 def array(shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-    """Of an output.  Inside `jax.shard_map` it varies over no mesh axis, like the inputs that a kernel is given."""
+    """The shape of an output.  Inside `jax.shard_map` it varies over no mesh axis, as the inputs of a kernel do."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType())
 
 
@@ -45,7 +45,7 @@ class OperandLayout:
     batch: int
     heads: int
     boolean: bool
-    cells: Cells | None = None  # of an operand with `c`
+    cells: Cells | None = None  # how the words of a packed mask, axis `c`, are laid out; None for other operands
 
     @property
     def along(self) -> str:

@@ -94,7 +94,7 @@ class Backward(NamedTuple):
     def products(
         self, machine: Warpgroup, wg: jax.Array, *operands: tuple[jax.Ref, jax.Ref]
     ) -> tuple[TensorMemoryTile, TensorMemoryTile]:
-        """Of the first pair of operands and of the second, each a `[128, d]` times b `[n, d]` transposed.
+        """The products of the first pair of operands and of the second, each a `[128, d]` times b `[n, d]` transposed.
 
         With one pair alone its product stands for both.
         """
@@ -124,7 +124,7 @@ class Backward(NamedTuple):
 
 
 KEPT = ()
-"""In the place of a tile that stands in tensor memory."""
+"""What `keep` returns in the place of a tile that stands in tensor memory."""
 
 
 def kept(ref: jax.Ref, columns: int) -> jax.Ref:
@@ -178,6 +178,6 @@ def write(
 
 
 def pieces(width: int, size: int = _PIECE) -> Iterator[Any]:
-    """All of so many columns."""
+    """Slices of at most `size` columns, which together are all of them."""
     for at in range(0, width, size):
         yield pl.ds(at, min(size, width - at))

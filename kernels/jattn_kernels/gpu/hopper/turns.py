@@ -28,13 +28,13 @@ def scratch(simulated: bool) -> Any:
 
 
 class Turns:
-    """Of the warpgroups 0 and 1; nobody has one in the beginning."""
+    """The turns of the warpgroups 0 and 1; nobody has one in the beginning."""
 
     def __init__(self, barriers: jax.Ref | None):
         self.barriers = barriers
 
     def give(self) -> None:
-        """It is the other warpgroup's turn."""
+        """Makes it the other warpgroup's turn."""
         other = 1 - lax.axis_index("wg")
         if self.barriers is None:
             _barrier("arrive", other)
@@ -42,7 +42,7 @@ class Turns:
             plgpu.barrier_arrive(self.barriers.at[other])
 
     def wait(self) -> None:
-        """Until the other warpgroup has given its turn away."""
+        """Waits until the other warpgroup has given its turn away."""
         own = lax.axis_index("wg")
         if self.barriers is None:
             _barrier("sync", own)

@@ -37,7 +37,7 @@ class Lazy(NamedTuple):
     dtype: np.dtype
     at: Callable[[tuple[Any, ...]], Value]
     floats: Callable[[], Value] | None = None
-    """Of positions and their differences, the same numbers in float32, made without converting a whole tile."""
+    """The same numbers in float32, made without converting a whole tile; of positions and their differences alone."""
 
 
 Held = Value | Lazy
@@ -74,7 +74,7 @@ class Tile:
         return {"scalar": (), "row": (rows,), "column": (columns,), "tile": (rows, columns)}[kind]
 
     def kind_of(self, shape: Sequence[int]) -> Kind:
-        """Of an array of the trace that has no axes but the tile's."""
+        """The kind of an array of the trace that has no axes but the tile's."""
         axes = tuple(n for n in shape if n != 1)
         rows, columns = self.sizes
         kinds: dict[tuple[int, ...], Kind] = {
@@ -121,7 +121,7 @@ class Tile:
         return held if isinstance(held, Value) else held.at(index)
 
     def linear(self, index: Sequence[Value], shape: Sequence[int]) -> Value:
-        """Where in a flat array an index stands."""
+        """The place in a flat array of an index of one that has this shape."""
         place = ZERO
         for x, n in zip(index, shape, strict=True):
             place = self.fold("add", self.fold("mul", place, known(n, np.int32)), x)

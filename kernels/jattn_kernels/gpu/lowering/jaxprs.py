@@ -65,7 +65,7 @@ def _one_product(eqn: Any, inputs: Sequence[Any], multiples: dict[Any, tuple[Hel
 
 
 def _closed(tile: Tile, jaxpr: Any, args: Sequence[Held], wanted: Sequence[bool] | None = None) -> list[Any]:
-    """Of a jaxpr with or without its constants."""
+    """`run` of a jaxpr with or without its constants."""
     inner, consts = (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
     return run(tile, inner, [tile.constant(c) for c in consts], args, wanted)
 

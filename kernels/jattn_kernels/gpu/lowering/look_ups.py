@@ -79,4 +79,4 @@ def _fill(value: Any, dtype: np.dtype) -> Any:
 
 
 RULES: dict[str, Callable[..., Held]] = {"dynamic_slice": dynamic_slice, "gather": gather}
-"""As those of `moving`."""
+"""`rule(tile, equation, *inputs)` of primitives that take numbers of an array by their indices."""

@@ -47,4 +47,4 @@ RULES: dict[str, Callable[..., Held]] = {
     "reduce_and": functools.partial(_reduce, fold="and"),
     "reduce_or": functools.partial(_reduce, fold="or"),
 }
-"""As those of `moving`."""
+"""`rule(tile, equation, *inputs)` of primitives that reduce axes."""

@@ -26,7 +26,7 @@ class Row(NamedTuple):
 class Column(NamedTuple):
     """A number for each column of a tile, `[columns]`; in the traced function `[1, columns]`."""
 
-    x: Any  # as a row's
+    x: Any  # as the field of `Row`
 
 
 class Table(NamedTuple):
@@ -34,7 +34,7 @@ class Table(NamedTuple):
 
     ref: Any  # a flat reference in shared or global memory; None in a dry run
     shape: tuple[int, ...]
-    dtype: DTypeLike  # of what the function sees; in memory booleans are int8
+    dtype: DTypeLike  # what the function sees; in memory booleans are int8
     start: Any = 0  # where in `ref` the array begins, an int or an int32 scalar
 
 
