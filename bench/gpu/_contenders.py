@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jattn_kernels.chips import GPUS
 
-from bench.gpu import _topology
 from bench.gpu._cases import Case
 from bench.gpu._terms import ASKS, CAP
 
@@ -153,7 +152,7 @@ def _tokamax_device(case: Case) -> None:
         platform = "gpu"
         core_count = chip.cores
         compute_capability = f"{major}.{minor}"
-        device_kind = _topology.NAMES[chip.name]
+        device_kind = chip.card
 
     answers: dict[str, Any] = {
         "_compute_capability": lambda device=None: major + minor / 10,

@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jattn_kernels.chips import KIB, Gpu
+from jattn_kernels.chips import Gpu
 
 from bench.gpu._sass import Loop, hot_loops, parse
 from bench.gpu._tools import tool
-from bench.gpu._topology import architecture, threads_per_core
+from bench.gpu._topology import architecture
 
-_RESERVED = KIB  # of shared memory, that the driver keeps for each block
-_REGISTERS = 65536  # a multiprocessor has so many
 _WARP = 32
 
 
@@ -42,11 +40,11 @@ class CompiledKernel:
         """How many blocks a multiprocessor holds at once."""
         warps = -(-self.threads // _WARP)
         fits = [
-            threads_per_core(chip) // self.threads,
-            _REGISTERS // (warps * -(-self.registers * _WARP // 256) * 256),
+            chip.threads // self.threads,
+            chip.registers // (warps * -(-self.registers * _WARP // 256) * 256),
         ]
         if self.shared is not None:
-            fits.append(chip.fast_memory // (self.shared + _RESERVED))
+            fits.append(chip.fast_memory // (self.shared + chip.reserved))
         return min(fits)
 
     def as_json(self, chip: Gpu) -> dict[str, Any]:

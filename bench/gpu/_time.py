@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jattn_kernels.chips import MIB
+from jattn_kernels.chips import GPUS, MIB
 
 from bench._report import Column, header, number, write_json
 from bench._report import line as table_line
@@ -23,7 +23,6 @@ from bench.gpu import _report
 from bench.gpu._cases import Case
 from bench.gpu._children import COMMAND, Pool, at_once, environment_of
 from bench.gpu._runners import RUNNERS, copies, fills_memory, jattn_with
-from bench.gpu._topology import SECOND_LEVEL
 
 LIMIT = 75.0  # seconds of one case of one runner, its compilation included
 STAGE_LIMIT = 345.0  # of all of them
@@ -181,7 +180,7 @@ def turn(out: Path) -> str:
 
 def request(case: Case, name: str, chip: str | None, **more: Any) -> dict[str, Any]:
     """What a worker is asked."""
-    cache = SECOND_LEVEL.get(chip or "", _UNKNOWN_CACHE)
+    cache = GPUS[chip].l2_cache if chip in GPUS else _UNKNOWN_CACHE
     return {"stage": "time", "case": asdict(case), "runner": name, "cache": cache, **more}
 
 

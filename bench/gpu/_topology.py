@@ -1,29 +1,11 @@
 """Compile-only devices: a GPU described to the compiler, where none is.
 
-Figures come from `jattn_kernels.chips`; what that table lacks is the same for all GPUs in it, or stands here.
+Figures come from `jattn_kernels.chips`; what that table lacks is the same for all GPUs in it.
 """
 
 from typing import Any
 
-from jattn_kernels.chips import KIB, MIB, Gpu
-
-NAMES = {
-    "a100": "NVIDIA A100-SXM4-80GB",
-    "l4": "NVIDIA L4",
-    "h100": "NVIDIA H100 80GB HBM3",
-    "h200": "NVIDIA H200",
-    "b200": "NVIDIA B200",
-}
-"""What JAX calls a device of each chip."""
-SECOND_LEVEL = {"a100": 40 * MIB, "l4": 48 * MIB, "h100": 50 * MIB, "h200": 50 * MIB, "b200": 126 * MIB}
-"""Bytes of each chip's L2 cache, by NVIDIA's data sheets."""
-_THREADS = {"l4": 1536}  # of one multiprocessor, where it is not 2048: CUDA's programming guide
-_REGISTERS = 65536
-
-
-def threads_per_core(chip: Gpu) -> int:
-    """How many threads a multiprocessor holds."""
-    return _THREADS.get(chip.name, 2048)
+from jattn_kernels.chips import KIB, Gpu
 
 
 def architecture(chip: Gpu) -> str:
@@ -41,24 +23,24 @@ def target_config(chip: Gpu) -> str:
         "threads_per_warp": 32,
         "shared_memory_per_block": 48 * KIB,
         "shared_memory_per_core": chip.fast_memory,
-        "threads_per_core_limit": threads_per_core(chip),
+        "threads_per_core_limit": chip.threads,
         "core_count": chip.cores,
         "fpus_per_core": int(chip.flops["float32"]) // 2,
         "block_dim_limit_x": 2**31 - 1,
         "block_dim_limit_y": 65535,
         "block_dim_limit_z": 65535,
         "memory_bandwidth": int(chip.bandwidth),
-        "l2_cache_size": SECOND_LEVEL[chip.name],
+        "l2_cache_size": chip.l2_cache,
         "clock_rate_ghz": chip.clock / 1e9,
         "device_memory_size": chip.memory,
         "shared_memory_per_block_optin": chip.granted,
-        "registers_per_core_limit": _REGISTERS,
-        "registers_per_block_limit": _REGISTERS,
+        "registers_per_core_limit": chip.registers,
+        "registers_per_block_limit": chip.registers,
         "thread_dim_limit_x": 1024,
         "thread_dim_limit_y": 1024,
         "thread_dim_limit_z": 64,
         "device_vendor": '"NVIDIA Corporation"',
-        "name": f'"{NAMES[chip.name]}"',
+        "name": f'"{chip.card}"',
         "driver_version": '"13.0.0"',
         "runtime_version": '"12.8.0"',
         "compile_time_toolkit_version": '"12.8.0"',
@@ -69,7 +51,7 @@ def target_config(chip: Gpu) -> str:
     return (
         f"gpu_device_info {{ {info} {capability} }} "
         'platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } '
-        f'device_description_str: "{NAMES[chip.name]}"'
+        f'device_description_str: "{chip.card}"'
     )
 
 

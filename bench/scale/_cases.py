@@ -8,11 +8,11 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jattn_kernels.chips import TPUS
+
 from bench._passes import DIRECTIONS
 
 CHIP_NAMES = ("v5e", "v5p", "tpu7x", "h100")
-DEVICES = {"tpu7x": 2}  # JAX devices of a chip, where there are more than one
-HOST = {"h100": 8}  # chips of a host, where more of them are joined by a network of which nothing is known here
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LENGTHS = (2**17, 2**20)
 HEADS = ((32, 8), (32, 32))  # of Llama 3 8B; each query head with a key head of its own
@@ -72,5 +72,5 @@ def cases(chips: Sequence[str], lengths: Sequence[int], masks: Sequence[str], di
     return [
         Case(chip, h, g, t, mask, direction, way, heads)
         for chip, t, (h, g), mask, direction, way, heads in every
-        if (way.order == "contiguous" or mask == "causal") and (way.kernels == "jattn" or chip not in HOST)
+        if (way.order == "contiguous" or mask == "causal") and (way.kernels == "jattn" or chip in TPUS)
     ]

@@ -11,10 +11,11 @@ import json
 from typing import Any
 
 from jattn_kernels import tables
+from jattn_kernels.chips import GPUS
 
 from bench._cli import missing
 from bench._paths import ROOT
-from bench.scale._cases import HOST, WIDTH
+from bench.scale._cases import WIDTH
 from bench.tpu._cases import Case as Counted
 from bench.tpu._contenders import PEERS
 from bench.tpu._estimate import Kept, estimate
@@ -28,12 +29,12 @@ def milliseconds(kernels: str, chip: str, rows: int, columns: int, mask: str, di
     """Of one head, forward ("fwd") or backward ("bwd"); None where nothing was counted."""
     if kernels == "splash":
         return _of_splash(chip, rows, columns, mask, direction)
-    if chip in HOST:
+    if chip in GPUS:
         return _recorded(rows, columns, mask, direction)
     forward = _explained(chip, rows, columns, mask)
     if direction == "fwd":
         return forward
-    entries = [tables.find("tpu", chip, WIDTH, max(rows, columns), mask, x).entry for x in tables.PASSES]
+    entries = [tables.find(chip, WIDTH, max(rows, columns), mask, x).entry for x in tables.PASSES]
     each = [x.milliseconds / x.pairs for x in entries]
     return forward * each[1] / each[0]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jattn_kernels.chips import CHIPS
 
-from bench.scale._cases import DEVICES, HOST, WIDTH, Case
+from bench.scale._cases import WIDTH, Case
 from bench.scale._kernels import milliseconds
 from jattn.parallel._cost import Cost, Load, cost
 
@@ -44,14 +44,14 @@ def predictions(case: Case, counts: Sequence[int]) -> list[Prediction]:
     """For each number of chips on which the case can be, the best mesh."""
     predicted = []
     for chips in counts:
-        if chips <= HOST.get(case.chip, chips):
+        if chips <= (CHIPS[case.chip].linked or chips):
             here = [one for one in _on(case, chips) if one is not None]
             predicted += [max(here, key=lambda one: one.efficiency)] if here else []
     return predicted
 
 
 def _on(case: Case, chips: int) -> Iterator[Prediction | None]:
-    devices = chips * DEVICES.get(case.chip, 1)
+    devices = chips * CHIPS[case.chip].devices
     for heads in range(1, (case.g if case.heads else 1) + 1):
         if devices % heads == 0 and case.g % heads == 0 and case.h % heads == 0:
             yield predict(case, chips, heads, devices // heads)

@@ -10,7 +10,7 @@ from jattn_kernels.chips import CHIPS
 
 from bench._passes import DIRECTIONS, TITLES
 from bench._report import Column, number
-from bench.scale._cases import COUNTS, HOST, WAYS, Case
+from bench.scale._cases import COUNTS, WAYS, Case
 from bench.scale._pods import PODS, Compiled, fits
 from bench.scale._predict import Prediction
 
@@ -88,8 +88,8 @@ def summary(rows: Sequence[Row]) -> str:
                 case = f"{chip}, {chips} chips, t {longest}, h {h}, g {g}, causal, {TITLES[direction]}"
                 way = f"{best.case.way.name} over {one.heads} x {one.sequence}"
                 lines.append(f"{case}: {one.efficiency:.0%} by {way}, target >= {TARGET:.0%} {verdict}")
-    for chip, most in HOST.items():
-        if any(row.case.chip == chip for row in rows):
+    for chip in dict.fromkeys(row.case.chip for row in rows):
+        if (most := CHIPS[chip].linked) is not None:
             lines.append(f"{chip}: more than {most} are left out: the network that joins hosts is each site's own")
     return "\n".join(lines)
 

@@ -33,6 +33,9 @@ class Chip:
         granted: Bytes of it that a kernel gets when it asks for as much as our kernels do.
         link: Bytes a second that one device can send to its neighbour: a TPU over one link of the torus, a GPU over all
             of its NVLink; None where there is no such link.
+        devices: How many JAX devices a chip is shown as.
+        linked: How many chips such links join where a network joins hosts, of which nothing is known here; None where
+            links reach over all hosts.
     """
 
     platform: ClassVar[str]
@@ -50,6 +53,8 @@ class Chip:
     fast_memory: int
     granted: int
     link: float | None
+    devices: int = 1
+    linked: int | None = None
 
     def is_kind(self, kind: str) -> bool:
         """Whether a device of this kind is such a chip."""
@@ -88,11 +93,24 @@ class Gpu(Chip):
 
     Attributes:
         capability: CUDA's compute capability: (9, 0) of sm_90.
+        card: The `device_kind` of the card that the figures are of.
+        l2_cache: Bytes of the cache between main memory and all multiprocessors.
+        threads: How many threads a multiprocessor holds.
     """
 
     platform = "gpu"
+    registers: ClassVar[int] = 65536
+    """How many registers of 32 bits a multiprocessor has, for all of its threads."""
 
     capability: tuple[int, int]
+    card: str
+    l2_cache: int
+    threads: int = 2048
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of shared memory that the driver keeps for each block."""
+        return self.fast_memory - self.granted
 
 
 # TPUs.  Peaks, memory and bandwidth: Google Cloud's pages of each version, per chip; units and VMEM: JAX's
@@ -148,7 +166,7 @@ TPUS = {
             name="tpu7x", kinds=("TPU7x",), topology="tpu7x:2x2x1", cores=1, clock=2.2e9, memory=96 * GIB,
             bandwidth=3690e9, matrix_units=2, matrix_side=256,
             flops=_tpu_flops(_TWO_OF_256, float8_e4m3fn=2 * _TWO_OF_256), fast_memory=64 * MIB, granted=56 * MIB,
-            link=1e11, torus=3, closed=4,
+            link=1e11, torus=3, closed=4, devices=2,
         ),
     )
 }  # fmt: skip
@@ -156,17 +174,17 @@ SMALLEST_TPU = min(TPUS.values(), key=lambda chip: chip.granted)
 """Plans for it fit every TPU: those of the interpreter, and of TPUs that are not in the table."""
 
 
-# GPUs.  Multiprocessors, memory, bandwidth and peaks without sparsity: NVIDIA's data sheets of the card that is named
-# first (A100 80 GB SXM, H100 SXM, H200 SXM, HGX B200, L4).  Cards of the same chip with other memory or clocks get its
-# record: the kernels and their tile sizes are the same.
+# GPUs.  Multiprocessors, memory, L2 cache, bandwidth and peaks without sparsity: NVIDIA's data sheets of one card (A100
+# 80 GB SXM, H100 SXM, H200 SXM, HGX B200, L4).  Cards of the same chip with other memory or clocks get its record: the
+# kernels and their tile sizes are the same.
 #
 # Flops a cycle and multiprocessor: NVIDIA's white papers of each architecture.  float32 is that of the ordinary units.
 #
-# Shared memory: CUDA's programming guide, "technical specifications per compute capability".  A block gets all of a
-# multiprocessor's but 1 KiB that the driver keeps, when its kernel sets
+# Shared memory, threads and registers: CUDA's programming guide, "technical specifications per compute capability".  A
+# block gets all of a multiprocessor's shared memory but 1 KiB that the driver keeps, when its kernel sets
 # `cudaFuncAttributeMaxDynamicSharedMemorySize` (as Pallas does), and 48 KiB when it does not.
 #
-# Links, one way: half of what the data sheets say of NVLink.
+# Links, one way: half of what the data sheets say of NVLink, which joins the cards of an HGX board.
 
 
 def _gpu_flops(bfloat16: float, float32: float, **others: float) -> dict[str, float]:
@@ -182,27 +200,32 @@ GPUS = {
         Gpu(
             name="a100", kinds=("NVIDIA A100-*", "NVIDIA A100 *"), capability=(8, 0), cores=108, clock=1.41e9,
             memory=80 * GIB, bandwidth=2039e9, matrix_units=4, matrix_side=16, flops=_gpu_flops(2048, 128),
-            fast_memory=164 * KIB, granted=163 * KIB, link=3e11,
+            fast_memory=164 * KIB, granted=163 * KIB, link=3e11, linked=8,
+            card="NVIDIA A100-SXM4-80GB", l2_cache=40 * MIB,
         ),
         Gpu(
             name="l4", kinds=("NVIDIA L4",), capability=(8, 9), cores=58, clock=2.04e9, memory=24 * GIB,
             bandwidth=300e9, matrix_units=4, matrix_side=16, flops=_gpu_flops(1024, 256, float8_e4m3fn=2048),
-            fast_memory=100 * KIB, granted=99 * KIB, link=None,
+            fast_memory=100 * KIB, granted=99 * KIB, link=None, linked=1,
+            card="NVIDIA L4", l2_cache=48 * MIB, threads=1536,
         ),
         Gpu(
             name="h100", kinds=("NVIDIA H100 *", "NVIDIA GH200 *"), capability=(9, 0), cores=132, clock=1.83e9,
             memory=80 * GIB, bandwidth=3352e9, matrix_units=4, matrix_side=16, flops=_HOPPER_FLOPS,
-            fast_memory=228 * KIB, granted=227 * KIB, link=4.5e11,
+            fast_memory=228 * KIB, granted=227 * KIB, link=4.5e11, linked=8,
+            card="NVIDIA H100 80GB HBM3", l2_cache=50 * MIB,
         ),
         Gpu(
             name="h200", kinds=("NVIDIA H200", "NVIDIA H200 *"), capability=(9, 0), cores=132, clock=1.83e9,
             memory=141 * GIB, bandwidth=4800e9, matrix_units=4, matrix_side=16, flops=_HOPPER_FLOPS,
-            fast_memory=228 * KIB, granted=227 * KIB, link=4.5e11,
+            fast_memory=228 * KIB, granted=227 * KIB, link=4.5e11, linked=8,
+            card="NVIDIA H200", l2_cache=50 * MIB,
         ),
         Gpu(
             name="b200", kinds=("NVIDIA B200", "NVIDIA B200 *", "NVIDIA GB200", "NVIDIA GB200 *"), capability=(10, 0),
             cores=148, clock=1.855e9, memory=180 * GIB, bandwidth=7700e9, matrix_units=4, matrix_side=16,
             flops=_gpu_flops(8192, 256, float8_e4m3fn=16384), fast_memory=228 * KIB, granted=227 * KIB, link=9e11,
+            linked=8, card="NVIDIA B200", l2_cache=126 * MIB,
         ),
     )
 }  # fmt: skip
@@ -219,3 +242,13 @@ def of_kind(kind: str) -> Chip | None:
 def tpu(name: str | None) -> Tpu | None:
     """The TPU of that name, None if there is none."""
     return TPUS.get(name or "")
+
+
+def nearest_gpu(name: str | None, capability: tuple[int, int] | None) -> Gpu:
+    """The GPU of that name; else that of the nearest compute capability, whose machine code is the most alike; h100,
+    whose kernels the simulator runs, where neither is known."""
+    if name in GPUS:
+        return GPUS[name]
+    major, minor = capability or GPUS["h100"].capability
+    far = lambda chip: (abs(chip.capability[0] - major), abs(chip.capability[1] - minor))
+    return min(GPUS.values(), key=far)

@@ -66,6 +66,17 @@ def test_lookups_by_name():
     assert chips.SMALLEST_TPU.name == "v4"
 
 
+@pytest.mark.parametrize(
+    ("name", "capability", "found"),
+    [
+        ("h200", (9, 0), "h200"), (None, (9, 0), "h100"), ("RTX", (8, 6), "l4"), (None, (8, 0), "a100"),
+        (None, (10, 3), "b200"), (None, (12, 0), "b200"), (None, None, "h100"), ("v5e", None, "h100"),
+    ],
+)  # fmt: skip
+def test_a_card_that_is_not_in_the_table_is_taken_for_its_nearest(name, capability, found):
+    assert chips.nearest_gpu(name, capability).name == found
+
+
 @pytest.mark.parametrize("name", TPUS)
 def test_jax_has_the_same_figures(name):
     """But for rounding, and for v5p's bandwidth, of which Google's pages say more."""

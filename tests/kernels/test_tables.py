@@ -6,12 +6,13 @@ import pathlib
 import pytest
 from jattn_kernels import tables
 from jattn_kernels.chips import CHIPS
+from jattn_kernels.gpu import sizes as gpu
 from jattn_kernels.tpu.sizes import TileSizes
 
-SIZES = {"tpu": TileSizes}
+SIZES = {"tpu": TileSizes, "gpu": gpu.TileSizes}
 
 
-@pytest.mark.parametrize("family", tables.ELSEWHERE)
+@pytest.mark.parametrize("family", SIZES)
 def test_every_entry_is_one_that_kernels_take(family):
     entries = tables.read(family)
     assert {CHIPS[entry.chip].platform for entry in entries} <= {family}
@@ -24,18 +25,17 @@ def test_every_entry_is_one_that_kernels_take(family):
 
 
 def test_a_case_goes_by_its_own_entry_else_the_nearest():
-    own = tables.find("tpu", "v5p", 128, 2048, "causal", "forward")
+    own = tables.find("v5p", 128, 2048, "causal", "forward")
     assert str(own) == "tuned for v5p, forward, causal, d 128, t 2048"
-    assert tables.find("tpu", "v5p", 128, 1900, "causal", "forward") == own
-    other = tables.find("tpu", "v5p", 80, 1000, "causal", "backward")
+    assert tables.find("v5p", 128, 1900, "causal", "forward") == own
+    other = tables.find("v5p", 80, 1000, "causal", "backward")
     assert str(other).startswith("nearest of the table: v5p, backward, causal, d 128, t 2048")
-    assert tables.find("tpu", None, 128, 2048, "full", "forward").entry.chip == tables.ELSEWHERE["tpu"]
+    assert tables.find(None, 128, 2048, "full", "forward").entry.chip == tables.ELSEWHERE
 
 
-def test_a_family_without_entries_has_none_to_go_by():
-    if not tables.read("gpu"):
-        with pytest.raises(LookupError, match=r"gpu.json has no forward entries of l4 or h100"):
-            tables.find("gpu", "l4", 128, 2048, "full", "forward")
+def test_a_pass_without_entries_has_none_to_go_by():
+    with pytest.raises(LookupError, match=r"tpu.json has no queries entries of v5p or v5e"):
+        tables.find("v5p", 128, 2048, "full", "queries")
 
 
 RUN = {

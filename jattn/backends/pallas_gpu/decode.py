@@ -63,7 +63,7 @@ def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shap
     if t * (h // g) > sizes.rows or not all(_folds(x, operands) for x in GpuTerms(spec, Lengths(t, s), "t").slots):
         return None
     b = max([x.shape[0] for x in (q, k, v)])
-    chip = chips.GPUS.get(spec.target.chip or "") or chips.GPUS["h100"]
+    chip = chips.nearest_gpu(spec.target.chip, spec.target.capability)
     parts = max(1, min(chip.cores // (b * g), -(-s // sizes.columns) // _FEWEST))
     return Fold(t, h, g, parts, sizes) if parts > 1 or h > g else None
 

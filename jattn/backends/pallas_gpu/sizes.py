@@ -27,7 +27,6 @@ _SPARE = 4 * chips.KIB  # shared memory for barriers, numbers of rows and what t
 _BARE = 2 * chips.KIB  # the same for Hopper's forward kernel without operands, which reduces in registers
 _VECTOR = 2 * _ALIGNED  # an operand along one axis takes it: parts of the tiles at hand, sums of its gradient
 _FEW = 2  # operands along one axis for which there is room whatever is asked for
-_RESERVED = chips.KIB  # of shared memory, that the driver keeps for each block
 
 _FEWEST = 16  # columns: what the matrix unit takes at once
 _STEPS: dict[Kernel, tuple[int, int]] = {"forward": (2, 2), "queries": (2, 4), "keys": (2, 4), "pairs": (1, 2)}
@@ -124,11 +123,10 @@ def unfit_operands(target: Target, d: int, e: int, operands: Sequence[tuple[jnp.
     both = [stored_as(x, pairs=True).itemsize for x, axes in operands if _is_pair(axes)]
     vectors = sum(_is_vector(axes) for _, axes in operands)
     height, wide = _HEIGHTS[generation(target)], max(d, e) > _WIDE
+    room = _room(target, vectors)
     if generation(target) == "ampere":
-        room = _ampere(target).granted - _SPARE - _VECTOR * max(vectors, _FEW)
         least = lambda kernel: (64, 1)
     else:
-        room = _room(target, vectors)
         least = lambda kernel: (128 if height == 128 else _largest(kernel, height, wide)[0], _STEPS[kernel][0])
     needed = lambda kernel, rows, steps: _bytes(kernel, rows, _FEWEST, d, e, steps, both)
     if all(needed(kernel, *least(kernel)) <= room for kernel in _STEPS):
@@ -149,8 +147,8 @@ def _largest(kernel: Kernel, height: int, wide: bool) -> tuple[int, int]:
 
 
 def _granted(target: Target) -> int:
-    """Bytes of shared memory of a block, on Hopper and Blackwell."""
-    return (chips.GPUS.get(target.chip or "") or chips.GPUS["h100"]).granted
+    """Bytes of shared memory of a block."""
+    return chips.nearest_gpu(target.chip, target.capability).granted
 
 
 def _room(target: Target, vectors: int) -> int:
@@ -181,7 +179,8 @@ def _has_terms(terms: Any) -> bool:
 def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e: int) -> tuple[TileSizes, str]:
     """Tiles so small that a multiprocessor holds two blocks, since one alone waits for its own products; if there are
     none, the largest of one."""
-    chip, passing = _ampere(spec.target), "t" if kernel == "keys" else "s"
+    chip = chips.nearest_gpu(spec.target.chip, spec.target.capability)
+    passing = "t" if kernel == "keys" else "s"
     pairs = [(x, axes) for x, axes in zip(operands, spec.signature.axes, strict=True)]
     both = _widths_of_pairs(spec, operands)
     vectors = sum(passing in axes or len(x.shape) > len(axes) for x, axes in pairs)  # staged with each tile
@@ -191,7 +190,7 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
 
     def fits(columns: int, steps: int, blocks: int) -> bool:
         small = _ALIGNED * (vectors + (kernel == "keys")) + columns * sums
-        return blocks * (_bytes(kernel, 64, columns, d, e, steps, both) + small + _RESERVED) <= chip.fast_memory
+        return blocks * (_bytes(kernel, 64, columns, d, e, steps, both) + small + chip.reserved) <= chip.fast_memory
 
     terms = terms_of(spec)
     of_user = bool(parts_of((terms.mods, terms.gates), OfUser))  # a derivative of those holds many numbers at once
@@ -207,12 +206,6 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
     # A thread's registers hold what 32 columns need: two pieces of them spilled more, not less.
     piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms) else columns
     return TileSizes(rows, columns, steps, piece), source
-
-
-def _ampere(target: Target) -> chips.Gpu:
-    """The chip; of cards that are not in the table one of their capability, else that of Ada, which has least."""
-    alike = [x for x in chips.GPUS.values() if x.capability == target.capability]
-    return chips.GPUS.get(target.chip or "") or (alike[0] if alike else chips.GPUS["l4"])
 
 
 def _bytes(kernel: Kernel, rows: int, columns: int, d: int, e: int, steps: int, both: list[int]) -> int:

@@ -42,7 +42,7 @@ def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped],
     if fold is not None:
         share = counted.pairs / (b * h * t * s)
         return Cut(tile, counted.blocks, source, _folded(fold, counted, h, small + share * keys, chip), counted.pairs)
-    entry = tables.find("tpu", spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
+    entry = tables.find(spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
     worked_off = (
         (counted.full + counted.partial / 2) * tile[0] * tile[1]
     )  # with rows that fill a tile up; of a partial tile about half

@@ -26,7 +26,7 @@ def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction
     if (given := getattr(spec.backend.settings, direction)) is not None:
         return given, "as set"
     t, s, d = q.shape[1], k.shape[1], max(q.shape[-1], v.shape[-1])
-    tuned = tables.find("tpu", spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
+    tuned = tables.find(spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
     sizes, source = TileSizes(**tuned.entry.sizes), str(tuned)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
     if spec.blocks is not None:

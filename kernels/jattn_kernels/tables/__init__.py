@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 MASKS = ("full", "causal", "window")
-ELSEWHERE = {"tpu": "v5e", "gpu": "h100"}  # by family, whose sizes chips without entries get, and the interpreter
+ELSEWHERE = "v5e"  # its sizes are those of TPUs without entries, and of the interpreter
 
 
 class Entry(NamedTuple):
@@ -109,21 +109,21 @@ def confirmed(family: str) -> tuple[Confirmed, ...]:
     return _table(family).confirmed
 
 
-def find(family: str, chip: str | None, d: int, t: int, mask: str, direction: str) -> TunedEntry:
-    """The entry for a case: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length.
+def find(chip: str | None, d: int, t: int, mask: str, direction: str) -> TunedEntry:
+    """The entry for a case on TPU: of its chip, `ELSEWHERE`'s if it has none, the nearest in width, mask and length.
 
     Raises:
-      LookupError: the family has no entries of that pass.
+      LookupError: the table has no entries of that pass.
     """
-    table = tuple(x for x in read(family) if x.direction == direction)
+    table = tuple(x for x in read("tpu") if x.direction == direction)
     own = tuple(x for x in table if x.chip == chip)
-    others = tuple(x for x in table if x.chip == ELSEWHERE[family])
+    others = tuple(x for x in table if x.chip == ELSEWHERE)
     octaves = lambda a, b: abs(math.log2(a / b))
 
     def distance(x: Entry) -> float:
         return 4 * octaves(x.d, d) + 2 * (x.mask != mask) + octaves(x.t, t)
 
     if not (own or others):
-        raise LookupError(f"tables/{family}.json has no {direction} entries of {chip} or {ELSEWHERE[family]}")
+        raise LookupError(f"tables/tpu.json has no {direction} entries of {chip} or {ELSEWHERE}")
     best = min(own or others, key=distance)
     return TunedEntry(best, bool(own) and best.d == d and best.mask == mask and octaves(best.t, t) <= 0.5)
