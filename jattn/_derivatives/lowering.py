@@ -64,7 +64,7 @@ def _lowering(compute: Callable, roles: Of) -> Callable:
         call = PrimitiveCall(own, spec, roles(spec, **params), shapes, plain(ctx.avals_out))
         bare = ctx.replace(avals_in=plain(ctx.avals_in), avals_out=plain(ctx.avals_out))
         lowered = mlir.lower_fun(_placed(ctx, call), multiple_results=True)(bare, *args)
-        if bare.tokens_out is not None:  # of a simulator's effects
+        if bare.tokens_out is not None:  # a simulator has effects, and so tokens
             ctx.set_tokens_out(bare.tokens_out)
         return lowered
 

@@ -73,7 +73,7 @@ class Answer(NamedTuple):
         return Answer(~self.every, ~self.some)
 
 
-MOST_ENTRIES = 2**20  # of a static table, which is a constant of the program
+MOST_ENTRIES = 2**20  # a static table is a constant of the program, and so has no more
 
 
 def entry(array: AnyArray, index: Sequence[int | jax.Array]) -> jax.Array:
@@ -181,7 +181,7 @@ def answers(mask: Mask | None, query: Tiling, key: Tiling, *, rows: slice = slic
     else:
         arrays, signature = _terms.split(mask)
         longest = max((a.shape[0] for a, x in zip(arrays, signature.axes, strict=True) if "b" in x), default=1)
-        ranges = [  # of an operand that has further axes there is none
+        ranges = [  # an operand that has further axes has no range
             _spread(_operand_range(a, x, {"t": query, "s": key}), longest) if a.ndim == len(x) else None
             for a, x in zip(arrays, signature.axes, strict=True)
         ]

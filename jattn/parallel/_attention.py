@@ -458,7 +458,7 @@ def _by_heads(problem: Problem, call: ShardedCall) -> tuple[Array, Array | None]
     first = lax.axis_index(axis).astype(jnp.int32) * jnp.int32(h)
 
     def of_heads(x: jax.Array, axes: str) -> jax.Array:
-        shared = "t" if "t" in axes else "s"  # of the two the one along which it lies over devices
+        shared = "t" if "t" in axes else "s"  # the one of the two along which it lies over devices
         if "h" in axes and shared in axes:
             x = contiguous(swap(x, split_axis=axes.index("h"), concat_axis=axes.index(shared)), axes.index(shared))
             return contiguous(x, axes.index("s")) if {*"ts"} <= {*axes} else x

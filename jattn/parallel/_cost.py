@@ -101,13 +101,14 @@ def _steps(strategy: str, load: Load, backward: bool) -> list[float]:
     n = load.devices
     if n == 1:
         return [0]
-    if strategy == "all_to_all":  # of the gradients there and back as of the arrays
+    if strategy == "all_to_all":  # gradients are sent there and back as the arrays are
         return [(load.query + load.keys + load.out) * (n - 1) // n]
     if strategy == "gather":
         return [(n - 1) * load.keys]
     if not backward:
         return [load.keys] * n
-    return [load.keys, *[load.keys * (1 + load.wide)] * (n - 1), load.keys]  # with them sums of gradients, then home
+    # Sums of gradients go with the keys from the second step on, and home in the end.
+    return [load.keys, *[load.keys * (1 + load.wide)] * (n - 1), load.keys]
 
 
 def _memory(strategy: str, load: Load) -> int:

@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 
     from jattn.viz._canvas import AnyFigure
 
-_KINDS = {
-    "empty: skipped": "#e4e4e8",
-    "partial: masked": "#f2a65a",
-    "full: no mask": "#2b6cb0",
-}  # in the order in which kinds count
+# In the order of the numbers of kinds, by which colours are looked up.
+_KINDS = {"empty: skipped": "#e4e4e8", "partial: masked": "#f2a65a", "full: no mask": "#2b6cb0"}
 _LEGEND = 0.8  # inches
 _MOST_LINES = 64  # blocks of an axis, beyond which lines between them would hide them
 

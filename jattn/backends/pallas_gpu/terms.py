@@ -47,8 +47,8 @@ class LookedUp(Packed):
 class Mixed:
     """Words of a dropout's hash, which depend on a row or a column alone."""
 
-    gate: gates.Dropout  # with the numbers of its operands
-    offsets: Offsets  # likewise
+    gate: gates.Dropout  # its operands are their numbers
+    offsets: Offsets  # their operands are numbers as well
     part: Literal["factor", "row", "column"]
 
     @property

@@ -19,7 +19,7 @@ from jattn.backends.pallas_tpu.sizes import case_of, tile_sizes
 from jattn.masks import Mask
 
 _STEP = 300  # cycles that a chunk of folded heads takes before its first product, as counted on v5e
-_COLUMN, _PAIR = 0.1, 1 / 240  # and cycles for each of its columns, and for each of their pairs with rows
+_COLUMN, _PAIR = 0.1, 1 / 240  # cycles for each column of a chunk, and for each pair of those with rows
 
 
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:

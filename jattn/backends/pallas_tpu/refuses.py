@@ -22,7 +22,7 @@ from jattn.mods import Relative
 
 LONGEST = 2**24  # queries or keys; up to that, tiles can be so large that scalar memory says which are visited
 _PER_POSITION = 16  # bytes for each relative position: a float32 of the table and one of its gradient, twice each
-_MOST_WORDS = 2**16  # of a packed layout: a quarter of scalar memory
+_MOST_WORDS = 2**16  # a packed layout of so many words takes a quarter of scalar memory
 _TILE = (128, 128)
 _LOOK_UPS = {"gather", "scatter", "scatter-add", "sort", "dynamic_slice", "dot_general", "while", "scan", "cumsum"}
 

@@ -23,7 +23,7 @@ from jattn_kernels.gpu.sizes import TileSizes, by_eights
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index
 
-REGISTERS = 240, 24  # of a thread that computes, and of one that copies: with two that compute they are all
+REGISTERS = 240, 24  # for a thread that computes, and one that copies: with two warpgroups that compute they are all
 
 
 def tiles_in(n: int, rows: int, width: int, dtype: jnp.dtype, columns: int) -> Any:

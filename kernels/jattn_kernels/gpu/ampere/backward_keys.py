@@ -21,7 +21,7 @@ from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.sizes import TileSizes
 from jattn_kernels.tiles.place import Index
 
-_WIDEST = 128  # of a head whose two sums are in one thread's registers
+_WIDEST = 128  # the sums of dk and of dv of a wider head do not both fit in registers
 
 
 class _Keys(Alone, Keys):

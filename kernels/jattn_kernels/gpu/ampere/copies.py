@@ -26,7 +26,7 @@ from jaxlib.mlir.dialects import arith, llvm, nvvm
 from jattn_kernels.gpu.layout import swizzle
 
 _THREADS = 128
-_BYTES = 16  # that a thread moves at once
+_BYTES = 16  # a thread moves so many at once
 
 
 def bring(ref: jax.Ref, at: tuple[Any, ...], to: jax.Ref) -> None:

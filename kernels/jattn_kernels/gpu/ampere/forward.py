@@ -18,7 +18,7 @@ from jattn_kernels.gpu.block import entry
 from jattn_kernels.gpu.forward import Forward, run
 from jattn_kernels.tiles.place import Index
 
-_HELD = 128  # of a query no more numbers stay in registers, beside the sums of as many
+_HELD = 128  # so many numbers of a query stay in registers, beside the sums of as many
 
 
 class _Forward(Alone, Forward):

@@ -18,7 +18,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
 
-_FIRST = 8  # of 16: Mosaic takes the lowest, one for each warpgroup and one for all
+_FIRST = 8  # the hardware has 16 barriers: Mosaic takes the lowest, one for each warpgroup and one for all
 _THREADS = 256
 
 

@@ -22,7 +22,7 @@ _SAME = {
     "copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "pvary", "reshard", "sharding_constraint",
     "mesh_cast",
 }  # fmt: skip
-_MOST_STEPS = 64  # of a loop that is unrolled
+_MOST_STEPS = 64  # a loop of so many is still unrolled
 
 
 def run(
@@ -109,7 +109,7 @@ def _cond(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) 
 
 
 def _scan(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
-    del wanted  # of a carry later steps want what nobody else does
+    del wanted  # later steps want parts of a carry that nobody else does
     p, length = eqn.params, eqn.params["length"]
     if length > _MOST_STEPS:
         raise NotLowered(f"takes loops of up to {_MOST_STEPS} steps, not {length}")
