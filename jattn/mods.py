@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, number, operand, term
 from jattn._terms.closures import Closure, OfUser, hoist
+from jattn._terms.rows import finite_rows
 
 __all__ = [
     "Mod", "T5Bucket", "alibi", "alibi_slopes", "bias", "function", "relative", "relative_content", "softcap",
@@ -257,9 +258,24 @@ class RelativeContent(Bucketed):
         lead, n = j[0, 0] - i[0, 0], jnp.arange(rows + columns, dtype=jnp.int32)
         at = lead + columns - 1 - n if self.of_keys else lead - (rows - 1) + n
         content = self.content[0] if self.of_keys else self.content[:, 0]
-        # float32 is not rounded, as in the product of queries and keys
-        product = jnp.matmul(content, self.table[self.bucket(at)].T, precision=jax.lax.Precision.HIGHEST)
+        product = _with_positions(content, self.table[self.bucket(at)])
         return score + (_shear_rows(product, rows).T if self.of_keys else _shear_rows(product, columns))
+
+
+@jax.custom_jvp
+def _with_positions(content: jax.Array, table: jax.Array) -> jax.Array:
+    """Rows of content times rows of a table; those of a query that sees nothing reach no gradient of the table."""
+    # float32 is not rounded, as in the product of queries and keys
+    return jnp.matmul(content, table.T, precision=jax.lax.Precision.HIGHEST)
+
+
+@_with_positions.defjvp
+def _with_positions_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (content, table), (dcontent, dtable) = primals, tangents
+    moved = _with_positions(dcontent, table) + _with_positions(finite_rows(content), dtable)
+    return _with_positions(content, table), moved
 
 
 def _shear_rows(rows: jax.Array, columns: int) -> jax.Array:

@@ -9,11 +9,12 @@ import jax
 
 from jattn import _terms
 from jattn._terms import FieldValue, Origin, Shaped, Signature, Terms, term
+from jattn._terms.rows import finite_rows
 from jattn.gates import Gate
 from jattn.masks import Mask
 from jattn.mods import Mod
 from jattn.normalizers import Normalizer
-from jattn.scores import Perceptron, Product, Score
+from jattn.scores import Dot, Perceptron, Product, Reduced, Score
 
 
 @term
@@ -59,9 +60,26 @@ class Tiled(NamedTuple):
     signature: Signature
 
 
+def _dot(score: Score, query: jax.Array, key: jax.Array) -> Reduced:
+    return score.reduce(query, key)
+
+
+_reduced = jax.custom_jvp(_dot)
+"""`score.reduce`; in its derivatives queries and keys are `finite_rows`, so that a row that sees nothing, and a key
+that nobody sees, reach no gradient of a score's weights."""
+
+
+@_reduced.defjvp
+def _reduced_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Reduced, Reduced]:
+    score, *arrays = primals
+    _, moved = jax.jvp(_dot, (score, *map(finite_rows, arrays)), tangents)
+    return score.reduce(*arrays), moved
+
+
 def reduce(problem: Problem) -> Tiled:
     """Turns every score into a transformed query and key, and all else into terms."""
-    query, key, compare, first = problem.score.reduce(problem.query, problem.key)
+    reduced = _dot if isinstance(problem.score, Dot) else _reduced
+    query, key, compare, first = reduced(problem.score, problem.query, problem.key)
     if isinstance(compare, Product):
         compare = dataclasses.replace(compare, precision=problem.precision)
     value = problem.value

@@ -17,6 +17,7 @@ import dataclasses
 import dis
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, Self
@@ -32,6 +33,7 @@ Arrays = Sequence[Any]  # in the places of those that a function closes over: op
 _LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "builtins", "math", "functools", "operator"}
 _CONTENTS = {dict: lambda x: dict(dict.items(x)), list: list, tuple: tuple, collections.deque: list}
 _FILL = {dict: dict.update, list: list.extend, collections.deque: collections.deque.extend}
+_GLOBALS, _ATTRIBUTES = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _ON_HEAP, _IMMUTABLE = 1 << 9, 1 << 8  # CPython's flags; a class statement makes classes with the first alone
 _LEAF = jax.tree.structure(0)
@@ -63,9 +65,39 @@ class _Same:
     def __hash__(self) -> int:
         return id(self.value)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # of a function's globals, say, a copy would be another module's
+
     def build(self, arrays: Arrays) -> Any:
         del arrays
         return self.value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """A value that is used as it is, and equal to itself while it holds the same: what it holds may be changed."""
+
+    value: Any  # a `_Constant` or `_Same`
+    holds: Any
+
+    def build(self, arrays: Arrays) -> Any:
+        return self.value.build(arrays)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Namespace:
+    """A module or a class in which names that code mentions stand for arrays."""
+
+    value: _Same
+    named: tuple[tuple[str, Any], ...]
+
+    def build(self, arrays: Arrays) -> Any:
+        named = {name: x.build(arrays) for name, x in self.named}
+        if isinstance(self.value.value, type):
+            return type(self.value.value.__name__, (self.value.value,), named)
+        made = types.ModuleType(self.value.value.__name__)
+        made.__dict__.update({**vars(self.value.value), **named})
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +115,12 @@ class _KnownArray:
     """A NumPy array that is known while tracing, compared by its contents."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: np.dtype  # and not its text, which says of bfloat16 no more than that it has two bytes
     contents: bytes
 
     def build(self, arrays: Arrays) -> Any:
         del arrays
-        return jnp.asarray(np.frombuffer(self.contents, np.dtype(self.dtype)).reshape(self.shape))
+        return jnp.asarray(np.frombuffer(self.contents, self.dtype).reshape(self.shape))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +213,7 @@ class _Reader:
         self.arrays: list[Any] = []
         self.numbers: dict[int, int] = {}  # of arrays met before
         self.path: list[int] = []  # ids of the values that are being read
+        self.mentioned: frozenset[str] = frozenset()  # attributes that the code being read may ask for
         self.tables = tables
 
     def read(self, value: object) -> Recipe:
@@ -199,7 +232,7 @@ class _Reader:
     def _array(self, value: AnyArray) -> Recipe:
         value = as_array(value, "an array that a function closes over")
         if self.tables and isinstance(value, np.ndarray) and value.size <= _STATIC_TABLE and value.dtype != object:
-            return _KnownArray(value.shape, value.dtype.str, value.tobytes())
+            return _KnownArray(value.shape, value.dtype, value.tobytes())
         number = self.numbers.setdefault(id(value), len(self.arrays))
         if number == len(self.arrays):
             self.arrays.append(value)
@@ -207,7 +240,7 @@ class _Reader:
 
     def _composite(self, value: object) -> Recipe:
         if _of_library(value) and jax.tree.structure(value) == _LEAF:  # layers and their parameters are no leaves
-            return _whole(value)
+            return self._namespace(value) if isinstance(value, (types.ModuleType, type)) else _whole(value)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, functools.partial):
@@ -221,7 +254,19 @@ class _Reader:
             return inner if _arrays_in(inner) else _whole(value)
         recipe = self._parts(value)
         # what holds no array is used as it is, so that a list that a function appends to stays that list
-        return recipe if isinstance(value, tuple) or _arrays_in(recipe) else _whole(value)
+        return recipe if isinstance(value, tuple) or _arrays_in(recipe) else _kept(value, recipe)
+
+    def _namespace(self, value: types.ModuleType | type) -> Recipe:
+        """A user's module or class, by what the code that is being read may ask it for."""
+        module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+        if module.partition(".")[0] in _LIBRARIES | sys.stdlib_module_names:
+            return _whole(value)
+        try:
+            held = {name: x for name, x in vars(value).items() if name in self.mentioned and not _is_descriptor(x)}
+            named = tuple((name, self.read(held[name])) for name in sorted(held))
+        except _CircularError:  # its functions call each other
+            return _whole(value)
+        return _Namespace(_Same(value), named) if _arrays_in(named) else _kept(value, named)
 
     def _parts(self, value: object) -> Recipe:
         """A container or an object, taken apart."""
@@ -238,9 +283,16 @@ class _Reader:
         return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()), contents)
 
     def _function(self, fn: types.FunctionType) -> Recipe:
+        before, self.mentioned = self.mentioned, self.mentioned | _names(fn.__code__, _ATTRIBUTES)
+        try:
+            return self._code(fn)
+        finally:
+            self.mentioned = before
+
+    def _code(self, fn: types.FunctionType) -> Recipe:
         cells = tuple(self.read(x.cell_contents) for x in fn.__closure__ or ())
         named = []
-        for name in sorted(_names(fn.__code__)):
+        for name in sorted(_names(fn.__code__, _GLOBALS)):
             if name in fn.__globals__:
                 named.append((name, self.read(fn.__globals__[name])))
         # a dictionary of keywords is made with its function, and no two functions share it: it is what it holds
@@ -249,10 +301,15 @@ class _Reader:
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """Names of the globals that a function's code and the functions inside it load."""
-    own = {x.argval for x in dis.get_instructions(code) if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    return frozenset(own).union(*(_names(x) for x in code.co_consts if isinstance(x, types.CodeType)))
+def _names(code: types.CodeType, operations: tuple[str, ...]) -> frozenset[str]:
+    """Names that such operations of a function's code, and of the functions inside it, load."""
+    own = {x.argval for x in dis.get_instructions(code) if x.opname in operations}
+    return frozenset(own).union(*(_names(x, operations) for x in code.co_consts if isinstance(x, types.CodeType)))
+
+
+def _is_descriptor(value: object) -> bool:
+    """Whether a class's entry makes its value when it is asked: properties, static and class methods."""
+    return hasattr(type(value), "__get__") and not isinstance(value, types.FunctionType)
 
 
 def _of_library(value: object) -> bool:
@@ -272,16 +329,24 @@ def _base(kind: type) -> Any:
 
 def _attributes(value: object) -> dict[str, Any] | None:
     """Those of an object, with slots or without; None of what has none."""
-    slots = [name for kind in type(value).__mro__ for name in _names_of(kind.__dict__.get("__slots__", ()))]
+    slots = [_mangled(name, kind) for kind in type(value).__mro__ for name in _names_of(kind)]
     held = getattr(value, "__dict__", None)
     if not isinstance(held, dict) and not slots:
         return None
-    of_slots = {name: getattr(value, name) for name in slots if name[:2] != "__" and hasattr(value, name)}
+    own = (name for name in slots if name not in ("__dict__", "__weakref__"))
+    of_slots = {name: getattr(value, name) for name in own if hasattr(value, name)}
     return {**(held if isinstance(held, dict) else {}), **of_slots}
 
 
-def _names_of(slots: str | Iterable[str]) -> tuple[str, ...]:
+def _names_of(kind: type) -> tuple[str, ...]:
+    slots: str | Iterable[str] = kind.__dict__.get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _mangled(name: str, kind: type) -> str:
+    """What Python makes of a private name in a class."""
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{kind.__name__.lstrip('_')}{name}" if private else name
 
 
 def _hashable(value: object) -> bool:
@@ -296,8 +361,12 @@ def _whole(value: object) -> Recipe:
     return _Constant(value, type(value), "") if _hashable(value) else _Same(value)
 
 
+def _kept(value: object, holds: object) -> Recipe:
+    return _Kept(_whole(value), holds)
+
+
 def _arrays_in(recipe: object) -> bool:
-    if isinstance(recipe, (_Tree, _Instance, _Method, _Partial, _Function)):
+    if isinstance(recipe, (_Tree, _Instance, _Method, _Partial, _Function, _Namespace)):
         return any(_arrays_in(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
     return isinstance(recipe, _Array) or (isinstance(recipe, tuple) and any(map(_arrays_in, recipe)))
 

@@ -87,6 +87,8 @@ def as_array(x: ArrayLike, name: str) -> AnyArray:
             x = np.asarray(x) if isinstance(x, (list, tuple, bool, int, float, np.generic)) else jnp.asarray(x)
         except (TypeError, ValueError):
             raise TypeError(f"{name} must be an array, got {type(x).__name__}") from None
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))  # JAX knows the order of bytes of this machine alone
     if isinstance(x, np.ndarray) and jnp.issubdtype(x.dtype, jnp.integer) and x.size:
         kept = jnp.iinfo(jax.dtypes.canonicalize_dtype(x.dtype))
         if x.min() < kept.min or x.max() > kept.max:

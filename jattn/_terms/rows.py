@@ -12,6 +12,15 @@ THRESHOLD = "jattn_threshold"
 """What `jax.checkpoint` need not find again of a row, by name: a number a row."""
 
 
+def finite_rows(x: jax.Array) -> jax.Array:
+    """Rows `[.., d]`, 0 in the place of those that are not finite throughout.
+
+    What comes back of rows that see nothing is 0.  In the gradient of what they were multiplied with, 0 * NaN would be
+    NaN; where such a row is seen, its result is NaN and so is what comes back.
+    """
+    return jnp.where(jnp.all(jnp.isfinite(x), axis=-1, keepdims=True), x, 0)
+
+
 def row_sum(x: jax.Array) -> jax.Array:
     """The sum of each row, `[.., 1]`."""
     return jnp.sum(x, axis=-1, keepdims=True)
