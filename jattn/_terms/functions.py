@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods, normalizers
@@ -28,7 +29,11 @@ from jattn._terms.untraced import untraced
 T = TypeVar("T")
 # Primes, so that an axis of this length is one of the tile's; nothing of this size is made.
 _ROWS, _COLUMNS = 1009, 2003
-_ACROSS = ("reduce_", "arg", "cum", "sort", "rev")  # what primitives that mix the entries of an axis begin with
+_OTHER = 1013, 2011  # another tile, of which an elementwise function computes the same
+_ACROSS = ("reduce_", "arg", "cum", "sort", "rev", "fft", "conv_", "top_k", "approx_top_k", "select_and_")
+"""What primitives that mix the entries of an axis begin with."""
+_PARTS = ("slice", "dynamic_slice", "gather", "pad", "concatenate", "split")
+"""What primitives that take some entries of an axis, or put others beside them, begin with."""
 
 
 def checked(terms: T, dtype: jnp.dtype) -> T:
@@ -103,15 +108,17 @@ def _canonical(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
 
 
-def _tile(shape: tuple[int, ...], dtype: jnp.dtype, axes: str) -> jax.ShapeDtypeStruct:
+def _tile(
+    shape: tuple[int, ...], dtype: jnp.dtype, axes: str, size: tuple[int, int] = (_ROWS, _COLUMNS)
+) -> jax.ShapeDtypeStruct:
     """An operand cut to the tile of one head."""
-    along = [{"t": _ROWS, "s": _COLUMNS}[a] if a in axes else 1 for a in "ts"] if set("ts") & set(axes) else []
+    along = [n if a in axes else 1 for a, n in zip("ts", size, strict=True)] if set("ts") & set(axes) else []
     return jax.ShapeDtypeStruct((*along, *shape[len(axes) :]), dtype)
 
 
-def _positions() -> list[jax.ShapeDtypeStruct]:
+def _positions(size: tuple[int, int] = (_ROWS, _COLUMNS)) -> list[jax.ShapeDtypeStruct]:
     """Those of the tile, i and j."""
-    return [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((_ROWS, 1), (1, _COLUMNS))]
+    return [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((size[0], 1), (1, size[1]))]
 
 
 def _trace(
@@ -194,12 +201,16 @@ def _check(
 ) -> tuple[tuple[bool, ...], str | None]:
     """Which of the arrays that it closes over a function uses, and of the indices that it is told."""
     who, computed = f"{name}: {closure.name}", jnp.promote_types(dtype, jnp.float32)
-    tile = [] if name == "masks.function" else [jax.ShapeDtypeStruct((_ROWS, _COLUMNS), computed)]
     of_rows = name == "normalizers.function"
     which = [] if told is None else [jax.ShapeDtypeStruct((), jnp.int32)] * 2
-    positions = [] if of_rows else [*which, *_positions()]
-    arguments = [*tile, *positions, *(_tile(*x) for x in operands)]
-    traced = _trace(who, lambda held, *rest: closure.build(held)(*rest), held, arguments)
+
+    def trace(size: tuple[int, int]) -> tuple[list[jax.ShapeDtypeStruct], ClosedJaxpr]:
+        tile = [] if name == "masks.function" else [jax.ShapeDtypeStruct(size, computed)]
+        positions = [] if of_rows else [*which, *_positions(size)]
+        arguments = [*tile, *positions, *(_tile(*x, size) for x in operands)]
+        return arguments, _trace(who, lambda held, *rest: closure.build(held)(*rest), held, arguments)
+
+    arguments, traced = trace((_ROWS, _COLUMNS))
     if any(isinstance(x, Tracer) for x in traced.consts):
         raise TypeError(
             f"{who} uses a traced array that is out of reach when it runs: give it to the function as an operand, made"
@@ -213,8 +224,13 @@ def _check(
     mixed = "" if of_rows else _across(traced.jaxpr)
     if mixed:
         raise ValueError(
-            f"{who} must be elementwise, but {mixed} mixes the entries of a tile: its result would"
-            " depend on the tile sizes"
+            f"{who} must be elementwise, but {mixed} {'counts' if mixed == 'iota' else 'mixes'} the entries of a tile:"
+            " its result would depend on the tile sizes; i and j say where an entry stands"
+        )
+    if not of_rows and _text(traced, (_ROWS, _COLUMNS)) != _text(trace(_OTHER)[1], _OTHER):
+        raise ValueError(
+            f"{who} must be elementwise, but computes with the shape of its tile: its result would depend on the tile"
+            " sizes; i and j say where an entry stands"
         )
     if any(x.startswith(("random_", "threefry")) for x in primitives(traced.jaxpr)):
         raise ValueError(
@@ -225,7 +241,8 @@ def _check(
         _say_unless_linear(who, traced, len(held))
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
     held_used, used = used[: len(held)], used[len(held) :]
-    told_used = None if told is None else "".join(x for x, y in zip("bh", used[len(tile) :], strict=False) if y)
+    tiles = 0 if name == "masks.function" else 1
+    told_used = None if told is None else "".join(x for x, y in zip("bh", used[tiles:], strict=False) if y)
     shapes = [x.shape[:2] for x, y in zip(arguments, used, strict=True) if y and len(x.shape) >= 2]
     least = [max((x[n] for x in shapes if x[n] in (_ROWS, _COLUMNS)), default=1) for n in (0, 1)]
     got = (1,) * (2 - len(out.shape)) + tuple(out.shape)
@@ -242,21 +259,66 @@ def _shown(shape: Sequence[int]) -> str:
     return str(list(shape)).replace(str(_ROWS), "bt").replace(str(_COLUMNS), "bs")
 
 
+def _text(traced: ClosedJaxpr, size: tuple[int, int]) -> str:
+    """What is computed of a tile, in words that do not say how large it is."""
+    text, (rows, columns) = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr)), size
+    for n, name in ((rows, "t"), (columns, "s"), (rows * columns, "ts")):
+        text = re.sub(rf"(?<![.\w]){n}(?![.:\w])", name, text)  # in shapes alone: 2003.0 and 2003:i32 are numbers
+    return text + str([x for x in map(np.shape, traced.consts) if set(size) & set(x)])
+
+
 def _across(jaxpr: Jaxpr) -> str:
-    """The first primitive that mixes entries along an axis of the tile, "" if there is none."""
+    """The first primitive that looks along an axis of the tile, "" if there is none."""
     for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name.startswith(_ACROSS):
-            axes = next((params[x] for x in ("axes", "axis", "dimension", "dimensions") if x in params), ())
-            axes = (axes,) if isinstance(axes, int) else axes
-            shape = getattr(equation.invars[0].aval, "shape", ())
-            if any(shape[x] in (_ROWS, _COLUMNS) for x in axes):
-                return name
-        for value in jax.tree.leaves(list(params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+        if _looks_along(equation):
+            return equation.primitive.name
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns") and (mixes := _across(inner)):
                 return mixes
     return ""
+
+
+def _looks_along(equation: JaxprEqn) -> bool:
+    """Whether an entry of the result depends on where in the tile it lies, or on others of its row or column."""
+    name, params = equation.primitive.name, equation.params
+    shape, *others = [_shape(x) for x in equation.invars] or [()]
+    result = _shape(equation.outvars[0])
+    of_tile = lambda shape, axes: any(shape[x] in (_ROWS, _COLUMNS) for x in axes)
+    if name == "iota":  # it counts from 0 in every tile
+        return of_tile(params["shape"], [params["dimension"]])
+    if name == "dot_general":
+        (left, right), _ = params["dimension_numbers"]
+        return of_tile(shape, left) or of_tile(others[0], right)
+    if name in ("reshape", "transpose"):
+        return bool(_lengths(shape)) and bool(_lengths(result)) and _lengths(shape) != _lengths(result)
+    if name == "scan":  # over rows or columns, with something that is carried from one to the next
+        inner = params["jaxpr"]
+        rows = [x for x, y in zip((shape, *others), map(_shape, inner.jaxpr.invars), strict=True) if x != y]
+        carries = any(_shape(x) == _shape(y) for x, y in zip(equation.outvars, inner.jaxpr.outvars, strict=True))
+        return carries and any(of_tile(x, [0]) for x in rows)
+    if name.startswith(("scatter", "dynamic_update_slice")):
+        return any(map(_lengths, (shape, *others)))
+    if name.startswith(_PARTS):
+        if name == "concatenate":
+            return any(of_tile(x, [params["dimension"]]) for x in (shape, *others))
+        if name == "gather":
+            return any(n in (_ROWS, _COLUMNS) and m != n for n, m in zip(shape, params["slice_sizes"], strict=True))
+        return _lengths(shape) != _lengths(result)
+    if name.startswith(_ACROSS) and name != "reduce_precision":
+        axes = next((params[x] for x in ("axes", "axis", "dimension", "dimensions") if x in params), range(len(shape)))
+        return of_tile(shape, (axes,) if isinstance(axes, int) else axes)
+    return False
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    """That of a variable or a number of a jaxpr."""
+    return tuple(getattr(x.aval, "shape", ()))
+
+
+def _lengths(shape: Sequence[int]) -> list[int]:
+    """The axes of the tile that a shape has, in order."""
+    return [n for n in shape if n in (_ROWS, _COLUMNS)]
 
 
 def primitives(jaxpr: Jaxpr) -> set[str]:
