@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, number, operand, term
-from jattn._terms.closures import Closure, OfUser, hoist
+from jattn._terms.closures import Closure, OfUser, function_parts
 from jattn._terms.rows import finite_rows
 
 __all__ = [
@@ -70,6 +70,10 @@ class SoftCap(Mod):
         return self.cap * jnp.tanh(score * (1 / self.cap))  # one division, and not one for each pair
 
 
+_MOST = 1e30
+"""The greatest cap: of scores divided by greater ones nothing is left in float32."""
+
+
 def softcap(cap: ArrayLike) -> Mod:
     """cap * tanh(score / cap): keeps scores within (-cap, cap).
 
@@ -81,7 +85,7 @@ def softcap(cap: ArrayLike) -> Mod:
         which is not, and gets a gradient.
 
     Raises:
-      ValueError: `cap` is a number <= 0, or an array with axes.
+      ValueError: `cap` is a number <= 0 or above 1e30, or an array with axes.
       TypeError: it is neither a number nor an array.
 
     >>> import jax.numpy as jnp, jattn
@@ -91,8 +95,8 @@ def softcap(cap: ArrayLike) -> Mod:
     Source: Gemma Team 2024, "Gemma 2", section 2 (logit soft-capping).
     """
     bound = number(cap, "cap")
-    if not isinstance(bound, Operand) and not bound > 0:
-        raise ValueError(f"cap must be > 0, got {bound}")
+    if not isinstance(bound, Operand) and not 0 < bound <= _MOST:
+        raise ValueError(f"cap must be > 0 and at most {_MOST:g}, got {bound}: without a cap leave the mod out")
     return SoftCap(bound)
 
 
@@ -186,6 +190,8 @@ def bias(array: ArrayLike, axes: str) -> Mod:
     [0.5, 0.5, 0.0]
     """
     named = operand(array, axes)
+    if jnp.issubdtype(named.array.dtype, jax.dtypes.extended):
+        raise TypeError(f"bias must be numbers, got {named.array.dtype}{list(named.array.shape)}")
     if named.array.ndim != len(axes):
         raise ValueError(f"bias with axes {axes!r} needs {len(axes)} axes, got shape {named.array.shape}")
     return Bias(named)
@@ -206,18 +212,16 @@ class Bucketed(Mod):
     def bucket(self, relative: jax.Array) -> jax.Array:
         """Columns of the table, of positions relative to the query."""
         try:
-            columns = self.closure.build(self.held)(relative)
+            return self.closure.build(self.held)(relative)
         except jax.errors.UnexpectedTracerError:
             raise TypeError(
                 f"{self.name}: bucket {self.closure.name} uses a traced array that is out of reach when it runs:"
                 " let it close over the array itself, or make the bias with jattn.mods.function and jattn.operand"
             ) from None
-        if jnp.shape(columns) != relative.shape or not jnp.issubdtype(jnp.result_type(columns), jnp.integer):
-            raise TypeError(
-                f"{self.name}: bucket {self.closure.name} must map integers {list(relative.shape)} to as many,"
-                f" returns {jnp.result_type(columns)}{list(jnp.shape(columns))}"
-            )
-        return columns
+
+    def entries(self, relative: jax.Array) -> jax.Array:
+        """Those of the table; of a bucket before the first or after the last it is the nearer of the two."""
+        return self.table[jnp.clip(self.bucket(relative), 0, len(self.table) - 1)]
 
 
 @term
@@ -230,7 +234,7 @@ class Relative(Bucketed):
         # the bias is constant along diagonals: look up each diagonal of the tile once, then shear the strip
         rows, columns = i.shape[0], j.shape[1]
         first = j[0, 0] - i[0, 0] - (rows - 1)
-        strip = self.table[self.bucket(first + jnp.arange(rows + columns - 1, dtype=jnp.int32))]
+        strip = self.entries(first + jnp.arange(rows + columns - 1, dtype=jnp.int32))
         return score + _shear(strip, rows, columns)
 
 
@@ -257,25 +261,10 @@ class RelativeContent(Bucketed):
         rows, columns = i.shape[0], j.shape[1]
         lead, n = j[0, 0] - i[0, 0], jnp.arange(rows + columns, dtype=jnp.int32)
         at = lead + columns - 1 - n if self.of_keys else lead - (rows - 1) + n
-        content = self.content[0] if self.of_keys else self.content[:, 0]
-        product = _with_positions(content, self.table[self.bucket(at)])
+        content, flaw = finite_rows(self.content[0] if self.of_keys else self.content[:, 0])
+        # float32 is not rounded, as in the product of queries and keys
+        product = jnp.matmul(content, self.entries(at).T, precision=jax.lax.Precision.HIGHEST) + flaw
         return score + (_shear_rows(product, rows).T if self.of_keys else _shear_rows(product, columns))
-
-
-@jax.custom_jvp
-def _with_positions(content: jax.Array, table: jax.Array) -> jax.Array:
-    """Rows of content times rows of a table; those of a query that sees nothing reach no gradient of the table."""
-    # float32 is not rounded, as in the product of queries and keys
-    return jnp.matmul(content, table.T, precision=jax.lax.Precision.HIGHEST)
-
-
-@_with_positions.defjvp
-def _with_positions_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    (content, table), (dcontent, dtable) = primals, tangents
-    moved = _with_positions(dcontent, table) + _with_positions(finite_rows(content), dtable)
-    return _with_positions(content, table), moved
 
 
 def _shear_rows(rows: jax.Array, columns: int) -> jax.Array:
@@ -350,8 +339,9 @@ def relative(table: ArrayLike, bucket: Callable[[jax.Array], jax.Array] | None =
 
     Args:
       table: numbers `[h, buckets]`, which get gradients.
-      bucket: maps int32 arrays of j - i to columns of the table; None is `t5_bucket(bidirectional=True)` with as many
-        buckets as the table has columns.
+      bucket: maps int32 arrays of j - i to columns of the table, elementwise, in `jax.numpy`; None is
+        `t5_bucket(bidirectional=True)` with as many buckets as the table has columns.  Below 0 it is the first, past
+        the last the last.
 
     Raises:
       ValueError: `table` has other axes.
@@ -369,9 +359,15 @@ def relative(table: ArrayLike, bucket: Callable[[jax.Array], jax.Array] | None =
     if named.array.ndim != 2:
         raise ValueError(f"table must be [h, buckets], got shape {named.array.shape}")
     bucket = t5_bucket(True, named.array.shape[1]) if bucket is None else bucket
+    return Relative(named, *_bucket(bucket, Relative.name))
+
+
+def _bucket(bucket: Callable[[jax.Array], jax.Array], name: str) -> tuple[Closure, tuple[Operand, ...]]:
+    """A bucket without the arrays that it closes over, and these."""
     if not callable(bucket):
         raise TypeError(f"bucket must be a function of j - i, like jattn.mods.t5_bucket(True), got {bucket!r}")
-    return Relative(named, *hoist(bucket))
+    _, closure, _, held = function_parts(f"{name}: bucket", bucket, (), "j - i")
+    return closure, held
 
 
 def relative_content(
@@ -431,11 +427,9 @@ def relative_content(
         )
     last = entries.shape[-2] - 1
     bucket = (lambda relative: jnp.clip(relative + last // 2, 0, last)) if bucket is None else bucket
-    if not callable(bucket):
-        raise TypeError(f"bucket must be a function of j - i, got {bucket!r}")
     axes = ("b" if contents.ndim == 4 else "") + ("hs" if of == "key" else "ht")
     named = operand(entries, "h" if entries.ndim == 3 else ""), operand(contents.swapaxes(-3, -2), axes)
-    return RelativeContent(named[0], *hoist(bucket), named[1], of == "key")
+    return RelativeContent(named[0], *_bucket(bucket, RelativeContent.name), named[1], of == "key")
 
 
 @term

@@ -157,3 +157,15 @@ def test_merge_takes_what_attention_takes():
         jattn.merge((np.ones((3, 2), np.int32), np.ones(3, np.float32)))
     with pytest.raises(TypeError, match="lse must be an array, got str"):
         jattn.merge((out, "none"))  # type: ignore[arg-type] # a wrong argument is what this is about
+
+
+def test_a_part_that_saw_nothing_counts_for_nothing_whatever_it_holds():
+    q, k, v = _arrays()
+    whole = jattn.attention(q, k, v, return_lse=True)
+
+    def merged(out, lse):
+        return jattn.merge((out, lse), (jnp.full_like(out, jnp.nan), jnp.full_like(lse, -jnp.inf)))
+
+    chex.assert_trees_all_equal(merged(*whole), whole)
+    slopes = jax.grad(lambda out, lse: jnp.sum(merged(out, lse)[0] ** 2), (0, 1))(*whole)
+    chex.assert_trees_all_close(slopes, (2 * whole[0], jnp.zeros_like(whole[1])))

@@ -307,3 +307,31 @@ def test_a_function_of_the_head_skips_blocks_of_each_head():
     np.testing.assert_allclose(got, wanted, atol=1e-6)
     of_batch = masks.function(lambda b, h, i, j: j <= i - 8 * b)
     assert jattn.explain(x, x, x, mask=of_batch, blocks=(8, 8), implementation="blockwise").blocks == (0, 36, 0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "uint32"])
+def test_centres_of_few_bits_do_not_wrap_around(dtype):
+    q = jnp.ones((1, 8, 1, 4))
+    centres = np.arange(8, dtype=dtype)
+    for sides in ((3, 2), (200, 200)):
+        got = jattn.weights(q, q, q, mask=masks.around(centres, *sides))
+        np.testing.assert_array_equal(got, jattn.weights(q, q, q, mask=masks.window(*sides)))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise"])
+def test_sums_of_positions_do_not_wrap_below(implementation):
+    q, k, v = (jax.random.normal(jax.random.key(n), (1, 8, 2, 4)) for n in range(3))
+    sees_all = masks.window(jnp.int32(2**31 - 1), None)
+    blocks = (4, 4) if implementation == "blockwise" else None
+    for first in (5, jnp.int32(5), jnp.array([5])):
+        got = jattn.attention(
+            q, k, v, mask=sees_all, positions={"s": first}, implementation=implementation, blocks=blocks
+        )
+        np.testing.assert_allclose(got, jattn.attention(q, k, v), atol=1e-6)
+    assert not jattn.weights(q, k, v, mask=masks.window(jnp.int32(-(2**31)), None)).any()
+
+
+def test_ids_of_dtypes_that_one_holds_are_compared_as_numbers():
+    q = jnp.ones((1, 8, 1, 4))
+    small, large = np.arange(8, dtype=np.uint8), np.arange(8, dtype=np.int32)
+    np.testing.assert_array_equal(jattn.weights(q, q, q, mask=masks.segments(small, large))[0, 0], np.eye(8))

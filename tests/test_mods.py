@@ -383,3 +383,33 @@ def test_why_kernels_refuse_content(draw):
     said = mods.relative_content(draw.normal("bth", 3), draw.normal("", 5, 3))
     reason = fit.unfit_terms(problem(draw.inputs(), {"mods": said}), lambda x: None, lambda x, tiles: None)
     assert reason == "has no kernel for mods.relative_content, a product of its own for each tile"
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "pallas_tpu"])
+@pytest.mark.parametrize("shift", [0, 20, -30])
+def test_buckets_beyond_the_table_are_its_first_and_its_last(monkeypatch, shift, implementation):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    q, k, v = (jax.random.normal(jax.random.key(n), (1, 8, 2, 4)) for n in range(3))
+    table = jax.random.normal(jax.random.key(3), (2, 8))
+
+    def loss(table, bucket, **options):
+        return jnp.sum(jattn.attention(q, k, v, mods=mods.relative(table, bucket), **options) ** 2)
+
+    got = jax.value_and_grad(loss)(table, lambda r: r + shift, implementation=implementation)
+    wanted = jax.value_and_grad(loss)(table, lambda r: jnp.clip(r + shift, 0, 7), implementation="reference")
+    for x, y in zip(got, wanted, strict=True):
+        assert_close(x, y, 1e-5)
+
+
+@pytest.mark.parametrize("of", ["query", "key"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_content_of_rows_that_see_nothing_reaches_no_gradient_of_the_table(bad, of):
+    q, k, v = (jax.random.normal(jax.random.key(n), (1, 8, 2, 4)) for n in range(3))
+    table, seen = jax.random.normal(jax.random.key(3), (2, 15, 4)), masks.lengths(jnp.array([5]), jnp.array([5]))
+
+    def slope(rest):
+        content = (q if of == "query" else k).at[:, 5:].set(rest)
+        attend = lambda x: jattn.attention(q, k, v, mods=mods.relative_content(content, x, of=of), mask=seen)
+        return jax.grad(lambda x: jnp.sum(attend(x) ** 2))(table)
+
+    np.testing.assert_array_equal(slope(bad), slope(0.0))

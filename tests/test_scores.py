@@ -218,3 +218,46 @@ def test_heads_along_an_explicit_axis(name):
         reduced = jax.eval_shape(lambda q, k: score[name]().reduce(q, k).query, *jax.device_put((q, k), at))
     assert reduced.sharding.spec[2] == "heads"
     assert_close(out, attend(q, k), 1e-6)
+
+
+def _shapes():
+    x = SIZES
+    return (x.b, x.t, x.h, x.d), (x.b, x.s, x.g, x.d), (x.b, x.s, x.g, x.e)
+
+
+WEIGHTED = {
+    "general": lambda w: scores.general(w @ w.T),
+    "cosine": lambda w: scores.cosine(jnp.sum(w)),
+    "concat": lambda w: scores.concat(w[:, 0], w[:, 1]),
+    "additive": lambda w: scores.additive(w, w, jnp.ones(M)),
+    "additive of heads": lambda w: scores.additive(jnp.stack([w] * SIZES.h), jnp.stack([w] * SIZES.h), jnp.ones(M)),
+}
+
+
+@pytest.mark.parametrize("normalizer", ["softmax", "sparsemax"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_rows_that_see_nothing_and_keys_that_nobody_sees_reach_no_gradient(name, bad, normalizer):
+    rng = np.random.default_rng(0)
+    w, q, k, v = (rng.standard_normal(x).astype("float32") for x in ((SIZES.d, M), *_shapes()))
+    seen = masks.lengths(jnp.full(SIZES.b, SIZES.s - 5), jnp.full(SIZES.b, SIZES.t - 4))
+
+    def gradients(rest):
+        ends = [x.copy() for x in (q, k, v)]
+        for x, n in zip(ends, (4, 5, 5), strict=True):
+            x[:, -n:] = rest
+        normal = getattr(jattn.normalizers, normalizer)()
+        of = lambda w, q, k, v: jattn.attention(q, k, v, score=WEIGHTED[name](w), mask=seen, normalizer=normal)
+        return jax.grad(lambda *x: jnp.sum(of(*x) ** 2), (0, 1, 2, 3))(w, *ends)
+
+    for x, y in zip(gradients(bad), gradients(0), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_nan_that_is_seen_reaches_the_gradient(name):
+    w, q, k, v = (jnp.ones(x) for x in ((SIZES.d, M), *_shapes()))
+    of = lambda w: jattn.attention(q.at[0, 1, 1].set(jnp.nan), k, v, score=WEIGHTED[name](w))
+    assert np.isnan(of(w)[0, 1, 1]).all()
+    assert np.isfinite(of(w)[0, 0]).all()
+    assert np.isnan(jax.grad(lambda w: jnp.sum(of(w) ** 2))(w)).any()

@@ -160,6 +160,10 @@ def _narrowed(whole: Problem) -> Problem:
     """The problem with no operand wider than its query is computed in: float64 slopes do not widen a float32 loop."""
 
     def narrowed(x: Operand) -> Operand:
+        if jnp.issubdtype(x.array.dtype, jnp.complexfloating):
+            raise TypeError(f"operands must be real numbers, got {x.array.dtype}{list(x.array.shape)}")
+        if jnp.issubdtype(x.array.dtype, jax.dtypes.extended):  # a random key
+            return x
         dtype = jnp.dtype(_terms.working(x.array, whole.query.dtype))
         if x.array.dtype.itemsize <= dtype.itemsize:
             return x
@@ -169,7 +173,8 @@ def _narrowed(whole: Problem) -> Problem:
     parts = {name: getattr(whole, name) for name in ("score", "normalizer", "mask", "mods", "gates", "sinks")}
     is_operand = lambda x: isinstance(x, Operand)
     parts = jax.tree.map(lambda x: narrowed(x) if is_operand(x) else x, parts, is_leaf=is_operand)
-    return dataclasses.replace(whole, **parts)
+    scales = None if whole.scales is None else tuple(narrowed(Operand(x, "")).array for x in whole.scales)
+    return dataclasses.replace(whole, **parts, scales=scales)
 
 
 def blocks(value: object) -> tuple[int, int] | None:
@@ -234,6 +239,15 @@ def _origin(given: Mapping[str, ArrayLike] | ArrayLike | None, sizes: dict[str, 
                 f"{name(axis)} must be an integer, or integers [b] = [{sizes['b']}], got shape"
                 f" {list(value.array.shape)}: where the first {'query' if axis == 't' else 'key'} stands"
             )
+    for axis, value in (("t", t), ("s", s)):
+        if (
+            isinstance(value, int)
+            and isinstance(sizes[axis], int)
+            and not 0 <= value + sizes[axis] - 1 <= integers.LAST
+        ):
+            raise ValueError(
+                f"{name(axis)} must leave positions within 0 and 2^30, got {value} and {axis} = {sizes[axis]}"
+            )
     together = firsts.get("t", 0) is firsts.get("s", 0)
     return Origin(0 if b is None else b, h, Offsets(0 if together else _difference(t, s), s))
 
@@ -259,7 +273,8 @@ def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE, share
         if isinstance(x, masks.Blocks):
             shape, reach = x.layout.shape, [n * x.block for n in x.layout.shape[-2:]]
             of_heads = len(shape) == 3 and (shape[0] != heads if origin.h is None else shape[0] < heads)
-            if reach[0] < t or reach[1] < s or min(i, j) < 0 or of_heads:
+            short = any(isinstance(n, int) and x < n for x, n in zip(reach, (t, s), strict=True))
+            if short or min(i, j) < 0 or of_heads:
                 counted = "" if origin == _HERE else f", counted from positions {i} and {j} and from head {head}"
                 raise ValueError(
                     f"masks.blocks: layout {list(shape)} of block {x.block} must cover t = {t}, s = {s} and, with"

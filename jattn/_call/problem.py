@@ -60,26 +60,19 @@ class Tiled(NamedTuple):
     signature: Signature
 
 
-def _dot(score: Score, query: jax.Array, key: jax.Array) -> Reduced:
-    return score.reduce(query, key)
-
-
-_reduced = jax.custom_jvp(_dot)
-"""`score.reduce`; in its derivatives queries and keys are `finite_rows`, so that a row that sees nothing, and a key
-that nobody sees, reach no gradient of a score's weights."""
-
-
-@_reduced.defjvp
-def _reduced_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Reduced, Reduced]:
-    score, *arrays = primals
-    _, moved = jax.jvp(_dot, (score, *map(finite_rows, arrays)), tangents)
-    return score.reduce(*arrays), moved
+def _reduced(score: Score, query: jax.Array, key: jax.Array) -> Reduced:
+    """`score.reduce`, whose weights get no gradient of rows that see nothing and of keys that nobody sees."""
+    if isinstance(score, Dot):
+        return score.reduce(query, key)
+    (query, of_query), (key, of_key) = map(finite_rows, (query, key))
+    reduced = score.reduce(query, key)
+    of_key = _terms.repeated(of_key, reduced.key.shape[2] // key.shape[2], 2)
+    return reduced._replace(query=reduced.query + of_query, key=reduced.key + of_key)
 
 
 def reduce(problem: Problem) -> Tiled:
     """Turns every score into a transformed query and key, and all else into terms."""
-    reduced = _dot if isinstance(problem.score, Dot) else _reduced
-    query, key, compare, first = reduced(problem.score, problem.query, problem.key)
+    query, key, compare, first = _reduced(problem.score, problem.query, problem.key)
     if isinstance(compare, Product):
         compare = dataclasses.replace(compare, precision=problem.precision)
     value = problem.value

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core.primitives import remat_p
 from jax.interpreters import ad
 
 from jattn._call.modes import ordinary
@@ -91,6 +93,19 @@ def _attend_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[jax.Array
     return out, [list(x) for x in zip(*terms, strict=True)]
 
 
+def _remat_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[AnyArray]], *, jaxpr: Any, **params: Any):
+    """Taylor coefficients of what `jax.checkpoint` wraps: those of the function itself, of which nothing is kept."""
+    del params
+    moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in primals]
+
+    def fn(*values: jax.Array):
+        full = [p if x is None else x for p, x in zip(primals, placed(values, moving), strict=True)]
+        return jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))(*full)
+
+    own, terms = tuple(chosen(primals, moving)), tuple(map(list, chosen(series, moving)))
+    return jet.jet(fn, own, terms, factorial_scaled=False)
+
+
 def _attend_tangent_transpose(cotangents: Sequence[Tangent], *flat: Any, spec: Spec, active: tuple[bool, ...]):
     args, held, tangents = parts(flat, active)
     upstream = map(ad.instantiate_zeros, cotangents)
@@ -119,3 +134,5 @@ ad.primitive_jvps[attend_backward] = _twin_jvp(backward_twin)
 ad.primitive_transposes[attend_p] = _attend_transpose
 ad.primitive_transposes[attend_tangent] = _attend_tangent_transpose
 jet.jet_rules[attend_p] = ordinary(_attend_jet)
+# What computes whole rows is rematerialised, for which Taylor mode has no rule of its own.
+jet.jet_rules.setdefault(remat_p, _remat_jet)

@@ -50,6 +50,9 @@ def checked(terms: T, dtype: jnp.dtype) -> T:
     }
 
     def of(x: Any) -> Any:
+        if isinstance(x, mods.Bucketed):
+            _check_bucket(f"{x.name}: bucket {x.closure.name}", x.closure, _describe(x.held, dtype))
+            return x
         if type(x) not in kinds or x.closure.unused:
             return x
         held, operands = _describe(x.held, dtype), _describe(x.operands, dtype)
@@ -62,7 +65,7 @@ def checked(terms: T, dtype: jnp.dtype) -> T:
         closure, held = x.closure.without(x.held, used)
         return dataclasses.replace(x, closure=closure, held=held)
 
-    terms = jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, Operand)))
+    terms = jax.tree.map(of, terms, is_leaf=lambda x: isinstance(x, (*kinds, mods.Bucketed, Operand)))
     for x in jax.tree.leaves(terms, is_leaf=_claims):
         if _claims(x):
             _check_claim(x, dtype)
@@ -126,9 +129,16 @@ def _trace(
 ) -> ClosedJaxpr:
     """`fn(arrays, *arguments)` as a jaxpr, which has one result."""
     tiles = [_tile(*x) for x in arrays]
+
+    def one(*given: Any) -> Any:
+        result = fn(*given)
+        if not isinstance(result, (jax.Array, np.ndarray, np.generic, bool, int, float)):
+            raise TypeError(f"{who} must return one array, returns {type(result).__name__}")
+        return result
+
     try:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            traced = jax.make_jaxpr(fn)(tiles, *arguments)
+            traced = jax.make_jaxpr(one)(tiles, *arguments)
     except (jax.errors.TracerBoolConversionError, ValueError) as error:
         if "truth value" not in str(error) and not isinstance(error, jax.errors.TracerBoolConversionError):
             raise
@@ -144,8 +154,6 @@ def _trace(
             f"{who} uses NumPy, a list's index or a number's conversion on positions or scores, which are traced tiles:"
             " take jax.numpy, and jnp.asarray(table)[i] to look something up"
         ) from error
-    if len(traced.out_avals) != 1:
-        raise TypeError(f"{who} must return one array, returns {len(traced.out_avals)}")
     return traced
 
 
@@ -221,24 +229,11 @@ def _check(
     if out.dtype != bool if name == "masks.function" else not floating:
         wanted = "bool" if name == "masks.function" else "floating-point numbers"
         raise TypeError(f"{who} returns {out.dtype}, must return {wanted}")
-    mixed = "" if of_rows else _across(traced.jaxpr)
-    if mixed:
-        raise ValueError(
-            f"{who} must be elementwise, but {mixed} {'counts' if mixed == 'iota' else 'mixes'} the entries of a tile:"
-            " its result would depend on the tile sizes; i and j say where an entry stands"
-        )
-    if not of_rows and _text(traced, (_ROWS, _COLUMNS)) != _text(trace(_OTHER)[1], _OTHER):
-        raise ValueError(
-            f"{who} must be elementwise, but computes with the shape of its tile: its result would depend on the tile"
-            " sizes; i and j say where an entry stands"
-        )
     if any(x.startswith(("random_", "threefry")) for x in primitives(traced.jaxpr)):
         raise ValueError(
             f"{who} draws random numbers, which would be the same in every tile: take"
             " jattn.gates.dropout or jattn.normalizers.gumbel, whose noise is a function of the position"
         )
-    if name == "gates.function":
-        _say_unless_linear(who, traced, len(held))
     _, used = partial_eval.dce_jaxpr(traced.jaxpr, [True])
     held_used, used = used[: len(held)], used[len(held) :]
     tiles = 0 if name == "masks.function" else 1
@@ -252,7 +247,29 @@ def _check(
         raise ValueError(
             f"{who} must be elementwise: of a tile [bt, bs] it returns {_shown(out.shape)}, must return {_shown(least)}"
         )
+    mixed = "" if of_rows else _across(traced.jaxpr)
+    if mixed:
+        raise ValueError(
+            f"{who} must be elementwise, but {mixed} {'counts' if mixed == 'iota' else 'mixes'} the entries of a tile:"
+            " its result would depend on the tile sizes; i and j say where an entry stands"
+        )
+    if not of_rows and _text(traced, (_ROWS, _COLUMNS)) != _text(trace(_OTHER)[1], _OTHER):
+        raise ValueError(
+            f"{who} must be elementwise, but computes with the shape of its tile: its result would depend on the tile"
+            " sizes; i and j say where an entry stands"
+        )
+    if name == "gates.function":
+        _say_unless_linear(who, traced, len(held))
     return tuple(held_used), told_used
+
+
+@functools.lru_cache(maxsize=512)
+def _check_bucket(who: str, closure: Closure, held: tuple[_Description, ...]) -> None:
+    """Raises unless a bucket maps integers to as many."""
+    relative = jax.ShapeDtypeStruct((_COLUMNS,), jnp.int32)
+    (out,) = _trace(who, lambda held, relative: closure.build(held)(relative), held, [relative]).out_avals
+    if out.shape != relative.shape or not jnp.issubdtype(out.dtype, jnp.integer):
+        raise TypeError(f"{who} must map integers [n] to as many, returns {out.dtype}{_shown(out.shape)}")
 
 
 def _shown(shape: Sequence[int]) -> str:

@@ -135,15 +135,20 @@ def working(array: AnyArray | jax.ShapeDtypeStruct, dtype: DTypeLike) -> np.dtyp
     what the query is computed in."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array.dtype
-    own, computed = (jnp.promote_types(x, jnp.float32) for x in (array.dtype, dtype))
-    return computed if jnp.dtype(own).itemsize > jnp.dtype(computed).itemsize else own
+    own, computed = _raised(array.dtype), _raised(dtype)
+    return computed if own.itemsize > computed.itemsize else own
+
+
+def _raised(dtype: DTypeLike) -> np.dtype:
+    """float32 or wider; JAX promotes no floating-point numbers of 8 bits by itself."""
+    return jnp.dtype(dtype if jnp.dtype(dtype).itemsize > 4 else jnp.float32)
 
 
 def wide(array: ArrayLike) -> jax.Array:
     """Floating operands reach a term in float32 or wider: positions times a bfloat16 slope would skip integers."""
     array = jnp.asarray(array)
     floating = jnp.issubdtype(array.dtype, jnp.floating)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32)) if floating else array
+    return array.astype(_raised(array.dtype)) if floating else array
 
 
 def repeated(x: jax.Array, n: int, axis: int) -> jax.Array:
@@ -162,4 +167,6 @@ def number(value: ArrayLike, name: str) -> float | Operand:
         if value.ndim:
             raise ValueError(f"{name} must be a scalar, got shape {value.shape}")
         return Operand(value, "")
+    if isinstance(value, np.complexfloating):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
     return value if isinstance(value, (int, float)) else value.item()

@@ -10,19 +10,21 @@ from numpy.typing import ArrayLike
 from jattn._terms.operand import AnyArray, Operand, number
 
 FAR = 2**31 - 1
-"""The greatest position there can be."""
+"""Beyond every position: a side of a window that reaches so far is open."""
+LAST = 2**30
+"""The greatest position there can be: sums of one with a number of as many bits do not wrap around."""
 
 
 def shifted(position: AnyArray, by: int | AnyArray) -> AnyArray:
-    """position + by, at most the greatest position: in int32 a sum beyond it would come out negative."""
-    if isinstance(by, int) and abs(by) < 2**30:  # positions themselves stay far below that
+    """position + by, between -FAR and FAR: in int32 a sum beyond them would come out with the other sign."""
+    if isinstance(by, int) and abs(by) < LAST:
         return position + by
     if isinstance(position, np.ndarray) and isinstance(by, int):
         return np.minimum(position.astype(np.int64) + by, FAR)
     if jnp.issubdtype(position.dtype, jnp.floating):
         return position + by
     by = jnp.asarray(by, jnp.int32)
-    return jnp.minimum(position, FAR - jnp.maximum(by, 0)) + by
+    return jnp.clip(position, -FAR - jnp.minimum(by, 0), FAR - jnp.maximum(by, 0)) + by
 
 
 def integer(value: ArrayLike, name: str) -> int | Operand:
@@ -47,8 +49,8 @@ def lengths(value: ArrayLike, name: str) -> int | Operand:
 
 
 def int32(array: AnyArray) -> AnyArray:
-    """Integers as int32, those beyond it as its least or greatest."""
-    if array.dtype in (jnp.int8, jnp.int16, jnp.int32, jnp.uint8, jnp.uint16):
+    """Integers as int32 between -FAR and FAR, those beyond as the nearer of the two."""
+    if array.dtype in (jnp.int8, jnp.int16, jnp.uint8, jnp.uint16):
         return array.astype(jnp.int32)
     least = 0 if jnp.issubdtype(array.dtype, jnp.unsignedinteger) else -FAR
     xp = np if isinstance(array, np.ndarray) else jnp

@@ -12,13 +12,15 @@ THRESHOLD = "jattn_threshold"
 """What `jax.checkpoint` need not find again of a row, by name: a number a row."""
 
 
-def finite_rows(x: jax.Array) -> jax.Array:
-    """Rows `[.., d]`, 0 in the place of those that are not finite throughout.
+def finite_rows(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rows `[.., d]`, 0 in the place of those that are not finite throughout, and `[.., 1]` what is added to a result
+    of theirs, that it be NaN.
 
     What comes back of rows that see nothing is 0.  In the gradient of what they were multiplied with, 0 * NaN would be
-    NaN; where such a row is seen, its result is NaN and so is what comes back.
+    NaN; where such a row is seen, its result is NaN, and so is what comes back.
     """
-    return jnp.where(jnp.all(jnp.isfinite(x), axis=-1, keepdims=True), x, 0)
+    finite = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True, initial=0)) < jnp.inf
+    return jnp.where(finite, x, 0), row_sum(jnp.where(finite, 0, x - x))
 
 
 def row_sum(x: jax.Array) -> jax.Array:
@@ -76,5 +78,6 @@ def merged(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax
     lses = jnp.stack([lse for _, lse in parts], axis=-1)
     lse = logsumexp(lses)
     shares = jnp.exp(lses - jnp.where(jnp.isneginf(lse), 0, lse)[..., None])
-    out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, (out, _) in enumerate(parts)))
+    seen = (jnp.where(jnp.isneginf(lse)[..., None], 0, out) for out, lse in parts)  # 0 * NaN would be NaN
+    out = functools.reduce(jnp.add, (out * shares[..., n, None] for n, out in enumerate(seen)))
     return out.astype(parts[0][0].dtype), lse

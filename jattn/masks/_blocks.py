@@ -87,7 +87,13 @@ def blocks(layout: ArrayLike, block: int) -> Mask:
 
     Source: Child et al. 2019 (their block-sparse kernels); Zaheer et al. 2020 (random and global blocks).
     """
-    array = np.asarray(layout)
+    try:
+        array = np.asarray(layout)
+    except jax.errors.TracerArrayConversionError:
+        raise ValueError(
+            "layout must be known while tracing (NumPy, lists), got a traced array: a mask of one is"
+            " masks.function(lambda i, j, x: x[i // block, j // block], jattn.operand(layout))"
+        ) from None
     if array.ndim not in (2, 3) or array.dtype != bool:
         raise ValueError(
             f"layout must be a boolean array [.., ..] or [h, .., ..], got {array.dtype}{list(array.shape)}"

@@ -40,7 +40,8 @@ def segments(q_ids: ArrayLike, kv_ids: ArrayLike | None = None) -> Mask:
       kv_ids: integers `[b, s]` or `[s]`; None takes `q_ids`.
 
     Raises:
-      ValueError: ids are no integers, have other axes, or need 64 bits while x64 is off.
+      ValueError: ids are no integers, have other axes, need 64 bits while x64 is off, or are of dtypes that no third
+        one holds, as uint32 and int32.
 
     >>> import numpy as np, jattn
     >>> q = np.ones((1, 4, 1, 4), "float32")
@@ -51,7 +52,25 @@ def segments(q_ids: ArrayLike, kv_ids: ArrayLike | None = None) -> Mask:
     """
     own = kv_ids is None
     kv_ids = q_ids if kv_ids is None else kv_ids
-    return Segments(_ids(q_ids, "q_ids", "t"), _ids(kv_ids, "kv_ids", "s"), own)
+    return Segments(*_alike(_ids(q_ids, "q_ids", "t"), _ids(kv_ids, "kv_ids", "s")), own)
+
+
+def _alike(q_ids: Operand, kv_ids: Operand) -> tuple[Operand, Operand]:
+    """Ids in one dtype that holds both: JAX would compare uint32 with int32 as int32, uint64 with int64 as floats."""
+    both = q_ids.array.dtype, kv_ids.array.dtype
+    common = jax.dtypes.canonicalize_dtype(jnp.promote_types(*both))
+    if both[0] == both[1]:
+        return q_ids, kv_ids
+    ends = [jnp.iinfo(jax.dtypes.canonicalize_dtype(x)) for x in both]
+    holds = jnp.issubdtype(common, jnp.integer) and all(
+        jnp.iinfo(common).min <= x.min and x.max <= jnp.iinfo(common).max for x in ends
+    )
+    if not holds:
+        raise ValueError(
+            f"q_ids and kv_ids must be of one dtype, got {both[0]} and {both[1]}, which no integers hold both"
+        )
+    q, kv = (x if x.array.dtype == common else Operand(x.array.astype(common), x.axes) for x in (q_ids, kv_ids))
+    return q, kv
 
 
 def _ids(ids: ArrayLike, name: str, axis: str) -> Operand:

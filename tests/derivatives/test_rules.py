@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import jet
 
 import jattn
-from jattn import masks
+from jattn import masks, normalizers, scores
 from tests.derivatives.problem import (
     DEFINITION,
     B,
@@ -167,6 +167,25 @@ def test_linear_transpose_in_the_values():
     assert_close(got, wanted, 1e-12)
     with pytest.raises(NotImplementedError, match="linear in the values alone"):
         jax.linear_transpose(lambda q: jattn.attention(q, x["k"], x["v"]), x["q"])(u)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("normalizer", [normalizers.sigmoid(), normalizers.sparsemax(), normalizers.entmax15()])
+def test_jet_of_whole_rows(normalizer):
+    x = floats(1)
+    w = jnp.eye(x["q"].shape[-1])
+
+    def fn(y, implementation=None):
+        score = scores.additive(w * y, w, w[0])
+        out = jattn.attention(
+            x["q"] * y, x["k"], x["v"], score=score, normalizer=normalizer, implementation=implementation
+        )
+        return jnp.sum(out**2)
+
+    _, terms = jet.jet(fn, (1.1,), ((1.0, 0.0),))
+    first = jax.grad(functools.partial(fn, implementation="reference"))
+    for term, derivative in zip(terms, (first, jax.grad(first)), strict=True):
+        assert_close(term, derivative(1.1), 1e-9)
 
 
 @pytest.mark.usefixtures("x64")

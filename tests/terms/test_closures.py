@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import functools
 import itertools
@@ -367,3 +368,76 @@ def test_what_is_not_used_is_not_held():
     jaxpr = jax.make_jaxpr(lambda state: loss(nnx.merge(graph, state)))(state).jaxpr
     (attend,) = equations(jaxpr, "attend")
     assert [x.aval.shape for x in attend.invars[3:]] == [()]  # the temperature alone
+
+
+class _Settings:
+    x: Any = 0.0
+
+
+_MODULE = types.ModuleType("settings_of_a_user")
+_PACKAGE = types.ModuleType("package_of_a_user")
+_PACKAGE.settings = _MODULE  # pyright: ignore[reportAttributeAccessIssue]
+_HELD, _ROW, _OBJECT = {"x": 0.0}, [0.0], types.SimpleNamespace(x=0.0)
+HOLDERS = {
+    "dictionary": (lambda s, i, j: s - _HELD["x"] * abs(i - j), lambda x: _HELD.update(x=x)),
+    "list": (lambda s, i, j: s - _ROW[0] * abs(i - j), lambda x: _ROW.__setitem__(0, x)),
+    "object": (lambda s, i, j: s - _OBJECT.x * abs(i - j), lambda x: setattr(_OBJECT, "x", x)),
+    "class": (lambda s, i, j: s - _Settings.x * abs(i - j), lambda x: setattr(_Settings, "x", x)),
+    "module": (lambda s, i, j: s - _MODULE.x * abs(i - j), lambda x: setattr(_MODULE, "x", x)),
+    "module in a module": (lambda s, i, j: s - _PACKAGE.settings.x * abs(i - j), lambda x: setattr(_MODULE, "x", x)),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_what_a_holder_holds_now_is_used_be_it_a_number_or_an_array(name):
+    fn, put = HOLDERS[name]
+    of = lambda: jattn.attention(Q, K, V, mods=mods.function(fn))
+    wanted = lambda x: jattn.attention(Q, K, V, mods=mods.alibi(jnp.full(2, x)))
+    for x in (0.0, 5.0, 0.5, jnp.float32(2.0)):
+        put(x)
+        assert_close(of(), wanted(x), 1e-6)
+
+    def loss(x, attend):
+        put(x)
+        return jnp.sum(attend(x) ** 2)
+
+    got = jax.jit(jax.grad(lambda x: loss(x, lambda _: of())))(2.0)
+    put(0.0)
+    assert_close(got, jax.grad(lambda x: jnp.sum(wanted(x) ** 2))(2.0), 1e-5)
+
+
+def test_a_mask_and_a_bucket_of_a_changed_object():
+    held = types.SimpleNamespace(n=1)
+    of = lambda: jattn.attention(Q, K, V, mask=masks.function(lambda i, j: abs(i - j) <= held.n))
+    table = np.random.default_rng(4).standard_normal((2, 8)).astype(np.float32)
+    biased = lambda: jattn.attention(Q, K, V, mods=mods.relative(table, lambda r: jnp.clip(r + held.n, 0, 7)))
+    first = of(), biased()
+    held.n = 3
+    assert_close(of(), jattn.attention(Q, K, V, mask=masks.window(3, 3)), 1e-6)
+    assert all(abs(x - y).max() > 1e-3 for x, y in zip(first, (of(), biased()), strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4", ">f4", ">i4"])
+def test_numpy_tables_of_any_dtype(dtype):
+    table = np.arange(8).astype(jnp.dtype(dtype) if dtype[0] != ">" else dtype)
+    got = jattn.attention(Q, K, V, mask=masks.function(lambda i, j: table[j] < 3))
+    assert_close(got, jattn.attention(Q, K, V, mask=masks.lengths(3)), 1e-6)
+
+
+def test_functions_can_be_copied_deeply():
+    for x in (masks.function(lambda i, j: j <= i), mods.function(lambda s, i, j: s + TABLE[0])):
+        assert jax.tree.structure(copy.deepcopy(x)) == jax.tree.structure(x)
+
+
+def test_private_slots():
+    class Scaled:
+        __slots__ = ("__by",)
+
+        def __init__(self):
+            self.__by = jnp.float32(3)
+
+        def __call__(self, s, i, j):
+            return s * self.__by
+
+    got = jattn.attention(Q, K, V, mods=mods.function(Scaled()))
+    assert_close(got, jattn.attention(Q, K, V, score=scores.dot(3 * 4**-0.5)), 1e-6)

@@ -99,8 +99,8 @@ def _backward(
             ]
             dquery, dscale = unscale(jnp.where(alive[..., None], dquery, 0))
             _, at = walk.scale()
-            if at is not None and doperands[at] is not None:
-                doperands[at] = here.put_operand(doperands[at], walk.axes[at], dscale)
+            if at is not None and (whole := doperands[at]) is not None:
+                doperands[at] = here.put_operand(whole, walk.axes[at], dscale)
             return here.put_rows(dq, dquery, add=not once), dk, dv, doperands
 
         return walk.keys(rows, visit, grads)
