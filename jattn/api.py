@@ -162,6 +162,7 @@ def attention(
         head, "b": first batch element}`: j counts from the first key, a layout of each head and the bits of dropout
         from the first head, those bits from the first batch element.  Arrays have the call's own queries, keys, heads
         and batch elements.  An int is part of the compiled program, an array is not; blocks are skipped by either.
+        Positions are at most 2^30.
       pages: integers `[b, m]`, where keys and values lie in pages that examples may share: key is then a pool
         `[p, page, g, d]`, value one `[p, page, g, e]`, and key j of example b is row j % page of page
         `pages[b, j // page]`, so that s = m page (Kwon et al. 2023).  Entries that are not in use may be any page, and

@@ -370,7 +370,7 @@ def test_what_is_not_used_is_not_held():
     assert [x.aval.shape for x in attend.invars[3:]] == [()]  # the temperature alone
 
 
-class _Settings:
+class _OfAll:
     x: Any = 0.0
 
 
@@ -382,7 +382,7 @@ HOLDERS = {
     "dictionary": (lambda s, i, j: s - _HELD["x"] * abs(i - j), lambda x: _HELD.update(x=x)),
     "list": (lambda s, i, j: s - _ROW[0] * abs(i - j), lambda x: _ROW.__setitem__(0, x)),
     "object": (lambda s, i, j: s - _OBJECT.x * abs(i - j), lambda x: setattr(_OBJECT, "x", x)),
-    "class": (lambda s, i, j: s - _Settings.x * abs(i - j), lambda x: setattr(_Settings, "x", x)),
+    "class": (lambda s, i, j: s - _OfAll.x * abs(i - j), lambda x: setattr(_OfAll, "x", x)),
     "module": (lambda s, i, j: s - _MODULE.x * abs(i - j), lambda x: setattr(_MODULE, "x", x)),
     "module in a module": (lambda s, i, j: s - _PACKAGE.settings.x * abs(i - j), lambda x: setattr(_MODULE, "x", x)),
 }
