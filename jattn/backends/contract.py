@@ -160,6 +160,9 @@ class Fused(Backend):
     """None where keys and values that lie in pages are always gathered."""
     calls_back: bool = dataclasses.field(default=False, kw_only=True)
     """Whether what interprets its kernels calls back to Python, which is an effect of the program."""
+    out_as_query: bool = dataclasses.field(default=False, kw_only=True)
+    """Whether its output has the query's dtype alone; the others write what `Spec.dtype` says, float32 of a bfloat16
+    query too."""
 
 
 @dataclasses.dataclass(frozen=True)

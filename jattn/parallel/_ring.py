@@ -41,8 +41,6 @@ from jattn.mods import Bias, SoftCap
 from jattn.parallel._shares import Shares, unzigzag
 
 _LEAD, _FIRST = -1, -2  # in the place of an operand's number: what a piece adds to the call's own offsets
-_HALF = ("pallas_gpu", "cudnn")
-"""Backends whose kernels take queries in the dtype of the output, which so must stay that of the query."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,8 +274,8 @@ class _Ring:
     @property
     def wide(self) -> jnp.dtype:
         """The dtype of a piece's output."""
-        narrow = self.settings.inner.name in _HALF
-        return self.spec.dtype if narrow else jnp.promote_types(self.spec.dtype, jnp.float32)
+        own = self.settings.inner.out_as_query
+        return self.spec.dtype if own else jnp.promote_types(self.spec.dtype, jnp.float32)
 
     # Parts of arrays
 

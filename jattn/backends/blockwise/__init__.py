@@ -16,8 +16,8 @@ from jattn.backends.blockwise.tangent import tangent
 from jattn.backends.contract import Fused
 
 
-def _refuses(problem: Problem, target: Target) -> None:
+def unfit(problem: Problem, target: Target) -> None:
     del problem, target
 
 
-BLOCKWISE = Fused("blockwise", _refuses, forward, tangent, backward, cut, Limits())
+BLOCKWISE = Fused("blockwise", unfit, forward, tangent, backward, cut, Limits())

@@ -1,4 +1,4 @@
-"""cuDNN behind the contract: what is done around its two calls.
+"""A call as cuDNN takes it: what is done around both passes.
 
 Tiles are multiplied whole, and 0 * NaN is NaN: so what nobody sees is 0 to cuDNN, whatever stands in it.  What it gives
 for rows that see nothing, and for gradients of keys past a length, is not relied upon.
@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jattn.backends.batches import folded, spread
-from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
+from jattn.backends.batches import spread
+from jattn.backends.contract import Spec
 from jattn.backends.cudnn import binding
 from jattn.backends.cudnn.masked import Seen, seen
 
 
-class _Call:
+class Call:
     """One call: what its mask shows, and its arrays as cuDNN takes them."""
 
     seen: Seen
@@ -46,53 +46,3 @@ class _Call:
         if live is None:
             return x
         return jnp.where(live.reshape(*live.shape, *(1,) * (x.ndim - 2)), x, jnp.asarray(hidden, x.dtype))
-
-
-def forward(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[jax.Array]) -> Result:
-    """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
-    call = _Call(spec, q, k, v, operands)
-    out, lse = spec.backend.settings.forward(call.rows(q), call.keys(k), call.keys(v), call.seen.lengths, call.kind)
-    lse = call.rows(jnp.swapaxes(lse, 1, 2), -jnp.inf)
-    return Result(call.rows(out), lse, jnp.zeros_like(lse))
-
-
-def backward(
-    spec: Spec,
-    q: Query,
-    k: Key,
-    v: Value,
-    operands: list[jax.Array],
-    result: Result,
-    dout: Out,
-    dlse: Lse,
-    active: Sequence[bool],
-) -> Gradients:
-    """Gradients; see `jattn.backends.contract.Fused.backward`.
-
-    cuDNN has none of lse: where there is one another backend computes all of them.  That is known at run time, or to
-    XLA, which leaves the other branch out of programs that never ask for it.
-    """
-    own = lambda: _backward(spec, q, k, v, operands, result, dout)
-    others = lambda: spec.backend.settings.of_lse.backward(spec, q, k, v, operands, result, dout, dlse, active)[:3]
-    dq, dk, dv = jax.lax.cond(jnp.any(dlse != 0), others, own)
-    return Gradients(dq, dk, dv, [None] * len(operands))  # which are lengths: integers have no gradients
-
-
-def _backward(
-    spec: Spec,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    operands: list[jax.Array],
-    result: Result,
-    dout: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    call = _Call(spec, q, k, v, operands)
-    lse = jnp.swapaxes(call.rows(result.lse), 1, 2)  # finite where rows see nothing: exp(-inf - -inf) is NaN
-    dq, dk, dv = spec.backend.settings.backward(
-        call.rows(q), call.keys(k), call.keys(v), call.seen.lengths, call.rows(result.out), lse, call.rows(dout),
-        call.kind,
-    )  # fmt: skip
-    past = ((0, 0), (0, k.shape[1] - call.seen.end), (0, 0), (0, 0))
-    dk, dv = (jnp.pad(call.keys(x), past) for x in (dk, dv))
-    return folded(call.rows(dq), q), folded(dk, k), folded(dv, v)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.contract import Fused
-from jattn.backends.pallas.deferred import deferred
+from jattn.backends.deferred import deferred
 from jattn.backends.pallas_gpu.refuses import unfit
 from jattn.backends.pallas_gpu.settings import Settings
 
@@ -36,5 +36,6 @@ def _cut():
 
 
 PALLAS_GPU = Fused(
-    "pallas_gpu", unfit, _forward, BLOCKWISE.tangent, _backward, _cut, Settings(), untried=UNTRIED, calls_back=True
-)
+    "pallas_gpu", unfit, _forward, BLOCKWISE.tangent, _backward, _cut, Settings(), untried=UNTRIED, calls_back=True,
+    out_as_query=True,
+)  # fmt: skip

@@ -6,7 +6,7 @@ Pallas is imported when a call first comes here, and not with the library.
 from __future__ import annotations
 
 from jattn.backends.contract import Fused, InPages
-from jattn.backends.pallas.deferred import deferred
+from jattn.backends.deferred import deferred
 from jattn.backends.pallas_tpu.refuses import unfit
 from jattn.backends.pallas_tpu.settings import Settings
 

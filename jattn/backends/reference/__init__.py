@@ -10,7 +10,7 @@ from jattn.backends.contract import Direct
 from jattn.backends.reference.forward import attention
 
 
-def _refuses(problem: Problem, target: Target) -> None:
+def unfit(problem: Problem, target: Target) -> None:
     del problem, target
 
 
@@ -19,4 +19,4 @@ def _compute(problem: Problem) -> tuple[jax.Array, jax.Array]:
     return out, lse
 
 
-REFERENCE = Direct("reference", _refuses, _compute)
+REFERENCE = Direct("reference", unfit, _compute)
