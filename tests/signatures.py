@@ -37,7 +37,7 @@ CHECKED = (
     *(f"jattn.nn.{x}" for x in _LAYERS),
     "jattn.viz._canvas",
     *(f"jattn_kernels.tiles.{x}" for x in _TILES),
-    *(f"jattn_kernels.{x}" for x in ("chips", "tables", "gpu.lists", "gpu.sizes", "online_softmax", "tpu.sizes")),
+    *(f"jattn_kernels.{x}" for x in ("chips", "tables", "gpu.sizes", "online_softmax", "tpu.sizes")),
 )
 
 

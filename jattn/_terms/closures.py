@@ -34,6 +34,13 @@ _LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "buil
 _CONTENTS = {dict: lambda x: dict(dict.items(x)), list: list, tuple: tuple, collections.deque: list}
 _FILL = {dict: dict.update, list: list.extend, collections.deque: collections.deque.extend}
 _GLOBALS, _ATTRIBUTES = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
+_CHANGES = {
+    list: {"append", "extend", "insert", "[]"},
+    collections.deque: {"append", "extend", "appendleft", "[]"},
+    dict: {"update", "setdefault", "[]"},
+    set: {"add", "update"},
+}
+"""What code does to a container that it keeps a record in; `[]`: it writes an entry."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
 _ON_HEAP, _IMMUTABLE = 1 << 9, 1 << 8  # CPython's flags; a class statement makes classes with the first alone
 _LEAF = jax.tree.structure(0)
@@ -213,7 +220,7 @@ class _Reader:
         self.arrays: list[Any] = []
         self.numbers: dict[int, int] = {}  # of arrays met before
         self.path: list[int] = []  # ids of the values that are being read
-        self.mentioned: frozenset[str] = frozenset()  # attributes that the code being read may ask for
+        self.mentioned: frozenset[str] = frozenset()  # attributes that the code being read asks for, and `_writes`
         self.tables = tables
 
     def read(self, value: object) -> Recipe:
@@ -253,8 +260,16 @@ class _Reader:
             )  # of jax.jit and its like: elementwise functions need no jit of their own
             return inner if _arrays_in(inner) else _whole(value)
         recipe = self._parts(value)
-        # what holds no array is used as it is, so that a list that a function appends to stays that list
-        return recipe if isinstance(value, tuple) or _arrays_in(recipe) else _kept(value, recipe)
+        if isinstance(value, tuple) or _arrays_in(recipe):
+            return recipe
+        # What holds no array is used as it is, so that a list that a function appends to stays that list.  What the
+        # function writes itself is a record of its calls, and no part of what it computes.
+        if _CHANGES.get(_base(type(value)), set()) & self.mentioned:
+            return _whole(value)
+        if isinstance(recipe, _Instance):
+            others = tuple(x for x in recipe.attributes if f".{x[0]}" not in self.mentioned)
+            recipe = dataclasses.replace(recipe, attributes=others)
+        return _kept(value, recipe)
 
     def _namespace(self, value: types.ModuleType | type) -> Recipe:
         """A user's module or class, by what the code that is being read may ask it for."""
@@ -283,7 +298,10 @@ class _Reader:
         return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()), contents)
 
     def _function(self, fn: types.FunctionType) -> Recipe:
-        before, self.mentioned = self.mentioned, self.mentioned | _names(fn.__code__, _ATTRIBUTES)
+        before, self.mentioned = (
+            self.mentioned,
+            self.mentioned | _names(fn.__code__, _ATTRIBUTES) | _writes(fn.__code__),
+        )
         try:
             return self._code(fn)
         finally:
@@ -305,6 +323,14 @@ def _names(code: types.CodeType, operations: tuple[str, ...]) -> frozenset[str]:
     """Names that such operations of a function's code, and of the functions inside it, load."""
     own = {x.argval for x in dis.get_instructions(code) if x.opname in operations}
     return frozenset(own).union(*(_names(x, operations) for x in code.co_consts if isinstance(x, types.CodeType)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _writes(code: types.CodeType) -> frozenset[str]:
+    """What a function's code and the functions inside it write: `[]` for entries, `.name` for attributes."""
+    own = {f".{x.argval}" for x in dis.get_instructions(code) if x.opname == "STORE_ATTR"}
+    own |= {"[]" for x in dis.get_instructions(code) if x.opname == "STORE_SUBSCR"}
+    return frozenset(own).union(*(_writes(x) for x in code.co_consts if isinstance(x, types.CodeType)))
 
 
 def _is_descriptor(value: object) -> bool:

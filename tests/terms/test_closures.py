@@ -441,3 +441,20 @@ def test_private_slots():
 
     got = jattn.attention(Q, K, V, mods=mods.function(Scaled()))
     assert_close(got, jattn.attention(Q, K, V, score=scores.dot(3 * 4**-0.5)), 1e-6)
+
+
+def test_what_a_function_writes_itself_makes_no_other_function_of_it():
+    counted, log, calls = types.SimpleNamespace(n=0, by=2.0), [], {}
+
+    def fn(s, i, j):
+        counted.n += 1
+        log.append(s.shape)
+        calls["last"] = s.shape
+        return s * counted.by
+
+    of = lambda: jattn.attention(Q, K, V, mods=mods.function(fn))
+    first, traced = of(), len(log)
+    assert_close(of(), first, 0)
+    assert len(log) == traced == counted.n
+    counted.by = 3.0
+    assert_close(of(), jattn.attention(Q, K, V, score=scores.dot(3 * 4**-0.5)), 1e-6)
