@@ -25,8 +25,8 @@ import numpy as np
 _TERMS = (
     "block_tables", "counter_hash", "linear", "moved", "origin", "positions", "reach", "rows", "term", "untraced",
 )  # fmt: skip
-_CALL = ("dispatch", "hints", "layouts", "modes", "places", "plan", "problem", "scales", "targets")
-_LAYERS = ("_batching", "_recurrent", *(f"cache.{x}" for x in ("_kinds", "_paged", "_quantised", "_rows")))
+_CALL = ("dispatch", "hints", "layouts", "modes", "plan", "problem", "scales", "targets")
+_LAYERS = tuple(f"cache.{x}" for x in ("_kinds", "_paged", "_quantised", "_rows"))
 _TILES = ("cells", "functions", "place", "two_parts")
 CHECKED = (
     *(f"jattn._terms.{x}" for x in _TERMS),

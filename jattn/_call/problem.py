@@ -64,7 +64,11 @@ def _reduced(score: Score, query: jax.Array, key: jax.Array) -> Reduced:
     """`score.reduce`, whose weights get no gradient of rows that see nothing and of keys that nobody sees."""
     if isinstance(score, Dot):
         return score.reduce(query, key)
-    (query, of_query), (key, of_key) = map(finite_rows, (query, key))
+    query, of_query = finite_rows(query)
+    if key.dtype.itemsize == 1:  # of 8 bits, with scales: it is stored as it is
+        reduced = score.reduce(query, key)
+        return reduced._replace(query=reduced.query + of_query)
+    key, of_key = finite_rows(key)
     reduced = score.reduce(query, key)
     of_key = _terms.repeated(of_key, reduced.key.shape[2] // key.shape[2], 2)
     return reduced._replace(query=reduced.query + of_query, key=reduced.key + of_key)

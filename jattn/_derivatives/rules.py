@@ -93,7 +93,7 @@ def _attend_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[jax.Array
     return out, [list(x) for x in zip(*terms, strict=True)]
 
 
-def _remat_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[AnyArray]], *, jaxpr: Any, **params: Any):
+def _remat_jet(primals: Sequence[Any], series: Sequence[Sequence[Any]], *, jaxpr: Any, **params: Any):
     """Taylor coefficients of what `jax.checkpoint` wraps: those of the function itself, of which nothing is kept."""
     del params
     moving = [jnp.issubdtype(x.dtype, jnp.floating) for x in primals]

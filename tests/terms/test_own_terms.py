@@ -193,7 +193,7 @@ def test_a_gate_that_is_not_linear_is_refused(name, run):
 
 
 def test_a_gate_must_be_one_array_and_take_tiles():
-    with pytest.raises(TypeError, match="gates: Pair must return one array, returns 2"):
+    with pytest.raises(TypeError, match="gates: Pair must return one array, returns tuple"):
         gated(lambda x: Pair())(1.0)
     with pytest.raises(TypeError, match="gates: Branching uses `and`, `or`, `not` or `if` on arrays"):
         gated(lambda x: Branching())(1.0)
