@@ -23,6 +23,7 @@ class Call:
 
     seen: Seen
     kind: binding.Kind
+    b: int
 
     def __init__(self, spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[Any]):
         terms = spec.terms(operands)
