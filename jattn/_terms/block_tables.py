@@ -100,6 +100,14 @@ class BlockTable(NamedTuple):
     partial: AnyArray
     """`[.., .., query blocks]` int32."""
 
+    @property
+    def in_order(self) -> bool:
+        """Whether every row's n-th block is block n, as under a causal mask: no index needs to be looked up."""
+        if not isinstance(self.index, np.ndarray):
+            return False
+        n = np.arange(self.index.shape[-1])
+        return bool(((self.index == n) | (n >= (self.full + self.partial)[..., None])).all())
+
     def block(self, row: Sequence[int | jax.Array], n: int | jax.Array) -> jax.Array:
         """The n-th key block of a row."""
         if not isinstance(self.index, BlockRuns):

@@ -76,13 +76,12 @@ class Step:
     # tiles put heads in front: the query side is [b, g, r, bt, ..], the key side [b, g, bs, ..]
 
     def rows(self, array: jax.Array) -> jax.Array:
-        x = self.part(array, QUERY)
-        x = x.reshape(*x.shape[:2], -1, self.group, *x.shape[3:])
-        return jnp.moveaxis(x, 1, 3)
+        x = jnp.swapaxes(self.part(array, QUERY), 1, 2)
+        return x.reshape(x.shape[0], -1, self.group, *x.shape[2:])
 
     def put_rows(self, array: jax.Array, tile: jax.Array, add: bool = False) -> jax.Array:
-        x = jnp.moveaxis(tile, 3, 1)
-        return self.put(array, QUERY, x.reshape(*x.shape[:2], -1, *x.shape[4:]), add)
+        x = tile.reshape(tile.shape[0], -1, *tile.shape[3:])
+        return self.put(array, QUERY, jnp.swapaxes(x, 1, 2), add)
 
     def columns(self, array: jax.Array) -> jax.Array:
         return jnp.swapaxes(self.part(array, KEY), 1, 2)

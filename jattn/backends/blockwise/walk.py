@@ -118,7 +118,7 @@ class Walk:
                 # XLA would compute a strip's numbers before the loop over its keys, each by a kernel that it compiles;
                 # in the loop they are computed where they are used.
                 at, n = jax.lax.optimization_barrier((at, n))
-            place = lambda: self._place(self.geo.strip(at), n, fulls == self.geo.key.count)
+            place = lambda: self._place(self.geo.strip(at), n)
             looks = n >= full_blocks(self.geo.strip(at)) if masked is None else masked and self._looks(n)
             return body(Tile(place().step, looks, place), carry)
 
@@ -130,10 +130,10 @@ class Walk:
         batches, heads = self.table.full.shape[:2]
         return split(strip.batch, batches)[1], strip.head if heads > 1 else 0, strip.block
 
-    def _place(self, strip: Strip, n: int | jax.Array, in_order: bool) -> Place:
+    def _place(self, strip: Strip, n: int | jax.Array) -> Place:
         """The n-th tile of a strip."""
         key = self.geo.key
-        block = n if in_order else self.table.block(self._row(strip), n)
+        block = n if self.table.in_order else self.table.block(self._row(strip), n)
         step = strip.step.along("s", key.start(block), key.block)
         return Place(step, None if key.whole else block * key.block)
 
