@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 def spread(x: jax.Array, b: int) -> jax.Array:
     """The array with an entry for each of b batch elements."""
+    if x.shape[0] == 1:
+        return jnp.broadcast_to(x, (b, *x.shape[1:]))
     return x if x.shape[0] == b else jnp.tile(x, (b // x.shape[0], *[1] * (x.ndim - 1)))
 
 

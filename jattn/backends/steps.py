@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jattn._terms import AnyArray, wide
+from jattn.backends.batches import spread
 
 QUERY, KEY = "bth", "bsg"
 
@@ -58,15 +59,13 @@ class Step:
             if size == list(array.shape)
             else jax.lax.dynamic_slice(array, start, size, allow_negative_indices=False)
         )
-        if "b" in axes and size[0] < self.at["b"][1]:
-            part = jnp.broadcast_to(part, (self.at["b"][1], *part.shape[1:]))
-        return part
+        return spread(part, self.at["b"][1]) if "b" in axes else part
 
     def put(self, array: jax.Array, axes: str, part: jax.Array, add: bool = False) -> jax.Array:
         """`array` with its part replaced by (or with `add` increased by) `part`."""
         start, size = self._window(array, axes)
         if part.shape[0] > size[0]:
-            part = jnp.sum(part, axis=0, keepdims=True)
+            part = jnp.sum(part.reshape(-1, *size[:1], *part.shape[1:]), axis=0)
         if add:
             part = jax.lax.dynamic_slice(array, start, size, allow_negative_indices=False) + part
         elif size == list(array.shape):

@@ -100,6 +100,22 @@ def test_vmap_over_a_learned_bias():
     _check(_gradients(over(_attend), arrays), _definition(arrays, over))
 
 
+def test_vmap_over_a_number_beside_documents():
+    """Ids that the mapped elements share stay as short as they are, where the keys that nobody sees are sought too."""
+    q, k, v, _ = _arrays()
+    ids = jnp.asarray([[0, 0, 0, 1, 1], [2, 2, 0, 0, 0]]), jnp.asarray([[0, 0, 1, 1, 3, 3, 3], [2, 2, 0, 3, 3, 3, 3]])
+    unseen = ids[1][..., None, None] == 3
+
+    def loss(cap, filling=0.0, implementation="reference"):
+        key, value = (jnp.where(unseen, jnp.asarray(filling, x.dtype), x) for x in (k, v))
+        options = {"mask": masks.segments(*ids), "mods": mods.softcap(cap), "implementation": implementation}
+        return jnp.sum(jattn.attention(q, key, value, **options).astype(jnp.float32) ** 2)
+
+    caps = jnp.asarray([0.5, 1.0, 3.0])
+    got = jax.vmap(jax.value_and_grad(functools.partial(loss, filling=jnp.nan, implementation="pallas_gpu")))(caps)
+    _check(got, [jnp.stack(x) for x in zip(*(jax.value_and_grad(loss)(cap) for cap in caps), strict=True)])
+
+
 def test_a_learned_bias_that_all_shards_share():
     """In one shard: the simulator has one GPU, whose memories several would mix up."""
     arrays, mesh = _arrays(), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("b",))
