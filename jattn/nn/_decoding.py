@@ -21,7 +21,7 @@ from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._options import Asked, Options, join
 from jattn.nn._projections import Projections
-from jattn.nn._tree import check_options, tree
+from jattn.nn._tree import tree, without_rows
 from jattn.nn.cache import _kinds, _paged, _rows
 from jattn.nn.cache._record import Cache
 
@@ -109,8 +109,6 @@ def step(
     places, start = cache.positions(t), cache.length.reshape(-1)
     after = start + (t if taken is None else taken.reshape(-1))
     drafts = None if parents is None else tree(parents, lead, t)
-    if drafts is not None:
-        check_options(asked.beside(own, lead))
     deep = places if drafts is None else cache.length[..., None] + drafts.depth
     angles = deep if positions is None else positions
     query = projections.queries(x, angles)
@@ -127,9 +125,10 @@ def step(
         own = _rows_of(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
     if taken is not None:
         fits |= jnp.arange(t) >= taken[..., None]
-    options = join(asked.beside(own, lead), masks.prefix(after))
+    options = asked.beside(own, lead)
     if drafts is not None:
-        options = join(options, drafts.mask(start))
+        options = join(without_rows(options), drafts.mask(start, window(options)))
+    options = join(options, masks.prefix(after))
     at = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
     return DecodingStep(query, seen, cache, {**options, **stored(projections, seen), "positions": at}, fits)
 

@@ -364,7 +364,7 @@ class MultiHeadAttention(nnx.Module):
             is.
           parents: where the t positions are drafts of which one path will be kept (`jattn.nn.cache.accept`): for each
             the draft before it, integers `[t]` or `[.., t]`, -1 for what comes right after the cache.  A draft sees the
-            cache and its ancestors, and its rotary embedding is that of its depth.
+            cache and its ancestors, and its position is that of its depth, for the rotary embedding and for windows.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions, or `lengths`.
@@ -373,7 +373,7 @@ class MultiHeadAttention(nnx.Module):
           TypeError: x or the cache is of another type.
           ValueError: the cache is not one of this layer and batch, or has no room or no free page for t more positions.
             Where the length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
-            Parents that are none, or with a layer whose terms look at positions.
+            Parents that are none, or with a layer that has other terms than causal masks, windows and soft caps.
 
         >>> import jax.numpy as jnp, jattn
         >>> from flax import nnx

@@ -36,7 +36,7 @@ def make(name="plain", mask=masks.causal(), **options):  # noqa: B008
 
 def near(kind):
     """How far numbers of that kind may be from those of the whole sequence at once."""
-    return 0.05 if "dtype" in KINDS[kind] else LOOSE
+    return 0.05 if "dtype" in KINDS.get(kind, {}) else LOOSE
 
 
 def held(paged):
@@ -124,20 +124,27 @@ def test_one_example_is_taken_and_put_back(kind):
         held(state)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("plain", "contiguous"), ("plain", "both"), ("latent", "paged")])
-def test_a_tree_of_drafts(name, kind):
+@pytest.mark.parametrize(
+    ("name", "kind", "left"),
+    [("plain", "contiguous", None), ("plain", "both", None), ("latent", "paged", None)]
+    + [("plain", kind, left) for kind in ("contiguous", "both", "slack") for left in (1, 3)],
+)
+def test_a_tree_of_drafts(name, kind, left):
     """Each draft is what its own path gives, and the path that is kept goes on as if it had been alone."""
-    layer, t = make(name), 7
+    layer, t = make(name) if left is None else make(name, mask=masks.causal() & masks.window(left)), 7
     parents = np.array([-1, 0, 0, 2, 1, 3, -1])
     sees, depth = np.eye(t, dtype=bool), np.zeros(t, int)
     for row, parent in enumerate(parents):
         if parent >= 0:
             sees[row], depth[row] = sees[row] | sees[parent], depth[parent] + 1
     drafts, prompt = normal((B, t, F), 5), X[:, :5]
-    _, state = layer.decode(prompt, layer.cache(30, B, **KINDS[kind]))
+    _, state = layer.decode(prompt, layer.cache(30, B, **KINDS.get(kind, {"slack": t})))
     out, state = jax.jit(layer.decode)(drafts, state, parents=parents)
     mask = np.block([[np.ones((5, 5), bool), np.zeros((5, t), bool)], [np.ones((t, 5), bool), sees]])
-    whole = layer(jnp.concatenate([prompt, drafts], 1), mask=mask, positions=np.concatenate([np.arange(5), 5 + depth]))
+    places = np.concatenate([np.arange(5), 5 + depth])
+    mask &= places[:, None] - places <= (np.inf if left is None else left)
+    open_layer = make(name)  # of the same parameters: the mask here says what a window does
+    whole = open_layer(jnp.concatenate([prompt, drafts], 1), mask=mask, positions=places)
     assert_close(out, whole[:, 5:], near(kind))
     paths, counts = [[0, 2, 3], [0, 1, 0], [6, 0, 0]], [3, 2, 1]
     state = jax.jit(cache.accept, static_argnums=1)(state, t, jnp.array(paths), jnp.array(counts))
@@ -254,7 +261,7 @@ def test_errors():
         layer.decode(X[:, :2], state, parents=[0, -1])
     with pytest.raises(ValueError, match=r"parents must be \[t\] = \[2\]"):
         layer.decode(X[:, :2], state, parents=[-1])
-    others: list[dict[str, Any]] = [{"name": "terms"}, {"mask": masks.causal() & masks.window(3)}]
+    others: list[dict[str, Any]] = [{"name": "terms"}, {"mask": masks.window(3, 1)}]
     for options in others:
         with pytest.raises(ValueError, match="parents need a layer whose mask is masks.causal"):
             (sliding := make(**options)).decode(X[:, :2], sliding.cache(N, B), parents=[-1, -1])
