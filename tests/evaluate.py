@@ -54,10 +54,10 @@ def as_function(inputs: Any, **fixed: Any):
     return fn, [x for _, x in chosen], [jax.tree_util.keystr(path) for path, _ in chosen]
 
 
-def equations(jaxpr: Any, name: str) -> Iterator[Any]:
-    """Those of a primitive, in a jaxpr and in those inside it."""
+def equations(jaxpr: Any, name: str | None = None) -> Iterator[Any]:
+    """Those of a primitive or, without a name, of all, in a jaxpr and in those inside it."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == name:
+        if name in (None, equation.primitive.name):
             yield equation
         for inner in jaxprs_in_params(equation.params):
             yield from equations(inner, name)

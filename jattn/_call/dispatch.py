@@ -85,7 +85,7 @@ def _in_pages(
     own = pages.with_scales_gathered(problem)
     q, k, v, operands, signature = reduce(_whole_float32(scales.applied(own), target))
     spec = Spec(backend, signature, problem.query.dtype, problem.precision, blocks, target)
-    if not backend.in_pages.takes(spec, q, k, v, problem.pages):
+    if not backend.in_pages.takes(spec, q, k, v, problem.pages, operands):
         return None
     return q, k, v, problem.pages, operands, spec
 

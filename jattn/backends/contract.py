@@ -122,8 +122,8 @@ class InPages(NamedTuple):
     """How a backend reads keys and values from their pages: k `[p, page, g, d]` and v `[p, page, g, e]` are pools, and
     key j of element b is row j % page of page `table[b, j // page]`."""
 
-    takes: Callable[[Spec, Shaped, Shaped, Shaped, Shaped], bool]
-    """(spec, q, k, v, table): whether it does."""
+    takes: Callable[[Spec, Shaped, Shaped, Shaped, Shaped, Sequence[Shaped]], bool]
+    """(spec, q, k, v, table, operands): whether it does."""
     forward: Callable[[Spec, jax.Array, jax.Array, jax.Array, jax.Array, list[jax.Array]], Result]
     """(spec, q, k, v, table, operands), of which it takes the pages."""
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jattn._terms import AnyArray, wide
 from jattn.backends.batches import spread
+from jattn.backends.pages import Paged
 
 QUERY, KEY = "bth", "bsg"
 
@@ -42,7 +43,7 @@ class Step:
         (i, rows), (j, columns) = self.at["t"], self.at["s"]
         return (i + jnp.arange(rows, dtype=jnp.int32))[:, None], (j + jnp.arange(columns, dtype=jnp.int32))[None]
 
-    def _window(self, array: AnyArray, axes: str) -> tuple[list[Any], list[int]]:
+    def _window(self, array: AnyArray | Paged, axes: str) -> tuple[list[Any], list[int]]:
         start, size = [0] * array.ndim, list(array.shape)
         for dim, axis in enumerate(axes):
             first, n = self.at[axis]
@@ -51,9 +52,11 @@ class Step:
         start = [jnp.asarray(x, jnp.int32) for x in start]
         return start, size
 
-    def part(self, array: AnyArray, axes: str) -> jax.Array:
+    def part(self, array: AnyArray | Paged, axes: str) -> jax.Array:
         """The part of an array that the step works on."""
         start, size = self._window(array, axes)
+        if isinstance(array, Paged):
+            return array.cut(start, size)
         part = (
             jnp.asarray(array)
             if size == list(array.shape)
@@ -82,7 +85,7 @@ class Step:
         x = tile.reshape(tile.shape[0], -1, *tile.shape[3:])
         return self.put(array, QUERY, jnp.swapaxes(x, 1, 2), add)
 
-    def columns(self, array: jax.Array) -> jax.Array:
+    def columns(self, array: jax.Array | Paged) -> jax.Array:
         return jnp.swapaxes(self.part(array, KEY), 1, 2)
 
     def put_columns(self, array: jax.Array, tile: jax.Array, add: bool = False) -> jax.Array:

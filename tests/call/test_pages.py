@@ -9,6 +9,7 @@ import pytest
 
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
+from tests.evaluate import equations
 from tests.tolerances import TOLERANCES, assert_close
 
 random = np.random.default_rng(0)
@@ -54,6 +55,24 @@ def test_is_the_call_on_gathered_keys(name, implementation):
         jax.tree.map(lambda x, y: assert_close(x, y, TOLERANCES["float32"].gradient), got, want)
 
 
+@pytest.mark.parametrize("columns", [1, 3, 4, 5, 8, 12])
+@pytest.mark.parametrize("name", ["decoding", "terms"])
+def test_tiles_of_keys_that_begin_anywhere_in_a_page(name, columns):
+    options = {**CASES[name], "blocks": (T, columns), "implementation": "blockwise", "return_lse": True}
+    got, wanted = attend(Q, KEYS, VALUES, **options), jattn.attention(Q, by_hand(KEYS), by_hand(VALUES), **options)
+    for x, y in zip(got, wanted, strict=True):
+        assert_close(x, y, TOLERANCES["float32"].value)
+
+
+def test_a_tile_copies_no_more_pages_than_it_sees():
+    """The pools are read a tile at a time: no array has as many numbers as all keys in a row."""
+    long = np.arange(64)[None] % POOL
+    step = lambda q, k, v, n: attend(q, k, v, long, mask=masks.lengths(n), blocks=(1, 16))
+    jaxpr = jax.make_jaxpr(step)(Q[:1, :1], KEYS, VALUES, jnp.array([20]))
+    sizes = [x.aval.size for eqn in equations(jaxpr.jaxpr) for x in eqn.outvars]
+    assert 16 * G * D <= max(sizes) < 64 * PAGE * G * E
+
+
 def test_what_nobody_sees_reaches_nothing():
     seen = np.zeros((POOL, PAGE), bool)
     for row, n in zip(TABLE, LENGTHS, strict=True):
@@ -82,8 +101,14 @@ def test_maps_looks_and_draws():
 def test_explain_says_what_is_copied():
     shape = jax.ShapeDtypeStruct
     plan = jattn.explain(Q, KEYS, VALUES, pages=shape((B, M), "int32"), mask=masks.lengths(LENGTHS))
-    assert plan.copied == B * M * PAGE * G * (D + E) * 4
-    assert "pages" in str(plan)
+    assert plan.copied is None and "gathered" not in str(plan)  # a step of few queries takes pages a tile at a time
+    options = {"pages": TABLE, "mask": masks.lengths(LENGTHS)}
+    for plan in (
+        jattn.explain(Q, KEYS, VALUES, implementation="reference", **options),
+        jattn.explain(Q, KEYS, VALUES, blocks=(2, 4), **options),
+    ):
+        assert plan.copied == B * M * PAGE * G * (D + E) * 4
+        assert "pages" in str(plan)
     assert jattn.explain(Q[:, :1], Q, Q).copied is None
     lone = jattn.explain(shape((T, H, D), "float32"), KEYS, VALUES, pages=TABLE[0])
     assert lone.shape == f"b 1, t {T}, s {M * PAGE}, h {H}, g {G}, d {D}, e {E}, float32"

@@ -8,13 +8,30 @@ import jax
 import jax.numpy as jnp
 from jattn_kernels import online_softmax
 
+from jattn._call.pages import flat
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import Strip, geometry
 from jattn.backends.blockwise.walk import Tile, Walk, hide, nothing
-from jattn.backends.contract import Key, Query, Result, Spec, Value
+from jattn.backends.contract import Key, Query, Result, Shaped, Spec, Value
+from jattn.backends.pages import Paged
 
 
-def forward(spec: Spec, q: Query, k: Key, v: Value, operands: Sequence[AnyArray]) -> Result:
+def takes_pages(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped, operands: Sequence[Shaped]) -> bool:
+    """Where all queries are one strip each key is cut once: else keys that are gathered at first are copied less often;
+    see `jattn.backends.contract.InPages.takes`."""
+    return geometry(spec, q, flat(k, table), flat(v, table), operands).query.count == 1
+
+
+def forward_in_pages(
+    spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, operands: list[jax.Array]
+) -> Result:
+    """`forward` of pages that `takes_pages`; see `jattn.backends.contract.InPages.forward`."""
+    key = geometry(spec, q, flat(k, table), flat(v, table), operands).key
+    aligned = key.whole and key.block % k.shape[1] == 0
+    return forward(spec, q, Paged(k, table, aligned), Paged(v, table, aligned), operands)
+
+
+def forward(spec: Spec, q: Query, k: Key | Paged, v: Value | Paged, operands: Sequence[AnyArray]) -> Result:
     """Softmax attention of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     if nothing(q, k):

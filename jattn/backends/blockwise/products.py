@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jattn.backends.pages import Paged
 from jattn.backends.steps import KEY, Step
 
 _TERMS = 8  # products that one elementwise sum has at most
@@ -45,7 +46,7 @@ class PerHead:
     precision: Any
     narrow: bool
 
-    def key(self, step: Step, array: jax.Array, dtype: DTypeLike, seen: jax.Array | None) -> jax.Array:
+    def key(self, step: Step, array: jax.Array | Paged, dtype: DTypeLike, seen: jax.Array | None) -> jax.Array:
         """The key tile of `array`; keys that are not `seen` `[b|1, g|1, bs]` are 0, None for all are."""
         x = step.columns(array).astype(dtype)
         return _still(x if seen is None else jnp.where(seen[..., None], x, 0))
@@ -80,7 +81,7 @@ class Joined:
 
     precision: Any
 
-    def key(self, step: Step, array: jax.Array, dtype: DTypeLike, seen: jax.Array | None) -> jax.Array:
+    def key(self, step: Step, array: jax.Array | Paged, dtype: DTypeLike, seen: jax.Array | None) -> jax.Array:
         x = step.part(array, KEY).astype(dtype)
         if seen is not None:
             x = jnp.where(jnp.swapaxes(seen, -1, -2)[..., None], x, 0)

@@ -21,6 +21,7 @@ from jattn._terms.reach import span
 from jattn.backends.blockwise.products import Joined, PerHead
 from jattn.backends.blockwise.sizes import Geometry, Strip, on_gpu
 from jattn.backends.contract import Shaped, Spec
+from jattn.backends.pages import Paged
 from jattn.backends.steps import Step, split
 from jattn.scores import Product
 
@@ -189,7 +190,7 @@ class Walk:
         some = lambda: jnp.any(self.live(tile.place(), tiles), axis=(2, 3))
         return tile.choose(some, lambda: jnp.ones_like(some()))
 
-    def key(self, step: Step, array: jax.Array, seen: jax.Array | None) -> jax.Array:
+    def key(self, step: Step, array: jax.Array | Paged, seen: jax.Array | None) -> jax.Array:
         return self.products.key(step, array, self.dtype, seen)
 
     def scale(self) -> tuple[Any, int | None]:
@@ -276,7 +277,7 @@ def _uniform(counts: AnyArray) -> int | None:
     return None
 
 
-def nothing(q: jax.Array, k: jax.Array) -> bool:
+def nothing(q: jax.Array, k: jax.Array | Paged) -> bool:
     """Whether there is no pair at all."""
     return 0 in (*q.shape[:2], *k.shape[:2])
 

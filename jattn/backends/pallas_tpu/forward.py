@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jattn_kernels.tpu.forward import forward as run
@@ -30,8 +32,9 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
         return Result(heads_first(out), *(jnp.swapaxes(x[:, :, 0], 1, 2) for x in of_rows))
 
 
-def takes_pages(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped) -> bool:
+def takes_pages(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped, operands: Sequence[Shaped]) -> bool:
     """Whether pages are read where they lie; see `jattn.backends.contract.InPages.takes`."""
+    del operands
     return fold_of(spec, q, k, v, table) is not None
 
 
