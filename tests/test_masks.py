@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
 import itertools
-import pickle
-import pkgutil
 
 import hypothesis
 import jax
@@ -266,31 +262,6 @@ def test_static_functions_of_many_pairs_are_not_looked_at():
     assert not looked
     np.testing.assert_array_equal(got.partial[0, 0], [2, 2, 2, 2])
     assert not got.full.any()
-
-
-# The package is one module to who uses it
-
-KINDS = (masks.window(3, 2) & ~masks.dilated(2)) | masks.blocks([[True]], 32) & masks.lengths(5, 7)
-
-
-def test_names_are_those_of_the_package_whichever_file_they_are_written_in():
-    files = [importlib.import_module(f"{masks.__name__}.{x.name}") for x in pkgutil.iter_modules(masks.__path__)]
-    shown = {name: x for file in files for name, x in vars(file).items() if not name.startswith("_")}
-    ours = {name: x for name, x in shown.items() if getattr(x, "__module__", "").startswith(masks.__name__)}
-    assert {"Mask", "Window", "Function", "causal", "dense"} < set(ours)
-    assert {x.__module__ for x in ours.values()} == {"jattn.masks"}
-    assert all(getattr(masks, name) is x for name, x in ours.items())
-    assert sorted(name for name in ours if name.islower()) == sorted(x for x in masks.__all__ if x.islower())
-    assert dir(masks) == masks.__all__
-    assert inspect.getsource(masks.Mask.blocks).startswith("    def blocks(") and "def causal(" in inspect.getsource(
-        masks.causal
-    )
-
-
-def test_masks_are_pickled_by_those_names():
-    stored = pickle.dumps(KINDS, protocol=0)
-    assert pickle.loads(stored) == KINDS
-    assert b"cjattn.masks\nWindow\n" in stored
 
 
 def test_a_function_of_the_head_skips_blocks_of_each_head():

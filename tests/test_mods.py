@@ -15,6 +15,7 @@ import pytest
 import jattn
 from jattn import masks, mods, normalizers, operand, scores
 from jattn.backends.pallas import fit
+from jattn.mods._relative import _shear
 from tests.cases import AXES, Draw, Sizes
 from tests.evaluate import QUICK
 from tests.problems import problem
@@ -134,7 +135,7 @@ def test_shear_is_a_toeplitz_matrix(shape):
     rows, columns = shape
     strip = np.arange(rows + columns - 1)
     wanted = strip[np.arange(columns)[None] - np.arange(rows)[:, None] + rows - 1]
-    np.testing.assert_array_equal(mods._shear(strip, rows, columns), wanted)
+    np.testing.assert_array_equal(_shear(strip, rows, columns), wanted)
 
 
 def test_relative_looks_up_diagonals_not_pairs():

@@ -3,7 +3,11 @@
 import ast
 import dataclasses
 import graphlib
+import importlib
+import inspect
 import os
+import pickle
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +118,39 @@ def test_the_examples_of_one_file_can_be_run_by_themselves():
 @pytest.mark.parametrize("name", _PUBLIC)
 def test_public_names_have_docstrings(name):
     assert getattr(jattn, name).__doc__
+
+
+AS_ONE_MODULE = {masks: "Mask", mods: "Mod", normalizers: "Normalizer"}
+
+
+@pytest.mark.parametrize("package", AS_ONE_MODULE, ids=lambda x: x.__name__)
+def test_names_are_those_of_the_package_whichever_file_they_are_written_in(package):
+    files = [importlib.import_module(f"{package.__name__}.{x.name}") for x in pkgutil.iter_modules(package.__path__)]
+    shown = {name: x for file in files for name, x in vars(file).items() if not name.startswith("_")}
+    ours = {name: x for name, x in shown.items() if getattr(x, "__module__", "").startswith(package.__name__)}
+    assert {AS_ONE_MODULE[package], "Function", "function"} < set(ours)
+    assert {x.__module__ for x in ours.values()} == {package.__name__}
+    assert all(getattr(package, name) is x for name, x in ours.items())
+    assert sorted(name for name in ours if name.islower()) == sorted(x for x in package.__all__ if x.islower())
+    assert dir(package) == package.__all__
+    base = getattr(package, AS_ONE_MODULE[package])
+    assert inspect.getsource(base.__call__).startswith("    def __call__(")
+    assert "def function(" in inspect.getsource(package.function)
+
+
+TERMS = {
+    "cjattn.masks\nWindow\n": (masks.window(3, 2) & ~masks.dilated(2))
+    | masks.blocks([[True]], 32) & masks.lengths(5, 7),
+    "cjattn.mods\nSoftCap\n": mods.softcap(3.0),
+    "cjattn.normalizers\nHard\n": normalizers.hard(True),
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_are_pickled_by_those_names(name):
+    stored = pickle.dumps(TERMS[name], protocol=0)
+    assert pickle.loads(stored) == TERMS[name]
+    assert name.encode() in stored
 
 
 PIECES = {

@@ -4,6 +4,7 @@ Positions: `i` of the query and `j` of the key, both counted from the start.  Ea
 with two methods: `__call__(i, j)`, True where the pair attends, and `blocks(i, j)`, the answer for whole blocks.
 """
 
+from jattn import _names
 from jattn._terms.block_tables import Answer as Answer
 from jattn._terms.block_tables import Range as Range
 from jattn.masks._blocks import Blocks as Blocks
@@ -40,12 +41,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-# Who prints a class of masks, or pickles a mask, meets the name that it is used by, so that files may be renamed while
-# pickles are kept.  The price is that `inspect.getsource`, which looks for a class in the file of its module, finds
-# none of these, as it finds none of `jax.Array`; of methods and functions it finds the source where it is written.
-for _subject in (
-    And, Around, Before, Blocks, Dense, Dilated, Function, Mask, Not, Or, Segments, Unplaced, Window,
-    around, blocks, causal, dense, dilated, function, lengths, prefix, segments, window,
-):  # fmt: skip
-    _subject.__module__ = __name__
-del _subject
+_names.of_package(__name__)

@@ -1,0 +1,68 @@
+"""A penalty that grows with the distance."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from numpy.typing import ArrayLike
+
+from jattn._terms import FieldValue, operand, term
+from jattn.mods._mod import Mod
+
+
+@term
+class Alibi(Mod):
+    """score - slope * abs(i - j)."""
+
+    finite = True
+
+    slopes: FieldValue
+
+    def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        return score - self.slopes * jnp.abs(i - j)
+
+
+def alibi(slopes: ArrayLike) -> Mod:
+    """score - slopes[h] * abs(i - j): attention with linear biases.
+
+    Args:
+      slopes: numbers `[h]`, which get gradients; `alibi_slopes(h)` gives the paper's.
+
+    Raises:
+      ValueError: `slopes` has no axis.  When `attention` is called: it is not as long as the query has heads.
+      TypeError: it is not an array.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> q = jnp.ones((1, 3, 2, 4))
+    >>> jattn.attention(q, q, q, mods=jattn.mods.alibi(jattn.mods.alibi_slopes(2))).shape
+    (1, 3, 2, 4)
+
+    Source: Press et al. 2022, section 3.
+    """
+    return Alibi(operand(slopes, "h"))
+
+
+def alibi_slopes(heads: int) -> jax.Array:
+    """ALiBi's slopes `[heads]`: 2^(-8/n), 2^(-16/n), .., with n the power of two at or below `heads`, and for the heads
+    beyond n every second one of the slopes of 2n.
+
+    Args:
+      heads: how many, an int >= 1.
+
+    Raises:
+      ValueError: `heads` is less.
+
+    >>> import jattn
+    >>> jattn.mods.alibi_slopes(4).tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+
+    Source: Press et al. 2022, section 3, and its code for other numbers of heads.
+    """
+    if heads < 1:
+        raise ValueError(f"heads must be >= 1, got {heads}")
+    n = 2 ** math.floor(math.log2(heads))
+    first = [2.0 ** (-8.0 * (x + 1) / n) for x in range(n)]
+    between = [2.0 ** (-4.0 * (2 * x + 1) / n) for x in range(heads - n)]
+    return jnp.asarray(first + between)
