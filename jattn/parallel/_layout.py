@@ -9,7 +9,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jattn._call import layouts
 from jattn._call.layouts import Order
-from jattn.parallel._attention import attention, check_order
+from jattn.parallel._attention import attention
+from jattn.parallel._checks import check_order
 
 
 def layout(

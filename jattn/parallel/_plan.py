@@ -21,9 +21,10 @@ from jattn._call.problem import Problem
 from jattn._terms import Terms
 from jattn._terms.moved import moved
 from jattn.backends.contract import Backend
-from jattn.parallel import _attention, _cost, _ring
-from jattn.parallel._attention import MeshAxes, Strategy
+from jattn.parallel import _checks, _cost
 from jattn.parallel._cost import Cost, Load
+from jattn.parallel._ring.pieces import kinds
+from jattn.parallel._sharded_call import MeshAxes, Strategy
 from jattn.parallel._shares import Shares
 
 
@@ -122,14 +123,14 @@ def explain(
     >>> plan.compute < jattn.parallel.explain(x, x, x, **options).compute
     True
     """
-    _attention._check_choices(strategy, order)
+    _checks.check_choices(strategy, order)
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    axes = _attention._axes(mesh, batch_axis, head_axis, sequence_axis)
+    axes = _checks.mesh_axes(mesh, batch_axis, head_axis, sequence_axis)
     arrays = [checks.array(x, n) for x, n in ((query, "query"), (key, "key"), (value, "value"))]
     problem = checks.problem(*arrays, **api._named("parallel.explain", options, ("pages", "scales")))
-    _attention._check_sizes(problem.sizes, axes, order, False)
-    chosen = strategy or _attention._strategy(problem, axes, False)
-    _attention._check_strategy(problem, axes, chosen, False)
+    _checks.check_sizes(problem.sizes, axes, order, False)
+    chosen = strategy or _checks.default_strategy(problem, axes, False)
+    _checks.check_strategy(problem, axes, chosen, False)
     target = targets.current() if device is None else targets.named(device)
     one = plan(problem, implementation, checks.blocks(blocks), target.chip if device is None else device)
     shares = Shares(axes.devices, order == "zigzag")
@@ -160,7 +161,7 @@ def _others(problem: Problem, axes: MeshAxes, chosen: str, cost: dict[str, Cost]
         if name == chosen:
             continue
         try:
-            _attention._check_strategy(problem, axes, name, False)  # type: ignore[arg-type]
+            _checks.check_strategy(problem, axes, name, False)  # type: ignore[arg-type]
         except (ValueError, NotImplementedError) as error:
             others[name] = str(error).removeprefix("parallel.attention: ")
             continue
@@ -176,13 +177,13 @@ def _work(problem: Problem, shares: Shares) -> np.ndarray | None:
     """
     mask = _terms.bind(problem.mask, *problem.origin.indices(problem.sizes["b"], problem.sizes["h"]))
     mask = moved(Terms(None, mask=mask, offsets=problem.origin.offsets))
-    kinds = _ring.kinds(mask, problem.sizes["t"], problem.sizes["s"], shares)
-    if kinds is None:
+    table = kinds(mask, problem.sizes["t"], problem.sizes["s"], shares)
+    if table is None:
         return None
     every = np.arange(shares.devices)
     chunks = np.stack([shares.chunk(every, n) for n in range(shares.each)])
     # Of what a mask hides in part, about a half is computed.
-    of = np.where(kinds == FULL, 1.0, np.where(kinds == PARTIAL, 0.5, 0.0))
+    of = np.where(table == FULL, 1.0, np.where(table == PARTIAL, 0.5, 0.0))
     return of[chunks[:, None, :, None], chunks[None, :, None, :]].mean((0, 1))
 
 

@@ -8,19 +8,14 @@ from jattn_kernels.tiles.work import EMPTY, PARTIAL
 
 from jattn import masks, mods
 from jattn._terms import Terms
-from jattn.parallel import _ring
+from jattn.parallel._ring.pieces import Pieces
 from jattn.parallel._shares import Shares
 
 DEVICES, OWN = 4, 8  # and how many positions each of them has
 
 
-def ring(zigzag: bool, **terms) -> _ring._Ring:
-    """What a ring knows of its steps while tracing."""
-    found = object.__new__(_ring._Ring)
-    found.n, found.shares, found.t, found.s = DEVICES, Shares(DEVICES, zigzag), OWN, OWN
-    found.terms = Terms(None, **terms)
-    found.table = _ring.kinds(found.terms.mask, DEVICES * OWN, DEVICES * OWN, found.shares)
-    return found
+def pieces(zigzag: bool, **terms) -> Pieces:
+    return Pieces(Terms(None, **terms), OWN, OWN, Shares(DEVICES, zigzag))
 
 
 WHOLE, HALF = (0, OWN), OWN // 2
@@ -32,7 +27,7 @@ WHOLE, HALF = (0, OWN), OWN // 2
 )
 def test_causal_steps(zigzag, earlier, later):
     """Of keys of an earlier device, and of a later one: in order nothing is computed, in zig-zag order as much."""
-    rectangles = ring(zigzag, mask=masks.causal())._rectangles()
+    rectangles = pieces(zigzag, mask=masks.causal()).rectangles()
     assert rectangles is not None
     which, found = rectangles
     for me, source in np.ndindex(DEVICES, DEVICES):
@@ -40,17 +35,17 @@ def test_causal_steps(zigzag, earlier, later):
 
 
 def test_a_first_step_in_order_is_a_call_by_itself():
-    assert ring(True, mask=masks.causal())._in_order
-    assert not ring(True, mask=masks.window(3))._in_order
-    assert not ring(True, mask=masks.causal(), mods=(mods.alibi(np.ones(2)),))._in_order
+    assert pieces(True, mask=masks.causal()).in_order
+    assert not pieces(True, mask=masks.window(3)).in_order
+    assert not pieces(True, mask=masks.causal(), mods=(mods.alibi(np.ones(2)),)).in_order
 
 
 def test_what_is_hidden_in_part_is_computed_by_chunks():
-    of = ring(True, mask=masks.window(2))
-    assert of._rectangles() is None
-    assert {x.kinds for x in of._groups(False)} == {(EMPTY, PARTIAL)}
-    assert [x.level for x in of._groups(True)] == [True, False]
+    of = pieces(True, mask=masks.window(2))
+    assert of.rectangles() is None
+    assert {x.kinds for x in of.groups(False)} == {(EMPTY, PARTIAL)}
+    assert [x.level for x in of.groups(True)] == [True, False]
 
 
 def test_kinds_of_what_depends_on_arrays_are_known_at_run_time():
-    assert ring(False, mask=masks.segments(np.zeros((1, 32), np.int32))).table is None
+    assert pieces(False, mask=masks.segments(np.zeros((1, 32), np.int32))).table is None
