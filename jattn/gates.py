@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, counter_hash, number, operand, term
-from jattn._terms.closures import OfUser
+from jattn._terms.of_user import OfUser
 
 __all__ = ["Gate", "dropout", "function", "gaussian"]
 

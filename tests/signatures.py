@@ -4,7 +4,7 @@ annotations say, as jaxtyping and beartype see them.
 What users call, what they make (terms, layers and their records), and what looks at their arguments for these, is not
 among them: there a wrong argument gets the library's own error, which would come too late.  That is most of
 `jattn.nn`, `jattn.parallel` and `jattn.viz`.  Nor is what kernels and their index maps call, where references to memory
-stand for arrays; nor `_terms.closures` and `tiles.work`, whose Protocols cannot be asked for at run time.
+stand for arrays; nor `_terms.recipes` and `tiles.work`, whose Protocols cannot be asked for at run time.
 """
 
 from __future__ import annotations

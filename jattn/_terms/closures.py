@@ -16,23 +16,20 @@ import collections
 import dataclasses
 import dis
 import functools
-import inspect
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
-from jattn._terms import AnyArray, FieldValue, Operand, Term, as_array, operand, term
+from jattn._terms import AnyArray, Operand, as_array, recipes
+from jattn._terms.recipes import Arrays, Recipe, arrays_in, builtin_base
 
-Arrays = Sequence[Any]  # in the places of those that a function closes over: operands, or what became of them
 _LIBRARIES = {"jax", "jaxlib", "numpy", "scipy", "flax", "optax", "jattn", "builtins", "math", "functools", "operator"}
 _CONTENTS = {dict: lambda x: dict(dict.items(x)), list: list, tuple: tuple, collections.deque: list}
-_FILL = {dict: dict.update, list: list.extend, collections.deque: collections.deque.extend}
 _GLOBALS, _ATTRIBUTES = ("LOAD_GLOBAL", "LOAD_NAME"), ("LOAD_ATTR", "LOAD_METHOD")
 _CHANGES = {
     list: {"append", "extend", "insert", "[]"},
@@ -42,171 +39,8 @@ _CHANGES = {
 }
 """What code does to a container that it keeps a record in; `[]`: it writes an entry."""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic, np.dtype)
-_ON_HEAP, _IMMUTABLE = 1 << 9, 1 << 8  # CPython's flags; a class statement makes classes with the first alone
 _LEAF = jax.tree.structure(0)
 _STATIC_TABLE = 2**16  # entries of a NumPy array that a mask keeps: more would make the program's key slow to compare
-
-
-@dataclasses.dataclass(frozen=True)
-class _Constant:
-    """A hashable value.  Its kind and its text keep 1, 1.0 and True apart, and 0.0 from -0.0."""
-
-    value: Any
-    kind: type
-    text: str
-
-    def build(self, arrays: Arrays) -> Any:
-        del arrays
-        return self.value
-
-
-class _Same:
-    """A value that is equal to itself alone."""
-
-    def __init__(self, value: object):
-        self.value: Any = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # of a function's globals, say, a copy would be another module's
-
-    def build(self, arrays: Arrays) -> Any:
-        del arrays
-        return self.value
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kept:
-    """A value that is used as it is, and equal to itself while it holds the same: what it holds may be changed."""
-
-    value: Any  # a `_Constant` or `_Same`
-    holds: Any
-
-    def build(self, arrays: Arrays) -> Any:
-        return self.value.build(arrays)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Namespace:
-    """A module or a class in which names that code mentions stand for arrays."""
-
-    value: _Same
-    named: tuple[tuple[str, Any], ...]
-
-    def build(self, arrays: Arrays) -> Any:
-        named = {name: x.build(arrays) for name, x in self.named}
-        if isinstance(self.value.value, type):
-            return type(self.value.value.__name__, (self.value.value,), named)
-        made = types.ModuleType(self.value.value.__name__)
-        made.__dict__.update({**vars(self.value.value), **named})
-        return made
-
-
-@dataclasses.dataclass(frozen=True)
-class _Array:
-    """The array of that number."""
-
-    number: int
-
-    def build(self, arrays: Arrays) -> Any:
-        return arrays[self.number]
-
-
-@dataclasses.dataclass(frozen=True)
-class _KnownArray:
-    """A NumPy array that is known while tracing, compared by its contents."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype  # and not its text, which says of bfloat16 no more than that it has two bytes
-    contents: bytes
-
-    def build(self, arrays: Arrays) -> Any:
-        del arrays
-        return jnp.asarray(np.frombuffer(self.contents, self.dtype).reshape(self.shape))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tree:
-    """A container: any pytree."""
-
-    structure: Any
-    leaves: tuple[Any, ...]
-
-    def build(self, arrays: Arrays) -> Any:
-        return jax.tree.unflatten(self.structure, [x.build(arrays) for x in self.leaves])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instance:
-    """An object by its attributes, and by what it contains where its class is one of containers."""
-
-    kind: type
-    attributes: tuple[tuple[str, Any], ...]
-    contents: Any = None
-
-    def build(self, arrays: Arrays) -> Any:
-        base = _base(self.kind)
-        contents = () if self.contents is None else self.contents.build(arrays)
-        made = tuple.__new__(self.kind, contents) if base is tuple else base.__new__(self.kind)
-        if base in _FILL:
-            _FILL[base](made, contents)
-        for name, x in self.attributes:
-            object.__setattr__(made, name, x.build(arrays))
-        return made
-
-
-@dataclasses.dataclass(frozen=True)
-class _Method:
-    function: Any
-    owner: Any
-
-    def build(self, arrays: Arrays) -> Any:
-        return types.MethodType(self.function.build(arrays), self.owner.build(arrays))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Partial:
-    function: Any
-    arguments: Any
-    keywords: Any
-
-    def build(self, arrays: Arrays) -> Any:
-        return functools.partial(
-            self.function.build(arrays), *self.arguments.build(arrays), **self.keywords.build(arrays)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Function:
-    """A Python function as its code and the values that the code reaches."""
-
-    code: types.CodeType
-    module: _Same  # its globals
-    name: str
-    defaults: Any
-    keyword_defaults: Any
-    cells: tuple[Any, ...]
-    named: tuple[tuple[str, Any], ...]  # the globals that its code names
-
-    def build(self, arrays: Arrays) -> Any:
-        held = {**self.module.value, **{name: x.build(arrays) for name, x in self.named}}
-        cells = tuple(types.CellType(x.build(arrays)) for x in self.cells)
-        made = types.FunctionType(self.code, held, self.name, self.defaults.build(arrays), cells)
-        made.__kwdefaults__ = self.keyword_defaults.build(arrays)
-        return made
-
-
-class Recipe(Protocol):
-    """How to make a value anew, hashable and without its arrays."""
-
-    def build(self, arrays: Arrays) -> Any:
-        """The value, with `arrays` in the places of its own."""
-        ...
 
 
 class _CircularError(Exception):
@@ -227,7 +61,7 @@ class _Reader:
         if isinstance(value, (jax.Array, np.ndarray)) and not isinstance(value, np.generic):
             return self._array(value)
         if isinstance(value, _PLAIN):
-            return _Constant(value, type(value), repr(value))
+            return recipes.Constant(value, type(value), repr(value))
         if id(value) in self.path:
             raise _CircularError
         self.path.append(id(value))
@@ -239,11 +73,11 @@ class _Reader:
     def _array(self, value: AnyArray) -> Recipe:
         value = as_array(value, "an array that a function closes over")
         if self.tables and isinstance(value, np.ndarray) and value.size <= _STATIC_TABLE and value.dtype != object:
-            return _KnownArray(value.shape, value.dtype, value.tobytes())
+            return recipes.KnownArray(value.shape, value.dtype, value.tobytes())
         number = self.numbers.setdefault(id(value), len(self.arrays))
         if number == len(self.arrays):
             self.arrays.append(value)
-        return _Array(number)
+        return recipes.Array(number)
 
     def _composite(self, value: object) -> Recipe:
         if _of_library(value) and jax.tree.structure(value) == _LEAF:  # layers and their parameters are no leaves
@@ -251,22 +85,22 @@ class _Reader:
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, functools.partial):
-            return _Partial(self.read(value.func), self.read(value.args), self._parts(value.keywords))
+            return recipes.Partial(self.read(value.func), self.read(value.args), self._parts(value.keywords))
         if isinstance(value, types.MethodType):
-            return _Method(self.read(value.__func__), self.read(value.__self__))
+            return recipes.Method(self.read(value.__func__), self.read(value.__self__))
         if callable(value) and isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
             inner = self.read(
                 value.__wrapped__
             )  # of jax.jit and its like: elementwise functions need no jit of their own
-            return inner if _arrays_in(inner) else _whole(value)
+            return inner if arrays_in(inner) else _whole(value)
         recipe = self._parts(value)
-        if isinstance(value, tuple) or _arrays_in(recipe):
+        if isinstance(value, tuple) or arrays_in(recipe):
             return recipe
         # What holds no array is used as it is, so that a list that a function appends to stays that list.  What the
         # function writes itself is a record of its calls, and no part of what it computes.
-        if _CHANGES.get(_base(type(value)), set()) & self.mentioned:
+        if _CHANGES.get(builtin_base(type(value)), set()) & self.mentioned:
             return _whole(value)
-        if isinstance(recipe, _Instance):
+        if isinstance(recipe, recipes.Instance):
             others = tuple(x for x in recipe.attributes if f".{x[0]}" not in self.mentioned)
             recipe = dataclasses.replace(recipe, attributes=others)
         return _kept(value, recipe)
@@ -281,21 +115,21 @@ class _Reader:
             named = tuple((name, self.read(held[name])) for name in sorted(held))
         except _CircularError:  # its functions call each other
             return _whole(value)
-        return _Namespace(_Same(value), named) if _arrays_in(named) else _kept(value, named)
+        return recipes.Namespace(recipes.Same(value), named) if arrays_in(named) else _kept(value, named)
 
     def _parts(self, value: object) -> Recipe:
         """A container or an object, taken apart."""
         leaves, structure = jax.tree.flatten(value)
         if structure != _LEAF and _hashable(structure):
-            return _Tree(structure, tuple(self.read(x) for x in leaves))
-        base, attributes = _base(type(value)), _attributes(value)
+            return recipes.Tree(structure, tuple(self.read(x) for x in leaves))
+        base, attributes = builtin_base(type(value)), _attributes(value)
         if base in _CONTENTS:
             attributes, contents = attributes or {}, self.read(_CONTENTS[base](value))
         elif attributes is None or base not in (object, types.SimpleNamespace):
             return _whole(value)
         else:
             contents = None
-        return _Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()), contents)
+        return recipes.Instance(type(value), tuple((name, self.read(x)) for name, x in attributes.items()), contents)
 
     def _function(self, fn: types.FunctionType) -> Recipe:
         before, self.mentioned = (
@@ -315,7 +149,9 @@ class _Reader:
                 named.append((name, self.read(fn.__globals__[name])))
         # a dictionary of keywords is made with its function, and no two functions share it: it is what it holds
         defaults, keywords = self.read(fn.__defaults__), self._parts(fn.__kwdefaults__ or {})
-        return _Function(fn.__code__, _Same(fn.__globals__), fn.__name__, defaults, keywords, cells, tuple(named))
+        return recipes.Function(
+            fn.__code__, recipes.Same(fn.__globals__), fn.__name__, defaults, keywords, cells, tuple(named)
+        )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -346,11 +182,6 @@ def _of_library(value: object) -> bool:
         return False
     module = getattr(value, "__module__", None) if callable(value) else type(value).__module__
     return callable(value) and str(module).partition(".")[0] in _LIBRARIES and not getattr(value, "__closure__", None)
-
-
-def _base(kind: type) -> Any:
-    """The class that Python itself defines of which a class is one: it says what its objects are beside attributes."""
-    return next(x for x in kind.__mro__ if x.__flags__ & (_ON_HEAP | _IMMUTABLE) != _ON_HEAP)
 
 
 def _attributes(value: object) -> dict[str, Any] | None:
@@ -384,17 +215,11 @@ def _hashable(value: object) -> bool:
 
 
 def _whole(value: object) -> Recipe:
-    return _Constant(value, type(value), "") if _hashable(value) else _Same(value)
+    return recipes.Constant(value, type(value), "") if _hashable(value) else recipes.Same(value)
 
 
 def _kept(value: object, holds: object) -> Recipe:
-    return _Kept(_whole(value), holds)
-
-
-def _arrays_in(recipe: object) -> bool:
-    if isinstance(recipe, (_Tree, _Instance, _Method, _Partial, _Function, _Namespace)):
-        return any(_arrays_in(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
-    return isinstance(recipe, _Array) or (isinstance(recipe, tuple) and any(map(_arrays_in, recipe)))
+    return recipes.Kept(_whole(value), holds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,62 +255,3 @@ def hoist(fn: Callable, tables: bool = False) -> tuple[Closure, tuple[Operand, .
     except (_CircularError, ValueError):  # ValueError: a cell that is still empty
         return Closure(_whole(fn), name), ()
     return Closure(recipe, name), tuple(Operand(x, "") for x in reader.arrays)
-
-
-def function_parts(
-    name: str, fn: Callable, operands: Sequence[ArrayLike | Operand], *forms: str, tables: bool = False
-) -> tuple[str, Closure, tuple[Operand, ...], tuple[Operand, ...]]:
-    """The first of the forms, lists of arguments, that a user's function has besides an argument for each operand; the
-    function, its operands, and those that it closes over.  Raises where it has none of them."""
-    if not callable(fn):
-        raise TypeError(f"{name}: fn must be callable, got {fn!r}")
-    closure, held = hoist(fn, tables)
-    form = next((x for x in forms if _takes(fn, x.count(",") + 1 + len(operands))), None)
-    if form is None:
-        wanted = " or ".join(f"({x})" for x in forms)
-        counts = " or ".join(str(x.count(",") + 1 + len(operands)) for x in forms)
-        raise TypeError(
-            f"{name}: {closure.name}{inspect.signature(fn)} must take {wanted} and an argument for each of its"
-            f" {len(operands)} operands, {counts} in all"
-        )
-    return form, closure, tuple(x if isinstance(x, Operand) else operand(x) for x in operands), held
-
-
-def _takes(fn: Callable, count: int) -> bool:
-    """Whether a function can be called with so many arguments.  Built-in functions do not tell."""
-    try:
-        inspect.signature(fn).bind(*[None] * count)
-    except ValueError:
-        return True
-    except TypeError:
-        return False
-    return True
-
-
-@term
-class OfUser(Term):
-    """A function of a tile that a user wrote: what the masks, mods and gates of that kind have in common."""
-
-    closure: Closure
-    operands: tuple[FieldValue, ...]
-    held: tuple[FieldValue, ...] = ()
-    told: str | None = None
-    """Which of the batch element `b` and the head `h` it is told and makes use of; None if it takes neither."""
-    b: FieldValue = None
-    h: FieldValue = None
-
-    def bound(self, b: Operand, h: Operand) -> Self:
-        told = self.told or ""
-        return dataclasses.replace(self, b=b if "b" in told else None, h=h if "h" in told else None)
-
-    def result(self, *tile: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        """What the function returns of a tile and its positions."""
-        which = () if self.told is None else tuple(jnp.int32(0) if x is None else x for x in (self.b, self.h))
-        return jnp.asarray(self.closure.build(self.held)(*tile, *which, i, j, *self.operands))
-
-    @classmethod
-    def of(cls, name: str, fn: Callable, operands: Sequence[ArrayLike | Operand], tile: str) -> Self:
-        """Of a function of `(tile, i, j, *operands)`, or of `(tile, b, h, i, j, *operands)`."""
-        forms = [", ".join(filter(None, (tile, x))) for x in ("i, j", "b, h, i, j")]
-        form, closure, named, held = function_parts(name, fn, operands, *forms, tables=not tile)
-        return cls(closure, named, held, "bh" if form == forms[1] else None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -17,23 +16,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods, normalizers
 from jattn._terms import Operand, Origin, Signature, split, working
 from jattn._terms.closures import Closure
+from jattn._terms.elementwise import COLUMNS, ROWS, across, text_of
 from jattn._terms.linear import nonlinear
 from jattn._terms.untraced import untraced
 
 T = TypeVar("T")
-# Primes, so that an axis of this length is one of the tile's; nothing of this size is made.
-_ROWS, _COLUMNS = 1009, 2003
 _OTHER = 1013, 2011  # another tile, of which an elementwise function computes the same
-_ACROSS = ("reduce_", "arg", "cum", "sort", "rev", "fft", "conv_", "top_k", "approx_top_k", "select_and_")
-"""What primitives that mix the entries of an axis begin with."""
-_PARTS = ("slice", "dynamic_slice", "gather", "pad", "concatenate", "split")
-"""What primitives that take some entries of an axis, or put others beside them, begin with."""
 
 
 def checked(terms: T, dtype: jnp.dtype) -> T:
@@ -112,14 +106,14 @@ def _canonical(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _tile(
-    shape: tuple[int, ...], dtype: jnp.dtype, axes: str, size: tuple[int, int] = (_ROWS, _COLUMNS)
+    shape: tuple[int, ...], dtype: jnp.dtype, axes: str, size: tuple[int, int] = (ROWS, COLUMNS)
 ) -> jax.ShapeDtypeStruct:
     """An operand cut to the tile of one head."""
     along = [n if a in axes else 1 for a, n in zip("ts", size, strict=True)] if set("ts") & set(axes) else []
     return jax.ShapeDtypeStruct((*along, *shape[len(axes) :]), dtype)
 
 
-def _positions(size: tuple[int, int] = (_ROWS, _COLUMNS)) -> list[jax.ShapeDtypeStruct]:
+def _positions(size: tuple[int, int] = (ROWS, COLUMNS)) -> list[jax.ShapeDtypeStruct]:
     """Those of the tile, i and j."""
     return [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((size[0], 1), (1, size[1]))]
 
@@ -169,7 +163,7 @@ def _say_unless_linear(who: str, traced: ClosedJaxpr, at: int) -> None:
 @functools.lru_cache(maxsize=512)
 def _linear(who: str, signature: Signature, operands: tuple[_Description, ...], dtype: str) -> None:
     """Raises unless gates of that signature are linear in the weight."""
-    weight = jax.ShapeDtypeStruct((_ROWS, _COLUMNS), jnp.promote_types(dtype, jnp.float32))
+    weight = jax.ShapeDtypeStruct((ROWS, COLUMNS), jnp.promote_types(dtype, jnp.float32))
     traced = _trace(who, lambda tiles, *rest: signature.fill(tiles)(*rest), operands, [weight, *_positions()])
     _say_unless_linear(who, traced, len(operands))
 
@@ -181,7 +175,7 @@ def _elementwise(who: str, signature: Signature, operands: tuple[_Description, .
     row = 4 * np.random.default_rng(0).standard_normal((1, 6)).astype(jnp.promote_types(dtype, jnp.float32))
 
     def weights(scores: np.ndarray) -> np.ndarray:
-        along = {_ROWS: 1, _COLUMNS: scores.shape[1]}
+        along = {ROWS: 1, COLUMNS: scores.shape[1]}
         tiles = (_tile(*x) for x in operands)
         ones = [jnp.asarray(np.ones([along.get(n, n) for n in x.shape], x.dtype)) for x in tiles]
         return np.broadcast_to(np.asarray(signature.fill(ones)(jnp.asarray(scores))), scores.shape)
@@ -218,7 +212,7 @@ def _check(
         arguments = [*tile, *positions, *(_tile(*x, size) for x in operands)]
         return arguments, _trace(who, lambda held, *rest: closure.build(held)(*rest), held, arguments)
 
-    arguments, traced = trace((_ROWS, _COLUMNS))
+    arguments, traced = trace((ROWS, COLUMNS))
     if any(isinstance(x, Tracer) for x in traced.consts):
         raise TypeError(
             f"{who} uses a traced array that is out of reach when it runs: give it to the function as an operand, made"
@@ -239,21 +233,21 @@ def _check(
     tiles = 0 if name == "masks.function" else 1
     told_used = None if told is None else "".join(x for x, y in zip("bh", used[tiles:], strict=False) if y)
     shapes = [x.shape[:2] for x, y in zip(arguments, used, strict=True) if y and len(x.shape) >= 2]
-    least = [max((x[n] for x in shapes if x[n] in (_ROWS, _COLUMNS)), default=1) for n in (0, 1)]
+    least = [max((x[n] for x in shapes if x[n] in (ROWS, COLUMNS)), default=1) for n in (0, 1)]
     got = (1,) * (2 - len(out.shape)) + tuple(out.shape)
-    if of_rows and got != (_ROWS, _COLUMNS):
+    if of_rows and got != (ROWS, COLUMNS):
         raise ValueError(f"{who} must return weights [bt, s] of scores [bt, s], returns {_shown(out.shape)}")
-    if len(got) > 2 or any(n not in (want, full) for n, want, full in zip(got, least, (_ROWS, _COLUMNS), strict=True)):
+    if len(got) > 2 or any(n not in (want, full) for n, want, full in zip(got, least, (ROWS, COLUMNS), strict=True)):
         raise ValueError(
             f"{who} must be elementwise: of a tile [bt, bs] it returns {_shown(out.shape)}, must return {_shown(least)}"
         )
-    mixed = "" if of_rows else _across(traced.jaxpr)
+    mixed = "" if of_rows else across(traced.jaxpr)
     if mixed:
         raise ValueError(
             f"{who} must be elementwise, but {mixed} {'counts' if mixed == 'iota' else 'mixes'} the entries of a tile:"
             " its result would depend on the tile sizes; i and j say where an entry stands"
         )
-    if not of_rows and _text(traced, (_ROWS, _COLUMNS)) != _text(trace(_OTHER)[1], _OTHER):
+    if not of_rows and text_of(traced, (ROWS, COLUMNS)) != text_of(trace(_OTHER)[1], _OTHER):
         raise ValueError(
             f"{who} must be elementwise, but computes with the shape of its tile: its result would depend on the tile"
             " sizes; i and j say where an entry stands"
@@ -266,76 +260,14 @@ def _check(
 @functools.lru_cache(maxsize=512)
 def _check_bucket(who: str, closure: Closure, held: tuple[_Description, ...]) -> None:
     """Raises unless a bucket maps integers to as many."""
-    relative = jax.ShapeDtypeStruct((_COLUMNS,), jnp.int32)
+    relative = jax.ShapeDtypeStruct((COLUMNS,), jnp.int32)
     (out,) = _trace(who, lambda held, relative: closure.build(held)(relative), held, [relative]).out_avals
     if out.shape != relative.shape or not jnp.issubdtype(out.dtype, jnp.integer):
         raise TypeError(f"{who} must map integers [n] to as many, returns {out.dtype}{_shown(out.shape)}")
 
 
 def _shown(shape: Sequence[int]) -> str:
-    return str(list(shape)).replace(str(_ROWS), "bt").replace(str(_COLUMNS), "bs")
-
-
-def _text(traced: ClosedJaxpr, size: tuple[int, int]) -> str:
-    """What is computed of a tile, in words that do not say how large it is."""
-    text, (rows, columns) = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr)), size
-    for n, name in ((rows, "t"), (columns, "s"), (rows * columns, "ts")):
-        text = re.sub(rf"(?<![.\w]){n}(?![.:\w])", name, text)  # in shapes alone: 2003.0 and 2003:i32 are numbers
-    return text + str([x for x in map(np.shape, traced.consts) if set(size) & set(x)])
-
-
-def _across(jaxpr: Jaxpr) -> str:
-    """The first primitive that looks along an axis of the tile, "" if there is none."""
-    for equation in jaxpr.eqns:
-        if _looks_along(equation):
-            return equation.primitive.name
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns") and (mixes := _across(inner)):
-                return mixes
-    return ""
-
-
-def _looks_along(equation: JaxprEqn) -> bool:
-    """Whether an entry of the result depends on where in the tile it lies, or on others of its row or column."""
-    name, params = equation.primitive.name, equation.params
-    shape, *others = [_shape(x) for x in equation.invars] or [()]
-    result = _shape(equation.outvars[0])
-    of_tile = lambda shape, axes: any(shape[x] in (_ROWS, _COLUMNS) for x in axes)
-    if name == "iota":  # it counts from 0 in every tile
-        return of_tile(params["shape"], [params["dimension"]])
-    if name == "dot_general":
-        (left, right), _ = params["dimension_numbers"]
-        return of_tile(shape, left) or of_tile(others[0], right)
-    if name in ("reshape", "transpose"):
-        return bool(_lengths(shape)) and bool(_lengths(result)) and _lengths(shape) != _lengths(result)
-    if name == "scan":  # over rows or columns, with something that is carried from one to the next
-        inner = params["jaxpr"]
-        rows = [x for x, y in zip((shape, *others), map(_shape, inner.jaxpr.invars), strict=True) if x != y]
-        carries = any(_shape(x) == _shape(y) for x, y in zip(equation.outvars, inner.jaxpr.outvars, strict=True))
-        return carries and any(of_tile(x, [0]) for x in rows)
-    if name.startswith(("scatter", "dynamic_update_slice")):
-        return any(map(_lengths, (shape, *others)))
-    if name.startswith(_PARTS):
-        if name == "concatenate":
-            return any(of_tile(x, [params["dimension"]]) for x in (shape, *others))
-        if name == "gather":
-            return any(n in (_ROWS, _COLUMNS) and m != n for n, m in zip(shape, params["slice_sizes"], strict=True))
-        return _lengths(shape) != _lengths(result)
-    if name.startswith(_ACROSS) and name != "reduce_precision":
-        axes = next((params[x] for x in ("axes", "axis", "dimension", "dimensions") if x in params), range(len(shape)))
-        return of_tile(shape, (axes,) if isinstance(axes, int) else axes)
-    return False
-
-
-def _shape(x: Any) -> tuple[int, ...]:
-    """That of a variable or a number of a jaxpr."""
-    return tuple(getattr(x.aval, "shape", ()))
-
-
-def _lengths(shape: Sequence[int]) -> list[int]:
-    """The axes of the tile that a shape has, in order."""
-    return [n for n in shape if n in (_ROWS, _COLUMNS)]
+    return str(list(shape)).replace(str(ROWS), "bt").replace(str(COLUMNS), "bs")
 
 
 def primitives(jaxpr: Jaxpr) -> set[str]:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from jattn._terms import AnyArray, Operand, term
 from jattn._terms.block_tables import Answer, Range
-from jattn._terms.closures import OfUser
+from jattn._terms.of_user import OfUser
 from jattn._terms.untraced import untraced
 from jattn.masks._mask import Mask
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jattn._terms import FieldValue, Operand, term
-from jattn._terms.closures import Closure, function_parts
+from jattn._terms.closures import Closure
+from jattn._terms.of_user import function_parts
 from jattn.mods._mod import Mod
 
 

@@ -8,7 +8,7 @@ import jax
 from numpy.typing import ArrayLike
 
 from jattn._terms import Operand, term
-from jattn._terms.closures import OfUser
+from jattn._terms.of_user import OfUser
 from jattn.mods._mod import Mod
 
 

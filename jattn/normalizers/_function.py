@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from jattn._terms import Operand, rows, term
-from jattn._terms.closures import Closure, function_parts
+from jattn._terms.closures import Closure
+from jattn._terms.of_user import function_parts
 from jattn.normalizers._normalizer import Normalizer
 
 

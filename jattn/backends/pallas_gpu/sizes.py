@@ -11,8 +11,8 @@ from jattn_kernels import chips, tables
 from jattn_kernels.gpu.sizes import TileSizes, stored_as
 
 from jattn._call.targets import Target
-from jattn._terms.closures import OfUser
 from jattn._terms.moved import moved
+from jattn._terms.of_user import OfUser
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import parts_of, terms_of
 from jattn.backends.pallas.work import class_of
