@@ -29,7 +29,26 @@ _HIGH = jax.lax.Precision.HIGHEST
 
 
 class Reduced(NamedTuple):
-    """A score as `compare` of a transformed query and key, and mods that come before those of the call."""
+    """A score as `compare` of a transformed query and key, and mods that come before those of the call.
+
+    Less the distance of query and key, squared and halved: their product, less what each has of it by itself.
+
+    >>> import jax, jax.numpy as jnp, jattn
+    >>> from jattn import mods, scores
+    >>> class Near(scores.Score):
+    ...     def __call__(self, query, key):
+    ...         return -((query[:, None] - key) ** 2).sum(-1) / 2
+    ...
+    ...     def reduce(self, query, key):
+    ...         half = lambda x: -(x.swapaxes(1, 2) ** 2).sum(-1) / 2
+    ...         own = mods.bias(half(query), "bht"), mods.bias(half(key), "bhs")
+    ...         return scores.Reduced(query, key, scores.Product(1.0), own)
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 2, 4))
+    >>> far = ((q[:, :, None] - k[:, None]) ** 2).sum(-1)  # [b, t, s, h]
+    >>> wanted = jax.nn.softmax(-far / 2, axis=2).transpose(0, 3, 1, 2)
+    >>> bool(abs(jattn.weights(q, k, v, score=Near()) - wanted).max() < 1e-5)
+    True
+    """
 
     query: jax.Array
     """`[b, t, h, m]`."""
@@ -70,7 +89,13 @@ class Score(Term):
 
 @term
 class Product(Term):
-    """Compares two tiles by scale * q.k: the only score the fused kernels know."""
+    """Compares two tiles by scale * q.k: the only score the fused kernels know.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> query, key = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 1.0], [0.0, 3.0]])
+    >>> jattn.scores.Product(0.5)(query, key).tolist()
+    [[1.5, 3.0]]
+    """
 
     scale: FieldValue
     precision: jax.lax.Precision | None = None

@@ -110,6 +110,15 @@ def test_there_is_an_example(name):
     assert re.search(r"^>>> ", _docstring(name), re.M)
 
 
+_SHOWN = (jattn, masks, mods, gates, scores, normalizers, parallel, viz, nn.cache)
+_CLASSES = {f"{m.__name__}.{x}": getattr(m, x) for m in _SHOWN for x in m.__all__ if inspect.isclass(getattr(m, x))}
+
+
+@pytest.mark.parametrize("name", _CLASSES)
+def test_there_is_an_example_of_a_class(name):
+    assert re.search(r"^>>> ", inspect.cleandoc(_CLASSES[name].__doc__ or ""), re.M)
+
+
 _FORMULA = re.compile(r"[=<>*^+~]|\w[\[(]|\w - \w")  # an operator, or what is indexed or called
 _OF_TERMS = [x for x in PUBLIC if x.split(".")[0] in ("masks", "mods", "gates", "scores", "normalizers")]
 

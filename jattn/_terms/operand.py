@@ -38,6 +38,11 @@ class Operand:
     """An array and the names of its leading axes: a subset of `b h t s`, in that order.
 
     Axes of the array beyond the named ones are handed to the term whole.  Made by `jattn.operand`.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> tables = jattn.operand(jnp.zeros((4, 32)), "h")  # of each head one with 32 entries
+    >>> tables.axes, tables.array.shape
+    ('h', (4, 32))
     """
 
     array: Any  # an array, but JAX's transformations of pytrees put all kinds of things in its place

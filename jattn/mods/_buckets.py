@@ -52,7 +52,15 @@ class Bucketed(Mod):
 
 @dataclasses.dataclass(frozen=True)
 class T5Bucket:
-    """The bucket of a relative position j - i in T5; made by `t5_bucket`."""
+    """The bucket of a relative position j - i in T5; made by `t5_bucket`.
+
+    >>> import jax.numpy as jnp, jattn
+    >>> bucket = jattn.mods.T5Bucket(bidirectional=True, buckets=32, max_distance=128)
+    >>> bucket == jattn.mods.t5_bucket(True)
+    True
+    >>> bucket(jnp.array([-1000, -1, 0, 1, 1000])).tolist()
+    [15, 1, 0, 17, 31]
+    """
 
     bidirectional: bool
     buckets: int

@@ -30,7 +30,17 @@ from jattn.parallel._shares import Shares
 
 @dataclasses.dataclass(frozen=True)
 class ParallelPlan:
-    """What `jattn.parallel.attention` would do with the same arguments, forward; prints as a table."""
+    """What `jattn.parallel.attention` would do with the same arguments, forward; prints as a table.
+
+    >>> import jax, jattn
+    >>> x = jax.ShapeDtypeStruct((1, 8192, 8, 64), "bfloat16")
+    >>> mesh = jax.sharding.AbstractMesh((4,), ("sequence",))
+    >>> plan = jattn.parallel.explain(x, x, x, mask=jattn.masks.causal(), mesh=mesh, sequence_axis="sequence")
+    >>> plan.strategy, plan.devices, round(plan.balance, 2)
+    ('ring', 4, 0.57)
+    >>> plan.why, sorted(plan.others)
+    ('a softmax joins over parts of the keys, and what is sent hides behind what is computed', ['all_to_all', 'gather'])
+    """
 
     strategy: str
     """The strategy chosen."""
