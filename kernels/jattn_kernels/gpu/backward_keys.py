@@ -10,8 +10,8 @@ go by.  Two warpgroups have half of the rows each, or share them.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, BlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists, LineVisits
 from jattn_kernels.gpu.lowering import Column
 from jattn_kernels.gpu.sizes import Lengths, TileSizes, apart
 from jattn_kernels.tiles.functions import TileFunctions
+from jattn_kernels.tiles.place import Index
 
 
 class Keys(GradientBlock):
@@ -44,7 +45,7 @@ class Keys(GradientBlock):
         lists: LineLists,
         rows: int,
         learned: tuple[int, ...],
-        **static: Any,
+        **static: Unpack[BlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batch, self.batches, self.learned, self.lists = group, batch, batches, learned, lists
@@ -75,7 +76,7 @@ class Keys(GradientBlock):
         """dk and dv that nothing was added to yet, those that are active: what `add` takes and `write` writes."""
         raise NotImplementedError
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[Any, Any]:
+    def products(self, wg: jax.Array, place: Index, slot: jax.Array, of_keys: bool) -> tuple[Any, Any]:
         """The products of keys and queries in a slot, and of values and cotangents, which dk alone needs."""
         raise NotImplementedError
 
@@ -89,12 +90,20 @@ class Keys(GradientBlock):
         """
         raise NotImplementedError
 
-    def loop(self, wg: jax.Array, before: jax.Array, begin: Any, end: Any, tile: Any, state: Any) -> Any:
+    def loop(
+        self,
+        wg: jax.Array,
+        before: jax.Array,
+        begin: Index,
+        end: Index,
+        tile: Callable[[jax.Array, Any], Any],
+        state: Any,
+    ) -> Any:
         """The warpgroup's tiles of begin .. end - 1, of a head with `before` tiles before it."""
         del wg, before
         return lax.fori_loop(begin, end, tile, state)
 
-    def write(self, wg: jax.Array, place: Any, rows: Any, active: tuple[bool, bool], dk: Any, dv: Any) -> None:
+    def write(self, wg: jax.Array, place: Index, rows: pl.Slice, active: tuple[bool, bool], dk: Any, dv: Any) -> None:
         """Writes what rows have come to, over the keys and values, once nobody reads those any more."""
         raise NotImplementedError
 
@@ -169,7 +178,7 @@ class Keys(GradientBlock):
         dk, dv, _ = lax.fori_loop(0, self.group, of_head, state)
         self.write(wg, place, rows, (of_keys, of_values), dk, dv)
 
-    def bring_rows(self, wg: jax.Array, place: Any, rows: Any) -> None:
+    def bring_rows(self, wg: jax.Array, place: Index, rows: pl.Slice) -> None:
         """Keys and values of the rows; of two warpgroups that share them the first brings them for both."""
         there = self.k_there.at[place]
 
@@ -202,7 +211,7 @@ class Keys(GradientBlock):
     def tile(
         self,
         wg: jax.Array,
-        place: Any,
+        place: Index,
         row: jax.Array,
         visits: LineVisits,
         before: jax.Array,
@@ -240,7 +249,7 @@ class Keys(GradientBlock):
         self.leave(slot)
         return dk, dv, sums
 
-    def write_sums(self, wg: jax.Array, place: Any, h: jax.Array, rows: Any, sums: Sequence[jax.Array]) -> None:
+    def write_sums(self, wg: jax.Array, place: Index, h: jax.Array, rows: pl.Slice, sums: Sequence[jax.Array]) -> None:
         """What one head has added to the operands' gradients, or a warpgroup's share of it."""
         if not sums:
             return
@@ -268,7 +277,7 @@ def run(
     listed: Sequence[jax.Array],
     sizes: TileSizes,
     *,
-    interpret: Any = None,
+    interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
     """dk `[b, s, g, d]`, dv `[b, s, g, e]`, and of the operands along keys whose numbers are in `learned` what each
     head adds to their gradient, float32 `[b, h, s]`.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, BlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists, LineVisits
@@ -44,7 +44,7 @@ class Pairs(GradientBlock):
         lists: LineLists,
         rows: int,
         learned: tuple[int, ...],
-        **static: Any,
+        **static: Unpack[BlockOptions],
     ):
         super().__init__(**static)
         self.group, self.elements, self.batches, self.lists, self.learned = group, elements, batches, lists, learned
@@ -61,7 +61,7 @@ class Pairs(GradientBlock):
 
     # What the machine does its own way
 
-    def products(self, wg: Index, place: Any, slot: jax.Array) -> tuple[Any, Any]:
+    def products(self, wg: Index, place: Index, slot: jax.Array) -> tuple[Any, Any]:
         """The products of the queries in a place and the keys in a slot, and of the cotangents and the values there."""
         raise NotImplementedError
 
@@ -221,7 +221,7 @@ def run(
     listed: Sequence[jax.Array],
     sizes: TileSizes,
     *,
-    interpret: Any = None,
+    interpret: plgpu.InterpretGPUParams | None = None,
 ) -> jax.Array:
     """The gradient of the operand of that `number`, in the shape and dtype in which it is laid out.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, BlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
@@ -40,7 +40,7 @@ class Queries(GradientBlock):
         lists: LineLists,
         rows: int,
         learned: tuple[int, ...],
-        **static: Any,
+        **static: Unpack[BlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batches, self.learned = group, batches, learned
@@ -154,7 +154,7 @@ class Queries(GradientBlock):
         self.leave(slot)
         return dq, [x + y.x for x, y in zip(sums, of_some, strict=True)]
 
-    def finish(self, wg: jax.Array, rows: Any, dq: Any, sums: Sequence[jax.Array]) -> None:
+    def finish(self, wg: jax.Array, rows: pl.Slice, dq: Any, sums: Sequence[jax.Array]) -> None:
         """Writes what rows have come to."""
         self.write(wg, dq)
         for n, x in enumerate(sums):
@@ -181,7 +181,7 @@ def run(
     listed: Sequence[jax.Array],
     sizes: TileSizes,
     *,
-    interpret: Any = None,
+    interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[jax.Array, list[jax.Array]]:
     """dq `[b, t, h, d]`, and of the operands whose numbers are in `learned`, along queries or without
     position, what each query adds to their gradient, float32 `[b, h, t]`.

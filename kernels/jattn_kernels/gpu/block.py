@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,13 @@ def entry(b: Index, batch: int) -> Index:
 
 
 def launch(
-    kind: type[ThreadBlock], name: str, grid: dict[str, int], *, interpret: Any, computing: int = 2, **options: Any
+    kind: type[ThreadBlock],
+    name: str,
+    grid: dict[str, int],
+    *,
+    interpret: plgpu.InterpretGPUParams | None,
+    computing: int = 2,
+    **options: Any,
 ) -> Callable:
     """A kernel with a block of that kind at every place of the grid.
 
@@ -47,7 +53,7 @@ def launch(
     """
     of_kernel = {x: options.pop(x) for x in ("out_type", "scratch_types")}
 
-    def body(*refs: Any) -> None:
+    def body(*refs: jax.Ref | None) -> None:
         # Each role makes its own: what both had read before they part would stand in registers of both.
         block = functools.partial(kind, refs, interpret=interpret, **options)
         if not kind.copies:
@@ -68,6 +74,16 @@ def launch(
         interpret=interpret,
         **of_kernel,
     )
+
+
+class BlockOptions(TypedDict):
+    """What every block takes; see `ThreadBlock`."""
+
+    functions: TileFunctions
+    staging: Staging
+    sizes: TileSizes
+    lengths: tuple[int, int]
+    interpret: plgpu.InterpretGPUParams | None
 
 
 class ThreadBlock:
@@ -91,7 +107,7 @@ class ThreadBlock:
         staging: Staging,
         sizes: TileSizes,
         lengths: tuple[int, int],
-        interpret: Any,
+        interpret: plgpu.InterpretGPUParams | None,
     ):
         self.functions, self.staging, self.sizes = functions, staging, sizes
         self.t, self.s = lengths
@@ -183,13 +199,19 @@ class ThreadBlock:
             results.append(keep(columns, lowered(fn, cut[0].shape, machine)(*cut, *given(columns))))
         return jax.tree.map(self._together, *results, is_leaf=lambda x: isinstance(x, Row))
 
-    def _together(self, *pieces: Any) -> Any:
+    def _together(self, *pieces: Row | jax.Array) -> Row | jax.Array:
         if isinstance(pieces[0], Row):
             return Row(sum(x.x for x in pieces))
         return self.machine.join(pieces)
 
     def scores(
-        self, score: jax.Array, i: jax.Array, j: jax.Array, parts: Sequence[Any], masked: bool, real: Any = True
+        self,
+        score: jax.Array,
+        i: jax.Array,
+        j: jax.Array,
+        parts: Sequence[Any],
+        masked: bool,
+        real: jax.Array | bool = True,
     ) -> jax.Array:
         """The scores of a tile from its products, -inf where a pair does not attend or is not `real`."""
         if self.functions.scaled:
@@ -203,7 +225,7 @@ class ThreadBlock:
 
     # Copies
 
-    def copier(self, arrived: Any) -> Callable[[jax.Ref, Any, jax.Ref], None]:
+    def copier(self, arrived: jax.Ref) -> Callable[[jax.Ref, Any, jax.Ref], None]:
         """How operands are copied, where a barrier counts what has arrived."""
         return lambda ref, at, to: plgpu.copy_gmem_to_smem(ref.at[at], to, arrived)
 

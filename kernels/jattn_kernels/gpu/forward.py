@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, ThreadBlock, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, BlockOptions, ThreadBlock, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import EIGHT, Lengths, TileSizes
@@ -41,7 +41,7 @@ class Forward(ThreadBlock):
         batch: int,
         batches: tuple[int, ...],
         lists: LineLists,
-        **static: Any,
+        **static: Unpack[BlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batches = group, batches
@@ -194,7 +194,7 @@ class Forward(ThreadBlock):
         out, total, new, p = lax.optimization_barrier((out, total, new, p))
         return self.add(wg, n, slot, out, p), new, total
 
-    def finish(self, wg: jax.Array, rows: Any, out: Any, top: jax.Array, total: jax.Array) -> None:
+    def finish(self, wg: jax.Array, rows: pl.Slice, out: Any, top: jax.Array, total: jax.Array) -> None:
         """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
         unseen = total == 0
         self.write(wg, out, jnp.where(unseen, 0.0, 1 / total), unseen)
@@ -226,7 +226,7 @@ def run(
     sizes: TileSizes,
     *,
     parts: int = 1,
-    interpret: Any = None,
+    interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
     `[b, s, g, d]`, v `[b, s, g, e]`, of one dtype of 16 bits; d and e are multiples of 16, at most 256.

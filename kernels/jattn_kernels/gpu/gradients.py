@@ -26,6 +26,10 @@ class OfQueries(NamedTuple):
     share: Any  # exp(-remainder): a factor of the weights; None without gates, where dout and delta have it
 
 
+Held = jax.Array | tuple[()] | None
+"""What is held of a tile until all of it is there: an array; `()` where it stands in memory; None if none needs it."""
+
+
 def _numbers(part: Any, i: jax.Array, j: jax.Array) -> jax.Array:
     """What a tile takes of a part: of diagonals those that were looked up, which get the gradient."""
     return part.at(i, j) if isinstance(part, Diagonals) else part
@@ -40,7 +44,7 @@ class GradientBlock(ThreadBlock):
 
     learned: Sequence[int]
 
-    def keep(self, wg: Index, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+    def keep(self, wg: Index, columns: slice, weight: jax.Array | None, ds: jax.Array | None) -> tuple[Held, Held]:
         """What is held of the weights of some columns and of the gradients of their scores, None where those are not
         active, until all of the tile's are there: a product takes them in 16 bits."""
         del wg, columns

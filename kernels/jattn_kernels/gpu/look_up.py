@@ -16,7 +16,7 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, memref, vector
 
 
-def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
+def look_up(ref: jax.Ref, index: jax.Array, layout: plgpu.Layout | None) -> jax.Array:
     """`ref.flat[index]` of a reference, for int32 indices inside it, in the reference's dtype.
 
     Args:
@@ -26,11 +26,12 @@ def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
     """
     if index.ndim == 0:
         return ref[index]
+    assert layout is not None
     result = plgpu.ShapeDtypeStruct(index.shape, ref.dtype, layout=layout)
     signed = None if not np.issubdtype(ref.dtype, np.integer) else np.issubdtype(ref.dtype, np.signedinteger)
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), layout), return_type=result)
-    def gather(_: Any, table: Any, places: Any) -> Any:
+    def gather(_: mgpu.LaunchContext, table: ir.Value, places: mgpu.FragmentedArray) -> mgpu.FragmentedArray:
         table = mgpu.utils.memref_fold(table, 0, len(ref.shape)) if len(ref.shape) > 1 else table
         numbers = np.empty_like(places.registers)
         for at, register in np.ndenumerate(places.registers):
@@ -41,12 +42,11 @@ def look_up(ref: Any, index: jax.Array, layout: Any) -> jax.Array:
     return load(ref, index)
 
 
-def _load(table: Any, places: Any) -> Any:
+def _load(table: ir.Value, places: ir.Value) -> ir.Value:
     """The numbers at a register's indices, which hold one or several."""
     at = lambda place: memref.load(table, [arith.index_castui(ir.IndexType.get(), place)])
     if not isinstance(places.type, ir.VectorType):
         return at(places)
     (n,) = ir.VectorType(places.type).shape
-    places = [vector.extract(places, dynamic_position=[], static_position=[k]) for k in range(n)]
-    numbers = [at(place) for place in places]
+    numbers = [at(vector.extract(places, dynamic_position=[], static_position=[k])) for k in range(n)]
     return vector.from_elements(ir.VectorType.get((n,), numbers[0].type), numbers)

@@ -11,12 +11,12 @@ tile do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import ArrayLike
 
 from jattn_kernels.gpu.look_up import look_up
 from jattn_kernels.gpu.lowering import Kind
@@ -48,7 +48,7 @@ class Warpgroup:
         """The numbers 0 to n - 1, one for each column."""
         return plgpu.broadcasted_iota(jnp.int32, (n,), 0, layout=self.layouts["column"])
 
-    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+    def full(self, value: ArrayLike, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         """An array that is one number everywhere."""
         return {"tile": self.tile, "row": self.row, "column": self.column}[kind](jnp.full(shape, value))
 
@@ -171,7 +171,7 @@ class Simulated(Warpgroup):
     def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         return ref[...].reshape(-1)[index]
 
-    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+    def full(self, value: ArrayLike, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         return jnp.full(shape, value)
 
     def after(self, xs: Sequence[jax.Array], others: Sequence[jax.Array]) -> list[jax.Array]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index, Place
 from jattn_kernels.tiles.work import Array, Frame, Lists, Runs, Stretch, Strip, Work
 from jattn_kernels.tpu.gradient import Gradient
-from jattn_kernels.tpu.grid_step import GridStep, product
+from jattn_kernels.tpu.grid_step import GridStep, StepOptions, product
 from jattn_kernels.tpu.lanes import lane_slice
 from jattn_kernels.tpu.layout import OperandLayout, array
 from jattn_kernels.tpu.sizes import TileSizes
@@ -47,7 +47,7 @@ class _Backward(GridStep):
         factors: tuple[float, float],
         shape: Lists | Runs,
         scalars: int,
-        **static: Any,
+        **static: Unpack[StepOptions],
     ):
         frame, layouts = static["frame"], static["layouts"]
         read, (chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest) = refs[:scalars], refs[scalars:]
@@ -123,7 +123,7 @@ class _Backward(GridStep):
         hides = stretch.masked or real is not True
         learned = [n for n, x in enumerate(self.gradients) if x is not None]
 
-        def with_learned(fn):
+        def with_learned(fn: Callable[[jax.Array, list[Any]], jax.Array]) -> Callable:
             """`fn` as a function of the tile and of the parts of the learned operands."""
             return lambda x, some: fn(x, [some[learned.index(n)] if n in learned else y for n, y in enumerate(parts)])
 
@@ -207,7 +207,7 @@ class _Backward(GridStep):
         dq = self.dq_sum[...] * dq_factor
         self.dq[...] = (dq.T if self.sizes.transposed_dq else dq).astype(self.dq.dtype)
 
-        def write(held, keys):
+        def write(held: tuple, keys: tuple) -> None:
             upright = lambda x: x if self.transposed_rows is None else x.T
             self.dk[keys] = (upright(self.dk_sum[held]) * dk_factor).astype(self.dk.dtype)
             self.dv[keys] = upright(self.dv_sum[held]).astype(self.dv.dtype)
@@ -241,7 +241,7 @@ def backward(
     factor: float,
     precision: jax.lax.Precision | None = None,
     memory: int | None = None,
-    interpret: Any = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
+    interpret: pltpu.InterpretParams | bool = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
 ) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
     """Gradients of q, in `dq_dtype`, of k and v, and of the operands that are `active`, in their layout.
 

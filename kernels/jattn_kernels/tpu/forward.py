@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.place import Index, Place
 from jattn_kernels.tiles.work import Frame, Lists, Pattern, Runs, Stretch, Strip, Work
-from jattn_kernels.tpu.grid_step import GridStep, product
+from jattn_kernels.tpu.grid_step import GridStep, StepOptions, product
 from jattn_kernels.tpu.lanes import to_column
 from jattn_kernels.tpu.layout import OperandLayout, array
 from jattn_kernels.tpu.sizes import LANES, TileSizes
@@ -61,7 +61,7 @@ class _Forward(GridStep):
 
     ahead, transposed = True, False
 
-    def __init__(self, refs: Sequence[jax.Ref], shape: Lists | Runs, scalars: int, **static: Any):
+    def __init__(self, refs: Sequence[jax.Ref], shape: Lists | Runs, scalars: int, **static: Unpack[StepOptions]):
         read, (self.q, self.k, self.v, *rest) = refs[:scalars], refs[scalars:]
         *operands, self.out, self.lse, self.remainder, self.top, self.total, self.sum = rest
         b, h, i, self.c = (pl.program_id(n) for n in range(4))
@@ -166,8 +166,8 @@ def when(condition: bool | jax.Array, run: Callable) -> None:
         run()
 
 
-def _kernel(*refs: jax.Ref, **static):
-    head, steps = _Forward(refs=refs, **static), static["shape"].steps
+def _kernel(*refs: jax.Ref, shape: Lists | Runs, scalars: int, **static: Unpack[StepOptions]) -> None:
+    head, steps = _Forward(refs, shape, scalars, **static), shape.steps
     if head.single:
         head.visit_single()
         return
@@ -189,7 +189,7 @@ def forward(
     dtype: DTypeLike,
     precision: jax.lax.Precision | None = None,
     memory: int | None = None,
-    interpret: Any = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
+    interpret: pltpu.InterpretParams | bool = False,  # as `pallas_call` takes it: a flag, or how a simulator is to run
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, h, t, e]` in `dtype`, lse `[b, h, 1, t]` and what rounding took from it, of q `[b, h, t, d]`, k
     `[b, g, s, d]`, v `[b, g, s, e]`.

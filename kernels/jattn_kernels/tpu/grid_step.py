@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,16 @@ def product(a: jax.Array, b: jax.Array, contract: tuple[int, int], precision: ja
     precision = precision if a.dtype == b.dtype == jnp.float32 else None
     dims = (((contract[0],), (contract[1],)), ((), ()))
     return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+class StepOptions(TypedDict):
+    """What every step takes beside its place; see `GridStep`."""
+
+    frame: Frame
+    functions: TileFunctions
+    layouts: tuple[OperandLayout, ...]
+    patterns: tuple[Pattern, ...]
+    precision: jax.lax.Precision | None
 
 
 class GridStep:

@@ -81,7 +81,7 @@ class _Keys(Alone, Keys):
                 x = (x if factor == 1.0 else x * factor).astype(ref.dtype)
                 machine.write(x, staged.at[0], ref, (self.b, rows, self.g))
 
-    def products(self, wg: Index, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: Index, place: Index, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
         del wg
         product = self.machine.product(self.k_sm.at[place], self.q_sm.at[slot])
         # Without dk the gradient of the weights is not needed, and any tile does for it.

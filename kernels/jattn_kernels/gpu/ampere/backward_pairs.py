@@ -53,7 +53,7 @@ class _Pairs(Alone, Pairs):
         total = lax.fori_loop(0, self.elements, of_element, machine.zeros(self.sizes.height, self.sizes.columns))
         self.write(wg, total)
 
-    def products(self, wg: Index, place: Any, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: Index, place: Index, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
         del wg
         product = self.machine.product(self.q_sm.at[place], self.k_sm.at[slot])
         return product, self.machine.product(self.dout_sm.at[place], self.v_sm.at[slot])

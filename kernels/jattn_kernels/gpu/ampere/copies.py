@@ -54,7 +54,7 @@ def send(staged: jax.Ref, ref: jax.Ref, at: tuple[Any, ...]) -> None:
     _copy(ref, at, staged, one)
 
 
-def write(x: jax.Array, to: jax.Ref, layout: Any, in_order: bool = False) -> None:
+def write(x: jax.Array, to: jax.Ref, layout: plgpu.Layout, in_order: bool = False) -> None:
     """Writes a tile of that layout to shared memory, or a vector to global memory; all threads come and go together.
 
     `in_order`: the tile there lies in the order of its rows, not as products take it.
@@ -62,7 +62,7 @@ def write(x: jax.Array, to: jax.Ref, layout: Any, in_order: bool = False) -> Non
     transforms = () if in_order else _transforms(to)
 
     @plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType(transforms)))
-    def store(_: Any, x: Any, to: Any) -> None:
+    def store(_: mgpu.LaunchContext, x: mgpu.FragmentedArray, to: ir.Value) -> None:
         utils.warpgroup_barrier()  # nobody reads what was there
         if transforms:
             x.store_tiled(to, transforms[1].swizzle, optimized=False)
@@ -82,14 +82,14 @@ def wait(groups: int) -> None:
     """Waits until all threads' copies are there, but of the last `groups`."""
 
     @plgpu.inline_mgpu()
-    def wait(_: Any) -> None:
+    def wait(_: mgpu.LaunchContext) -> None:
         nvvm.cp_async_wait_group(groups)
         utils.warpgroup_barrier()
 
     _call(wait)
 
 
-def _call(fn: Any, *args: Any) -> None:
+def _call(fn: Callable[..., None], *args: jax.Array | jax.Ref) -> None:
     fn(*args)  # the decorator takes away the context, which types do not say
 
 
@@ -106,7 +106,7 @@ def _copy(ref: jax.Ref, at: tuple[Any, ...], staged: jax.Ref, one: Callable[...,
     splat = plgpu.Layout.WG_SPLAT
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(), plgpu.RefType(_transforms(staged)), *[splat] * len(some)))
-    def copy(_: Any, there: Any, here: Any, *some: Any) -> None:
+    def copy(_: mgpu.LaunchContext, there: ir.Value, here: ir.Value, *some: mgpu.FragmentedArray) -> None:
         rest = iter(some)
         left = [None if x is None else next(rest).registers.item() for x in ends]
         (_copy_tile if len(left) == 2 else _copy_vector)(there, here, left, one)
@@ -114,7 +114,7 @@ def _copy(ref: jax.Ref, at: tuple[Any, ...], staged: jax.Ref, one: Callable[...,
     _call(copy, ref.at[at], staged, *some)
 
 
-def _left(n: int, index: Any) -> jax.Array | None:
+def _left(n: int, index: pl.Slice) -> jax.Array | None:
     """How many entries are left from a slice's start on; None if all that it has are."""
     return None if n % index.size == 0 else jnp.int32(n) - index.start
 

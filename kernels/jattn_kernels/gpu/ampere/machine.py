@@ -41,7 +41,7 @@ class Warps(Warpgroup):
         assert then is None  # nothing is under way: products are instructions of these warps
         return [self._product(a, b) for a, b in pairs]
 
-    def _product(self, a: Any, b: jax.Ref) -> jax.Array:
+    def _product(self, a: jax.Array | jax.Ref, b: jax.Ref) -> jax.Array:
         """a `[m, d]`, in shared memory or held, times b `[n, d]` in shared memory, transposed."""
         total = self.zeros(a.shape[0], b.shape[0])
         if isinstance(a, jax.Array):
@@ -60,7 +60,7 @@ class Warps(Warpgroup):
         lhs, result = layout.to_mgpu(), plgpu.ShapeDtypeStruct(x.shape, x.dtype, layout=layout)
 
         @plgpu.inline_mgpu(arg_types=(self.layouts["tile"],), return_type=result)
-        def rename(_: Any, x: Any) -> Any:
+        def rename(_: mgpu.LaunchContext, x: mgpu.FragmentedArray) -> mgpu.FragmentedArray:
             registers = x.registers.reshape(lhs.registers_shape(x.shape))
             return mgpu.FragmentedArray(_registers=registers, _layout=lhs, _is_signed=x.is_signed)
 
@@ -110,7 +110,7 @@ class SimulatedWarps(Simulated, Warps):
         return a[...]
 
     def bring(self, ref: jax.Ref, at: tuple[Any, ...], to: jax.Ref) -> None:
-        def copy(arrived: Any) -> None:
+        def copy(arrived: jax.Ref) -> None:
             plgpu.copy_gmem_to_smem(ref.at[at], to, arrived)
             plgpu.barrier_wait(arrived)
 

@@ -10,6 +10,7 @@ are so wide that tensor memory does not hold the sums of both gradients, one blo
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_keys import Keys, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
+from jattn_kernels.gpu.gradients import Held
 from jattn_kernels.gpu.sizes import TileSizes
+from jattn_kernels.tiles.place import Index
 
 
 class _Keys(Keys):
@@ -58,18 +61,26 @@ class _Keys(Keys):
         pl.when(wg == 0)(clear)
         return None, None
 
-    def loop(self, wg: jax.Array, before: jax.Array, begin: Any, end: Any, tile: Any, state: Any) -> Any:
+    def loop(
+        self,
+        wg: jax.Array,
+        before: jax.Array,
+        begin: Index,
+        end: Index,
+        tile: Callable[[jax.Array, Any], Any],
+        state: Any,
+    ) -> Any:
         first = begin + lax.rem(begin + before + wg, jnp.int32(2))
         count = lax.div(end - first + 1, jnp.int32(2))
         return lax.fori_loop(0, count, lambda n, state: tile(first + 2 * n, state), state)
 
     def products(
-        self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool
+        self, wg: jax.Array, place: Index, slot: jax.Array, of_keys: bool
     ) -> tuple[memory.TensorMemoryTile, memory.TensorMemoryTile]:
         operands = (self.k_sm.at[place], self.q_sm.at[slot]), (self.v_sm.at[place], self.dout_sm.at[slot])
         return self.own["tiles"].products(self.machine, wg, *operands[: 1 + of_keys])
 
-    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+    def keep(self, wg: jax.Array, columns: slice, weight: jax.Array | None, ds: jax.Array | None) -> tuple[Held, Held]:
         return self.own["tiles"].keep(wg, columns, weight, ds)
 
     def add(
@@ -91,7 +102,7 @@ class _Keys(Keys):
         plgpu.barrier_arrive(added.at[wg])
         return None, None
 
-    def write(self, wg: jax.Array, place: Any, rows: Any, active: tuple[bool, bool], dk: None, dv: None) -> None:
+    def write(self, wg: jax.Array, place: Index, rows: pl.Slice, active: tuple[bool, bool], dk: None, dv: None) -> None:
         plgpu.barrier_arrive(self.written)
         plgpu.barrier_wait(self.written)
 

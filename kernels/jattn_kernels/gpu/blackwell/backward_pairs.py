@@ -15,6 +15,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.blackwell import tensor_memory as memory
 from jattn_kernels.gpu.sizes import TileSizes
+from jattn_kernels.tiles.place import Index
 
 
 class _Pairs(Pairs):
@@ -30,7 +31,7 @@ class _Pairs(Pairs):
         return memory.Backward.scratch(computing, sizes.columns, dtype)
 
     def products(
-        self, wg: jax.Array, place: Any, slot: jax.Array
+        self, wg: jax.Array, place: Index, slot: jax.Array
     ) -> tuple[memory.TensorMemoryTile, memory.TensorMemoryTile]:
         operands = (self.q_sm.at[place], self.k_sm.at[slot]), (self.dout_sm.at[place], self.v_sm.at[slot])
         return self.own.products(self.machine, wg, *operands)

@@ -23,7 +23,7 @@ issues what overwrites it: `wait_load_tmem` and `commit_tmem` end with a barrier
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from jattn_kernels.gpu.gradients import Held
 from jattn_kernels.gpu.layout import stretch
 from jattn_kernels.gpu.machine import Warpgroup
 from jattn_kernels.gpu.sizes import TileSizes
@@ -106,14 +107,14 @@ class Backward(NamedTuple):
             plgpu.barrier_wait(done)
         return TensorMemoryTile(machine, places[0][0]), TensorMemoryTile(machine, places[-1][0])
 
-    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+    def keep(self, wg: jax.Array, columns: slice, weight: jax.Array | None, ds: jax.Array | None) -> tuple[Held, Held]:
         """Puts some columns of the weights and of the scores' gradients in 16 bits where their products were read, so
         that no registers hold them until the tile is whole: `KEPT` for each, None where there are none.
 
         What is half as wide ends before the products that are still to be read begin.
         """
 
-        def put(tiles: Any, x: Any) -> Any:
+        def put(tiles: Sequence[jax.Ref], x: jax.Array | None) -> Held:
             if x is None:
                 return None
             ref = tiles[1].at[wg]

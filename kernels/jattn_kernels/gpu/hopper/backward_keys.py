@@ -18,7 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from jattn_kernels.gpu.backward_keys import Keys, run
+from jattn_kernels.gpu.gradients import Held
 from jattn_kernels.gpu.hopper.products import of_scores
+from jattn_kernels.tiles.place import Index
 
 
 class _Keys(Keys):
@@ -36,7 +38,7 @@ class _Keys(Keys):
         zeros = lambda active, ref: self.machine.zeros(self.sizes.height, ref.shape[-1]) if active else None
         return zeros(of_keys, self.k_sm), zeros(of_values, self.v_sm)
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: jax.Array, place: Index, slot: jax.Array, of_keys: bool) -> tuple[jax.Array, jax.Array]:
         del wg
         if self.sizes.piece < self.sizes.columns:
             # Where the rows lie is found for each tile anew: uniform registers do not hold that beside terms.
@@ -47,7 +49,7 @@ class _Keys(Keys):
         scores = self.machine.product(*product)
         return scores, scores  # without dk the gradient of the weights is not needed: any tile does for it
 
-    def keep(self, wg: jax.Array, columns: slice, weight: Any, ds: Any) -> tuple[Any, Any]:
+    def keep(self, wg: jax.Array, columns: slice, weight: jax.Array | None, ds: jax.Array | None) -> tuple[Held, Held]:
         # As soon as they are there: half as many registers hold a piece until all are.
         del wg, columns
         weight, ds = (None if x is None else x.astype(self.q_sm.dtype) for x in (weight, ds))
@@ -61,7 +63,7 @@ class _Keys(Keys):
         sums = iter(self.machine.accumulate_all([x for x in (of_keys, of_values) if x[0] is not None]))
         return None if dk is None else next(sums), None if dv is None else next(sums)
 
-    def write(self, wg: jax.Array, place: Any, rows: Any, active: tuple[bool, bool], dk: Any, dv: Any) -> None:
+    def write(self, wg: jax.Array, place: Index, rows: pl.Slice, active: tuple[bool, bool], dk: Any, dv: Any) -> None:
         del active
         if self.shared:
             plgpu.barrier_arrive(self.written)

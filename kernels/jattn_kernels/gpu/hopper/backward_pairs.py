@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 
 from jattn_kernels.gpu.backward_pairs import Pairs, run
 from jattn_kernels.gpu.hopper.products import of_scores
+from jattn_kernels.tiles.place import Index
 
 
 class _Pairs(Pairs):
     """A tile of one operand."""
 
-    def products(self, wg: jax.Array, place: Any, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def products(self, wg: jax.Array, place: Index, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
         del wg
         product, of_values = (self.q_sm.at[place], self.k_sm.at[slot]), (self.dout_sm.at[place], self.v_sm.at[slot])
         return of_scores(self.machine, product, of_values)

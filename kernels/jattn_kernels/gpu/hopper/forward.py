@@ -33,7 +33,7 @@ class _Forward(Forward):
     # Every row of a tile is in one warp: sums along it need no memory, which tiles then have.
     parameters = MappingProxyType({**Forward.parameters, "reduction_scratch_bytes": 0})
 
-    def __init__(self, refs: Sequence[Any], **static: Any):
+    def __init__(self, refs: Sequence[jax.Ref | None], **static: Any):
         super().__init__(refs, **static)
         self.turns = turns.Turns(self.own)
 

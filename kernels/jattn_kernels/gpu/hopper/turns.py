@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.mosaic import gpu as mgpu
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import llvm
@@ -54,7 +55,7 @@ def _barrier(does: Literal["arrive", "sync"], warpgroup: jax.Array) -> None:
     """A warpgroup's barrier, which both come to."""
 
     @plgpu.inline_mgpu(arg_types=(plgpu.Layout.WG_SPLAT,))
-    def run(_: Any, number: Any) -> None:
+    def run(_: mgpu.LaunchContext, number: mgpu.FragmentedArray) -> None:
         void, text = ir.Type.parse("!llvm.void"), f"barrier.cta.{does} $0, {_THREADS};"
         llvm.inline_asm(void, [number.registers.item()], text, "r", has_side_effects=True)
 

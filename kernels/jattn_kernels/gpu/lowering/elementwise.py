@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
 from jattn_kernels.gpu.lowering.arrays import Held, Index, Lazy, Tile, Value, known, narrowed
+from jattn_kernels.gpu.lowering.equations import Equation
 from jattn_kernels.gpu.lowering.numbers import ELEMENTWISE, FOLDED, ON_BITS, compute
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
@@ -16,7 +16,7 @@ _OF_POSITIONS = ("sub", "neg", "abs")
 """Exact in float32 too, of positions below 2^24: converted once for each row and column, and not for each pair."""
 
 
-def elementwise(tile: Tile, eqn: Any, inputs: Sequence[Held]) -> Held:
+def elementwise(tile: Tile, eqn: Equation, inputs: Sequence[Held]) -> Held:
     name, params = eqn.primitive.name, eqn.params
     if name not in ELEMENTWISE:
         raise NotLowered(f"has no {name.replace('_', ' ')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax.extend
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from jattn_kernels.gpu.lowering import look_ups, moving, reductions
 from jattn_kernels.gpu.lowering.arrays import Held, Index, Tile, Value, known
 from jattn_kernels.gpu.lowering.elementwise import elementwise
+from jattn_kernels.gpu.lowering.equations import Abstract, Equation, Jaxpr, Literal, Variable
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 _INLINED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # where the primitives that call a function hold it
@@ -26,14 +27,14 @@ _MOST_STEPS = 64  # a loop of so many is still unrolled
 
 
 def run(
-    tile: Tile, jaxpr: Any, consts: Sequence[Held], args: Sequence[Held], wanted: Sequence[bool] | None = None
+    tile: Tile, jaxpr: Jaxpr, consts: Sequence[Held], args: Sequence[Held], wanted: Sequence[bool] | None = None
 ) -> list[Any]:
-    """The results of a jaxpr (jax.extend.core.Jaxpr), None in the place of those that nobody wants."""
+    """The results of a jaxpr, None in the place of those that nobody wants."""
     wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
     needed = _needed(jaxpr, wanted)
     env: dict[Any, Held] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
-    def read(v: Any) -> Any:
+    def read(v: Variable) -> Held:
         return known(v.val, v.aval.dtype) if _is_literal(v) else env[v]
 
     multiples: dict[Any, tuple[Held, float]] = {}
@@ -46,14 +47,14 @@ def run(
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, wanted, strict=True)]
 
 
-def _one_product(eqn: Any, inputs: Sequence[Any], multiples: dict[Any, tuple[Held, float]]) -> Sequence[Any]:
+def _one_product(eqn: Equation, inputs: Sequence[Any], multiples: dict[Any, tuple[Held, float]]) -> Sequence[Any]:
     """The inputs, with a number times a number in the place of both where an array is multiplied by one and then by
     another: a scale and a cap's inverse, say.  `multiples`: of what, and by which, a variable is."""
-    literals = [n for n, v in enumerate(eqn.invars) if _is_literal(v)]
+    literals = [(n, float(v.val)) for n, v in enumerate(eqn.invars) if _is_literal(v)]
     if eqn.primitive.name != "mul" or len(literals) != 1 or eqn.outvars[0].aval.dtype != np.float32:
         return inputs
-    (n,) = literals
-    array, factor = eqn.invars[1 - n], float(eqn.invars[n].val)
+    ((n, factor),) = literals
+    array = eqn.invars[1 - n]
     base, before = multiples.get(array, (inputs[1 - n], 1.0))
     product, limits = before * factor, np.finfo(np.float32)
     if not float(limits.tiny) <= abs(product) <= float(limits.max):
@@ -70,7 +71,7 @@ def _closed(tile: Tile, jaxpr: Any, args: Sequence[Held], wanted: Sequence[bool]
     return run(tile, inner, [tile.constant(c) for c in consts], args, wanted)
 
 
-def _equation(tile: Tile, eqn: Any, inputs: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+def _equation(tile: Tile, eqn: Equation, inputs: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
     name = eqn.primitive.name
     if name in _CALLS:
         inner = next(eqn.params[p] for p in _INLINED if p in eqn.params)
@@ -84,7 +85,7 @@ def _equation(tile: Tile, eqn: Any, inputs: Sequence[Any], wanted: Sequence[bool
     return [_RULES[name](tile, eqn, *inputs) if name in _RULES else elementwise(tile, eqn, inputs)]
 
 
-def _cond(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
+def _cond(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
     """All branches, and a choice of their results: they are functions without effects."""
     which, branches = tile.at(inputs[0], ()), eqn.params["branches"]
     if which.known:
@@ -108,7 +109,7 @@ def _cond(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) 
     return [choose(n) if w else None for n, w in enumerate(wanted)]
 
 
-def _scan(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
+def _scan(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
     del wanted  # later steps want parts of a carry that nobody else does
     p, length = eqn.params, eqn.params["length"]
     if length > _MOST_STEPS:
@@ -119,7 +120,7 @@ def _scan(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) 
     order = range(length - 1, -1, -1) if p["reverse"] else range(length)
     inner = getattr(p["jaxpr"], "jaxpr", p["jaxpr"]).invars[held:]
 
-    def entry(x: Held, v: Any, n: int) -> Held:
+    def entry(x: Held, v: Variable, n: int) -> Held:
         return tile.make(v.aval.shape, v.aval.dtype, lambda i: tile.at(x, (known(n, np.int32), *i)))
 
     for n in order:
@@ -132,7 +133,7 @@ def _scan(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) 
     return [*carry, *(_stacked(tile, [s[n] for s in stacks], v.aval) for n, v in enumerate(outs))]
 
 
-def _stacked(tile: Tile, entries: Sequence[Held], out: Any) -> Held:
+def _stacked(tile: Tile, entries: Sequence[Held], out: Abstract) -> Held:
     def at(index: Index) -> Value:
         if index[0].known:
             return tile.at(entries[int(index[0].x)], index[1:])
@@ -145,7 +146,7 @@ def _stacked(tile: Tile, entries: Sequence[Held], out: Any) -> Held:
     return tile.make(out.shape, out.dtype, at)
 
 
-def _while(tile: Tile, eqn: Any, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
+def _while(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
     del wanted
     p = eqn.params
     a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
@@ -172,11 +173,11 @@ def _scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def _is_literal(v: Any) -> bool:
+def _is_literal(v: Variable) -> TypeGuard[Literal]:
     return isinstance(v, jax.extend.core.Literal)
 
 
-def _needed(jaxpr: Any, wanted: Sequence[bool]) -> list[list[bool]]:
+def _needed(jaxpr: Jaxpr, wanted: Sequence[bool]) -> list[list[bool]]:
     """Of each equation, which results something that is wanted needs."""
     live = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and not _is_literal(v)}
     needed = []

@@ -11,15 +11,16 @@ import numpy as np
 from jax import lax
 
 from jattn_kernels.gpu.lowering.arrays import ZERO, Held, Index, Tile, Value, known
+from jattn_kernels.gpu.lowering.equations import Equation
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 
-def dynamic_slice(tile: Tile, eqn: Any, x: Held, *starts: Held) -> Held:
+def dynamic_slice(tile: Tile, eqn: Equation, x: Held, *starts: Held) -> Held:
     out, shape = eqn.outvars[0].aval, eqn.invars[0].aval.shape
     tile.whole(shape, out.shape)
     starts = tuple(tile.at(s, ()) for s in starts)
 
-    def move(d: int, i: Any) -> Any:
+    def move(d: int, i: Value | None) -> Value | None:
         if i is None:
             return None
         return tile.fold("add", tile.inside(starts[d], shape[d] - out.shape[d]), i)
@@ -27,7 +28,7 @@ def dynamic_slice(tile: Tile, eqn: Any, x: Held, *starts: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(move(d, y) for d, y in enumerate(i))))
 
 
-def gather(tile: Tile, eqn: Any, x: Held, indices: Held) -> Held:
+def gather(tile: Tile, eqn: Equation, x: Held, indices: Held) -> Held:
     """A look-up at computed indices: of the operand's axes some are found by index, others are in the result."""
     p, out, shape = eqn.params, eqn.outvars[0].aval, eqn.invars[0].aval.shape
     numbers, sizes, mode = p["dimension_numbers"], p["slice_sizes"], p["mode"]

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from jattn_kernels.gpu.lowering.arrays import ZERO, Held, Index, Lazy, Tile, Value, known, narrowed
+from jattn_kernels.gpu.lowering.equations import Abstract, Equation
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 
-def broadcast_in_dim(tile: Tile, eqn: Any, x: Held, *_: Any) -> Held:
+def broadcast_in_dim(tile: Tile, eqn: Equation, x: Held, *_: Held) -> Held:
     out, dims, shape = eqn.outvars[0].aval, eqn.params["broadcast_dimensions"], eqn.invars[0].aval.shape
     if isinstance(x, Lazy) and x.floats is not None and out.shape == tile.sizes:
         return x._replace(shape=out.shape)
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, narrowed([i[d] for d in dims], shape)))
 
 
-def squeeze(tile: Tile, eqn: Any, x: Held) -> Held:
+def squeeze(tile: Tile, eqn: Equation, x: Held) -> Held:
     out, gone = eqn.outvars[0].aval, {d % len(eqn.invars[0].aval.shape) for d in eqn.params["dimensions"]}
 
     def at(index: Index) -> Value:
@@ -29,12 +30,12 @@ def squeeze(tile: Tile, eqn: Any, x: Held) -> Held:
     return tile.make(out.shape, out.dtype, at)
 
 
-def expand_dims(tile: Tile, eqn: Any, x: Held) -> Held:
+def expand_dims(tile: Tile, eqn: Equation, x: Held) -> Held:
     out, new = eqn.outvars[0].aval, set(eqn.params["dimensions"])
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(y for d, y in enumerate(i) if d not in new)))
 
 
-def reshape(tile: Tile, eqn: Any, x: Held, *_: Any) -> Held:
+def reshape(tile: Tile, eqn: Equation, x: Held, *_: Held) -> Held:
     out, shape = eqn.outvars[0].aval, eqn.invars[0].aval.shape
     long = [d for d, n in enumerate(shape) if n != 1]
     kept = [d for d, n in enumerate(out.shape) if n != 1]
@@ -50,7 +51,7 @@ def reshape(tile: Tile, eqn: Any, x: Held, *_: Any) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tile.split(tile.linear(i, out.shape), shape)))
 
 
-def transpose(tile: Tile, eqn: Any, x: Held) -> Held:
+def transpose(tile: Tile, eqn: Equation, x: Held) -> Held:
     out, permutation = eqn.outvars[0].aval, eqn.params["permutation"]
     _same_order(tile, eqn.invars[0].aval.shape, out.shape)
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(i[permutation.index(d)] for d in range(len(i)))))
@@ -61,7 +62,7 @@ def _same_order(tile: Tile, shape: Sequence[int], out: Sequence[int]) -> None:
         raise NotLowered("cannot turn rows of a tile into columns")
 
 
-def rev(tile: Tile, eqn: Any, x: Held) -> Held:
+def rev(tile: Tile, eqn: Equation, x: Held) -> Held:
     out, dims = eqn.outvars[0].aval, eqn.params["dimensions"]
     if any(out.shape[d] in tile.sizes for d in dims):
         raise NotLowered("looks at other places of the tile than its own")
@@ -69,13 +70,13 @@ def rev(tile: Tile, eqn: Any, x: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(turn(d, y) for d, y in enumerate(i))))
 
 
-def _slice(tile: Tile, eqn: Any, x: Held) -> Held:
+def _slice(tile: Tile, eqn: Equation, x: Held) -> Held:
     out, p = eqn.outvars[0].aval, eqn.params
     strides = p["strides"] or (1,) * len(out.shape)
     shape = eqn.invars[0].aval.shape
     tile.whole(shape, out.shape)
 
-    def move(d: int, i: Any) -> Any:
+    def move(d: int, i: Value | None) -> Value | None:
         if i is None:
             return None
         scaled = tile.fold("mul", i, known(strides[d], np.int32))
@@ -84,7 +85,7 @@ def _slice(tile: Tile, eqn: Any, x: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(move(d, y) for d, y in enumerate(i))))
 
 
-def concatenate(tile: Tile, eqn: Any, *parts: Held) -> Held:
+def concatenate(tile: Tile, eqn: Equation, *parts: Held) -> Held:
     axis: int
     out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
     if out.shape[axis] in tile.sizes and len(parts) > 1:
@@ -111,10 +112,10 @@ def concatenate(tile: Tile, eqn: Any, *parts: Held) -> Held:
     return tile.make(out.shape, out.dtype, at)
 
 
-def split(tile: Tile, eqn: Any, x: Held) -> list[Held]:
+def split(tile: Tile, eqn: Equation, x: Held) -> list[Held]:
     axis, starts = eqn.params["axis"], [0, *itertools.accumulate(eqn.params["sizes"])]
 
-    def one(start: int, out: Any) -> Held:
+    def one(start: int, out: Abstract) -> Held:
         tile.whole(eqn.invars[0].aval.shape, out.shape)
         move = lambda i: None if i is None else tile.fold("add", i, known(start, np.int32))
         return tile.make(out.shape, out.dtype, lambda i: tile.at(x, (*i[:axis], move(i[axis]), *i[axis + 1 :])))
@@ -122,7 +123,7 @@ def split(tile: Tile, eqn: Any, x: Held) -> list[Held]:
     return [one(start, v.aval) for start, v in zip(starts, eqn.outvars, strict=False)]
 
 
-def iota(tile: Tile, eqn: Any, *_: Any) -> Held:
+def iota(tile: Tile, eqn: Equation, *_: Held) -> Held:
     out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
     if out.shape[axis] in tile.sizes:
         raise NotLowered("takes positions from i and j, not from a tile's shape")

@@ -6,15 +6,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from jattn_kernels.gpu.lowering.arrays import MOST_SUMMED, Held, Index, Tile, Value, known
+from jattn_kernels.gpu.lowering.equations import Equation
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 
-def _reduce(tile: Tile, eqn: Any, x: Held, *, fold: str) -> Held:
+def _reduce(tile: Tile, eqn: Equation, x: Held, *, fold: str) -> Held:
     shape, axes, out = eqn.invars[0].aval.shape, eqn.params["axes"], eqn.outvars[0].aval
     across = [shape[d] for d in axes if shape[d] in tile.sizes]
     if across and (fold != "add" or across != [tile.sizes[1]]):

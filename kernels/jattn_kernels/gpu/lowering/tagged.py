@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 Kind = Literal["scalar", "row", "column", "tile"]
 """What a value depends on: nothing, its row, its column, both.  `row`: a number for each row, `[rows]`."""
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 class Machine(Protocol):
     """What the replay asks of the machine that it runs on."""
 
-    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+    def full(self, value: ArrayLike, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         """An array of one number, a scalar known while tracing or not.
 
         A layout that is said here, of tiles above all, spares Mosaic a search for one, which long functions exhaust.
@@ -56,7 +56,7 @@ class Machine(Protocol):
         """A tile's sum over its columns, a number for each row."""
         ...
 
-    def take(self, ref: Any, index: jax.Array, kind: Kind) -> jax.Array:
+    def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         """The numbers of a flat reference at int32 indices, all of which are inside; in the reference's dtype."""
         ...
 
@@ -64,7 +64,7 @@ class Machine(Protocol):
 class Plain:
     """The machine of plain arrays: a dry run's, and the simulator's."""
 
-    def full(self, value: Any, shape: tuple[int, ...], kind: Kind) -> jax.Array:
+    def full(self, value: ArrayLike, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         del kind
         return jnp.full(shape, value)
 
@@ -74,6 +74,6 @@ class Plain:
     def row_sum(self, x: jax.Array) -> jax.Array:
         return jnp.sum(x, 1)
 
-    def take(self, ref: Any, index: jax.Array, kind: Kind) -> jax.Array:
+    def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         del kind
         return ref[...][index]
