@@ -3,8 +3,11 @@
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import NoReturn, TypeAlias
+
+Missing: TypeAlias = Callable[[Iterable[str]], list[str]]
+"""As `missing`: a command takes it as an argument, so that what it does where a package lacks can be tried anywhere."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +34,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def choices(allowed: Iterable[str]):
+def choices(allowed: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
     """An argparse type: a comma-separated choice of names, e.g. `jax,torch`."""
     allowed = tuple(allowed)
 

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench import _machine
@@ -25,9 +25,22 @@ PAGE = Path(__file__).parent / "zoo.md"
 Figures = Mapping[str, Mapping[str, Figure]]  # task -> variant -> figure
 
 
-def main(arguments: Sequence[str], page: Path = PAGE, record: Path = _figure.RECORD) -> int:
+def main(
+    arguments: Sequence[str],
+    page: Path = PAGE,
+    record: Path = _figure.RECORD,
+    *,
+    call: Callable[[Sequence[str]], int] = subprocess.call,
+) -> int:
     """Train, and write the page and the record; 2 if the command line is wrong, something is not installed or a run
-    fails."""
+    fails.
+
+    Args:
+        arguments: the command line.
+        page: where figures stand for readers.
+        record: where they stand for `python -m jattn.zoo`.
+        call: runs a command and gives its exit status.
+    """
     parser = Parser(prog="bench zoo", description=__doc__)
     parser.add_argument("--task", type=choices(TASKS), default=TASKS, help=f"of {','.join(TASKS)}; default: all")
     parser.add_argument("--seed", default="0", help="of every run; default: 0")
@@ -44,7 +57,7 @@ def main(arguments: Sequence[str], page: Path = PAGE, record: Path = _figure.REC
             out = options.out / task / re.sub(r"\W+", "-", label)
             command = [sys.executable, "-m", "jattn.zoo", task, *flags, "--seed", options.seed, "--out", str(out)]
             print(f"\n{task}, {label}: python -m jattn.zoo {' '.join(command[3:])}", flush=True)
-            if subprocess.call(command) or (figure := _figure.load(out)) is None:
+            if call(command) or (figure := _figure.load(out)) is None:
                 return complain(parser.prog, f"{task}, {label}: the run came to no figure")
             figures[label] = figure
         records[task] = figures

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from bench import _machine, _timing
-from bench._cli import Parser, choices, complain, install, integers, missing, positive
+from bench._cli import Missing, Parser, choices, complain, install, integers, missing, positive
 from bench._passes import DIRECTIONS
 from bench._paths import OUT
 from bench._report import facts_line, header, line, number, progress, write_json
@@ -48,6 +48,7 @@ def main(
     jattn: Contender = JATTN,
     products: Callable[[int, bool], Mapping[str, float]] = matmul_gflops,
     attends: Mapping[str, Callable[[Case], Attend]] = ATTENDS,
+    missing: Missing = missing,
 ) -> int:
     """Run the benchmark or, with --memory, the memory table; 1 if a result is wrong, 2 if the command line is.
 
@@ -56,6 +57,7 @@ def main(
       jattn: what is timed beside the peers.
       products: (size, with_torch), the speeds of a matrix product.
       attends: what the memory table has a column of.
+      missing: which of some modules are not installed.
     """
     parser = _parser()
     options = parser.parse_args(arguments)

@@ -13,7 +13,7 @@ from typing import Any
 from jattn_kernels import tables
 from jattn_kernels.chips import GPUS
 
-from bench._cli import missing
+from bench._cli import Missing, missing
 from bench._paths import ROOT
 from bench.scale._cases import WIDTH
 from bench.tpu._cases import Case as Counted
@@ -67,7 +67,7 @@ def _of_splash(chip: str, rows: int, columns: int, mask: str, direction: str) ->
 
 
 @functools.cache
-def _kept(chip: str, t: int, mask: str, direction: str) -> float | None:
+def _kept(chip: str, t: int, mask: str, direction: str, missing: Missing = missing) -> float | None:
     """Milliseconds of splash's kernels for one pair of one head, at the best of the settings that are kept.
 
     Counts are kept for the versions that were counted, so where those are not installed there is None.

@@ -30,9 +30,13 @@ class Compiler:
     """Compiles and counts, one request at a time; a worker that dies is replaced.
 
     Use it in a `with` statement: it holds a process and a temporary directory.
+
+    Args:
+        python: what the worker runs on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, python: str = sys.executable) -> None:
+        self._python = python
         self._directory = tempfile.TemporaryDirectory(prefix="jattn-bench-")
         self._worker: subprocess.Popen[str] | None = None
 
@@ -64,7 +68,7 @@ class Compiler:
         dump.mkdir()
         with self._stderr.open("w") as stderr:
             return subprocess.Popen(
-                [sys.executable, "-m", "bench.tpu._worker", str(dump)],
+                [self._python, "-m", "bench.tpu._worker", str(dump)],
                 cwd=ROOT,
                 env=environment(dump),
                 stdin=subprocess.PIPE,

@@ -48,11 +48,24 @@ class Estimate:
         return case.flops / (1e-3 * self.milliseconds * peak)
 
 
-class Kept:
-    """Answers of the compiler, kept in a file so that an interrupted run resumes."""
+@functools.cache
+def versions(package: str) -> str:
+    """Of a contender's package, of the compiler and of what counts: an answer is of use as long as they stay."""
+    packages = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in (package, "libtpu"))
+    return f"{packages} model={MODEL}"
 
-    def __init__(self, path: Path):
+
+class Kept:
+    """Answers of the compiler, kept in a file so that an interrupted run resumes.
+
+    Args:
+        path: the file.
+        versions: what else an answer of a package is kept by, besides the case and the setting.
+    """
+
+    def __init__(self, path: Path, versions: Callable[[str], str] = versions):
         self.path = path
+        self.versions = versions
         self.answers: dict[str, Reply] = json.loads(path.read_text()) if path.exists() else {}
 
     def count(
@@ -64,7 +77,7 @@ class Kept:
         """
         if not contender.cached:
             return compile_and_count(case, contender.name, setting)
-        key = f"{_versions(contender.package)} {case.name} {case.shape} {json.dumps(setting, sort_keys=True)}"
+        key = f"{self.versions(contender.package)} {case.name} {case.shape} {json.dumps(setting, sort_keys=True)}"
         if key in self.answers:
             return self.answers[key]
         if not fresh:
@@ -74,12 +87,6 @@ class Kept:
             self.answers[key] = answer
             _report.write_json(self.path, self.answers)
         return answer
-
-
-@functools.cache
-def _versions(package: str) -> str:
-    packages = " ".join(f"{name}=={importlib.metadata.version(name)}" for name in (package, "libtpu"))
-    return f"{packages} model={MODEL}"
 
 
 def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Reply | None]) -> Estimate:

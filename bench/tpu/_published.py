@@ -51,12 +51,16 @@ def published() -> tuple[Published, ...]:
     spec = importlib.util.find_spec("tokamax")
     if spec is None or not spec.submodule_search_locations:
         return ()
-    root = Path(spec.submodule_search_locations[0]) / "data" / "autotuning"
+    return read(Path(spec.submodule_search_locations[0]) / "data" / "autotuning")
+
+
+def read(cache: Path) -> tuple[Published, ...]:
+    """The entries of a folder, which has one for each chip."""
     return tuple(
         entry
         for folder, chip in _FOLDERS.items()
         for name in _FILES
-        if (path := root / folder / name).exists()
+        if (path := cache / folder / name).exists()
         for entry in _entries(chip, json.loads(path.read_text() or "{}"))
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from jattn_kernels.chips import TPUS
 
 from bench import _machine
-from bench._cli import Parser, choices, complain, install, missing
+from bench._cli import Missing, Parser, choices, complain, install, missing
 from bench._passes import DIRECTIONS
 from bench._paths import OUT, ROOT
 from bench._report import facts_line, header, line, progress, write_json
@@ -21,7 +21,7 @@ from bench.tpu import _report, _spread
 from bench.tpu._cases import CHIP_NAMES, MASKS, QUICK, SHAPES, Case, cases
 from bench.tpu._compile import Compiler
 from bench.tpu._contenders import JATTN, PEERS, TOKAMAX, Contender, Setting
-from bench.tpu._estimate import Kept, Reply, estimate
+from bench.tpu._estimate import Kept, Reply, estimate, versions
 from bench.tpu._published import Published, published
 from bench.tpu._report import Row
 
@@ -46,8 +46,21 @@ v4, v5p: one chip with two cores. 7x: one of a chip's two cores, which is one JA
 Masks: full; causal; window: causal, 1024 keys a query."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the estimates; 2 if the command line is wrong or something is not installed."""
+def main(
+    arguments: Sequence[str],
+    *,
+    compiler: type[Compiler] = Compiler,
+    missing: Missing = missing,
+    versions: Callable[[str], str] = versions,
+) -> int:
+    """Run the estimates; 2 if the command line is wrong or something is not installed.
+
+    Args:
+        arguments: the command line.
+        compiler: what compiles and counts.
+        missing: which of some modules are not installed.
+        versions: as `Kept` takes it.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.check:
@@ -62,12 +75,13 @@ def main(arguments: Sequence[str]) -> int:
         return complain(parser.prog, "no case matches; names look like v5e-causal-t2048-d128-fwd")
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        kept = Kept(options.kept)
+        kept = Kept(options.kept, versions)
     except (OSError, ValueError) as error:
         return complain(parser.prog, f"{type(error).__name__}: {error}")
-    if options.published:
-        return _against_published(entries, kept, options.settings != "kept", options.out)
-    return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], kept, options.settings, options.out)
+    with compiler() as one:
+        if options.published:
+            return _against_published(entries, one, kept, options.settings != "kept", options.out)
+        return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], one, kept, options.settings, options.out)
 
 
 def _parser() -> Parser:
@@ -102,21 +116,27 @@ def _chosen(options: Any) -> list[Case]:
     return [case for case in chosen if case.name in QUICK] if options.quick else chosen
 
 
-def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, settings: str, out: Path) -> int:
+def _run(
+    chosen: Sequence[Case],
+    contenders: Sequence[Contender],
+    compiler: Compiler,
+    kept: Kept,
+    settings: str,
+    out: Path,
+) -> int:
     columns = _report.columns([one.name for one in contenders])
     facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", *(one.package for one in contenders[1:])])
     text = [facts_line(facts), "", header(columns)]
     print("\n".join(text))
     rows: list[Row] = []
     bar = progress(chosen)
-    with Compiler() as compiler:
-        for case in bar:
-            bar.set_postfix_str(case.name)
-            rows.append(_row(case, contenders, kept, settings, compiler))
-            text.append(line(columns, rows[-1]))
-            bar.write(text[-1])
-            sys.stdout.flush()
-            _write(out, facts, rows, complete=len(rows) == len(chosen))
+    for case in bar:
+        bar.set_postfix_str(case.name)
+        rows.append(_row(case, contenders, compiler, kept, settings))
+        text.append(line(columns, rows[-1]))
+        bar.write(text[-1])
+        sys.stdout.flush()
+        _write(out, facts, rows, complete=len(rows) == len(chosen))
     known = _spread.compare(published(), lambda case, setting: kept.count(_never, case, TOKAMAX, setting, False))
     ending = ["", _report.summary(rows), "", _spread.table(known), "", LEGEND]
     print("\n".join(ending))
@@ -126,19 +146,18 @@ def _run(chosen: Sequence[Case], contenders: Sequence[Contender], kept: Kept, se
     return 0
 
 
-def _against_published(entries: Sequence[Published], kept: Kept, fresh: bool, out: Path) -> int:
+def _against_published(entries: Sequence[Published], compiler: Compiler, kept: Kept, fresh: bool, out: Path) -> int:
     """Estimate every published time that was chosen."""
     text = [facts_line(_machine.facts(["jax", "libtpu", "tokamax"])), "", _spread.HEADER]
     print("\n".join(text))
     comparisons = []
     bar = progress(entries)
-    with Compiler() as compiler:
-        count = lambda case, setting: kept.count(compiler.count, case, TOKAMAX, setting, fresh)
-        for entry in bar:
-            bar.set_postfix_str(entry.case.name)
-            comparisons += _spread.compare([entry], count)
-            text.append(_spread.line(comparisons[-1]))
-            bar.write(text[-1])
+    count = lambda case, setting: kept.count(compiler.count, case, TOKAMAX, setting, fresh)
+    for entry in bar:
+        bar.set_postfix_str(entry.case.name)
+        comparisons += _spread.compare([entry], count)
+        text.append(_spread.line(comparisons[-1]))
+        bar.write(text[-1])
     text.append("\n" + _spread.table(comparisons))
     print(text[-1])
     (out / "tpu_published.txt").write_text("\n".join(text) + "\n")
@@ -150,7 +169,7 @@ def _never(case: Case, name: str, setting: Setting) -> Reply:
     raise AssertionError("only what is kept is asked for")
 
 
-def _row(case: Case, contenders: Sequence[Contender], kept: Kept, settings: str, compiler: Compiler) -> Row:
+def _row(case: Case, contenders: Sequence[Contender], compiler: Compiler, kept: Kept, settings: str) -> Row:
     def count(one: Contender, near: Sequence[Setting]) -> Callable[[Case, Setting], Reply | None]:
         fresh = lambda setting: settings == "all" or (settings == "near" and setting in near)
         return lambda case, setting: kept.count(compiler.count, case, one, setting, fresh(setting))

@@ -13,7 +13,7 @@ from typing import Any
 from jattn_kernels import tables
 from jattn_kernels.chips import MIB, TPUS
 
-from bench._cli import Parser, choices, complain, install, integers, missing
+from bench._cli import Missing, Parser, choices, complain, install, integers, missing
 from bench._paths import ROOT
 from bench._report import progress
 from bench.tpu._cases import MASKS, SHAPES, WINDOW, Case, attended_pairs
@@ -29,8 +29,14 @@ Fields = dict[str, Any]
 Estimate = Callable[[Case, dict[str, Fields]], dict[str, float]]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Tune; 2 if the command line is wrong, something is not installed, or nothing compiles."""
+def main(arguments: Sequence[str], *, compiler: type[Compiler] = Compiler, missing: Missing = missing) -> int:
+    """Tune; 2 if the command line is wrong, something is not installed, or nothing compiles.
+
+    Args:
+        arguments: the command line.
+        compiler: what compiles and counts.
+        missing: which of some modules are not installed.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     if absent := missing(["tqdm", "libtpu"]):
@@ -45,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
         for chip, mask, shape in itertools.product(options.chip, options.mask, SHAPES)
         if shape[2] in options.t and shape[3] in options.d and (mask != "window" or shape[2] >= 8 * WINDOW)
     ]
-    with Compiler() as compiler:
-        failed = tune(chosen, rows, options.table, lambda case, sizes: estimate(compiler, case, sizes))
+    with compiler() as one:
+        failed = tune(chosen, rows, options.table, lambda case, sizes: estimate(one, case, sizes))
     print(f"{len(rows)} rows in {options.table}")
     return complain(parser.prog, f"no candidate compiled for {', '.join(failed)}") if failed else 0
 

@@ -12,7 +12,7 @@ from jattn.zoo.dates import VARIANTS
 KEPT = _figure.Figure("bits per byte", 1.5, "1.500", ("order 0", "4.000"), 9, 12.0)
 
 
-def run(monkeypatch, folder, status=0):
+def run(folder, status=0):
     """What the command gives, and the commands that it runs; there is a figure of another task."""
     commands = []
 
@@ -24,14 +24,13 @@ def run(monkeypatch, folder, status=0):
             _figure.save(out, _figure.Figure("exact match", 0.5, "50.0%", None, len(commands), 2.0))
         return status
 
-    monkeypatch.setattr(zoo.subprocess, "call", call)
     (folder / "figures.json").write_text(json.dumps({"text": {"default": KEPT._asdict()}}))
     arguments = ["--task", "dates", "--out", str(folder / "runs")]
-    return zoo.main(arguments, folder / "zoo.md", folder / "figures.json"), commands
+    return zoo.main(arguments, folder / "zoo.md", folder / "figures.json", call=call), commands
 
 
-def test_every_variant_is_run_and_recorded(monkeypatch, tmp_path, capsys):
-    status, commands = run(monkeypatch, tmp_path)
+def test_every_variant_is_run_and_recorded(tmp_path, capsys):
+    status, commands = run(tmp_path)
     assert status == 0
     assert [tuple(c[4 : c.index("--seed")]) for c in commands] == [tuple(flags) for flags in VARIANTS.values()]
     assert len({c[-1] for c in commands}) == len(VARIANTS)
@@ -44,8 +43,8 @@ def test_every_variant_is_run_and_recorded(monkeypatch, tmp_path, capsys):
     assert str(tmp_path / "zoo.md") in capsys.readouterr().out
 
 
-def test_a_run_that_fails_is_one_line_and_records_nothing(monkeypatch, tmp_path, capsys):
-    status, commands = run(monkeypatch, tmp_path, status=2)
+def test_a_run_that_fails_is_one_line_and_records_nothing(tmp_path, capsys):
+    status, commands = run(tmp_path, status=2)
     assert (status, len(commands)) == (2, 1)
     assert capsys.readouterr().err == f"bench zoo: dates, {next(iter(VARIANTS))}: the run came to no figure\n"
     assert list(json.loads((tmp_path / "figures.json").read_text())) == ["text"]

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from bench import __main__ as bench
 from bench._report import write_json
 from bench.cpu import _contenders, _memory, _plot, command
 from tests.bench.cpu.recorded import recorded
@@ -30,20 +29,19 @@ def test_json_and_plot_of_recorded_results(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["cpu", "--filter", "nothing"], "bench cpu: no case matches; names look like causal-t1024-d64-fwdbwd"),
-        (["cpu", "--t", "0"], "bench cpu: argument --t: '0' is not a positive integer"),
+        (["--filter", "nothing"], "bench cpu: no case matches; names look like causal-t1024-d64-fwdbwd"),
+        (["--t", "0"], "bench cpu: argument --t: '0' is not a positive integer"),
         (
-            ["cpu", "--mask", "casual"],
+            ["--mask", "casual"],
             "bench cpu: argument --mask: 'casual' is not a comma-separated choice of causal,",
         ),
-        (["cpu", "--nonsense"], "bench cpu: unrecognized arguments: --nonsense"),
-        (["cpu", "--baseline", "no/such.json"], "bench cpu: FileNotFoundError:"),
+        (["--nonsense"], "bench cpu: unrecognized arguments: --nonsense"),
+        (["--baseline", "no/such.json"], "bench cpu: FileNotFoundError:"),
     ],
 )
-def test_errors_are_one_line(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(command, "missing", lambda modules: [])
+def test_errors_are_one_line(arguments, message, capsys):
     try:
-        status = bench.main(arguments)
+        status = command.main(arguments, missing=lambda modules: [])
     except SystemExit as stop:
         status = stop.code
     printed = capsys.readouterr()
@@ -51,9 +49,8 @@ def test_errors_are_one_line(arguments, message, capsys, monkeypatch):
     assert printed.err.startswith(message)
 
 
-def test_missing_torch_is_a_hint(capsys, monkeypatch):
-    monkeypatch.setattr(command, "missing", lambda modules: [name for name in modules if name == "torch"])
-    assert bench.main(["cpu"]) == 2
+def test_missing_torch_is_a_hint(capsys):
+    assert command.main([], missing=lambda modules: [name for name in modules if name == "torch"]) == 2
     expected = "bench cpu: torch not installed: pip install -e '.[bench]', or choose --peers jax\n"
     assert capsys.readouterr().err == expected
 

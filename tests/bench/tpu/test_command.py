@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from bench import __main__ as bench
 from bench.tpu import _contenders, command
 from bench.tpu._cases import Case
 from tests.bench.tpu.estimates import needs_tokamax
+from tests.bench.tpu.stand_in import main
 
 NEAR_AND_ALL = (_contenders.near_settings, _contenders.splash_settings)
 
 
-def test_tpu_end_to_end(tmp_path, capsys, stand_in):
-    arguments = ["tpu", "--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
-    assert bench.main([*arguments, "--out", str(tmp_path), "--kept", str(tmp_path / "tpu_kept.json")]) == 0
+def test_tpu_end_to_end(tmp_path, capsys):
+    arguments = ["--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
+    assert main([*arguments, "--out", str(tmp_path), "--kept", str(tmp_path / "tpu_kept.json")]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "v5e full fwd 8x16x2048x128 3.20 44%" in printed
     names = ["tpu.json", "tpu.md", "tpu.txt", "tpu_kept.json"]
@@ -28,10 +28,10 @@ def test_tpu_end_to_end(tmp_path, capsys, stand_in):
 
 
 @pytest.mark.parametrize("which", ["kept", "all"])
-def test_tpu_counts_what_is_asked_for(which, tmp_path, capsys, stand_in):
-    arguments = ["tpu", "--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
+def test_tpu_counts_what_is_asked_for(which, tmp_path, capsys):
+    arguments = ["--chip", "v5e", "--mask", "full", "--pass", "fwd", "--shape", "8x16x2048x128"]
     path = tmp_path / "tpu_kept.json"
-    assert bench.main([*arguments, "--settings", which, "--out", str(tmp_path), "--kept", str(path)]) == 0
+    assert main([*arguments, "--settings", which, "--out", str(tmp_path), "--kept", str(path)]) == 0
     _, settings = (f(Case("v5e", "full", 8, 16, 2048, 128, "fwd")) for f in NEAR_AND_ALL)
     if which == "kept":
         assert not path.exists()
@@ -41,9 +41,9 @@ def test_tpu_counts_what_is_asked_for(which, tmp_path, capsys, stand_in):
 
 
 @needs_tokamax
-def test_tpu_published(tmp_path, capsys, stand_in):
-    arguments = ["tpu", "--published", "--filter", "full-t2048-d128", "--kept", str(tmp_path / "tpu_kept.json")]
-    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+def test_tpu_published(tmp_path, capsys):
+    arguments = ["--published", "--filter", "full-t2048-d128", "--kept", str(tmp_path / "tpu_kept.json")]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "3 of the 3 times" in printed
     assert (tmp_path / "tpu_published.txt").read_text() in printed
@@ -52,14 +52,14 @@ def test_tpu_published(tmp_path, capsys, stand_in):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tpu", "--filter", "nothing"], "bench tpu: no case matches; names look like v5e-causal-t2048-d128-fwd"),
-        (["tpu", "--chip", "v3"], "bench tpu: argument --chip: 'v3' is not a comma-separated choice of v4,"),
-        (["tpu", "--shape", "1x2x3x4"], "bench tpu: argument --shape: '1x2x3x4' is not a comma-separated choice of"),
+        (["--filter", "nothing"], "bench tpu: no case matches; names look like v5e-causal-t2048-d128-fwd"),
+        (["--chip", "v3"], "bench tpu: argument --chip: 'v3' is not a comma-separated choice of v4,"),
+        (["--shape", "1x2x3x4"], "bench tpu: argument --shape: '1x2x3x4' is not a comma-separated choice of"),
     ],
 )
-def test_errors_are_one_line(arguments, message, capsys, stand_in):
+def test_errors_are_one_line(arguments, message, capsys):
     try:
-        status = bench.main(arguments)
+        status = main(arguments)
     except SystemExit as stop:
         status = stop.code
     printed = capsys.readouterr()
@@ -67,9 +67,9 @@ def test_errors_are_one_line(arguments, message, capsys, stand_in):
     assert printed.err.startswith(message)
 
 
-def test_missing_packages_are_a_hint(capsys, monkeypatch):
-    monkeypatch.setattr(command, "missing", lambda modules: [name for name in modules if name in ("libtpu", "tokamax")])
-    assert bench.main(["tpu"]) == 2
+def test_missing_packages_are_a_hint(capsys):
+    missing = lambda modules: [name for name in modules if name in ("libtpu", "tokamax")]
+    assert command.main([], missing=missing) == 2
     assert capsys.readouterr().err == "bench tpu: libtpu not installed: pip install -e '.[aot,bench]'\n"
-    assert bench.main(["tpu", "--peers", "splash"]) == 2
+    assert command.main(["--peers", "splash"], missing=missing) == 2
     assert "libtpu and tokamax not installed" in capsys.readouterr().err
