@@ -77,8 +77,8 @@ def differentiated(
     return (forward_backward, [array] * 4 + list(rest)) if case.backward else (attend, [array] * 3 + list(rest))
 
 
-def jattn_program(case: Case) -> Program:
-    """`jattn.attention` on its GPU kernels, by its public name."""
+def jattn_program(case: Case, implementation: str = "pallas_gpu") -> Program:
+    """`jattn.attention` on its GPU kernels, or another backend, by its public name."""
     import jattn
 
     ask = ASKS[case.ask]
@@ -87,7 +87,7 @@ def jattn_program(case: Case) -> Program:
 
     def attend(q, k, v, *rest):
         options = case.options(dict(zip(arrays, rest, strict=True)))
-        return jattn.attention(q, k, v, implementation="pallas_gpu", **options)
+        return jattn.attention(q, k, v, implementation=implementation, **options)
 
     return differentiated(case, attend, rest)
 

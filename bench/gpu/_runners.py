@@ -11,15 +11,22 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bench.gpu._cases import Case
-from bench.gpu._terms import CAP
+from bench.gpu._terms import CAP, Arrays
+
+if TYPE_CHECKING:  # what torch is timed with does without JAX
+    import jax
+
+    from jattn.backends.contract import Fused
 
 Call = Callable[[int], Any]
 """Begins the call on the copy of that number, and returns what `wait` waits for."""
+Attend = Callable[[Arrays, "jax.Array", "jax.Array", "jax.Array"], "jax.Array"]
+"""out, of the ask's arrays by name and of q, k and v."""
 _OF_JAX_NN = ("plain", "causal", "window", "segments", "alibi", "bias", "decode")
 LARGEST_SCORES = 40 * 2**30  # bytes of arrays of all pairs above which a peer sits a case out
 
@@ -60,7 +67,7 @@ def copies(case: Case, second_level: int) -> int:
     return min(64, 1 + -(-2 * second_level // one))
 
 
-def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepared:
+def _jax_prepared(case: Case, count: int, attend: Attend) -> Prepared:
     """attend(arrays, q, k, v), in one jitted program, with the gradients of q, k, v where the case has them."""
     import jax
     import jax.numpy as jnp
@@ -70,7 +77,9 @@ def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepare
         drawn["bias"] = drawn["bias"].astype(jnp.bfloat16)
     shapes = [case.query, case.key, case.key, *([case.query] if case.backward else [])]
 
-    def forward_backward(arrays, q, k, v, g):
+    def forward_backward(
+        arrays: Arrays, q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array
+    ) -> tuple[jax.Array, ...]:
         out, pull_back = jax.vjp(lambda q, k, v: attend(arrays, q, k, v), q, k, v)
         return out, *pull_back(g)
 
@@ -88,7 +97,7 @@ def _jax_prepared(case: Case, count: int, attend: Callable[..., Any]) -> Prepare
     return Prepared(draw, jax.block_until_ready, count)
 
 
-def _jattn(implementation: Any) -> Callable[[Case, int], Prepared]:
+def _jattn(implementation: str | Fused) -> Callable[[Case, int], Prepared]:
     def prepare(case: Case, count: int) -> Prepared:
         import jattn
 
@@ -98,7 +107,7 @@ def _jattn(implementation: Any) -> Callable[[Case, int], Prepared]:
     return prepare
 
 
-def backend_with(settings: Mapping[str, Mapping[str, Any]]) -> Any:
+def backend_with(settings: Mapping[str, Mapping[str, Any]]) -> Fused:
     """The backend with sizes in the place of the tuned ones: the one place that knows how the library takes them."""
     from jattn_kernels.gpu.sizes import TileSizes
 
@@ -116,39 +125,39 @@ def jattn_with(settings: Mapping[str, Mapping[str, Any]]) -> Callable[[Case, int
 
 
 def _jax_nn(implementation: str) -> Callable[[Case, int], Prepared]:
+    return lambda case, count: _jax_prepared(case, count, jax_nn_attend(case, implementation))
+
+
+def jax_nn_attend(case: Case, implementation: str) -> Attend:
     """`jax.nn.dot_product_attention` with what it has for each ask: causal and window arguments, else arrays."""
+    import jax
+    import jax.numpy as jnp
 
-    def prepare(case: Case, count: int) -> Prepared:
-        import jax
-        import jax.numpy as jnp
+    attention: Any = jax.nn.dot_product_attention  # its signature names each implementation
+    own = functools.partial(attention, implementation=implementation)
+    i, j = np.arange(case.t)[:, None], np.arange(case.t)[None]
 
-        attention: Any = jax.nn.dot_product_attention  # its signature names each implementation
-        own = functools.partial(attention, implementation=implementation)
-        i, j = np.arange(case.t)[:, None], np.arange(case.t)[None]
+    def attend(arrays: Arrays, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        match case.ask:
+            case "plain":
+                return own(q, k, v)
+            case "decode":
+                return own(q, k, v, key_value_seq_lengths=arrays["lengths"])
+            case "window":
+                return own(q, k, v, is_causal=True, local_window_size=(case.window - 1, 0))
+            case "segments":
+                ids = arrays["ids"]
+                return own(q, k, v, is_causal=True, mask=ids[:, None, :, None] == ids[:, None, None, :])
+            case "alibi":
+                distance = jnp.asarray(np.abs(i - j), jnp.bfloat16)
+                bias = -arrays["slopes"].astype(jnp.bfloat16)[None, :, None, None] * distance
+                return own(q, k, v, bias=bias, is_causal=True)
+            case "bias":
+                return own(q, k, v, bias=arrays["bias"][None], is_causal=True)
+            case _:
+                return own(q, k, v, is_causal=True)
 
-        def attend(arrays, q, k, v):
-            match case.ask:
-                case "plain":
-                    return own(q, k, v)
-                case "decode":
-                    return own(q, k, v, key_value_seq_lengths=arrays["lengths"])
-                case "window":
-                    return own(q, k, v, is_causal=True, local_window_size=(case.window - 1, 0))
-                case "segments":
-                    ids = arrays["ids"]
-                    return own(q, k, v, is_causal=True, mask=ids[:, None, :, None] == ids[:, None, None, :])
-                case "alibi":
-                    distance = jnp.asarray(np.abs(i - j), jnp.bfloat16)
-                    bias = -arrays["slopes"].astype(jnp.bfloat16)[None, :, None, None] * distance
-                    return own(q, k, v, bias=bias, is_causal=True)
-                case "bias":
-                    return own(q, k, v, bias=arrays["bias"][None], is_causal=True)
-                case _:
-                    return own(q, k, v, is_causal=True)
-
-        return _jax_prepared(case, count, attend)
-
-    return prepare
+    return attend
 
 
 def fills_memory(case: Case) -> bool:
@@ -186,7 +195,7 @@ def _tokamax_prepare(case: Case, count: int) -> Prepared:
     if case.ask == "window":
         more["local_window_size"] = (case.window - 1, 0)
 
-    def attend(arrays, q, k, v):
+    def attend(arrays: Arrays, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         bias = {"bias": arrays["bias"]} if "bias" in arrays else {}
         causal = case.mask != "full"
         return tokamax.dot_product_attention(q, k, v, is_causal=causal, **more, **bias)

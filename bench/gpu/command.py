@@ -5,19 +5,21 @@ Without a stage: check, time and tune, in this order.  Each stage stands alone, 
 
 import datetime
 import os
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jattn_kernels.chips import GPUS
 
 from bench import _machine
-from bench._cli import Parser, choices, complain, install, missing
+from bench._cli import Missing, Parser, choices, complain, install, missing
 from bench._paths import OUT
 from bench._report import facts_line
 from bench.gpu import _check, _compile, _device, _static, _time, _tools, confirm, tune
 from bench.gpu._cases import CHIP_NAMES, Case, static_cases, timed_cases
-from bench.gpu._check_cases import CHECKS
+from bench.gpu._check_cases import CHECKS, Check
 from bench.gpu._children import COMMAND, Worker
 from bench.gpu._contenders import JATTN, PEERS
 from bench.gpu._contenders import installed as peers_here
@@ -29,12 +31,36 @@ _DEVICE_LIMIT = 120.0  # seconds in which a GPU answers that it is there
 _VERSIONS = ("jattn", "jax", "jaxlib", *_tools.PLUGINS, "torch", "tokamax")
 
 
-def main(arguments: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run depends on besides its command line.
+
+    Attributes:
+        missing: which of some modules are not installed.
+        too_old: why kernels cannot run with the JAX that is here, None if they can.
+        obstacle: why nothing can be compiled for a GPU here, None if it can.
+        worker: the command of a process that has the GPU.
+        checks: what `--check` and `--compile` choose from.
+        rehearsal: what `--rehearse` runs.
+    """
+
+    missing: Missing = missing
+    too_old: Callable[[], str | None] = _tools.too_old
+    obstacle: Callable[[], str | None] = _tools.obstacle
+    worker: Sequence[str] = COMMAND
+    checks: Sequence[Check] = tuple(CHECKS)
+    rehearsal: Callable[[], Sequence[Check]] = _check.rehearsal
+
+
+HERE = Surroundings()
+
+
+def main(arguments: Sequence[str], here: Surroundings = HERE) -> int:
     """Run the stages; 1 if a result is wrong, 2 if the command line is, or something is missing."""
     parser = _parser()
     options = parser.parse_args(arguments)
     stages = [stage for stage in STAGES if getattr(options, stage)] or list(STAGES)
-    absent = missing(["tqdm", "matplotlib"])
+    absent = here.missing(["tqdm", "matplotlib"])
     if absent:
         return complain(parser.prog, f"{' and '.join(absent)} not installed: {install('bench')}")
     try:
@@ -44,18 +70,18 @@ def main(arguments: Sequence[str]) -> int:
     if options.confirm:
         return confirm.run(parser.prog, options.confirm, options.table)
     if options.static:
-        return _run_static(parser.prog, options)
+        return _run_static(parser.prog, options, here)
     if options.compile:
-        return _run_compile(parser.prog, options)
+        return _run_compile(parser.prog, options, here)
     if options.rehearse or os.environ.get("JATTN_INTERPRET", "0") not in ("", "0"):
-        return _rehearse(parser.prog, options)
-    if reason := _tools.too_old():
+        return _rehearse(parser.prog, options, here)
+    if reason := here.too_old():
         return complain(parser.prog, f"{reason}; --static and --rehearse need it too")
-    facts = device_facts()
+    facts = device_facts(here.worker)
     if "error" in facts:
         return complain(parser.prog, f"no GPU here ({facts['error']}); --static works without one, --rehearse as well")
     print(facts_line(facts), flush=True)
-    return max(_stage(stage, options, facts) for stage in stages)
+    return max(_stage(stage, options, facts, here) for stage in stages)
 
 
 def _parser() -> Parser:
@@ -84,7 +110,7 @@ def _parser() -> Parser:
     return parser
 
 
-def device_facts(command: Sequence[str] = COMMAND) -> dict[str, Any]:
+def device_facts(command: Sequence[str]) -> dict[str, Any]:
     """Device, driver, versions and date; `error` where there is no GPU."""
     with Worker(command=command) as worker:
         device = worker.ask({"stage": "device"}, _DEVICE_LIMIT)
@@ -94,21 +120,21 @@ def device_facts(command: Sequence[str] = COMMAND) -> dict[str, Any]:
     return {**device, "driver": _device.driver(), **_machine.facts(_VERSIONS)}
 
 
-def _run_static(program: str, options: Any) -> int:
-    if reason := _tools.obstacle():
+def _run_static(program: str, options: Namespace, here: Surroundings) -> int:
+    if reason := here.obstacle():
         return complain(program, reason)
     chosen = _filtered(program, static_cases(options.chip), options.filter, "h100-causal-t4096-d128-fwdbwd")
     peers = peers_here() if options.peers is None else options.peers
-    absent = missing([PEERS[peer].package for peer in peers])
+    absent = here.missing([PEERS[peer].package for peer in peers])
     if absent:
         return complain(program, f"{' and '.join(absent)} not installed: {install('bench')}")
-    return _static.run(chosen, [JATTN.name, *peers], options.out) if chosen else 2
+    return _static.run(chosen, [JATTN.name, *peers], options.out, here.worker) if chosen else 2
 
 
-def _run_compile(program: str, options: Any) -> int:
-    if reason := _tools.obstacle():
+def _run_compile(program: str, options: Namespace, here: Surroundings) -> int:
+    if reason := here.obstacle():
         return complain(program, reason)
-    return _compile.run([x for x in CHECKS if options.filter in x.name], options.chip, options.out)
+    return _compile.run([x for x in here.checks if options.filter in x.name], options.chip, options.out, here.worker)
 
 
 def _filtered(program: str, cases: Sequence[Case], part: str, example: str) -> list[Case]:
@@ -119,33 +145,34 @@ def _filtered(program: str, cases: Sequence[Case], part: str, example: str) -> l
     return chosen
 
 
-def _rehearse(program: str, options: Any) -> int:
+def _rehearse(program: str, options: Namespace, here: Surroundings) -> int:
     """The check's own machinery, with the simulator in the place of a GPU; without it, on another backend."""
-    if options.implementation == _check.IMPLEMENTATION and (reason := _tools.too_old()):
+    if options.implementation == _check.IMPLEMENTATION and (reason := here.too_old()):
         return complain(program, f"{reason}; --implementation blockwise rehearses the rest")
     facts = {"device": "simulator", "date": datetime.date.today().isoformat(), **_machine.facts(_VERSIONS)}
     return _check.run(
-        _check.rehearsal(),
+        here.rehearsal(),
         facts,
         options.out,
         simulated=True,
         name="rehearsal",
+        command=here.worker,
         stage_limit=options.limit or 900.0,
         limit=180.0,
         implementation=options.implementation,
     )
 
 
-def _stage(stage: str, options: Any, facts: dict[str, Any]) -> int:
-    limit = {"stage_limit": options.limit} if options.limit else {}
+def _stage(stage: str, options: Namespace, facts: dict[str, Any], here: Surroundings) -> int:
+    more = {"command": here.worker, **({"stage_limit": options.limit} if options.limit else {})}
     match stage:
         case "check":
-            checks = [check for check in CHECKS if options.filter in check.name]
-            return _check.run(checks, facts, options.out, implementation=options.implementation, **limit)
+            checks = [check for check in here.checks if options.filter in check.name]
+            return _check.run(checks, facts, options.out, implementation=options.implementation, **more)
         case "time":
             names = options.runners or runners_here()
             chosen = [case for case in timed_cases() if options.filter in case.name]
-            return _time.run(chosen, names, facts, options.out, **limit)
+            return _time.run(chosen, names, facts, options.out, **more)
         case _:
             chosen = [case for case in tune.cases() if options.filter in case.name]
-            return tune.run(chosen, facts, options.out, table=options.table, **limit)
+            return tune.run(chosen, facts, options.out, table=options.table, **more)

@@ -1,39 +1,33 @@
 """`python -m bench gpu`: its errors, and its stages."""
 
-import functools
+import dataclasses
 import json
 
 import pytest
 
-from bench import __main__ as bench
-from bench.gpu import _check, _static, _time, _tools, command, tune
+from bench.gpu import command
 from bench.gpu._check_cases import Check
+from bench.gpu.command import HERE, Surroundings
 from tests.bench.gpu.fakes import COMMAND
 
-
-@pytest.fixture
-def device(monkeypatch):
-    """A machine with an H100, whose worker answers at once."""
-    monkeypatch.setattr(_tools, "too_old", lambda: None)
-    monkeypatch.setattr(_tools, "obstacle", lambda: None)
-    monkeypatch.setattr(command, "device_facts", functools.partial(command.device_facts, COMMAND))
-    for module in (_check, _time, tune, _static):
-        monkeypatch.setattr(module, "run", functools.partial(module.run, command=COMMAND))
+DEVICE = Surroundings(too_old=lambda: None, obstacle=lambda: None, worker=COMMAND)
+"""A machine with an H100, whose worker answers at once."""
 
 
-def test_without_a_gpu_one_line_says_so(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(_tools, "too_old", lambda: None)
-    assert bench.main(["gpu", "--out", str(tmp_path)]) == 2
+def test_without_a_gpu_one_line_says_so(capsys, tmp_path):
+    new_enough = dataclasses.replace(HERE, too_old=lambda: None)
+    assert command.main(["--out", str(tmp_path)], new_enough) == 2
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert printed.err.startswith("bench gpu: no GPU here (")
     assert printed.err.endswith("); --static works without one, --rehearse as well\n")
 
 
-def test_an_old_jax_is_said(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(_tools, "too_old", lambda: "the GPU kernels need jax 0.11")
-    for arguments in ([], ["--static"], ["--check"], ["--rehearse"]):
-        assert bench.main(["gpu", *arguments, "--out", str(tmp_path)]) == 2
+def test_an_old_jax_is_said(capsys, tmp_path):
+    reason = lambda: "the GPU kernels need jax 0.11"
+    old = dataclasses.replace(HERE, too_old=reason, obstacle=reason)
+    for arguments in ([], ["--static"], ["--compile"], ["--check"], ["--rehearse"]):
+        assert command.main([*arguments, "--out", str(tmp_path)], old) == 2
         printed = capsys.readouterr()
         assert (printed.out, printed.err.count("\n")) == ("", 1)
         assert printed.err.startswith("bench gpu: the GPU kernels need jax 0.11")
@@ -53,9 +47,9 @@ def test_an_old_jax_is_said(capsys, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_errors_are_one_line(arguments, message, capsys, device, tmp_path):
+def test_errors_are_one_line(arguments, message, capsys, tmp_path):
     try:
-        status = bench.main(["gpu", *arguments, "--out", str(tmp_path)])
+        status = command.main([*arguments, "--out", str(tmp_path)], DEVICE)
     except SystemExit as stop:
         status = stop.code
     printed = capsys.readouterr()
@@ -63,16 +57,16 @@ def test_errors_are_one_line(arguments, message, capsys, device, tmp_path):
     assert printed.err.startswith(message)
 
 
-def test_missing_packages_are_a_hint(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "missing", lambda modules: [name for name in modules if name == "matplotlib"])
-    assert bench.main(["gpu", "--out", str(tmp_path)]) == 2
+def test_missing_packages_are_a_hint(capsys, tmp_path):
+    without = dataclasses.replace(HERE, missing=lambda modules: [name for name in modules if name == "matplotlib"])
+    assert command.main(["--out", str(tmp_path)], without) == 2
     assert capsys.readouterr().err == "bench gpu: matplotlib not installed: pip install -e '.[bench]'\n"
 
 
-def test_all_stages_in_order(capsys, device, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "CHECKS", [Check("causal-t4096-d64", lambda x: {})])  # the filter is of all stages
-    arguments = ["gpu", "--filter", "causal-t4096-d64", "--runners", "jattn,torch"]
-    assert bench.main([*arguments, "--table", str(tmp_path / "gpu.json"), "--out", str(tmp_path)]) == 0
+def test_all_stages_in_order(capsys, tmp_path):
+    here = dataclasses.replace(DEVICE, checks=[Check("causal-t4096-d64", lambda x: {})])  # the filter is of all stages
+    arguments = ["--filter", "causal-t4096-d64", "--runners", "jattn,torch"]
+    assert command.main([*arguments, "--table", str(tmp_path / "gpu.json"), "--out", str(tmp_path)], here) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("device NVIDIA H100 80GB HBM3, chip h100, count 1, driver ")
     assert (
@@ -85,21 +79,21 @@ def test_all_stages_in_order(capsys, device, tmp_path, monkeypatch):
         assert document["machine"]["device"] == "NVIDIA H100 80GB HBM3"
 
 
-def test_one_stage_alone(capsys, device, tmp_path):
-    assert bench.main(["gpu", "--check", "--filter", "bias-r", "--out", str(tmp_path)]) == 0
+def test_one_stage_alone(capsys, tmp_path):
+    assert command.main(["--check", "--filter", "bias-r", "--out", str(tmp_path)], DEVICE) == 0
     assert "1 cases: 1 right" in capsys.readouterr().out
     assert not (tmp_path / "time.json").exists()
 
 
-def test_interpreting_is_a_rehearsal(capsys, device, tmp_path, monkeypatch):
+def test_interpreting_is_a_rehearsal(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("JATTN_INTERPRET", "1")
-    monkeypatch.setattr(_check, "rehearsal", lambda: [Check("plain", lambda x: {}), Check("crash", lambda x: {})])
-    assert bench.main(["gpu", "--check", "--out", str(tmp_path)]) == 0
+    here = dataclasses.replace(DEVICE, rehearsal=lambda: [Check(name, lambda x: {}) for name in ("plain", "crash")])
+    assert command.main(["--check", "--out", str(tmp_path)], here) == 0
     assert "2 cases: 2 right" in capsys.readouterr().out
     assert json.loads((tmp_path / "rehearsal.json").read_text())["machine"]["device"] == "simulator"
 
 
-def test_static_of_one_chip(capsys, device, tmp_path):
-    arguments = ["gpu", "--static", "--chip", "h100", "--peers", "mgpu", "--filter", "plain-t4096-d64"]
-    assert bench.main([*arguments, "--out", str(tmp_path)]) == 0
+def test_static_of_one_chip(capsys, tmp_path):
+    arguments = ["--static", "--chip", "h100", "--peers", "mgpu", "--filter", "plain-t4096-d64"]
+    assert command.main([*arguments, "--out", str(tmp_path)], DEVICE) == 0
     assert "4 kernels compiled, 0 programs did not" in capsys.readouterr().out

@@ -38,12 +38,10 @@ def _names(runner: str) -> list[str]:
 
 
 @pytest.mark.parametrize("ask", _names("xla"))
-def test_jax_nn_computes_what_was_asked(ask, monkeypatch):
-    taken = []
-    monkeypatch.setattr(_runners, "_jax_prepared", lambda case, count, attend: taken.append(attend))
-    RUNNERS["xla"].prepare(_case(ask), 1)
+def test_jax_nn_computes_what_was_asked(ask):
+    attend = _runners.jax_nn_attend(_case(ask), "xla")
     arrays, inputs = _drawn(ask)
-    got = taken[0]({name: jnp.asarray(x) for name, x in arrays.items()}, *map(jnp.asarray, inputs))
+    got = attend({name: jnp.asarray(x) for name, x in arrays.items()}, *map(jnp.asarray, inputs))
     tolerance = 2e-2 if ask == "alibi" else 2e-5  # its bias is made in bfloat16, as it is timed
     np.testing.assert_allclose(got, _wanted(ask), atol=tolerance, rtol=tolerance)
 

@@ -1,56 +1,65 @@
 """What compiling for a GPU takes, and what is said where it is missing."""
 
-import subprocess
+import dataclasses
+import importlib.metadata
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from bench.gpu import _tools
+from bench.gpu._tools import PLUGINS, TOOLS, Installed
+
+COMPLETE = Installed(
+    jax="0.11.2",
+    plugins=dict.fromkeys(PLUGINS, "0.11.2"),
+    tools={name: Path("/somewhere") / name for name in TOOLS},
+    assembler="Cuda compilation tools, release 13.5, V13.5.37",
+    absent=(),
+)
 
 
-@pytest.fixture
-def complete(monkeypatch):
-    """A machine that has everything, in jax's version."""
-    versions = {"jax": "0.11.2", "jax-cuda13-plugin": "0.11.2", "jax-cuda13-pjrt": "0.11.2"}
-    monkeypatch.setattr(_tools.importlib.metadata, "version", lambda name: versions[name])
-    monkeypatch.setattr(_tools, "_version", versions.get)
-    monkeypatch.setattr(_tools, "tool", lambda name: f"/somewhere/{name}")
-    monkeypatch.setattr(_tools, "missing", lambda names: [])
-    said = SimpleNamespace(stdout="Cuda compilation tools, release 13.5, V13.5.37")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: said)
-    return SimpleNamespace(versions=versions, said=said)
+def obstacle(**changes):
+    return _tools.obstacle(dataclasses.replace(COMPLETE, **changes))
 
 
-def test_nothing_is_in_the_way(complete):
-    assert _tools.obstacle() is None
+def test_nothing_is_in_the_way():
+    assert obstacle() is None
 
 
-def test_an_old_jax_is_an_obstacle(complete):
-    complete.versions["jax"] = "0.10.2"
-    assert "need jax 0.11 or newer and so Python 3.12; here are jax 0.10.2" in str(_tools.obstacle())
+def test_an_old_jax_is_an_obstacle():
+    assert "need jax 0.11 or newer and so Python 3.12; here are jax 0.10.2" in str(obstacle(jax="0.10.2"))
 
 
-def test_plugins_of_another_version_are_an_obstacle(complete):
-    complete.versions["jax-cuda13-plugin"] = "0.11.1"
-    del complete.versions["jax-cuda13-pjrt"]
-    assert _tools.obstacle() == (
+def test_plugins_of_another_version_are_an_obstacle():
+    assert obstacle(plugins={"jax-cuda13-plugin": "0.11.1", "jax-cuda13-pjrt": None}) == (
         "jax-cuda13-plugin 0.11.1 and no jax-cuda13-pjrt beside jax 0.11.2, they must be of one version: "
         "pip install jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2"
     )
 
 
-def test_missing_tools_are_an_obstacle(complete, monkeypatch):
-    monkeypatch.setattr(_tools, "tool", lambda name: None)
-    assert _tools.obstacle() == "nvidia-cuda-nvcc and nvidia-cuda-nvdisasm not installed: pip install -e '.[aot]'"
+def test_missing_tools_are_an_obstacle():
+    assert obstacle(tools=dict.fromkeys(TOOLS), assembler="", absent=["absl"]) == (
+        "nvidia-cuda-nvcc and nvidia-cuda-nvdisasm and absl-py not installed: pip install -e '.[aot]'"
+    )
 
 
-def test_an_old_assembler_is_an_obstacle(complete):
-    complete.said.stdout = "Cuda compilation tools, release 12.8, V12.8.93"
-    assert _tools.obstacle() == "/somewhere/ptxas is 12.8, Mosaic needs 13 or newer: pip install -e '.[aot]'"
+def test_an_old_assembler_is_an_obstacle():
+    wanted = "Mosaic needs 13 or newer: pip install -e '.[aot]'"
+    old = "Cuda compilation tools, release 12.8, V12.8.93"
+    assert obstacle(assembler=old) == f"/somewhere/ptxas is 12.8, {wanted}"
+    assert obstacle(assembler="segmentation fault") == f"/somewhere/ptxas is of unknown version, {wanted}"
+
+
+def test_what_this_machine_has():
+    here = _tools.installed()
+    assert here.jax == importlib.metadata.version("jax")
+    assert (set(here.plugins), set(here.tools)) == (set(PLUGINS), set(TOOLS))
+    assert ("release" in here.assembler) == (here.tools["ptxas"] is not None)
+    assert (here.absent == ["absl"]) == (importlib.util.find_spec("absl") is None)
 
 
 def test_tools_are_found_on_path(monkeypatch, tmp_path):
-    monkeypatch.setattr(_tools.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     program = tmp_path / "ptxas"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -64,5 +73,5 @@ def test_tools_of_the_packages_come_first(monkeypatch, tmp_path):
     program.parent.mkdir(parents=True)
     program.write_text("")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path / "nvidia")])
-    monkeypatch.setattr(_tools.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     assert _tools.tool("ptxas") == program
