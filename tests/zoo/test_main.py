@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_data_is_made(tmp_p
     def denied(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr("jattn.zoo._checkpoint.tempfile.TemporaryFile", denied)  # who runs the tests may be root
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)  # who runs the tests may be root
     assert main_with(["boolq", "--out", str(tmp_path)], no_data) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -12,6 +12,8 @@ from flax import nnx
 from jattn.zoo import _mesh
 from jattn.zoo.__main__ import main
 from jattn.zoo._errors import UsageError
+from jattn.zoo.text import data
+from jattn.zoo.text.task import text
 from tests.zoo.test_text import model
 
 
@@ -52,11 +54,16 @@ def test_wrong_meshes_are_refused_in_one_line_before_data_is_made(tmp_path, caps
         (["--length", "512", "--sequences", "3"], "data=2 does not divide the 3 sequences of a step (--sequences)"),
     ],
 )
-def test_what_an_axis_does_not_divide_is_said_before_data_is_made(tmp_path, capsys, monkeypatch, flags, words):
-    monkeypatch.setattr("jattn.zoo.text.data.corpus", lambda: pytest.fail("data was made"))
+def test_what_an_axis_does_not_divide_is_said(tmp_path, capsys, flags, words):
     axis = words.partition(" ")[0]
     assert main(["text", "--out", str(tmp_path), "--mesh", axis, *flags]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_an_axis_does_not_divide_is_said_before_data_is_looked_at():
+    """Of a corpus without a byte it would be said that it is too short."""
+    with pytest.raises(UsageError, match="does not divide the 511 bytes"):
+        text(511, None, "rotary", 0, None, corpus=data.divide([]), mesh={"sequence": 2})
 
 
 def test_where_there_are_no_other_hosts_it_is_said(monkeypatch):
