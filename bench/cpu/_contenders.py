@@ -1,15 +1,20 @@
 """Who runs a case: jattn and its peers, each at its best for the case, in its native layout."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bench.cpu._cases import Case, Inputs, dense_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor  # pyright: ignore[reportMissingImports]  (the bench extra)
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 CHUNK = 256  # queries of a chunk of torch's window loop: it is at its fastest there
@@ -35,10 +40,12 @@ class Contender:
 def jax_program(case: Case, attend: Attend) -> Callable[..., tuple[jax.Array, ...]]:
     """The function of (q, k, v, g, ids) to jit: out, and with the backward the gradient of sum(out * g) as well."""
 
-    def forward(q, k, v, g, ids):
+    def forward(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, ids: jax.Array) -> tuple[jax.Array, ...]:
         return (attend(q, k, v, ids),)
 
-    def forward_backward(q, k, v, g, ids):
+    def forward_backward(
+        q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array, ids: jax.Array
+    ) -> tuple[jax.Array, ...]:
         out, pull_back = jax.vjp(lambda q, k, v: attend(q, k, v, ids), q, k, v)
         return out, *pull_back(g)
 
@@ -73,7 +80,7 @@ def _map_rows(case: Case) -> Attend:
     """The additive score as one writes it: `jax.lax.map` over the query rows, of one batch element and head."""
     w_q, w_k, v = additive_weights(case.d)
 
-    def attend(q, k, value, ids):
+    def attend(q: jax.Array, k: jax.Array, value: jax.Array, ids: jax.Array) -> jax.Array:
         keys = k[0, :, 0] @ w_k
         row = lambda query: jax.nn.softmax(jnp.tanh(query + keys) @ v) @ value[0, :, 0]
         return jax.lax.map(row, q[0, :, 0] @ w_q)[None, :, None]
@@ -149,18 +156,18 @@ def _prepare_torch(case: Case, inputs: Inputs) -> Callable[[], Any]:
     return forward_backward
 
 
-def _torch_chunks(case: Case) -> Callable[..., Any]:
+def _torch_chunks(case: Case) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """A narrow window in torch: a loop over chunks of queries, each with the keys that its windows reach."""
     import torch  # pyright: ignore[reportMissingImports]  (the bench extra)
 
-    def mask(start: int, first: int) -> Any:
+    def mask(start: int, first: int) -> Tensor:
         i, j = torch.arange(start, start + CHUNK)[:, None], torch.arange(first, start + CHUNK)[None]
         return torch.zeros(i.numel(), j.numel()).masked_fill_((j > i) | (j <= i - case.window), float("-inf"))
 
     firsts = [max(0, start - case.window + 1) for start in range(0, case.t, CHUNK)]
     masks = [mask(n * CHUNK, first) for n, first in enumerate(firsts)]
 
-    def attend(q, k, v):
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         outs = []
         for n, first in enumerate(firsts):
             start = n * CHUNK

@@ -1,13 +1,18 @@
 """The plot of `python -m bench cpu`."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench._passes import DIRECTIONS, TITLES
 from bench.cpu._cases import MASKS
 from bench.cpu._measure import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {"jattn": "tab:blue", "torch": "tab:orange", "jax": "tab:green"}
 
@@ -50,7 +55,7 @@ def _curves(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[str, int], 
     }
 
 
-def _dress(panel: Any, title: str, lengths: Sequence[int]) -> None:
+def _dress(panel: Axes, title: str, lengths: Sequence[int]) -> None:
     panel.set_title(title)
     panel.set_xscale("log", base=2)
     panel.set_yscale("log")

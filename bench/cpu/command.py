@@ -7,6 +7,7 @@ A legend says how to read the table.
 
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _chosen(options: Any) -> list[Case]:
+def _chosen(options: Namespace) -> list[Case]:
     directions = options.directions or DIRECTIONS
     if options.memory:
         return _memory.memory_cases(options.t, options.d, options.mask, directions)
@@ -117,7 +118,11 @@ def jattn_seconds(document: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _time(
-    chosen: Sequence[Case], contenders: Sequence[Contender], speeds: Mapping[str, float], options: Any, baseline: Any
+    chosen: Sequence[Case],
+    contenders: Sequence[Contender],
+    speeds: Mapping[str, float],
+    options: Namespace,
+    baseline: Mapping[str, float] | None,
 ) -> int:
     names = [one.name for one in contenders]
     columns = _report.columns(names, baseline)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from bench.decode._cases import WINDOW, Case
 
@@ -32,7 +33,7 @@ def table(case: Case) -> np.ndarray:
     return np.random.default_rng(0).permutation(case.b * per).reshape(case.b, per).astype(np.int32)
 
 
-def shapes(case: Case, dtype: Any) -> list[jax.ShapeDtypeStruct]:
+def shapes(case: Case, dtype: DTypeLike) -> list[jax.ShapeDtypeStruct]:
     """The shapes of the arrays of a step, queries in `dtype`."""
     stored = jnp.int8 if case.kind == "int8" else dtype
     lead = (case.b, case.n) if case.page is None else (case.b * case.n // case.page, case.page)
@@ -67,7 +68,7 @@ def jattn_step(case: Case, implementation: str | None) -> Callable[..., jax.Arra
     return step
 
 
-def in_rows(case: Case, k: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array:
+def in_rows(case: Case, k: jax.Array, scale: jax.Array | None, dtype: DTypeLike) -> jax.Array:
     """Keys or values as peers that know nothing of pages and scales take them."""
     if scale is not None:
         k = (k.astype(jnp.float32) * scale[..., None]).astype(dtype)

@@ -6,9 +6,9 @@ kernels for pages. A legend says how to read the table.
 """
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jattn_kernels.chips import TPUS
@@ -76,12 +76,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _chosen(options: Any) -> list[Case]:
+def _chosen(options: Namespace) -> list[Case]:
     chosen = cases(options.kind, options.b, options.fill, options.n, options.page)
     return [case for case in chosen if case.name in QUICK] if options.quick else chosen
 
 
-def _run(chosen: Sequence[Case], options: Any, bandwidth: Callable[[], float]) -> int:
+def _run(chosen: Sequence[Case], options: Namespace, bandwidth: Callable[[], float]) -> int:
     facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu"])
     text = [facts_line(facts), "", header(_report.COLUMNS)]
     print("\n".join(text))
@@ -110,7 +110,7 @@ def _run(chosen: Sequence[Case], options: Any, bandwidth: Callable[[], float]) -
     return 1 if wrong else 0
 
 
-def _rows(case: Case, options: Any, compiler: Compiler, speed: float | None) -> Iterator[Row]:
+def _rows(case: Case, options: Namespace, compiler: Compiler, speed: float | None) -> Iterator[Row]:
     for chip in () if options.no_tpu else options.chips:
         yield from _tpu.estimate(case, chip, compiler.count)
     if speed is not None:

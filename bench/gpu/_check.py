@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bench._report import write_json
 from bench.gpu._check_cases import CHECKS, Check
@@ -191,7 +192,7 @@ def reference(check: Check, inputs: Mapping[str, Any], cotangents: Mapping[str, 
         return jax.device_get(jax.jit(fn)(widened, {name: _widen(x) for name, x in cotangents.items()}))
 
 
-def _widen(x: Any) -> np.ndarray:
+def _widen(x: ArrayLike) -> np.ndarray:
     array = np.asarray(x)
     return array.astype(np.float64) if array.dtype.kind not in "biu" else array
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jax import Array
 
 
 @dataclass(frozen=True)
@@ -67,27 +70,27 @@ def _numbers(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> np.nd
     return (scale * rng.standard_normal(shape)).astype(np.float32)
 
 
-def _user(s: Any, i: Any, j: Any, scale: Any, decay: Any) -> Any:
+def _user(s: Array, i: Array, j: Array, scale: Array, decay: Array) -> Array:
     import jax.numpy as jnp
 
     return jnp.where(i - j < 100, jnp.tanh(s) * scale, s * jnp.exp(-jnp.abs(decay)))
 
 
-def _awkward(s: Any, i: Any, j: Any, scale: Any) -> Any:
+def _awkward(s: Array, i: Array, j: Array, scale: Array) -> Array:
     """Functions that kernels have to be given other words for."""
     import jax.numpy as jnp
 
     return s + scale * jnp.log1p(jnp.abs(s)) + 0.1 * jnp.floor((i - j) / 7) * jnp.expm1(-jnp.abs(scale))
 
 
-def _sines(s: Any, i: Any, j: Any, scale: Any) -> Any:
+def _sines(s: Array, i: Array, j: Array, scale: Array) -> Array:
     """Of large angles, and logarithms of what is nearly 1."""
     import jax.numpy as jnp
 
     return s * jnp.cos(100.0 * (i - j)) + scale * jnp.log(1 + 1e-4 * jnp.sin(s) ** 2) * 1e4
 
 
-def _modular(s: Any, i: Any, j: Any, table: Any) -> Any:
+def _modular(s: Array, i: Array, j: Array, table: Array) -> Array:
     import jax.numpy as jnp
 
     return jnp.where((i + j) % 7 == 3, s * table, s)

@@ -63,10 +63,12 @@ def differentiated(
 ) -> Program:
     """attend(q, k, v, *rest), with the backward also its gradients for a cotangent; q, k, v `[b, t, h, d]`."""
 
-    def forward_backward(g, q, k, v, *rest):
+    def forward_backward(
+        g: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array
+    ) -> tuple[jax.Array, ...]:
         floats = [x for x in rest if jnp.issubdtype(x.dtype, jnp.floating)]
 
-        def of_floats(q, k, v, *floats):
+        def of_floats(q: jax.Array, k: jax.Array, v: jax.Array, *floats: jax.Array) -> jax.Array:
             left = iter(floats)
             return attend(q, k, v, *(next(left) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in rest))
 
@@ -85,7 +87,7 @@ def jattn_program(case: Case, implementation: str = "pallas_gpu") -> Program:
     arrays = ask.arrays(case.b, case.t, case.h)
     rest = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in arrays.values()]
 
-    def attend(q, k, v, *rest):
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> jax.Array:
         options = case.options(dict(zip(arrays, rest, strict=True)))
         return jattn.attention(q, k, v, implementation=implementation, **options)
 
@@ -128,13 +130,14 @@ def tokamax_program(case: Case) -> Program:
     import tokamax  # pyright: ignore[reportMissingImports]
 
     _tokamax_device(case)
+    attention: Any = tokamax.dot_product_attention  # options come as a dictionary
     options: dict[str, Any] = {"is_causal": case.mask == "causal", "implementation": "mosaic_gpu"}
     if case.ask == "softcap":
         options["logits_soft_cap"] = CAP
 
-    def attend(q, k, v, *bias):
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *bias: jax.Array) -> jax.Array:
         more = {"bias": bias[0]} if bias else {}
-        return tokamax.dot_product_attention(q, k, v, **options, **more)
+        return attention(q, k, v, **options, **more)
 
     bias = [jax.ShapeDtypeStruct((case.h, case.t, case.t), jnp.bfloat16)] if case.ask == "bias" else []
     return differentiated(case, attend, bias)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jattn_kernels.chips import GPUS
 
@@ -15,6 +15,9 @@ from bench.gpu._cases import Case
 from bench.gpu._contenders import FORWARD, Contender
 from bench.gpu._estimate import Estimate, estimate, role_of, tile_columns
 from bench.gpu._kernels import CompiledKernel, from_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = {
     "jattn": "tab:blue",
@@ -85,7 +88,7 @@ def static_columns() -> list[Column[StaticRow]]:
     def of_kernel(title: str, width: int, cell: Any) -> Column[StaticRow]:
         return Column(title, lambda row: "-" if row.kernel is None else cell(row), width)
 
-    def of_estimate(title: str, width: int, cell: Any) -> Column[StaticRow]:
+    def of_estimate(title: str, width: int, cell: Callable[[Estimate], str]) -> Column[StaticRow]:
         return Column(title, lambda row: "-" if row.estimate is None else cell(row.estimate), width)
 
     units = ("tensor", "issue", "special", "alu", "float")
@@ -158,7 +161,7 @@ def plot_static(rows: Sequence[StaticRow], path: Path) -> None:
     figure.savefig(path)
 
 
-def _bars(panel: Any, rows: Sequence[StaticRow]) -> None:
+def _bars(panel: Axes, rows: Sequence[StaticRow]) -> None:
     asks = list(dict.fromkeys(row.case.ask for row in rows))
     names = list(dict.fromkeys(row.contender for row in rows))
     width = 0.8 / max(1, len(names))

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jax import Array
 
 WINDOW = 1024  # keys that a query of the window mask attends to: itself and the 1023 before it
 DOCUMENT = 2048  # tokens of each packed document
@@ -83,7 +86,7 @@ def _user(arrays: Arrays) -> dict[str, Any]:
 
     from jattn import mods, operand
 
-    def mod(s, i, j, scale, decay):
+    def mod(s: Array, i: Array, j: Array, scale: Array, decay: Array) -> Array:
         return jnp.where(i - j < 100, jnp.tanh(s) * scale, s * jnp.exp(-jnp.abs(decay)))
 
     learned = operand(arrays["scale"], "h"), operand(arrays["decay"], "bt")

@@ -4,6 +4,8 @@ A line of standard output is the answer, a `Compiled` as JSON or {"name": .., "e
 in the environment of `bench.tpu._compile`: libtpu reads it once, when it loads, and dumps the program into DIR.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import json
@@ -14,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jattn_kernels.chips import CHIPS, GPUS
 
@@ -24,6 +26,9 @@ from bench.gpu import _static, _tools, _topology
 from bench.scale._hlo import Permute, permutes
 from bench.tpu._compile import environment
 from jattn._call.layouts import Order
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 
 class BlockSizes(NamedTuple):
@@ -141,7 +146,7 @@ def _environment(name: str, dump: Path) -> dict[str, str]:
     return {**around, "XLA_FLAGS": f"{around['XLA_FLAGS']} {TOGETHER}"}
 
 
-def training_step(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
+def training_step(pod: Pod, mesh: Mesh) -> tuple[Callable[..., Any], list[Any]]:
     """The step of an optimiser for a block, rematerialised, whose loss is the mean square of what it computes; and the
     shapes of its arguments, which lie as in `jattn.zoo`."""
     import jax
@@ -164,18 +169,18 @@ def training_step(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
     optimizer = optax.adamw(1e-4)
 
     @jax.checkpoint
-    def run(state: Any, x: jax.Array) -> jax.Array:
+    def run(state: nnx.State, x: jax.Array) -> jax.Array:
         at = jnp.arange(pod.t)
         at = jattn.parallel.zigzag(at, n, 0) if pod.order == "zigzag" else at
         return nnx.merge(graph, state)(x, positions=at)
 
-    def step(state: Any, kept: Any, x: jax.Array) -> tuple[Any, Any, jax.Array]:
+    def step(state: nnx.State, kept: optax.OptState, x: jax.Array) -> tuple[optax.Params, optax.OptState, jax.Array]:
         loss = lambda state: jnp.mean(jnp.square(run(state, x).astype(jnp.float32)))
         value, gradients = jax.value_and_grad(loss)(state)
         updates, kept = optimizer.update(gradients, kept, state)
         return optax.apply_updates(state, updates), kept, value
 
-    def placed(path: Any, x: Any) -> jax.ShapeDtypeStruct:
+    def placed(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         along = NamedSharding(mesh, _mesh._along_model(path, x))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=along)
 
@@ -185,7 +190,7 @@ def training_step(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
     return jax.jit(step, donate_argnums=(0, 1)), [*shapes, x]
 
 
-def jattn_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
+def jattn_ring(pod: Pod, mesh: Mesh) -> tuple[Callable[..., Any], list[Any]]:
     """The gradients of a causal ring alone, and the shapes of its arguments."""
     import jax
     import jax.numpy as jnp
@@ -207,7 +212,7 @@ def jattn_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
     return jax.jit(jax.grad(loss, (0, 1, 2))), list(map(of, heads))
 
 
-def splash_ring(pod: Pod, mesh: Any) -> tuple[Callable[..., Any], list[Any]]:
+def splash_ring(pod: Pod, mesh: Mesh) -> tuple[Callable[..., Any], list[Any]]:
     """The gradients of tokamax's ring alone, without a mask: a causal one it takes as an array of t * t booleans."""
     import jax
     import jax.numpy as jnp

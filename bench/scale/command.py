@@ -5,9 +5,10 @@ A legend says what is assumed.
 """
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from bench import _machine
 from bench._cli import Parser, choices, complain, install, integers, missing
@@ -79,7 +80,7 @@ def _parser() -> Parser:
     return parser
 
 
-def _predict(program: str, options: Any) -> int:
+def _predict(program: str, options: Namespace) -> int:
     chosen = [
         one for one in cases(options.chip, options.t, options.mask, options.directions) if options.filter in one.name
     ]
@@ -106,7 +107,7 @@ def _predict(program: str, options: Any) -> int:
     return 0
 
 
-def _compile(program: str, options: Any, obstacle: Obstacle, compiled: Compile) -> int:
+def _compile(program: str, options: Namespace, obstacle: Obstacle, compiled: Compile) -> int:
     obstacles = {name: obstacle(name) for name in options.pod}
     if None not in obstacles.values():
         return complain(program, next(filter(None, obstacles.values())))

@@ -4,13 +4,15 @@ A kernel's control flow depends on them, and they are computed by the program ar
 The slice of the program that computes them is copied into a program of its own, which runs on the CPU.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 from jaxlib.mlir import ir
+
+Op: TypeAlias = ir.Operation | ir.OpView
 
 LARGEST = 2**20  # bytes: SMEM holds no more
 
@@ -28,15 +30,15 @@ class _Scope:
     """A run of a block: the values outside that its arguments stand for, None for the program's own arguments; and the
     run of the block around it, for that of a loop."""
 
-    block: Any
-    arguments: list[tuple[Any, "_Scope"]] | None
+    block: ir.Block
+    arguments: list[tuple[ir.Value, "_Scope"]] | None
     outside: "_Scope | None" = None
 
 
 @dataclass
 class _Kernel:
     name: str
-    runs: list[dict[int, tuple[Any, _Scope]]]
+    runs: list[dict[int, tuple[ir.Value, _Scope]]]
 
 
 class _FromArguments(Exception):
@@ -64,7 +66,7 @@ def block_tables(module: ir.Module) -> list[KernelTables]:
     ]
 
 
-def _kernels(functions: Mapping[str, Any], scope: _Scope) -> Iterator[_Kernel]:
+def _kernels(functions: Mapping[str, Op], scope: _Scope) -> Iterator[_Kernel]:
     """The kernels that a block calls, through functions and loops too."""
     for op in scope.block.operations:
         match op.operation.name:
@@ -85,7 +87,7 @@ def _kernels(functions: Mapping[str, Any], scope: _Scope) -> Iterator[_Kernel]:
                 raise NotImplementedError(f"a kernel inside {name}: how often it runs is not known")
 
 
-def _holds_kernels(functions: Mapping[str, Any], op: Any) -> bool:
+def _holds_kernels(functions: Mapping[str, Op], op: Op) -> bool:
     """Whether an operation's regions, or the functions that they call, call kernels."""
     return any(
         _is_kernel(one)
@@ -97,7 +99,7 @@ def _holds_kernels(functions: Mapping[str, Any], op: Any) -> bool:
     )
 
 
-def _trips(functions: Mapping[str, Any], loop: Any, scope: _Scope) -> list[_Scope]:
+def _trips(functions: Mapping[str, Op], loop: Op, scope: _Scope) -> list[_Scope]:
     """The runs of a loop's body."""
     condition, body = (region.blocks[0] for region in loop.operation.regions)
     trips, arguments = [], [(value, scope) for value in loop.operands]
@@ -113,11 +115,11 @@ def _trips(functions: Mapping[str, Any], loop: Any, scope: _Scope) -> list[_Scop
 class _Slice:
     """The program that computes the values added to it."""
 
-    def __init__(self, functions: Mapping[str, Any]):
+    def __init__(self, functions: Mapping[str, Op]):
         self.functions = functions
         self.module = ir.Module.create()
-        self.values: list[Any] = []
-        self.copies: dict[tuple[Any, _Scope], Any] = {}
+        self.values: list[ir.Value] = []
+        self.copies: dict[tuple[ir.Value, _Scope], ir.Value] = {}
         kind = ir.TypeAttr.get(ir.FunctionType.get([], []))
         with ir.InsertionPoint(self.module.body):
             attributes = {"sym_name": ir.StringAttr.get("main"), "function_type": kind}
@@ -127,7 +129,7 @@ class _Slice:
                     function.operation.clone()  # a loop that is copied may call it
         self.block = self.main.regions[0].blocks.append()
 
-    def add(self, value: Any, scope: _Scope) -> int:
+    def add(self, value: ir.Value, scope: _Scope) -> int:
         """Have the value computed: its place among the results.
 
         Raises:
@@ -136,7 +138,7 @@ class _Slice:
         self.values.append(self._copy(value, scope))
         return len(self.values) - 1
 
-    def try_to_add(self, value: Any, scope: _Scope) -> int | None:
+    def try_to_add(self, value: ir.Value, scope: _Scope) -> int | None:
         """The same, but None for a value that cannot be computed."""
         try:
             return self.add(value, scope)
@@ -155,13 +157,13 @@ class _Slice:
         program = device.client.compile_and_load(str(self.module), [device])
         return [np.asarray(one) for one in program.execute([])]
 
-    def _copy(self, value: Any, scope: _Scope) -> Any:
+    def _copy(self, value: ir.Value, scope: _Scope) -> ir.Value:
         key = (value, scope)
         if key not in self.copies:
             self.copies[key] = self._make(value, scope)
         return self.copies[key]
 
-    def _make(self, value: Any, scope: _Scope) -> Any:
+    def _make(self, value: ir.Value, scope: _Scope) -> ir.Value:
         if isinstance(value, ir.BlockArgument):
             while value.owner != scope.block:
                 assert scope.outside is not None
@@ -169,13 +171,14 @@ class _Slice:
             if scope.arguments is None:
                 raise _FromArguments
             return self._copy(*scope.arguments[value.arg_number])
-        op, number = value.owner, value.result_number
-        if op.name == "func.call":
+        result = ir.OpResult(value)
+        op, number = result.owner, result.result_number
+        if op.operation.name == "func.call":
             block = _block(self.functions[_callee(op)])
             return self._copy(_results(block)[number], _Scope(block, [(one, scope) for one in op.operands]))
         if _is_kernel(op):
             raise _FromArguments
-        if op.name == "stablehlo.while" and _holds_kernels(self.functions, op):
+        if op.operation.name == "stablehlo.while" and _holds_kernels(self.functions, op):
             trips = _trips(self.functions, op, scope)
             last = (_results(trips[-1].block)[number], trips[-1]) if trips else (op.operands[number], scope)
             return self._copy(*last)
@@ -186,28 +189,28 @@ class _Slice:
         return copy.operation.results[number]
 
 
-def _block(function: Any) -> Any:
+def _block(function: Op) -> ir.Block:
     return function.operation.regions[0].blocks[0]
 
 
-def _results(block: Any) -> Any:
+def _results(block: ir.Block) -> Sequence[ir.Value]:
     """What a block returns."""
     return block.operations[len(block.operations) - 1].operands
 
 
-def _is_kernel(op: Any) -> bool:
+def _is_kernel(op: Op) -> bool:
     return op.operation.name == "stablehlo.custom_call" and _text(op, "call_target_name") == "tpu_custom_call"
 
 
-def _text(op: Any, name: str) -> str:
+def _text(op: Op, name: str) -> str:
     return ir.StringAttr(op.operation.attributes[name]).value if name in op.operation.attributes else ""
 
 
-def _callee(op: Any) -> str:
+def _callee(op: Op) -> str:
     return ir.FlatSymbolRefAttr(op.operation.attributes["callee"]).value
 
 
-def _is_small(value: Any) -> bool:
+def _is_small(value: ir.Value) -> bool:
     kind = ir.RankedTensorType(value.type)
     if not isinstance(kind.element_type, ir.IntegerType):
         return False

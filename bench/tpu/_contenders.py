@@ -43,7 +43,7 @@ class Contender:
 def differentiated(case: Case, attend: Callable[..., Any], shape: tuple[int, ...]) -> Program:
     """attend(q, k, v), with the backward also the gradients of sum(out * g), of bfloat16 arrays of that shape."""
 
-    def forward_backward(q, k, v, g):
+    def forward_backward(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
         out, pull_back = jax.vjp(attend, q, k, v)
         return out, *pull_back(g)
 
@@ -66,7 +66,7 @@ def jattn_program(case: Case, setting: Setting) -> Program:
     settings = Settings(forward, backward)
     backend = dataclasses.replace(PALLAS_TPU, settings=settings)
 
-    def attend(q, k, v):
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return jattn.attention(q, k, v, mask=mask, implementation=backend)
 
     return differentiated(case, attend, (case.b, case.t, case.h, case.d))
@@ -226,7 +226,7 @@ def tokamax_program(case: Case, setting: Setting) -> Program:
     key = jax.ShapeDtypeStruct((case.b, case.t, case.h // setting["group"], case.d), jnp.bfloat16)
     lse = jax.ShapeDtypeStruct((case.b, case.h, case.t), jnp.float32)
 
-    def call(q, k, v, *rest):
+    def call(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> Any:
         first = ((rest[0], rest[1]), *rest[2:]) if backward else ()
         return operation._fwd(*first, q, k, v, **options)
 

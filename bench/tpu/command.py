@@ -6,9 +6,9 @@ A legend says how to read the table.
 
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jattn_kernels.chips import TPUS
 
@@ -106,11 +106,11 @@ def _parser() -> Parser:
     return parser
 
 
-def _chips(options: Any) -> Sequence[str]:
+def _chips(options: Namespace) -> Sequence[str]:
     return options.chip or CHIP_NAMES
 
 
-def _chosen(options: Any) -> list[Case]:
+def _chosen(options: Namespace) -> list[Case]:
     shapes = [shape for shape in SHAPES if options.shape is None or "x".join(map(str, shape)) in options.shape]
     chosen = cases(_chips(options), options.mask or MASKS, shapes, options.directions or DIRECTIONS)
     return [case for case in chosen if case.name in QUICK] if options.quick else chosen
