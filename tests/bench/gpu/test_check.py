@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,23 +12,6 @@ from tests.bench.gpu.fakes import COMMAND
 from tests.tolerances import TOLERANCES
 
 TINY = Check("tiny", lambda x: {}, b=1, t=8, s=8, h=2, g=1, d=16, e=16)
-
-
-def test_about_forty_cases_with_names_of_their_own():
-    names = [check.name for check in CHECKS]
-    assert 38 <= len(names) <= 46
-    assert len(set(names)) == len(names)
-    assert {check.dtype for check in CHECKS} == {"bfloat16", "float16", "float32"}
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_every_case_is_a_call_with_gradients(check):
-    """What is asked traces, and every array of floating-point numbers has a gradient."""
-    inputs, cotangents = _check.draw(check)
-    got = jax.eval_shape(lambda *x: _check.everything(check, "reference", *x), inputs, cotangents)
-    wanted = {f"d{name}" for name, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    assert set(got) == {"out", *(["lse"] if check.lse else []), *wanted}
-    assert got["out"].shape == (check.b, check.t, check.h, check.e)
 
 
 @pytest.mark.parametrize("name", ["everything", "empty-rows", "rewritten-functions"])

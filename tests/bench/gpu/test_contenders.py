@@ -6,7 +6,6 @@ import pytest
 from bench.gpu._cases import Case, static_cases
 from bench.gpu._contenders import BIAS, CONTENDERS, FORWARD, JATTN, KEYS, PEERS, QUERIES, jattn_program
 from bench.gpu._terms import ASKS
-from bench.gpu._terms import names as asks
 
 
 @pytest.mark.parametrize(
@@ -52,8 +51,3 @@ def test_who_sits_out_says_why():
     assert skips("tokamax", "a100-plain-t4096-d64-fwdbwd") == "its Mosaic kernels are for Hopper and Blackwell"
     assert skips("tokamax", "h100-user-t4096-d64-fwdbwd") == "it has no user"
     assert not any(JATTN.skips(case) for case in cases.values())
-
-
-def test_cases_have_names_of_their_own():
-    names = [case.name for case in static_cases()]
-    assert len(set(names)) == len(names) == 3 * 3 * len(asks())

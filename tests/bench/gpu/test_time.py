@@ -3,7 +3,7 @@
 import json
 
 from bench.gpu import _time
-from bench.gpu._cases import Case, timed_cases
+from bench.gpu._cases import Case
 from bench.gpu._runners import RUNNERS, copies
 from tests.bench.gpu.fakes import COMMAND
 
@@ -30,15 +30,6 @@ def test_copies_are_larger_than_the_cache():
     assert copies(Case("causal", 1, 2**20, 16, 128, "fwd"), 50 * 2**20) == 2
     keys = 2 * 2 * 8 * 8192 * 8 * 128
     assert (copies(Case("decode", 8, 1, 32, 128, "fwd", s=8192, g=8), 50 * 2**20) - 1) * keys >= 50 * 2**20
-
-
-def test_the_most_important_come_first():
-    cases = timed_cases()
-    assert [case.name for case in cases[:2]] == ["causal-t16384-d128-fwd", "causal-t16384-d128-fwdbwd"]
-    assert len({case.name for case in cases}) == len(cases)
-    assert {case.d for case in cases} == {64, 128, 256}
-    assert {case.t for case in cases} >= {1024, 2048, 4096, 8192, 16384, 32768}
-    assert {case.ask for case in cases} >= {"plain", "causal", "window", "segments", "alibi", "bias", "dropout"}
 
 
 def test_everybody_is_asked_and_deaths_are_counted(tmp_path, capsys):

@@ -2,11 +2,9 @@
 
 import jax
 import pytest
-from jattn_kernels.chips import TPUS
 
 import jattn
-from bench.scale import _kernels
-from bench.scale._cases import COUNTS, WAYS, Case, Way, cases
+from bench.scale._cases import COUNTS, WAYS, Case, Way
 from bench.scale._predict import predict, predictions
 
 T = 2**20
@@ -68,39 +66,3 @@ def test_what_a_way_cannot_do_is_left_out():
     assert [one.chips for one in predictions(case(EXCHANGE), COUNTS)] == [1, 2, 4, 8]
     assert [one.chips for one in predictions(case(chip="h100"), COUNTS)] == [1, 2, 4, 8]
     assert [one.sequence for one in predictions(case(chip="tpu7x"), COUNTS)][:2] == [2, 4]  # two devices a chip
-
-
-def test_cases_that_make_sense():
-    found = cases(["v5e", "h100"], [T], ["full", "causal"], ["fwd"])
-    assert not [one for one in found if one.mask == "full" and one.way.order == "zigzag"]
-    assert not [one for one in found if one.chip == "h100" and one.way.kernels == "splash"]
-    assert len({one.name for one in found}) == len(found)
-
-
-def test_kernels_are_below_the_chips_peak_and_backward_takes_longer():
-    for name in ("v5e", "v5p", "tpu7x"):
-        forward, backward = (_kernels.milliseconds("jattn", name, 2**14, 2**14, "full", x) for x in ("fwd", "bwd"))
-        assert forward is not None
-        assert backward is not None
-        assert 1e3 * 4 * 128 * 2**28 / TPUS[name].peak() < forward < backward
-
-
-def test_recorded_kernels_of_an_h100():
-    full, causal = (_kernels.milliseconds("jattn", "h100", 4096, 4096, mask, "fwd") for mask in ("full", "causal"))
-    backward = _kernels.milliseconds("jattn", "h100", 4096, 4096, "full", "bwd")
-    assert full is not None
-    assert causal is not None
-    assert backward is not None
-    assert full / 2 < causal < full
-    assert 3 < backward / full < 4  # seven products where forward has two
-
-
-def test_splash_is_what_was_kept_and_never_counted_now():
-    one, two = (_kernels.milliseconds("splash", "v5e", n, n, "full", "fwd") for n in (2**14, 2**15))
-    if one is not None and two is not None:  # kept for the versions that are installed here
-        assert two == pytest.approx(4 * one)
-
-
-def test_without_splash_there_is_no_time_of_it():
-    missing = lambda modules: [name for name in modules if name == "tokamax"]
-    assert _kernels._kept("v5e", 2**14, "full", "fwd", missing) is None
