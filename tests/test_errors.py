@@ -67,7 +67,7 @@ BAD = {
     "array or mask": (lambda: np.ones((6, 5), bool) | masks.causal(), TypeError, ["masks.dense", "[6, 5]"]),
     "ids beyond int32": (lambda: masks.segments(np.array([0, 2**32])), ValueError, ["q_ids", "4294967296", "x64"]),
     "table beyond int32": (lambda: jattn.operand(np.array([0, 2**40]), "t"), ValueError, ["int32", "x64"]),
-    "float lengths": (lambda: masks.lengths(np.ones(2)), TypeError, ["length", "integers [b]", "float64[2]"]),
+    "float lengths": (lambda: masks.lengths(np.ones(2)), TypeError, ["kv", "integers [b]", "float64[2]"]),
     "window of nothing": (lambda: masks.window(-3), ValueError, ["left + right", "-3"]),
     "window beside nothing": (lambda: masks.window(3, -4), ValueError, ["left + right", "-4"]),
     "around nothing": (lambda: masks.around(np.ones(6), 0, -1), ValueError, ["left + right"]),

@@ -63,5 +63,5 @@ def lengths(kv: ArrayLike, q: ArrayLike | None = None) -> Mask:
     >>> jattn.weights(q, q, q, mask=jattn.masks.lengths([2, 4]))[:, 0, 0].tolist()
     [[0.5, 0.5, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]
     """
-    mask = prefix(kv)
+    mask = Before(positions.lengths(kv, "kv"), "s")
     return mask if q is None else mask & Before(positions.lengths(q, "q"), "t")
