@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import chex
@@ -27,54 +26,6 @@ def _interpreted(monkeypatch):
 def _attend(implementation, q: Any = Q, k: Any = K, v: Any = V, **options: Any):
     blocks = (3, 3) if implementation == "blockwise" else None
     return jattn.attention(q, k, v, implementation=implementation, blocks=blocks, **options)
-
-
-NARROW = {
-    "mod of rows": {"mods": mods.function(lambda s, i, j: 0.5 * i)},
-    "mod of keys": {"mods": mods.function(lambda s, i, j: 0.5 * j)},
-    "mod of nothing": {"mods": mods.function(lambda s, i, j: 1.0)},
-    "gate of nothing": {"gates": gates.function(lambda w, i, j: 0.0)},
-}
-WHOLE = {
-    "mod of rows": {"mods": mods.function(lambda s, i, j: 0 * s + 0.5 * i)},
-    "mod of keys": {"mods": mods.function(lambda s, i, j: 0 * s + 0.5 * j)},
-    "mod of nothing": {"mods": mods.function(lambda s, i, j: 0 * s + 1.0)},
-    "gate of nothing": {"gates": gates.function(lambda w, i, j: 0 * w)},
-}
-
-
-@pytest.mark.parametrize("implementation", BACKENDS)
-@pytest.mark.parametrize("name", NARROW)
-def test_what_a_function_does_not_depend_on_is_the_same_over_the_tile(name, implementation):
-    loss = lambda options: lambda *qkv: jnp.sum(_attend(implementation, *qkv, mask=masks.causal(), **options) ** 2)
-    got, wanted = (jax.value_and_grad(loss(x[name]), (0, 1, 2))(Q, K, V) for x in (NARROW, WHOLE))
-    jax.tree.map(lambda x, y: assert_close(x, y, 1e-5), got, wanted)
-
-
-FAR = {
-    "right": (lambda: masks.window(7, 2**31 - 1), lambda: masks.window(7, None)),
-    "left": (lambda: masks.window(sys.maxsize), lambda: masks.causal()),
-    "nearly": (lambda: masks.window(2**31 - 5, 2**31 - 5), lambda: None),
-    "both": (lambda: masks.window(2**40, 2**40), lambda: None),
-    "traced": (lambda: masks.causal(jnp.int32(2**31 - 1)), lambda: None),
-    "traced both": (lambda: masks.window(jnp.int32(2**31 - 1), jnp.int32(2**31 - 1)), lambda: None),
-    "traced before": (lambda: masks.causal(jnp.int32(-(2**31))), lambda: masks.prefix(0)),
-    "wider": (lambda: masks.causal(np.int64(2**40)), lambda: None),
-    "unsigned": (lambda: masks.causal(jnp.uint32(2**32 - 1)), lambda: None),
-    "bytes": (lambda: masks.causal(jnp.int8(2)), lambda: masks.causal(2)),
-    "length": (lambda: masks.lengths(np.array([2**40, 3])), lambda: masks.lengths(np.array([8, 3]))),
-    "prefix": (lambda: masks.prefix(2**40), lambda: None),
-    "stride": (lambda: masks.dilated(2**40), lambda: masks.window(0, 0)),
-}
-
-
-@pytest.mark.parametrize("implementation", BACKENDS)
-@pytest.mark.parametrize("name", FAR)
-def test_sums_of_positions_never_wrap(name, implementation):
-    mask, same = FAR[name]
-    got = _attend(implementation, mask=mask())
-    assert_close(got, _attend(implementation, mask=same()), 1e-6)
-    assert_close(jax.jit(lambda q: _attend(implementation, q, mask=mask()))(Q), got, 1e-6)
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)
@@ -107,37 +58,6 @@ def test_nothing(size, implementation):
     chex.assert_shape([drawn, index, log_prob], [(b, t, 4, 3), (b, t, 4), (b, t, 4)])
     assert (index == -1).all()
     jattn.explain(q, k, v, **options)
-
-
-HIDING = {
-    "bias": lambda bias: {"bias": bias},
-    "mod": lambda bias: {"mods": (mods.bias(bias, "ts"),)},
-    "function": lambda bias: {"mods": (mods.function(lambda s, i, j: jnp.where(j < 3, s, -jnp.inf)),)},
-}
-AFTER = {
-    "soft cap": (lambda x: mods.softcap(x), 2.0),
-    "temperature": (lambda x: mods.function(lambda s, i, j: s * x), -0.5),
-    "look-up": (lambda x: mods.relative(jnp.full((2, 3), x), lambda r: jnp.clip(r, -1, 1) + 1), 0.3),
-}
-
-
-@pytest.mark.parametrize("implementation", BACKENDS)
-@pytest.mark.parametrize("after", AFTER)
-@pytest.mark.parametrize("hiding", HIDING)
-def test_what_is_hidden_stays_hidden_under_the_mods_that_follow(hiding, after, implementation):
-    """With zero gradients: those of the mods are what a mask in the place of the bias gives."""
-    bias = np.where(np.arange(8) < 3, 0, -np.inf).astype(np.float32)[None].repeat(8, 0)
-    mod, x = AFTER[after]
-
-    def hidden(x, q, k):
-        first = HIDING[hiding](bias)
-        return jnp.sum(
-            _attend(implementation, q, k, bias=first.get("bias"), mods=(*first.get("mods", ()), mod(x))) ** 2
-        )
-
-    masked = lambda x, q, k: jnp.sum(_attend(implementation, q, k, mask=masks.prefix(3), mods=(mod(x),)) ** 2)
-    got, wanted = (jax.value_and_grad(f, (0, 1, 2))(x, Q, K) for f in (hidden, masked))
-    jax.tree.map(lambda a, b: assert_close(a, b, 2e-5), got, wanted)
 
 
 @pytest.mark.parametrize("implementation", BACKENDS)

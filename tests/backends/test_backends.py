@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import hypothesis
@@ -15,10 +14,6 @@ import jattn
 from jattn import gates, masks, mods
 from jattn._call import targets
 from jattn.backends import BACKENDS as RECORDS
-from jattn.backends import whole_rows
-from jattn.backends.blockwise import BLOCKWISE
-from jattn.backends.blockwise.sizes import Limits
-from jattn.backends.contract import Direct
 from tests import strategies
 from tests.cases import CASES, Draw, Sizes, make
 from tests.evaluate import assert_agree, check_dtype, evaluate
@@ -108,30 +103,6 @@ def test_any_tile_size(blocks):
         if backend != "reference":
             got = evaluate(make("everything", jnp.float64), backend, blocks, forward_mode=False)
             assert_agree(got, _wanted("everything"), "float64")
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("step", [20, 90])
-def test_steps_over_batch_and_heads(step):
-    """Small shapes fit one step: with a smaller step the walk over batch elements and heads is what large ones take."""
-    backend = dataclasses.replace(BLOCKWISE, settings=Limits(step=step))
-    for name in ("everything", "nested"):
-        got = evaluate(make(name, jnp.float64), backend, (4, 5))
-        assert_agree(got, _wanted(name), "float64")
-        assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
-
-
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("strip", [1, 300, 2000])
-def test_strips_of_whole_rows(strip):
-    """As above, for the normalisers without an online form: one row at a time; some rows; all of them.  Of those that
-    are elementwise, five keys at a time: some tiles are left out, and the last one moves back."""
-    strip = whole_rows.StripSize(strip, 1, 4, 5)
-    backend = Direct("rows", BLOCKWISE.refuses, lambda x: (whole_rows.attention(x, strip), None))
-    for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15", "relu", "stick-breaking"):
-        got = evaluate(make(name, jnp.float64), backend)
-        assert_agree(got, _wanted(name), "float64")
-        assert_close(got.slope, got.slope_from_gradients, 1e-11, "forward mode")
 
 
 @hypothesis.settings(max_examples=20)

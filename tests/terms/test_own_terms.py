@@ -12,7 +12,6 @@ import pytest
 
 import jattn
 from jattn import gates, masks, mods, normalizers, operand, scores
-from jattn._terms import functions
 from tests.tolerances import assert_close
 
 Q, K, V = (np.random.default_rng(n).standard_normal((2, 8, 2, 4)).astype(np.float32) for n in range(3))
@@ -86,9 +85,6 @@ def test_a_new_one_of_the_same_values_does_not_compile_again():
     use(Relu(3, jnp.float32(2)))
 
 
-# Gates of a user's own must be linear in the weight
-
-
 class Kernel(gates.Gate):
     """weight * (1 + scale * (i - center)^2): two operands, one of them with axes."""
 
@@ -122,32 +118,6 @@ class Heads(gates.Gate):
         return weight * jnp.asarray(self.table)[self.head]
 
 
-class Squared(gates.Gate):
-    def __init__(self, scale):
-        self.scale = scale
-
-    def __call__(self, weight, i, j):
-        return self.scale * weight**2
-
-
-class Floor(gates.Gate):
-    def __init__(self, least):
-        self.least = least
-
-    def __call__(self, weight, i, j):
-        return jnp.maximum(weight, self.least)
-
-
-class Branching(gates.Gate):
-    def __call__(self, weight, i, j):
-        return weight if weight > 0.1 else weight / 2
-
-
-class Pair(gates.Gate):
-    def __call__(self, weight, i, j):
-        return weight, weight
-
-
 CENTER = operand(np.tile(np.arange(8.0, dtype=np.float32), (2, 1)), "bt")
 LINEAR = {
     "operands": lambda x: Kernel(x, CENTER),
@@ -155,13 +125,6 @@ LINEAR = {
     "nested in it": lambda x: Both(Half(), gates.function(lambda weight, i, j: weight * x)),
     "of the head": lambda x: Heads((1.0, 2.0)),
     "what is not hashable": lambda x: Heads([1.0, 2.0]),
-}
-OTHER = {
-    "squared": (lambda x: Squared(2.0), "Squared must be linear in the weight, .* has integer_pow"),
-    "squared, an operand": (Squared, "Squared must be linear in the weight, .* has integer_pow"),
-    "a floor": (lambda x: Floor(x), "Floor must be linear in the weight, .* has max"),
-    "nested": (lambda x: Both(Half(), Floor(x)), "Both must be linear in the weight, .* has max"),
-    "a function in it": (lambda x: Both(Half(), gates.function(lambda w, i, j: w + x)), "must be linear .* has add"),
 }
 
 
@@ -180,44 +143,3 @@ def test_a_linear_gate_is_run_by_every_backend(name):
 def test_attributes_need_not_be_hashable():
     lists, tuples = (gated(LINEAR[x])(1.0) for x in ("what is not hashable", "of the head"))
     np.testing.assert_array_equal(lists, tuples)
-
-
-@pytest.mark.parametrize(
-    "run", [lambda fn: fn, jax.jit, lambda fn: jax.grad(lambda x: fn(x).sum())], ids=["plain", "jit", "grad"]
-)
-@pytest.mark.parametrize("name", OTHER)
-def test_a_gate_that_is_not_linear_is_refused(name, run):
-    make, message = OTHER[name]
-    with pytest.raises(ValueError, match=message):
-        run(gated(make))(jnp.float32(0.1))
-
-
-def test_a_gate_must_be_one_array_and_take_tiles():
-    with pytest.raises(TypeError, match="gates: Pair must return one array, returns tuple"):
-        gated(lambda x: Pair())(1.0)
-    with pytest.raises(TypeError, match="gates: Branching uses `and`, `or`, `not` or `if` on arrays"):
-        gated(lambda x: Branching())(1.0)
-
-
-def test_gates_are_looked_at_once_for_each_class_and_signature():
-    looked = []
-
-    class Looked(Kernel):
-        def __call__(self, weight, i, j):
-            looked.append(weight.shape)
-            return super().__call__(weight, i, j)
-
-    dtype = np.dtype(np.float32)
-    check = lambda scale, center: functions.checked((None, (), (Looked(scale, center),)), dtype)
-    check(operand(np.float32(1), ""), CENTER)
-    check(operand(np.float32(2), ""), CENTER)
-    assert len(looked) == 1
-    check(operand(np.float32(2), ""), operand(np.ones((2, 2, 8), np.float32), "bht"))  # other axes
-    check(3.0, CENTER)  # a number, which is static
-    assert len(looked) == 3
-
-
-def test_the_librarys_gates_are_not_looked_at(monkeypatch):
-    """They are linear, so that a call need not trace them once more."""
-    monkeypatch.setattr(jax, "make_jaxpr", None)
-    functions.checked((None, (), (gates.dropout(0.1, 0), gates.gaussian(np.ones((2, 8)), 1.0))), np.dtype(np.float32))

@@ -68,18 +68,3 @@ def test_tiles_count_what_a_score_holds():
 def test_who_says_blocks_gets_them():
     plan = _plan((1, 4096, 2, 64), blocks=(64, 128))
     assert plan.tile == (64, 128) and plan.tuned is None
-
-
-@pytest.mark.parametrize(
-    ("shape", "keys", "mask", "tile"),
-    [
-        ((1, 4096, 8, 64), None, None, (1024, 1024)),
-        ((1, 4096, 8, 64), None, masks.causal(), (512, 512)),
-        ((1, 4096, 8, 64), (1, 4096, 2, 64), masks.causal(), (128, 512)),
-        ((1, 4096, 8, 64), None, masks.window(100), (128, 128)),
-        ((8, 1, 32, 64), (8, 8192, 8, 64), None, (1, 8192)),
-    ],
-)
-def test_on_a_cpu_they_are_those_that_were_timed(shape, keys, mask, tile):
-    plan = _plan(shape, keys, device=None, mask=mask)
-    assert plan.tile == tile and plan.tuned is None

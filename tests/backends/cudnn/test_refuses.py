@@ -10,7 +10,7 @@ import jattn
 from jattn import gates, masks, mods, normalizers, scores
 from jattn._call import targets
 from jattn._call.targets import Target
-from jattn.backends.cudnn import CUDNN, binding
+from jattn.backends.cudnn import CUDNN
 from tests.problems import problem
 
 
@@ -90,10 +90,3 @@ def test_explain_gives_the_reason_and_so_does_the_error():
     assert plan.others["cudnn"] == "has no soft cap"
     with pytest.raises(jattn.UnsupportedError, match="'cudnn': has no soft cap; .*blockwise and reference can"):
         jattn.explain(x, x, x, mods=mods.softcap(3.0), device="h100", implementation="cudnn")
-
-
-def test_another_binding_is_refused(monkeypatch):
-    assert binding.missing() is None
-    of_next_year = lambda query, key, value: None
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo._dot_product_attention_bwd_impl", of_next_year)
-    assert _refuses() == f"does not know the binding of jax {jax.__version__}"

@@ -9,6 +9,7 @@ import pytest
 
 import jattn
 from jattn import Operand, gates, masks, mods, normalizers, operand
+from jattn._terms import Offsets, Origin
 from tests.cases import Draw, Sizes
 from tests.evaluate import QUICK
 from tests.tolerances import TOLERANCES, assert_close
@@ -139,15 +140,6 @@ def test_a_piece_skips_the_blocks_that_the_whole_does(name):
     np.testing.assert_array_equal(_visits(jax.jit(lambda q, k, v: piece(q, k, v, 8)), q[:, 8:], k, v), whole)
 
 
-def test_where_both_move_together_a_window_stays_static():
-    """Its blocks are known while tracing, though where the piece stands is not."""
-    x = jax.ShapeDtypeStruct((1, 64, 2, 8), "float32")
-    options = {"mask": masks.causal(), "blocks": (16, 16)}
-    moved = jax.jit(lambda n: jnp.asarray(jattn.explain(x, x, x, **options, positions={"t": n, "s": n}).blocks))
-    np.testing.assert_array_equal(moved(640), jattn.explain(x, x, x, **options).blocks)
-    assert jattn.explain(x, x, x, **options, positions=16).blocks == (6, 6, 20)
-
-
 def test_pieces_under_vmap():
     x = Draw(WHOLE, jnp.float32, 0)
     (q, k, v), options = x.inputs(), CASES["relative"](x)
@@ -172,3 +164,24 @@ def test_wrong_positions(positions, error, words):
     x = Draw(WHOLE, jnp.float32, 0)
     with pytest.raises(error, match=words):
         jattn.attention(*x.inputs(), **CASES["blocks-heads"](x), positions=positions)
+
+
+def test_a_call_of_its_own_has_the_first_of_everything():
+    here = Origin()
+    assert here.first_head == 0 and here.h is None
+    b, h = here.indices(2, 3)
+    assert (b.axes, h.axes) == ("b", "h")
+    assert (b.array.tolist(), h.array.tolist()) == ([0, 1], [0, 1, 2])
+
+
+def test_a_part_counts_on_from_where_it_stands():
+    b, h = Origin(b=4, h=jattn.operand(jnp.int32(6))).indices(1, 2)
+    assert b.array.tolist() == [4] and isinstance(b.array, np.ndarray)
+    assert h.array.tolist() == [6, 7] and isinstance(h.array, jax.Array)  # known at run time alone
+    assert Origin(h=0).first_head == 0 and Origin(h=0) != Origin()  # of a part, which may have fewer than all
+
+
+def test_two_origins_of_the_same_place_are_one_program():
+    one, other = (jax.tree.structure(Origin(b=1, offsets=Offsets(2, 3))) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert one != jax.tree.structure(Origin(b=1, offsets=Offsets(2, 4)))

@@ -1,4 +1,4 @@
-"""What is handed to cuDNN, in the lowered program: which call, with which scale, mask and shapes."""
+"""JAX's two calls of cuDNN: whether they are the ones that are known; and what is handed to them, in the lowered program."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from jattn import masks, scores
 from jattn._call import dispatch, targets
-from jattn.backends.cudnn import CUDNN
+from jattn.backends.cudnn import CUDNN, binding
 from tests.problems import problem
 
 T, S = 64, 128
@@ -84,3 +84,12 @@ def test_forward_mode_and_higher_orders_are_ours():
     assert [x[0] for x in _calls(along)] == ["fmhaSoftmax"]
     assert _lowered(lambda q: jax.jvp(jax.grad(fn), (q,), (q,)), Q)
     assert [x[0] for x in _calls(_lowered(jax.vmap(fn), Q[None]))] == ["fmhaSoftmax"]
+
+
+def test_another_binding_is_refused(monkeypatch):
+    assert binding.missing() is None
+    of_next_year = lambda query, key, value: None
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo._dot_product_attention_bwd_impl", of_next_year)
+    reason = f"does not know the binding of jax {jax.__version__}"
+    assert binding.missing() == reason
+    assert CUDNN.refuses(problem((Q, K, K), {}), H100) == reason
