@@ -1,6 +1,5 @@
 """What layers are made and called with: which arrays learn, which errors bad input gets, and JAX's modes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jattn
-from jattn import gates, masks, mods, normalizers, scores
+from jattn import gates, masks, mods, normalizers
 from jattn.nn import (
     ABCNN,
     AttentionPooling,
@@ -21,19 +20,15 @@ from jattn.nn import (
     RecurrentAttention,
     Seq2SeqAttention,
     TransformerBlock,
-    frozen,
     rotary,
 )
 from tests.layers import LOOSE, normal
+from tests.nn.makers import MAKERS, rngs
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 B, T, S, F, H = 2, 6, 9, 16, 4
-
-
-def rngs():
-    return nnx.Rngs(0)
 
 
 def learnt(layer):
@@ -78,43 +73,6 @@ def test_masks_of_the_other_layers_do_not_learn():
     assert learnt(Seq2SeqAttention(F, H, mask=keys, score="cosine", rngs=rngs())) == [()]
 
 
-def test_what_is_frozen_does_not_learn():
-    slopes, table = np.ones(H, np.float32), np.zeros((H, T, T), np.float32)
-    options = {
-        "score": frozen(scores.cosine(np.array(5.0, np.float32))),
-        "mods": (frozen(mods.alibi(slopes)), mods.bias(table, "hts"), frozen(mods.softcap(np.array(3.0, np.float32)))),
-        "gates": frozen(gates.function(lambda w, i, j, x: w * x, jattn.operand(np.array(0.5, np.float32)))),
-        "normalizer": frozen(normalizers.sigmoid(np.array(-1.0, np.float32))),
-    }
-    layer = MultiHeadAttention(F, H, **options, rngs=rngs())
-    assert learnt(layer) == [(H, T, T)]
-    plain = MultiHeadAttention(F, H, **jax.tree.map(
-        lambda x: x.term if hasattr(x, "term") else x, options, is_leaf=lambda x: hasattr(x, "term")
-    ), rngs=rngs())  # fmt: skip
-    assert len(learnt(plain)) == 6
-    x = normal((B, T, F), dtype="float32")
-    np.testing.assert_array_equal(layer(x), plain(x))
-    assert nnx.clone(layer)(x).shape == x.shape
-    state = nnx.state(layer)
-    assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(nnx.state(plain)))  # saved with the layer all the same
-
-
-def test_what_is_frozen_in_a_call_gets_no_gradient():
-    layer, x = MultiHeadAttention(F, H, rngs=rngs()), normal((B, T, F), dtype="float32")
-    loss = lambda slopes, mark: jnp.sum(layer(x, mods=mark(mods.alibi(slopes))) ** 2)
-    slopes = jnp.ones(H)
-    assert_close(loss(slopes, frozen), loss(slopes, lambda term: term), LOOSE)
-    assert not np.any(jax.grad(loss)(slopes, frozen))
-    assert np.any(jax.grad(loss)(slopes, lambda term: term))
-    read = Seq2SeqAttention(F, H, rngs=rngs())
-    assert read(x, read.read(x), normalizer=frozen(normalizers.sigmoid(jnp.asarray(0.0)))).shape == x.shape
-
-
-def test_frozen_takes_terms_alone():
-    with pytest.raises(TypeError, match=r"frozen takes a score, normaliser, mod or gate, like .* got 3"):
-        frozen(3)  # pyright: ignore[reportArgumentType]  # wrong on purpose
-
-
 def test_sinks_start_where_an_array_says():
     start, x = normal((H,), dtype="float32"), normal((B, T, F), dtype="float32")
     layer, zeros = (MultiHeadAttention(F, H, sinks=y, rngs=rngs()) for y in (start, True))
@@ -125,66 +83,6 @@ def test_sinks_start_where_an_array_says():
 
 
 # Errors
-
-
-def usually(kind: Callable[..., Any], **usual: Any) -> Callable[..., Any]:
-    """Makes such layers, with the usual options where a test gives no others."""
-    return lambda **options: kind(**{"rngs": rngs(), **usual, **options})
-
-
-MAKERS = {
-    "MultiHeadAttention": usually(MultiHeadAttention, features=F, heads=H),
-    "LocalAttention": usually(LocalAttention, features=F, heads=H, window=2),
-    "TransformerBlock": usually(TransformerBlock, features=F, heads=H),
-    "Seq2SeqAttention": usually(Seq2SeqAttention, features=F, heads=H),
-    "AttentionPooling": usually(AttentionPooling, features=F),
-    "RecurrentAttention": usually(RecurrentAttention, features=F, hidden=8),
-    "HierarchicalAttention": usually(HierarchicalAttention, features=F, hidden=8),
-    "ABCNN": usually(ABCNN, in_features=F, features=8, width=3),
-}
-SIZES = {
-    "MultiHeadAttention": ("features", "heads", "kv_heads", "head_dim", "context_features"),
-    "LocalAttention": ("features", "heads", "kv_heads", "head_dim"),
-    "TransformerBlock": ("features", "heads", "hidden", "context_features"),
-    "Seq2SeqAttention": ("features", "heads", "head_dim", "memory_features"),
-    "AttentionPooling": ("features", "hidden", "heads"),
-    "RecurrentAttention": ("features", "hidden", "attention"),
-    "HierarchicalAttention": ("features", "hidden", "attention"),
-    "ABCNN": ("in_features", "features", "width"),
-}
-FLAGS = {
-    "MultiHeadAttention": ("qk_norm", "use_bias", "deterministic"),
-    "LocalAttention": ("qk_norm",),
-    "TransformerBlock": ("gated", "qk_norm"),
-    "Seq2SeqAttention": ("static", "use_bias"),
-    "AttentionPooling": ("use_bias",),
-    "HierarchicalAttention": ("sentence_gru",),
-    "ABCNN": ("before", "after"),
-}
-
-
-@pytest.mark.parametrize(("layer", "name"), [(layer, name) for layer, names in SIZES.items() for name in names])
-def test_a_size_is_an_int_of_at_least_1(layer, name):
-    for bad in (4.0, "4", True, jnp.float32(4)):
-        with pytest.raises(TypeError, match=r"\w+ must be an int, got"):
-            MAKERS[layer](**{name: bad})
-    for bad in (0, -4):
-        with pytest.raises(ValueError, match=r"\w+ must be at least 1, got"):
-            MAKERS[layer](**{name: bad})
-
-
-@pytest.mark.parametrize(("layer", "name"), [(layer, name) for layer, names in FLAGS.items() for name in names])
-def test_a_flag_is_true_or_false(layer, name):
-    for bad in ("layer", 1, None, np.ones(2)):
-        with pytest.raises(TypeError, match=f"{name} must be True or False.* got"):
-            MAKERS[layer](**{name: bad})
-
-
-@pytest.mark.parametrize("layer", MAKERS)
-def test_random_keys_come_from_rngs(layer):
-    for bad in (0, jax.random.key(0), None):
-        with pytest.raises(TypeError, match=r"rngs must be an nnx.Rngs, like nnx.Rngs\(0\)"):
-            MAKERS[layer](rngs=bad)
 
 
 @pytest.mark.parametrize(
@@ -212,87 +110,6 @@ def test_random_keys_come_from_rngs(layer):
 def test_errors_of_making(layer, options, error, message):
     with pytest.raises(error, match=message):
         MAKERS[layer](**options)
-
-
-@pytest.mark.parametrize(
-    ("layer", "name", "ours"),
-    [
-        ("MultiHeadAttention", "num_heads", "heads"),
-        ("MultiHeadAttention", "in_features", "features, the width of x"),
-        ("MultiHeadAttention", "qkv_features", "head_dim"),
-        ("MultiHeadAttention", "embed_dim", "features"),
-        ("MultiHeadAttention", "dropout_rate", r"dropout, a rate in \[0, 1\)"),
-        ("MultiHeadAttention", "decode", r"layer.decode\(x, cache\)"),
-        ("MultiHeadAttention", "is_causal", r"mask=jattn.masks.causal\(\)"),
-        ("MultiHeadAttention", "bias", "use_bias"),
-        ("MultiHeadAttention", "scale", r"score=jattn.scores.dot\(scale\)"),
-        ("LocalAttention", "dropout_rate", "dropout"),
-        ("TransformerBlock", "d_model", "features"),
-        ("TransformerBlock", "mlp_dim", "hidden"),
-        ("TransformerBlock", "num_kv_heads", "kv_heads"),
-        ("Seq2SeqAttention", "num_heads", "heads"),
-        ("AttentionPooling", "num_heads", "heads"),
-        ("RecurrentAttention", "hidden_size", "hidden"),
-        ("HierarchicalAttention", "seed", r"rngs=nnx.Rngs\(0\)"),
-        ("ABCNN", "out_features", "features"),
-    ],
-)
-def test_names_of_other_libraries(layer, name, ours):
-    with pytest.raises(TypeError, match=f"^{layer} takes no {name}: here it is .*{ours}"):
-        MAKERS[layer](**{name: 4})
-
-
-def test_names_of_other_libraries_in_place_of_ours():
-    """Where the arguments that have no default are missing."""
-    with pytest.raises(TypeError, match="MultiHeadAttention takes no num_heads: here it is heads"):
-        MultiHeadAttention(num_heads=4, in_features=16, rngs=rngs())  # pyright: ignore[reportCallIssue]  # wrong on purpose
-
-
-@pytest.mark.parametrize(
-    ("name", "ours"),
-    [
-        ("inputs_q", "x, the first argument"),
-        ("inputs_kv", "context"),
-        ("attn_mask", "mask, booleans"),
-        ("key_padding_mask", r"jattn.masks.lengths\(lengths\)"),
-        ("is_causal", r"mask=jattn.masks.causal\(\)"),
-        ("need_weights", "layer.weights"),
-        ("decode", "layer.decode"),
-        ("training", "deterministic"),
-    ],
-)
-@pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock", "LocalAttention"])
-def test_names_of_other_libraries_in_calls(layer, name, ours):
-    with pytest.raises(TypeError, match=f"^{layer} takes no {name}: here it is .*{ours}"):
-        MAKERS[layer]()(jnp.ones((B, T, F)), **{name: True})
-
-
-CALLS = {
-    "integer padding": ({"mask": np.ones((B, T), int)}, TypeError, r"mask must be boolean.* got int64\[2, 6\].*jattn.masks.lengths\(mask.sum\(-1\)\).*\(mask != 0\)\[..., None, None, :\]"),
-    "float padding": ({"mask": jnp.ones((B, T))}, TypeError, r"mask must be boolean.*jattn.masks.lengths.*bias="),
-    "boolean padding": ({"mask": np.ones((B, T), bool)}, ValueError, r"t = 6 and s = 6, got \[2, 6\]; a padding mask \[.., s\] is mask\[..., None, None, :\], or jattn.masks.lengths"),
-    "mask by position": ({"context": np.ones((B, T), bool)}, TypeError, "mask"),
-    "Mask by position": ({"context": masks.causal()}, TypeError, "mask: give it by name, as mask="),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock", "LocalAttention"])
-def test_masks_of_other_kinds(layer, name):
-    call, error, message = CALLS[name]
-    with pytest.raises(error, match=message):
-        MAKERS[layer]()(jnp.ones((B, T, F)), **call)
-
-
-def test_masks_of_other_kinds_where_there_is_a_memory():
-    layer = MAKERS["Seq2SeqAttention"]()
-    memory = layer.read(jnp.ones((B, S, F)))
-    with pytest.raises(TypeError, match=r"mask must be boolean.*jattn.masks.lengths"):
-        layer(jnp.ones((B, T, F)), memory, mask=np.ones((B, S), int))
-    with pytest.raises(ValueError, match=r"a padding mask \[.., s\]"):
-        layer(jnp.ones((B, T, F)), memory, mask=np.ones((B, S), bool))
-    with pytest.raises(TypeError, match=r"give mask != 0"):
-        MAKERS["AttentionPooling"]()(jnp.ones((B, T, F)), np.ones((B, T), int))
 
 
 @pytest.mark.parametrize("layer", ["MultiHeadAttention", "TransformerBlock"])
@@ -324,12 +141,6 @@ def test_errors_of_calls(layer):
         make()([[1.0] * F])
     with pytest.raises(ValueError, match=r"x must be \[.., t, 16\], got shape \[6, 3\]"):
         make()(jnp.ones((T, 3)))
-
-
-@pytest.mark.parametrize("base", [np.array([1e4, 1e3]), jnp.ones((1,)), "1e4", 0, -2.0, True])
-def test_the_base_of_rotary_is_one_number(base):
-    with pytest.raises(ValueError, match="base must be"):
-        rotary(jnp.ones((T, H, 4)), base=base)
 
 
 def test_the_base_of_rotary_may_be_a_traced_scalar():

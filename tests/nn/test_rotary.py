@@ -19,6 +19,7 @@ from jattn.nn import (
     segment_positions,
 )
 from tests.layers import LOOSE, TIGHT, normal, turn
+from tests.nn.test_scaling import llama3, ntk, plain, yarn
 from tests.tolerances import TOLERANCES, assert_close
 
 B, T, S, H, D = 2, 6, 9, 4, 4
@@ -85,42 +86,6 @@ def turn_pairs(x, angles, factor=1.0, interleaved=False, width=None):
     return out
 
 
-def plain(base, width):
-    return np.array([1 / base ** (2 * m / width) for m in range(width // 2)])
-
-
-def llama3(base, width, factor, original, low=1.0, high=4.0):
-    """As in the code of Llama 3.1 (`apply_scaling`)."""
-    scaled = []
-    for frequency in plain(base, width):
-        wavelength = 2 * np.pi / frequency
-        if wavelength < original / high:
-            scaled.append(frequency)
-        elif wavelength > original / low:
-            scaled.append(frequency / factor)
-        else:
-            smooth = (original / wavelength - low) / (high - low)
-            scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
-    return np.array(scaled)
-
-
-def yarn(base, width, factor, original, fast=32, slow=1, truncate=True):
-    """As in the code of YaRN (`YaRNScaledRotaryEmbedding`)."""
-    correction = lambda turns: width * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
-    low, high = correction(fast), correction(slow)
-    if truncate:
-        low, high = np.floor(low), np.ceil(high)
-    low, high = max(low, 0), min(high, width - 1)
-    ramp = np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
-    return plain(base, width) / factor * ramp + plain(base, width) * (1 - ramp)
-
-
-def ntk(base, width, factor, original, length):
-    """As Hugging Face has it."""
-    length = max(length, original)
-    return plain(base * (factor * length / original - (factor - 1)) ** (width / (width - 2)), width)
-
-
 E, W = 20, 16  # widths of a head and of its part that is turned
 GIVEN = np.random.default_rng(3).random(E // 2)
 # the object, what it does written down: frequencies, factor, whether neighbours are pairs, width
@@ -156,15 +121,6 @@ def test_rotary_is_the_published_formula(name):
     assert_close(embed(x, positions), want, TIGHT)
     assert_close(jax.jit(embed)(x, positions), want, TIGHT)
     assert hash(embed) == hash(embed)
-
-
-def test_published_scalings_change_what_they_should():
-    """Each of the formulas above has frequencies that stay, some that are divided, and some between."""
-    for scaled in (llama3(5e5, E, 8.0, 256), yarn(5e5, E, 8.0, 4096)):
-        ratio = scaled / plain(5e5, E)
-        assert ratio[0] == pytest.approx(1)
-        assert ratio[-1] == pytest.approx(1 / 8)
-        assert ((ratio > 0.13) & (ratio < 0.99)).any()
 
 
 @pytest.mark.usefixtures("x64")

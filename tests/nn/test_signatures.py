@@ -1,14 +1,12 @@
 """What the layers of `jattn.nn` say of themselves is what they are: attributes, options handed on, public names."""
 
 import inspect
-from typing import Any
 
 import pytest
 from flax import nnx
 
 import jattn
-from jattn._call import hints
-from jattn.nn import _hints, _options, multi_head, seq2seq
+from jattn.nn import _options, multi_head, seq2seq
 
 MAKERS = {
     "ABCNN": lambda rngs: jattn.nn.ABCNN(8, 8, 3, before=True, length=5, rngs=rngs),
@@ -72,18 +70,3 @@ def test_local_attention_takes_what_a_call_of_multi_head_attention_takes():
 def test_public_names():
     assert set(jattn.nn.__all__) <= set(dir(jattn.nn))
     assert list(jattn.nn.__all__) == sorted(jattn.nn.__all__)
-
-
-def test_functions_and_layers_share_the_names_of_other_libraries():
-    functions = set(hints._OURS)
-    layers = _hints.OF_LAYERS.keys() | _hints.OF_CALLS.keys()
-    for word, theirs in hints.NAMES.items():
-        assert functions.issuperset(theirs), word
-        assert layers.issuperset(theirs), word
-
-
-@pytest.mark.parametrize("name", ["sm_scale", "logits_soft_cap", "window"])
-def test_layers_know_the_names_of_other_libraries_that_functions_know(name):
-    given: dict[str, Any] = {name: 1.0}
-    with pytest.raises(TypeError, match=f"MultiHeadAttention takes no {name}: here it is "):
-        jattn.nn.MultiHeadAttention(8, 2, rngs=nnx.Rngs(0), **given)

@@ -7,8 +7,7 @@ import pytest
 from flax import nnx
 
 from jattn import gates, masks, mods, normalizers, operand, scores
-from jattn.nn import Cache, Decoder, Latent, MultiHeadAttention
-from jattn.nn.cache import accept
+from jattn.nn import Cache, MultiHeadAttention
 from tests.layers import LOOSE, TIGHT, normal, randomised, traced_once
 from tests.tolerances import assert_close
 
@@ -308,92 +307,3 @@ def test_errors_of_decoding():
 
 
 # Caches that slide with a window
-
-
-def sliding(**options):
-    mask = masks.causal() & masks.window(2)
-    return randomised(MultiHeadAttention(8, 2, mask=mask, rotary_base=1e4, rngs=nnx.Rngs(0), **options))
-
-
-RELATIVE = mods.relative(normal((2, 8), 5), mods.t5_bucket(False, 8, 20))
-
-
-@pytest.mark.parametrize("steps", [(1,) * 11, (4, 1, 6), (2, 3, 3, 3)], ids=str)
-@pytest.mark.parametrize(
-    "options",
-    [{"mods": RELATIVE}, {"latent": Latent(3, 2)}, {"kv_heads": 1, "sinks": True}],
-    ids=["relative", "latent", "grouped"],
-)
-def test_a_cache_that_slides_keeps_the_window_alone(options, steps):
-    """Positions are those of the whole sequence, whatever the slack, and however many come at once."""
-    layer, x = sliding(**options), normal((3, 11, 8))
-    cache, parts = layer.cache(11, 3, slack=3), []
-    decode = nnx.jit(lambda layer, x, cache: layer.decode(x, cache))
-    for n in np.cumsum((0, *steps[:-1])):
-        out, cache = decode(layer, x[:, n : n + steps[len(parts)]], cache)
-        parts.append(out)
-    assert cache.key.shape[1] == cache.room == 5
-    assert_close(jnp.concatenate(parts, 1), layer(x), LOOSE)
-    assert cache.length.tolist() == [11] * 3
-    assert cache.positions(1).tolist() == [[11]] * 3
-
-
-def test_examples_slide_each_by_itself():
-    layer, x = sliding(), normal((2, 8, 8))
-    want = [layer(x[0]), layer(jnp.concatenate([x[1, :2], x[1, 4:]]))]
-    _, cache = layer.decode(x[:, :4], layer.cache(8, 2, slack=4))
-    cache = cache._replace(length=jnp.array([4, 2]))  # the second prompt was two tokens long
-    parts = []
-    for n in range(4, 8):
-        out, cache = layer.decode(x[:, n : n + 1], cache)
-        parts.append(out)
-    for row, whole in zip(jnp.concatenate(parts, 1), want, strict=True):
-        assert_close(row, whole[-4:], LOOSE)
-    assert cache.first is not None
-    assert cache.first.tolist() == [4, 2]  # moved once, when the first had no room
-
-
-def test_drafts_in_a_row_are_accepted_by_a_cache_that_slides():
-    """As many as each example keeps, though the window has moved on since."""
-    layer, x, drafts = sliding(), normal((2, 9, 8)), normal((2, 3, 8), 7)
-    _, state = layer.decode(x[:, :6], layer.cache(20, 2, slack=6))
-    _, state = layer.decode(drafts, state)
-    state = accept(state, 3, jnp.array([[0, 1, 2]]), jnp.array([2, 1]))
-    assert state.length.tolist() == [8, 7]
-    out, _ = layer.decode(x[:, 6:7], state)
-    for n, kept in enumerate((2, 1)):
-        whole = layer(jnp.concatenate([x[n, :6], drafts[n, :kept], x[n, 6:7]]))
-        assert_close(out[n, 0], whole[-1], LOOSE)
-
-
-def test_where_a_cache_does_not_slide():
-    layer, x = sliding(), normal((1, 8, 8))
-    assert layer.cache(5, 1, slack=3).first is None  # the window and the slack are as many
-    assert layer.cache(6, 1, slack=3).room == 5
-    assert MultiHeadAttention(8, 2, mask=masks.causal(), rngs=nnx.Rngs(0)).cache(9, 1, slack=1).room == 9
-    with pytest.raises(ValueError, match="slack must be at least 1, got 0"):
-        layer.cache(9, 1, slack=0)
-    _, cache = layer.decode(x[:, :7], layer.cache(9, 1, slack=1))
-    with pytest.raises(ValueError, match="shortened to before what it keeps"):
-        layer.decode(x[:, 7:], cache._replace(length=jnp.array([3])))
-    late = jax.jit(lambda length: layer.decode(x[:, 7:], cache._replace(length=length))[0])
-    assert jnp.isnan(late(jnp.array([3]))).all()
-    assert jnp.isfinite(late(jnp.array([7]))).all()
-    bare = MultiHeadAttention(8, 2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="needs a layer whose mask has a window within its room"):
-        bare.decode(x[:, 7:], cache)
-    biased = sliding(mods=mods.bias(jnp.zeros((9, 9)), "ts"))
-    with pytest.raises(ValueError, match="must have no axes t and s"):
-        biased.decode(x[:, 7:], cache)
-
-
-def test_a_stack_keeps_the_windows_of_its_layers():
-    near = {"mask": masks.causal() & masks.window(2)}
-    stack = randomised(Decoder(8, 2, 3, pattern=(near, {}), rotary_base=1e4, rngs=nnx.Rngs(0)))
-    x, cache, parts = normal((2, 9, 8)), stack.cache(9, 2, slack=2), []
-    assert [c.past.room for c in (*cache.blocks, *cache.rest)] == [4, 9, 4]
-    decode = nnx.jit(lambda stack, x, cache: stack.decode(x, cache))
-    for n in range(0, 9, 3):
-        out, cache = decode(stack, x[:, n : n + 3], cache)
-        parts.append(out)
-    assert_close(jnp.concatenate(parts, 1), stack(x), 10 * LOOSE)
