@@ -1,4 +1,4 @@
-"""What importing does, and what every public name must be."""
+"""What importing does, what every public name must be, and where the tests of a module lie."""
 
 import ast
 import dataclasses
@@ -182,3 +182,81 @@ def test_pieces_are_frozen_pytrees_with_static_equality(name):
     field = dataclasses.fields(one)[0].name if dataclasses.fields(one) else "anything"
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(one, field, None)
+
+
+# Tests mirror the tree
+
+_TREES = {"jattn": "tests", "kernels/jattn_kernels": "tests/kernels"}
+"""Where the tests of each tree of modules lie."""
+
+_ZOO = "data, model and task are one program, which is trained"
+_STAGES = "the stages of one call: what one of them leaves is what the next begins with"
+_SIMULATED = "kernels run as calls alone, on a simulator: the table of cases is what they are tried on"
+_TOGETHER: dict[str, tuple[str, str, str]] = {
+    **{
+        f"jattn/zoo/{name}": (modules, f"tests/zoo/test_{name}.py", _ZOO)
+        for name, modules in {
+            "boolq": "data model task vectors", "dates": "data losses model task", "documents": "data model task",
+            "pairs": "data model task", "text": "data model task", "translate": "chrf data model task",
+            "vowels": "data model task",
+        }.items()
+    },
+    "jattn/zoo": ("errors task", "tests/zoo/test_main.py", "an error and a record of functions, seen by the command line alone"),
+    "jattn/nn": ("hierarchical", "tests/nn/test_recurrent.py", "the layers over recurrent networks are tried side by side"),
+    "jattn/backends/pallas": ("patterns", "tests/backends/pallas/test_work.py", "patterns are numbered for lists of work, and read by them"),
+    "jattn/backends/blockwise": ("backward forward tangent", "tests/backends/blockwise/test_blockwise.py", _STAGES),
+    "jattn/backends/cudnn": ("backward cut forward settings", "tests/backends/cudnn/test_call.py", _STAGES),
+    "jattn/backends/pallas_gpu": (
+        "backward call decode forward settings terms", "tests/backends/pallas_gpu/test_kernels.py", _SIMULATED,
+    ),
+    "jattn/backends/pallas_tpu": (
+        "backward call forward settings sizes tangent terms", "tests/backends/pallas_tpu/test_kernels.py", _STAGES,
+    ),
+    "kernels/jattn_kernels/gpu": (
+        "backward_keys backward_pairs backward_queries block forward gradients layout look_up machine",
+        "tests/backends/pallas_gpu/test_kernels.py", _SIMULATED,
+    ),
+    "kernels/jattn_kernels/gpu/ampere": ("*", "tests/backends/pallas_gpu/test_kernels.py", _SIMULATED),
+    "kernels/jattn_kernels/gpu/hopper": ("*", "tests/backends/pallas_gpu/test_kernels.py", _SIMULATED),
+    "kernels/jattn_kernels/gpu/blackwell": ("*", "tests/backends/pallas_gpu/test_kernels.py", _SIMULATED),
+    "kernels/jattn_kernels/gpu/lowering": (
+        "*", "tests/kernels/gpu/lowering/test_entry.py", "a primitive is lowered by several of them, one after the other",
+    ),
+    "kernels/jattn_kernels/tpu": (
+        "backward decode forward gradient grid_step", "tests/backends/pallas_tpu/test_kernels.py",
+        "kernels run as calls alone, interpreted: the table of cases is what they are tried on",
+    ),
+}  # fmt: skip
+"""Folders with modules that run together alone: which these are, `*` for all, the file that tests them, and why."""
+
+
+def _module(name: str) -> str:
+    return "main" if name == "__main__" else name.lstrip("_")
+
+
+def _tests_of(tree: str, module: Path) -> Path:
+    """The file that tests a module, by its name."""
+    *folders, name = module.with_suffix("").parts
+    return Path(_TREES[tree], *(x.lstrip("_") for x in folders), f"test_{_module(name)}.py")
+
+
+@pytest.mark.parametrize("tree", _TREES)
+def test_each_module_has_tests_of_its_name(tree):
+    """Or is one of those that are told above to be tested by another file."""
+    root = Path(__file__).parents[1]
+    without = []
+    for file in sorted((root / tree).rglob("*.py")):
+        if file.name == "__init__.py" or (root / _tests_of(tree, file.relative_to(root / tree))).exists():
+            continue
+        modules, *_ = _TOGETHER.get(file.parent.relative_to(root).as_posix(), ("", "", ""))
+        if modules != "*" and _module(file.stem) not in modules.split():
+            without.append(f"{file.relative_to(root)}: {_tests_of(tree, file.relative_to(root / tree))} is not there")
+    assert without == []
+
+
+def test_modules_that_are_tested_together_are_there_and_so_are_their_tests():
+    root = Path(__file__).parents[1]
+    for folder, (modules, tests, reason) in _TOGETHER.items():
+        assert (root / tests).is_file() and reason
+        there = {_module(x.stem) for x in (root / folder).glob("*.py")}
+        assert {*modules.split()} - {"*"} <= there, folder

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -95,12 +94,3 @@ def test_wrong_use_is_said_before_compiling(name):
 def test_no_mesh():
     with pytest.raises(ValueError, match="needs a mesh"):
         parallel.attention(Q, Q, Q, sequence_axis="sequence")
-
-
-def test_zigzag_gives_devices_chunks_from_both_ends():
-    x = jax.random.normal(jax.random.key(0), (2, 24, 3))
-    there = parallel.zigzag(x, 4)
-    np.testing.assert_array_equal(there[:, :6], jnp.concatenate([x[:, :3], x[:, 21:]], 1))
-    np.testing.assert_array_equal(parallel.unzigzag(there, 4), x)
-    with pytest.raises(ValueError, match="that 8 divides"):
-        parallel.zigzag(x[:, :20], 4)

@@ -10,7 +10,8 @@ from flax import nnx
 
 from jattn import masks, mods
 from jattn.nn import Decoder, Latent, MultiHeadAttention
-from jattn.nn.cache import accept
+from jattn.nn.cache import _rows, accept
+from jattn.nn.cache._record import Cache, rows_of
 from tests.layers import LOOSE, normal, randomised
 from tests.tolerances import assert_close
 
@@ -104,3 +105,38 @@ def test_drafts_in_a_row_are_accepted_by_a_cache_that_slides():
     for n, kept in enumerate((2, 1)):
         whole = layer(jnp.concatenate([x[n, :6], drafts[n, :kept], x[n, 6:7]]))
         assert_close(out[n, 0], whole[-1], LOOSE)
+
+
+# The rows themselves
+
+
+def _held(first, length, n=6, batch=2):
+    at = jnp.arange(n, dtype=jnp.float32)
+    key = jnp.broadcast_to((jnp.asarray(first)[:, None] + at)[..., None, None], (batch, n, 1, 1))
+    return Cache(key, -key, jnp.asarray(length, jnp.int32), jnp.asarray(first, jnp.int32))
+
+
+def test_a_cache_slides_to_the_first_position_that_is_still_seen():
+    """Each row holds the number of its position, so that what stands where can be read."""
+    cache = _rows.slid(_held([0, 2], [6, 3]), left=2)
+    assert cache.first is not None and cache.first.tolist() == [4, 2]
+    assert cache.key[0, :2].ravel().tolist() == [4, 5] and cache.key[1, :1].ravel().tolist() == [2]
+    assert cache.length.tolist() == [6, 3] and cache.room == 6
+    assert _rows.slid(_held([0, 2], [6, 3]), left=2, room=3).room == 3
+
+
+@pytest.mark.parametrize(("t", "moved", "room"), [(1, True, 6), (0, False, 6), (7, True, 9)])
+def test_room_is_made_only_where_it_is_used_up(t, moved, room):
+    cache = _rows.with_room(_held([0, 0], [6, 1]), t, left=2)
+    assert cache.first is not None
+    assert cache.first.tolist() == ([4, 0] if moved else [0, 0])
+    assert cache.room == room
+
+
+def test_rows_are_moved_and_put_and_those_past_the_end_are_dropped():
+    cache = _held([0, 0], [6, 6])
+    at = jnp.array([[1, 0, 9], [2, 2, 2]])
+    assert _rows.moved(cache, at).key[..., 0, 0].tolist() == [[1, 0, 5], [2, 2, 2]]
+    new = rows_of(_held([10, 20], [0, 0], n=2))
+    got = _rows.put(cache, new, jnp.array([[5, 0], [6, 1]]))
+    assert got.key[..., 0, 0].tolist() == [[11, 1, 2, 3, 4, 10], [0, 21, 2, 3, 4, 5]]
