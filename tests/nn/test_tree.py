@@ -94,7 +94,7 @@ def test_a_draft_sees_its_ancestors_and_what_came_before(name, left):
     np.testing.assert_array_equal(made.depth, sees.sum(-1) - 1)
     t, s = len(parents), start + len(parents)
     q, k = jnp.zeros((1, t, 1, 2)), jnp.zeros((1, s, 1, 2))
-    got = np.asarray(jattn.weights(q, k, k, mask=made.mask(jnp.array([start]), left)))[0, 0] > 0
+    got = np.asarray(jattn.weights(q, k, k, mask=made.mask(jnp.array([start]), left), positions=start))[0, 0] > 0
     places = np.concatenate([np.arange(start), start + sees.sum(-1) - 1])
     near = places[start:, None] - places <= (np.inf if left is None else left)
     np.testing.assert_array_equal(got, np.concatenate([np.ones((t, start), bool), sees], -1) & near)
