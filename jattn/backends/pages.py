@@ -33,13 +33,14 @@ class Paged(NamedTuple):
     def dtype(self) -> jnp.dtype:
         return self.pool.dtype
 
-    def cut(self, start: Sequence[jax.Array], size: Sequence[int]) -> jax.Array:
+    def cut(self, start: Sequence[int | jax.Array], size: Sequence[int]) -> jax.Array:
         """`jax.lax.dynamic_slice` of them: whole pages are copied, and of these the rows that are asked for."""
-        (b, s, *rest), (batch, n, *widths), page = start, size, self.pool.shape[1]
+        zero, b, s, *rest = (jnp.asarray(x, jnp.int32) for x in (0, *start))
+        (batch, n, *widths), page = size, self.pool.shape[1]
         touched = n // page if self.aligned else min(self.table.shape[1], -(-(n - 1) // page) + 1)
         first = jnp.minimum(s // page, self.table.shape[1] - touched)
         table = jax.lax.dynamic_slice(self.table, (b, first), (batch, touched), allow_negative_indices=False)
         pages = jnp.take(self.pool, table, axis=0, mode="clip")
         rows = pages.reshape(batch, touched * page, *self.pool.shape[2:])
-        at = (0, jnp.int32(0) if self.aligned else s - first * page, *rest)
+        at = (zero, zero if self.aligned else s - first * page, *rest)
         return jax.lax.dynamic_slice(rows, at, (batch, n, *widths), allow_negative_indices=False)

@@ -64,6 +64,17 @@ def test_tiles_of_keys_that_begin_anywhere_in_a_page(name, columns):
         assert_close(x, y, TOLERANCES["float32"].value)
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_where_integers_have_64_bits_and_nothing_is_promoted(dtype):
+    q, k, v = (x.astype(dtype) for x in (Q, KEYS, VALUES))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        got = attend(q, k, v, implementation="blockwise", **CASES["decoding"])
+    wanted = attend(q, k, v, implementation="reference", **CASES["decoding"])
+    assert got.dtype == dtype
+    assert_close(got, wanted, TOLERANCES[dtype].value)
+
+
 def test_a_tile_copies_no_more_pages_than_it_sees():
     """The pools are read a tile at a time: no array has as many numbers as all keys in a row."""
     long = np.arange(64)[None] % POOL
