@@ -182,6 +182,20 @@ def _lengths(rng: np.random.Generator, x: Check) -> dict[str, np.ndarray]:
     return {"keys": draw(x.s), "queries": draw(x.t)}
 
 
+def _pages(many: int) -> Callable[[np.random.Generator, Check], dict[str, Any]]:
+    """A table of so many pages of each example, in no order: keys and values are b pages of s rows, which all share."""
+
+    def draw(rng: np.random.Generator, x: Check) -> dict[str, np.ndarray]:
+        table = rng.integers(0, x.b, (x.b, many)).astype(np.int32)
+        return {"table": table, "keys": rng.integers(0, many * x.s + 1, x.b).astype(np.int32)}
+
+    return draw
+
+
+def _in_pages(x: dict[str, Any]) -> dict[str, Any]:
+    return {"mask": _pieces().masks.lengths(x["keys"]), "pages": x["table"]}
+
+
 CHECKS = [
     Check("plain", lambda x: {}, t=256, s=256, tiny=True),
     Check("causal", _causal, t=256, s=256, lse=True, tiny=True),
@@ -206,6 +220,8 @@ CHECKS = [
     Check("cross", lambda x: {}, t=77, s=1025, lse=True),
     Check("few-queries", lambda x: {"mask": _pieces().masks.causal(1020)}, t=5, s=1025),
     Check("decoding", lambda x: {"mask": _pieces().masks.lengths(x["keys"])}, _lengths, t=1, s=2049, h=8, lse=True),
+    Check("pages-of-16", _in_pages, _pages(70), b=16, t=1, s=16, h=8, lse=True),
+    Check("pages-of-256", _in_pages, _pages(5), b=4, t=2, s=256, h=8, lse=True),
     Check("one-key", lambda x: {}, t=65, s=1, lse=True),
     Check("empty-rows", _without_rows, _lengths, lse=True),
     Check("causal-empty-rows", lambda x: {"mask": _pieces().masks.causal(-70)}, lse=True),

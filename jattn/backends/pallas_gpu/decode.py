@@ -136,9 +136,17 @@ def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[LineLists, list[Any
     return LineLists("list", batch, heads, longest, kinds), [jnp.asarray(x) for x in arrays]
 
 
-def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], fold: Fold) -> Result:
-    """`forward` of folded heads."""
-    s, e = k.shape[1], v.shape[-1]
+def decode(
+    spec: Spec,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[AnyArray],
+    fold: Fold,
+    table: jax.Array | None = None,
+) -> Result:
+    """`forward` of folded heads; with a `table` of pages, k and v are pools."""
+    s, e = k.shape[1] * (1 if table is None else table.shape[1]), v.shape[-1]
     terms = _FoldedTerms(spec, fold, s)
     arrays, layouts = zip(*terms.arrays(operands), strict=True) if terms.slots else ((), ())
     lists, listed = lists_of(moved(spec.terms(operands)), s, fold)
@@ -154,6 +162,7 @@ def decode(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Seque
         listed,
         fold.sizes,
         parts=fold.parts,
+        table=table if table is None else jnp.clip(table, 0, k.shape[0] - 1),
         interpret=simulator(spec.target),
     )
     unfolded = lambda x: jnp.swapaxes(x.reshape(-1, fold.t, fold.group, fold.g, *x.shape[3:]), 2, 3)

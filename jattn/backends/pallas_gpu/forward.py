@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from jattn._call.pages import flat, in_a_row
 from jattn._terms import AnyArray
-from jattn.backends.contract import Key, Query, Result, Spec, Value
+from jattn.backends.contract import Key, Query, Result, Shaped, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, cleaned, in_tiles, shows_all, without_unseen
 from jattn.backends.pallas_gpu.decode import Fold, decode, fold_of
@@ -30,6 +31,29 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
             q, k, v, arrays, layouts, call.functions, call.lists, call.listed, call.sizes, interpret=call.interpret
         )
         return Result(out[..., :width], lse, remainder)
+
+
+def takes_pages(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped, operands: Sequence[Shaped]) -> bool:
+    """Where few queries see pools that need no copy, of pages that make up tiles or are made up of them; see
+    `jattn.backends.contract.InPages.takes`."""
+    fold, page = fold_of(spec, q, flat(k, table), flat(v, table), operands), k.shape[1]
+    if fold is None or page % 8 or any(x.dtype != spec.dtype or x.shape[-1] % 16 for x in (q, k, v)):
+        return False
+    return page % fold.sizes.columns == 0 or fold.sizes.columns % page == 0
+
+
+def forward_in_pages(
+    spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, operands: list[jax.Array]
+) -> Result:
+    """`forward` of pages that `takes_pages`; see `jattn.backends.contract.InPages.forward`."""
+    with jax.enable_x64(False):
+        narrow = [of_32_bits(x) for x in operands]
+        fold = fold_of(spec, q, flat(k, table), flat(v, table), narrow)
+        assert fold is not None
+        result = decode(spec, q, k, v, narrow, fold, table)
+        rows = lambda: (in_a_row(k, table), in_a_row(v, table))
+        again = lambda: decode(spec, q, *cleaned(spec, narrow, q, *rows()), narrow, fold)
+        return jax.lax.cond(jnp.any(jnp.isnan(result.out)), again, lambda: result)
 
 
 def _decoded(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], fold: Fold) -> Result:

@@ -41,11 +41,12 @@ class Forward(ThreadBlock):
         batch: int,
         batches: tuple[int, ...],
         lists: LineLists,
+        page: int | None,
         **static: Unpack[BlockOptions],
     ):
         super().__init__(**static)
-        self.group, self.batches = group, batches
-        (self.q, self.k, self.v), rest = refs[:3], refs[3:]
+        self.group, self.batches, self.page = group, batches, page
+        (self.q, self.k, self.v, *self.table), rest = refs[: 3 + (page is not None)], refs[3 + (page is not None) :]
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.out, *self.of_rows = rest[:3]
@@ -101,16 +102,31 @@ class Forward(ThreadBlock):
 
         def key(n: jax.Array, slot: jax.Array) -> None:
             first, there = self.visits.tile(n) * self.sizes.columns, self.k_there.at[slot]
-            at = entry(self.b, self.batches[1]), pl.ds(first, self.sizes.columns), g
-            plgpu.copy_gmem_to_smem(self.k.at[at], self.k_sm.at[slot], there)
+            for at, rows in self.stretches(first, self.batches[1]):
+                plgpu.copy_gmem_to_smem(self.k.at[(*at, g)], self.k_sm.at[(slot, *rows)], there)
             places, copy = (self.first, first), self.copier(there)
             self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, copy)
 
         def value(n: jax.Array, slot: jax.Array) -> None:
-            at = entry(self.b, self.batches[2]), pl.ds(self.visits.tile(n) * self.sizes.columns, self.sizes.columns), g
-            plgpu.copy_gmem_to_smem(self.v.at[at], self.v_sm.at[slot], self.v_there.at[slot])
+            first, there = self.visits.tile(n) * self.sizes.columns, self.v_there.at[slot]
+            for at, rows in self.stretches(first, self.batches[2]):
+                plgpu.copy_gmem_to_smem(self.v.at[(*at, g)], self.v_sm.at[(slot, *rows)], there)
 
         self.stream(self.visits.total, (self.k_free, self.v_free), (key, value))
+
+    def stretches(self, first: jax.Array, batch: int) -> list[tuple[tuple[Any, ...], tuple[pl.Slice, ...]]]:
+        """Where the keys or values of a tile from `first` on lie, and which rows of the tile they are: in a row, or in
+        pages, of which the tile has several or is a part of one."""
+        columns = self.sizes.columns
+        if self.page is None:
+            return [((entry(self.b, batch), pl.ds(first, columns)), ())]
+        size, (table,) = min(columns, self.page), self.table
+        found = []
+        for row in range(0, columns, size):
+            place = first + row
+            page = table[entry(self.b, batch), lax.div(place, jnp.int32(self.page))]
+            found.append(((page, pl.ds(lax.rem(place, jnp.int32(self.page)), size)), (pl.ds(row, size),)))
+        return found
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: out and lse of its rows."""
@@ -226,6 +242,7 @@ def run(
     sizes: TileSizes,
     *,
     parts: int = 1,
+    table: jax.Array | None = None,
     interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
@@ -237,11 +254,20 @@ def run(
 
     Few queries, of one tile, may see keys in `parts`, which then are the lines of `lists`: there is a result of each
     part, `[parts b, ..]`, to be merged by their lse.
+
+    With a `table` `[b, m]` k and v are pools `[p, page, g, ..]`: key j of element b is row j % page of page
+    `table[b, j // page]`, one of the p.  A tile of keys is a number of pages, or pages are a number of tiles.
     """
     (_, t, h, d), (_, s, g, e) = q.shape, v.shape
+    page, pieces = (None, 1) if table is None else (s, max(1, sizes.columns // s))
+    if table is not None:
+        if max(s, sizes.columns) % min(s, sizes.columns) or s % EIGHT:
+            raise ValueError(f"pages of {s} keys and tiles of {sizes.columns} do not make up one another")
+        s, missing = s * table.shape[1], -table.shape[1] % pieces
+        table = jnp.pad(table, ((0, 0), (0, missing)))
     kind = kind.for_widths(d, e)
     computing = kind.warpgroups(sizes)
-    batches = tuple(x.shape[0] for x in (q, k, v))
+    batches = tuple(x.shape[0] for x in ((q, k, v) if table is None else (q, table, table)))
     b = max(*batches, lists.batch, *(x.batch for x in layouts))
     tiles = pl.cdiv(t, sizes.rows)
     if parts > 1 and tiles > 1:
@@ -263,8 +289,8 @@ def run(
             None if d == e else tiles_in(computing, sizes.height, e, q.dtype, stretch),
             plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32) if kind.copies else None,
             kind.barrier(num_arrivals=1 + staging.resident, num_barriers=computing),
-            barriers(num_arrivals=1 + staging.passing),
-            barriers(),
+            barriers(num_arrivals=pieces + staging.passing),
+            barriers(num_arrivals=pieces),
             barriers(num_arrivals=computing),
             barriers(num_arrivals=computing),
             kind.scratch(d, e, q.dtype, sizes, interpret is not None),
@@ -276,10 +302,11 @@ def run(
         batch=b,
         batches=batches,
         lists=lists,
+        page=page,
         functions=functions,
         staging=staging,
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(*map(kind.filled_up, (q, k, v)), *listed, *operands)
+    )(*map(kind.filled_up, (q, k, v)), *([] if table is None else [table]), *listed, *operands)
     return out[:, :t], *functions.natural_lse(*(jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows))

@@ -156,6 +156,41 @@ def test_few_queries(monkeypatch, chip):
     chex.assert_trees_all_equal(again, (out, lse))
 
 
+@pytest.mark.parametrize(
+    ("chip", "page", "copied"), [("h100", 16, False), ("h100", 256, False), ("b200", 8, False), ("a100", 64, False), ("h100", 24, True)]
+)  # fmt: skip
+def test_pages(monkeypatch, chip, page, copied):
+    """Pages of which a tile has several or that have several tiles are read where they lie; what nobody sees of them,
+    and pages in no table, reach nothing."""
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    random, many = np.random.default_rng(0), -(-600 // page)
+    pool = 2 * many + 3
+    q, k, v = (jnp.asarray(random.standard_normal((*x, 16)), jnp.bfloat16) for x in ((2, 2, 8), *[(pool, page, 2)] * 2))
+    table = random.permutation(pool)[: 2 * many].reshape(2, many)
+    lengths = np.array([many * page - 5, 130])
+    table[1, -1] = pool + 7  # an entry that is not in use
+    options = {
+        "mods": mods.alibi(jnp.linspace(0.1, 0.9, 8)),
+        "mask": masks.causal() & masks.lengths(jnp.asarray(lengths)),
+        "positions": jnp.asarray(lengths - 2),
+        "pages": table,
+        "return_lse": True,
+    }
+    wanted = jattn.attention(*(x.astype(jnp.float32) for x in (q, k, v)), implementation="reference", **options)
+    out, lse = _attend(q, k, v, **options)
+    assert_close(out, wanted[0], TOLERANCES["bfloat16"].value)
+    assert_close(lse, wanted[1], TOLERANCES["float32"].value)
+    del options["return_lse"]
+    plan = jattn.explain(q, k, v, implementation="pallas_gpu", **options)
+    assert (plan.copied is not None) == copied
+    seen = np.zeros((pool, page), bool)
+    for row, n in zip(table, lengths, strict=True):
+        seen[row[np.arange(n) // page], np.arange(n) % page] = True
+    unseen = ~seen[..., None, None]
+    again = _attend(q, *(jnp.where(unseen, jnp.nan, x) for x in (k, v)), **options)
+    chex.assert_trees_all_equal(again, out)
+
+
 def test_float16():
     _check("alibi", "float16", LARGE)
 

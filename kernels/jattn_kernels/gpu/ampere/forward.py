@@ -30,7 +30,8 @@ class _Forward(Alone, Forward):
         """The n-th tile of keys and values, and what the operands have there."""
         first, g = self.visits.tile(n) * self.sizes.columns, lax.div(self.h, jnp.int32(self.group))
         for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
-            self.machine.bring(ref, (entry(self.b, batch), pl.ds(first, self.sizes.columns), g), to.at[slot])
+            for at, rows in self.stretches(first, batch):
+                self.machine.bring(ref, (*at, g), to.at[(slot, *rows)])
         places = self.first, first
         self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, self.machine.bring)
 
