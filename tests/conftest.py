@@ -5,7 +5,10 @@ import pathlib
 import chex
 import hypothesis
 import jax
+import jax.numpy as jnp
 import pytest
+
+from tests.cases import Draw, Sizes
 
 hypothesis.settings.register_profile("jattn", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("jattn")
@@ -34,6 +37,13 @@ def x64():
     """The test runs with 64-bit types."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def draw(x64):
+    """Draws arrays of the table's sizes in float64."""
+    del x64
+    return Draw(Sizes(), jnp.float64, 0)
 
 
 @pytest.fixture(scope="module")
