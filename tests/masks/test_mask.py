@@ -1,11 +1,6 @@
-"""Masks joined with `&`, `|` and `~`; what holds for all of them; and the package, one module to who uses it."""
+"""Masks joined with `&`, `|` and `~`, and what holds for all of them."""
 
 from __future__ import annotations
-
-import importlib
-import inspect
-import pickle
-import pkgutil
 
 import hypothesis
 import jax
@@ -101,28 +96,3 @@ def test_answers_of_single_static_masks_are_exact(data):
 def test_answers_are_on_the_safe_side(data):
     leaves = strategies.static_masks(SIZES) | strategies.traced_masks(SIZES)
     check_answers(data.draw(strategies.algebra(leaves)), *data.draw(TILINGS))
-
-
-# The package is one module to who uses it
-
-KINDS = (masks.window(3, 2) & ~masks.dilated(2)) | masks.blocks([[True]], 32) & masks.lengths(5, 7)
-
-
-def test_names_are_those_of_the_package_whichever_file_they_are_written_in():
-    files = [importlib.import_module(f"{masks.__name__}.{x.name}") for x in pkgutil.iter_modules(masks.__path__)]
-    shown = {name: x for file in files for name, x in vars(file).items() if not name.startswith("_")}
-    ours = {name: x for name, x in shown.items() if getattr(x, "__module__", "").startswith(masks.__name__)}
-    assert {"Mask", "Window", "Function", "causal", "dense"} < set(ours)
-    assert {x.__module__ for x in ours.values()} == {"jattn.masks"}
-    assert all(getattr(masks, name) is x for name, x in ours.items())
-    assert sorted(name for name in ours if name.islower()) == sorted(x for x in masks.__all__ if x.islower())
-    assert dir(masks) == masks.__all__
-    assert inspect.getsource(masks.Mask.blocks).startswith("    def blocks(") and "def causal(" in inspect.getsource(
-        masks.causal
-    )
-
-
-def test_masks_are_pickled_by_those_names():
-    stored = pickle.dumps(KINDS, protocol=0)
-    assert pickle.loads(stored) == KINDS
-    assert b"cjattn.masks\nWindow\n" in stored
