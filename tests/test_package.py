@@ -186,7 +186,7 @@ def test_pieces_are_frozen_pytrees_with_static_equality(name):
 
 # Tests mirror the tree
 
-_TREES = {"jattn": "tests", "kernels/jattn_kernels": "tests/kernels"}
+_TREES = {"jattn": "tests", "kernels/jattn_kernels": "tests/kernels", "bench": "tests/bench"}
 """Where the tests of each tree of modules lie."""
 
 _ZOO = "data, model and task are one program, which is trained"
