@@ -176,7 +176,7 @@ class TileTerms:
     """What `masks.blocks` becomes."""
 
     def __init__(self, spec: Spec, frame: HasLengths):
-        terms = terms_of(spec)
+        terms = self.evaluated(terms_of(spec))
         scale = terms.compare.scale
         first = (Times(scale),) if isinstance(scale, Operand) else ()
         self.scale = 1.0 if isinstance(scale, Operand) else scale
@@ -211,6 +211,10 @@ class TileTerms:
     def active(self, operands: Sequence[bool]) -> tuple[bool, ...]:
         """Which slots get gradients, from which operands do."""
         return tuple(isinstance(x.array, int) and operands[x.array] for x in self.slots)
+
+    def evaluated(self, terms: Any) -> Any:
+        """What of the call's terms this family's kernels evaluate as terms."""
+        return terms
 
     def gate(self, gate: Gate, offsets: Offsets) -> Gate:
         """What a gate of the call, which may be part of no other, becomes in this family's kernels."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import Frame
-from jattn_kernels.tpu.decode import Fold
+from jattn_kernels.tpu.decode.fold import Fold
 
 from jattn._terms import block_tables
 from jattn.backends.contract import Cut, Shaped, Spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +10,12 @@ import jax
 import jax.numpy as jnp
 from jattn_kernels import chips
 from jattn_kernels.tiles.work import numpy_of
-from jattn_kernels.tpu import decode as kernel
-from jattn_kernels.tpu.decode import Fold, FoldedLayout, Items
+from jattn_kernels.tpu.decode import fold as folds
+from jattn_kernels.tpu.decode import forward as kernel
+from jattn_kernels.tpu.decode import items
+from jattn_kernels.tpu.decode.fold import Fold
+from jattn_kernels.tpu.decode.items import Items
+from jattn_kernels.tpu.decode.operands import FoldedLayout, lay_out
 from jax.lax import Precision
 
 from jattn._call.scales import ScaledScore, ScaledWeight
@@ -23,7 +28,7 @@ from jattn.backends.pallas.work import MOST_SCALARS
 from jattn.masks import Mask
 
 MOST_QUERIES, MOST_ROWS = 16, 256  # of one head and of all; beyond them the products take longer than the keys
-_MOST_NARROW = 4096  # columns of a chunk of 8 bits, which takes longer to compute than to read
+_MOST_NARROW = 8192  # columns of a chunk of 8 bits, of all cores: beyond it their work is too unequal
 _READ = 1.8e-6  # seconds for which the keys and values of a chunk are read: long beside what starts a step
 
 
@@ -42,14 +47,14 @@ def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped | None = 
     chip = chips.tpu(spec.target.chip) or chips.SMALLEST_TPU
     most = int(_READ * chip.bandwidth / chip.cores / bytes_of_key) if spec.blocks is None else spec.blocks[1]
     if k.dtype.itemsize == 1:
-        most = min(most, _MOST_NARROW // g)
-    fold = kernel.fold_of(t, s, h, g, most, _with_keys(spec), page)
+        most = min(most, _MOST_NARROW // (g * chip.cores))
+    fold = folds.fold_of(t, s, h, g, most, *_of_keys(spec), page=page)
     b = lines(spec, q, *((k, v) if table is None else (table,)))
     if table is not None and (
         page * g * min(k.dtype.itemsize, v.dtype.itemsize) % 32 or b * table.shape[1] > MOST_SCALARS
     ):
         return None  # a copy is of whole tiles of memory, and the kernel reads the table ahead of its grid
-    if b > kernel.MOST_LINES or fold.chunks > kernel.MOST_CHUNKS or 2 * b * fold.chunks > MOST_SCALARS:
+    if b > items.MOST_LINES or fold.chunks > items.MOST_CHUNKS or 2 * b * fold.chunks > MOST_SCALARS:
         return None
     return fold
 
@@ -60,11 +65,11 @@ def lines(spec: Spec, *arrays: Shaped, operands: Sequence[Shaped] = ()) -> int:
     return max(*(x.shape[0] for x in arrays), *own, 1)
 
 
-def _with_keys(spec: Spec) -> bool:
-    """Whether some operand has numbers of keys."""
-    return any(
-        isinstance(x.array, Words) or set("sr") & set(x.axes) for x in FoldedTerms(spec, Fold(1, 1, 1, 1, 1, 1)).slots
-    )
+def _of_keys(spec: Spec) -> tuple[bool, bool]:
+    """Whether some operand has numbers of keys, and whether keys or values have scales."""
+    terms = FoldedTerms(spec, Fold(1, 1, 1, 1, 1, 1))
+    spread = any(isinstance(x.array, Words) or set("sr") & set(x.axes) for x in terms.slots)
+    return spread, any(x is not None for x in terms.scales)
 
 
 class _Looked(Packed):
@@ -81,35 +86,45 @@ class FoldedTerms(TileTerms):
     packed: type[Packed] = _Looked
     fold: Fold
     offsets: Offsets
-    alike: set[Any]  # which of the call's operands key heads have: scales of keys and values
+    scales: list[Any]
+    """Which of the call's operands are the scales of keys and of values, None where there are none."""
 
     def __init__(self, spec: Spec, fold: Fold):
-        super().__init__(spec, fold)
         terms = terms_of(spec)
+        number = lambda kind: next((x.scale.array for x in parts_of(terms, kind)), None)
+        self.scales = [number(ScaledScore), number(ScaledWeight)]
+        super().__init__(spec, fold)
         self.fold, self.offsets = fold, terms.offsets
-        self.alike = {x.scale.array for kind in (ScaledScore, ScaledWeight) for x in parts_of(terms, kind)}
+
+    def evaluated(self, terms: Any) -> Any:
+        """Without scales, which the kernel knows: they are not of a head and a key but of a key head and a key."""
+        others = lambda parts, kind: tuple(x for x in parts if not isinstance(x, kind))
+        return dataclasses.replace(terms, mods=others(terms.mods, ScaledScore), gates=others(terms.gates, ScaledWeight))
 
     def laid_out(self, operands: Sequence[AnyArray]) -> tuple[list[jax.Array], tuple[FoldedLayout, ...]]:
         """Arrays for the slots, and how each of them lies."""
-        pairs = [kernel.lay_out(*self._array(slot, operands), self.fold) for slot in self.slots]
+        pairs = [lay_out(*self._array(slot, operands), self.fold) for slot in self.slots]
         return [x for x, _ in pairs], tuple(x for _, x in pairs)
 
     def _array(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, str]:
-        """An array and which of the axes `b h t s` it has; g in the place of h where a key head's queries share it."""
+        """An array and which of the axes `b h t s` it has."""
         if isinstance(slot.array, Words):
             return self._looked_up(slot.array, operands)
-        if slot.array in self.alike:
-            return self._of_key_heads(operands[slot.array]), "bgs"
         if "r" not in slot.axes:
             return jnp.asarray(operands[slot.array]), slot.axes
         t, s = (jnp.arange(n, dtype=jnp.int32) for n in (self.fold.t, self.fold.s))
         array, axes = self.along_diagonals(slot, operands, s - t[:, None])
         return array, axes.replace("r", "ts")
 
+    def key_scales(self, operands: Sequence[AnyArray]) -> tuple[jax.Array | None, ...]:
+        """The scales of keys and of values, `[b, g, s]`, where there are any."""
+        return tuple(None if x is None else self._of_key_heads(operands[x]) for x in self.scales)
+
     def _of_key_heads(self, array: AnyArray) -> jax.Array:
         """`[b, g, s]` of `[b, h, s]` that is the same for all heads of a group: a slice, so that XLA makes no more."""
         b, _, s = array.shape
-        return jnp.reshape(array, (b, self.fold.g, self.fold.h // self.fold.g, s))[:, :, 0]
+        array = jnp.reshape(array, (b, self.fold.g, self.fold.h // self.fold.g, s))[:, :, 0]
+        return array.astype(jnp.float32)
 
     def _looked_up(self, words: Words, operands: Sequence[AnyArray]) -> tuple[jax.Array, str]:
         """The bits of all pairs, where the call's queries and keys stand."""
@@ -154,7 +169,7 @@ def seen(mask: Mask | None, fold: Fold, b: int, keys: int) -> tuple[AnyArray, An
 
 def work_of(mask: Mask | None, fold: Fold, b: int, halves: int) -> Items:
     """The chunks that are visited."""
-    return kernel.items_of(*seen(mask, fold, b, fold.chunk), halves)
+    return items.items_of(*seen(mask, fold, b, fold.chunk), halves)
 
 
 def halves_of(chip: chips.Tpu | None) -> int:
@@ -181,7 +196,7 @@ def decode(
     functions, halves = terms.functions(), halves_of(chip)
     parts = kernel.decode(
         terms.query(q), folded(k), folded(v), arrays, layouts, functions,
-        work_of(mask, fold, b, halves), fold, b, pages,
+        work_of(mask, fold, b, halves), fold, b, pages, terms.key_scales(operands),
         dtype=spec.dtype if halves == 1 else jnp.float32,
         precision=Precision.DEFAULT if spec.precision == Precision.DEFAULT else Precision.HIGHEST,
         memory=None if chip is None else chip.granted,

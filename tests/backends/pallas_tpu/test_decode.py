@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jattn_kernels.tiles.work import EMPTY
-from jattn_kernels.tpu import decode as kernel
+from jattn_kernels.tpu.decode import items
 
 import jattn
 from jattn import gates, masks, mods, operand
@@ -112,6 +112,68 @@ def test_pages_are_read_where_they_lie(bits):
     assert (copied is None) == (PAGE * G * bits // 8 % 32 == 0)
 
 
+NARROW = {
+    "cache": lambda h: MASKS["cache"],
+    "window": lambda h: MASKS["window"],
+    "terms": lambda h: {
+        "mods": (mods.softcap(jnp.float32(5.0)), mods.bias(_numbers(B, h, S), "bhs"), mods.alibi(0.1 * _numbers(h))),
+        "gates": gates.function(lambda w, i, j, a: w * a, operand(_numbers(B, h, S), "bhs")),
+        "sinks": _numbers(h),
+        **MASKS["cache"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize(
+    ("stored", "t", "h", "g", "d", "e"),
+    [
+        ("int8", 1, 4, 4, 8, 5),
+        ("int8", 2, 12, 3, 8, 136),
+        ("float8_e4m3fn", 1, 14, 2, 136, 8),
+        ("float8_e5m2", 1, 16, 4, 8, 8),
+    ],
+)
+def test_numbers_of_8_bits(name, stored, t, h, g, d, e):
+    """Groups of 1, 4 and 7 heads, widths of less and more than a register's lanes."""
+    q, k, v = _numbers(B, t, h, d), _numbers(B, S, g, d), _numbers(B, S, g, e)
+    narrow = lambda x: jnp.round(30 * x).astype(jnp.int8) if stored == "int8" else x.astype(stored)
+    scales = tuple((0.5 + jnp.abs(_numbers(B, S, g))) / n for n in ((40, 50) if stored == "int8" else (1, 2)))
+    _compare((q, narrow(k), narrow(v)), {"scales": scales, **NARROW[name](h)}, 128)
+
+
+@pytest.mark.parametrize(("h", "g"), [(4, 4), (16, 4), (14, 2)])
+def test_int8_is_as_exact_as_weights_are(h, g):
+    """With queries in bfloat16 nothing is rounded but the weights, each by half a unit of their last bit, and the output."""
+    q = 3 * _numbers(B, 1, h, 64).astype(jnp.bfloat16)
+    k, v = (jnp.clip(jnp.round(40 * _numbers(B, S, g, n)), -127, 127).astype(jnp.int8) for n in (64, 65))
+    scales = tuple(jnp.exp(_numbers(B, S, g) + n) / 60 for n in range(2))
+    options = {**MASKS["cache"], "scales": scales}
+    got = _attend((q, k, v), "pallas_tpu", options, 128)[0]
+    wanted = _attend((q.astype(jnp.float32), k, v), "reference", options)[0]
+    sizes = _attend((q.astype(jnp.float32), k, jnp.abs(v)), "reference", options)[0]
+    assert (abs(got - wanted) <= 2.0**-8 * (sizes + abs(wanted)) + 1e-5).all()
+
+
+def test_scales_that_no_query_sees_reach_nothing():
+    """And one that is seen reaches the heads of its group alone."""
+    h, g = 8, 4
+    q, k, v = _numbers(B, 1, h, 8), *(jnp.round(30 * _numbers(B, S, g, n)).astype(jnp.int8) for n in (8, 5))
+    scales = tuple(jnp.abs(_numbers(B, S, g)) / n for n in (30, 40))
+    unseen = jnp.arange(S)[None, :, None] >= LENGTHS[:, None, None]
+    got = _attend(
+        (q, k, v), "pallas_tpu", {**MASKS["cache"], "scales": tuple(jnp.where(unseen, jnp.nan, x) for x in scales)}
+    )
+    for x, y in zip(got, _attend((q, k, v), "reference", {**MASKS["cache"], "scales": scales}), strict=True):
+        assert_close(x, y, 1e-5)
+    out, lse = _attend(
+        (q, k, v), "pallas_tpu", {**MASKS["cache"], "scales": (scales[0].at[2, 5, 1].set(jnp.nan), scales[1])}
+    )
+    bad = np.isnan(out).any(-1)
+    assert (bad == np.isnan(lse)).all()
+    assert np.argwhere(bad).tolist() == [[2, 0, 2], [2, 0, 3]]
+
+
 def test_gradients_and_vmap_of_pages_gather():
     q, pool = _numbers(B, T, H, 8), (_numbers(POOL, PAGE, G, 8), _numbers(POOL, PAGE, G, 5))
     loss = lambda x: lambda *a: jnp.sum(jnp.sin(_attend(a, x, CACHE, 32)[0]))
@@ -153,11 +215,13 @@ def test_what_no_query_sees_reaches_nothing():
 def test_chunks_without_keys_are_no_work(xp, halves):
     some = np.array([[1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
     every = np.array([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 1, 0]], bool)
-    work = kernel.items_of(xp.asarray(some), xp.asarray(every), halves)
+    work = items.items_of(xp.asarray(some), xp.asarray(every), halves)
     found = set()
-    for items, count in zip(np.asarray(work.items), np.asarray(work.counts), strict=True):
-        lines = [tuple(int(x) for x in kernel.parts_of(item)) for item in items[:count]]
+    for line, count in zip(np.asarray(work.items), np.asarray(work.counts), strict=True):
+        lines = [tuple(int(x) for x in items.parts_of(item)) for item in line[:count]]
         assert lines == sorted(lines)
+        assert (line[count:] == line[count - 1]).all()  # which stay in fast memory to the end
+        assert len(line) == 16
         assert {b for b, _, _ in lines} == {0, 1, 2}  # or a row would not be written
         found |= {x for x in lines if x[2] != EMPTY}
     assert found == {(0, 0, 2), (0, 1, 2), (0, 2, 1), (2, 3, 2)}
