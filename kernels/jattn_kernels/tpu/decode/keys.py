@@ -15,7 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jattn_kernels.tiles.place import Index
 from jattn_kernels.tpu.decode.fold import Fold
 
-_UNROLLED = 8  # pages whose copies begin in one go
+_UNROLLED = 64  # pages whose copies begin in one go: a loop takes longer than a small page does to arrive
 
 
 class Pages:
