@@ -45,10 +45,11 @@ class _Tile:
         column = jax.lax.broadcasted_iota(jnp.int32, (1, size), 1) + at
         self.i, head = divided(self.row, fold.h)
         self.row_key_head = fold.key_head(head)
-        self.j = divided(column, fold.g)[0] + chunk * fold.chunk
-        again = LANES if LANES % fold.g == 0 else size  # the compiler sees not by itself that columns repeat
-        key_head = divided(jax.lax.broadcasted_iota(jnp.int32, (1, again), 1), fold.g)[1]
-        self.key_head = jnp.concatenate([key_head] * (size // again), 1)
+        key, self.key_head = divided(column, fold.g)
+        self.j = key + chunk * fold.chunk
+        if LANES % fold.g == 0:  # the compiler sees not by itself that registers are alike
+            one = divided(jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1), fold.g)[1]
+            self.key_head = jnp.concatenate([one] * (size // LANES), 1)
 
     def live(self, masked: bool) -> Any:
         """Which pairs there are: of a query and a key of its own head, which exists; True for all."""
