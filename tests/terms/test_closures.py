@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
 import functools
 import itertools
@@ -415,18 +414,6 @@ def test_a_mask_and_a_bucket_of_a_changed_object():
     held.n = 3
     assert_close(of(), jattn.attention(Q, K, V, mask=masks.window(3, 3)), 1e-6)
     assert all(abs(x - y).max() > 1e-3 for x, y in zip(first, (of(), biased()), strict=True))
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "int4", ">f4", ">i4"])
-def test_numpy_tables_of_any_dtype(dtype):
-    table = np.arange(8).astype(jnp.dtype(dtype) if dtype[0] != ">" else dtype)
-    got = jattn.attention(Q, K, V, mask=masks.function(lambda i, j: table[j] < 3))
-    assert_close(got, jattn.attention(Q, K, V, mask=masks.lengths(3)), 1e-6)
-
-
-def test_functions_can_be_copied_deeply():
-    for x in (masks.function(lambda i, j: j <= i), mods.function(lambda s, i, j: s + TABLE[0])):
-        assert jax.tree.structure(copy.deepcopy(x)) == jax.tree.structure(x)
 
 
 def test_private_slots():
