@@ -1,0 +1,67 @@
+"""Encoders: against their blocks one after the other, how these start and what they share, dropout, errors."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from jattn import masks, mods
+from jattn.nn import Alibi, Encoder, Residual
+from tests.layers import LOOSE, normal, pure, randomised
+from tests.nn.stacks.looped import B, F, H, T, bias, blocks_of, looped, window
+from tests.tolerances import assert_close
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_an_encoder_is_its_blocks():
+    """Kinds in turn and one left over, computed again for gradients, under a mask of the call and a shared term."""
+    made = Encoder(F, H, 3, pattern=(window, {"rotary_base": 50.0}), positional=bias(), remat=True, rngs=nnx.Rngs(0))
+    stack, x, real = randomised(made), normal((B, T, F)), masks.lengths(jnp.array([3, T]))
+
+    @nnx.jit
+    def run(stack, x):
+        loss = lambda of: lambda stack, x: (of(stack, x) ** 2).sum()
+        whole = loss(lambda stack, x: stack(x, mask=real))
+        return [nnx.value_and_grad(f)(stack, x) for f in (whole, loss(lambda m, x: looped(m, x, mask=real)))]
+
+    (got, gradients), (want, wanted) = run(stack, x)
+    assert_close(got, want, 100 * LOOSE)
+    pairs = (nnx.to_pure_dict(gradients), nnx.to_pure_dict(wanted))
+    jax.tree.map(lambda a, b: assert_close(a, b, 100 * LOOSE), *pairs)
+
+
+def test_blocks_start_apart_and_terms_are_held_once():
+    stack = Encoder(F, H, 5, pattern=({}, {}), positional=bias(), rngs=nnx.Rngs(0))
+    kernels = [block.attention.query.kernel[...] for block in blocks_of(stack)]
+    assert all(float(abs(a - b).max()) > 1e-3 for n, a in enumerate(kernels) for b in kernels[:n])
+    assert pure(stack)["positional"]["table"].shape == (H, 4)
+    assert "positional" not in pure(Encoder(F, H, 1, positional=Alibi(H), rngs=nnx.Rngs(0)))
+    assert "positional" in pure(Encoder(F, H, 1, positional=Alibi(H, learn=True), rngs=nnx.Rngs(0)))
+    assert not hasattr(pure(Encoder(F, H, 1, residual=Residual("post"), rngs=nnx.Rngs(0))), "norm")
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_dropout(remat):
+    make = lambda rngs: Encoder(F, H, 3, pattern=({}, {}), dropout=0.5, remat=remat, rngs=rngs)
+    x, stack = normal((B, T, F)), make(nnx.Rngs(params=0, dropout=1))
+    first, second = stack(x), stack(x)
+    assert float(abs(first - second).max()) > 1e-3
+    assert (first == make(nnx.Rngs(params=0, dropout=1))(x)).all()
+    bare = make(nnx.Rngs(params=0))
+    run = lambda seed: bare(x, rngs=nnx.Rngs(dropout=seed))
+    assert (run(1) == run(1)).all()
+    assert float(abs(run(1) - run(2)).max()) > 1e-3
+    assert_close(bare(x, deterministic=True), stack(x, deterministic=True), LOOSE)
+    with pytest.raises(ValueError, match="needs a stream of random keys"):
+        bare(x)
+
+
+def test_errors():
+    rngs = nnx.Rngs(0)
+    with pytest.raises(ValueError, match="pattern must have options of blocks for each kind"):
+        Encoder(F, H, 1, pattern={"mask": None}, rngs=rngs)  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    with pytest.raises(TypeError, match="positional must be like jattn.nn.Alibi"):
+        Encoder(F, H, 1, positional=mods.softcap(1.0), rngs=rngs)  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+        Encoder(F, H, 0, rngs=rngs)
