@@ -192,6 +192,7 @@ _TREES = {"jattn": "tests", "kernels/jattn_kernels": "tests/kernels", "bench": "
 _ZOO = "data, model and task are one program, which is trained"
 _STAGES = "the stages of one call: what one of them leaves is what the next begins with"
 _SIMULATED = "kernels run as calls alone, on a simulator: the table of cases is what they are tried on"
+_ROUND = "parts of one program over devices, which goes round and is differentiated whole"
 _TOGETHER: dict[str, tuple[str, str, str]] = {
     **{
         f"jattn/zoo/{name}": (modules, f"tests/zoo/test_{name}.py", _ZOO)
@@ -203,6 +204,7 @@ _TOGETHER: dict[str, tuple[str, str, str]] = {
     },
     "jattn/zoo": ("errors task", "tests/zoo/test_main.py", "an error and a record of functions, seen by the command line alone"),
     "jattn/nn": ("hierarchical", "tests/nn/test_recurrent.py", "the layers over recurrent networks are tried side by side"),
+    "jattn/parallel/_ring": ("backward ring tangent twin", "tests/parallel/test_attention.py", _ROUND),
     "jattn/backends/pallas": ("patterns", "tests/backends/pallas/test_work.py", "patterns are numbered for lists of work, and read by them"),
     "jattn/backends/blockwise": ("backward forward tangent", "tests/backends/blockwise/test_blockwise.py", _STAGES),
     "jattn/backends/cudnn": ("backward cut forward settings", "tests/backends/cudnn/test_call.py", _STAGES),
