@@ -225,8 +225,11 @@ _TOGETHER: dict[str, tuple[str, str, str]] = {
         "*", "tests/kernels/gpu/lowering/test_entry.py", "a primitive is lowered by several of them, one after the other",
     ),
     "kernels/jattn_kernels/tpu": (
-        "backward decode forward gradient grid_step", "tests/backends/pallas_tpu/test_kernels.py",
+        "backward forward gradient grid_step", "tests/backends/pallas_tpu/test_kernels.py",
         "kernels run as calls alone, interpreted: the table of cases is what they are tried on",
+    ),
+    "kernels/jattn_kernels/tpu/decode": (
+        "*", "tests/backends/pallas_tpu/test_decode.py", "one kernel: how it folds, what it copies and what it computes",
     ),
 }  # fmt: skip
 """Folders with modules that run together alone: which these are, `*` for all, the file that tests them, and why."""
