@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -54,7 +56,7 @@ def test_out_is_alone_where_lse_is_not_asked_for():
 
 def test_whole_rows_are_gathered():
     """A normaliser that sees whole rows, by a backend that computes all pairs at once."""
-    sparse = {"normalizer": normalizers.sparsemax()}
+    sparse: dict[str, Any] = {"normalizer": normalizers.sparsemax()}
     own = lambda q, k, v: on_device(problem((q, k, v), sparse), call("gather", AXES, False, "reference", False))
     over = jax.shard_map(own, mesh=mesh(2), in_specs=(ROWS,) * 3, out_specs=ROWS)
     wanted = jattn.attention(Q, K, V, **sparse)

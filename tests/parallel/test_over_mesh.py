@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick")
 NAMES = ("batch", "heads", "sequence")
 SHAPES = {"batch": (2, 1, 1), "heads": (1, 2, 1), "sequence": (1, 1, 2)}
 SLOPES = np.array([0.5, 0.25], np.float32)
-PLACED = {
+PLACED: dict[str, Any] = {
     "mask": masks.causal() & masks.lengths(np.array([3, 8])),
     "mods": (mods.alibi(SLOPES),),
     "gates": (gates.dropout(0.5, 1),),
