@@ -111,7 +111,7 @@ def test_a_device_begins_where_those_before_it_end():
         ({"gates": gates.dropout(0.5, 0)}, "dropout"),
         ({"normalizer": normalizers.gumbel(jax.random.key(0))}, "Gumbel noise"),
     ],
-    ids=str,
+    ids=["nothing", "mask", "function", "layout of heads", "function of heads", "dropout", "gumbel"],
 )
 def test_which_terms_are_told_their_batch_element_or_head(options, what):
     assert places._numbered(problem((Q, Q, Q), options)) == what
