@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jattn_kernels import tables
+
 from bench._cli import complain
 from bench._paths import ROOT
 from bench._report import write_json
@@ -47,6 +49,8 @@ def confirmed(record: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
         raise ValueError("the check is not complete, or not of a chip in jattn_kernels.chips")
     if bad or not right:
         raise ValueError(f"not all is right: {', '.join(bad) or 'nothing ran'}")
-    shared = {"chip": machine["chip"], "backend": record["implementation"], "passes": ["forward", "backward"]}
+    paged = {row["dtype"] for row in rows if row["status"] == "right" and row["name"].startswith(tables.PAGES)}
+    passes = lambda dtype: [*tables.PASSES, *([tables.PAGES] if dtype in paged else [])]
+    shared = {"chip": machine["chip"], "backend": record["implementation"]}
     dated = {"device": machine["device"], "date": str(machine["date"])[:10], "run": path}
-    return [{**shared, "dtype": dtype, **dated} for dtype in sorted(right)]
+    return [{**shared, "passes": passes(dtype), "dtype": dtype, **dated} for dtype in sorted(right)]

@@ -122,7 +122,8 @@ def choose(
     """The backend that was asked for; else the first of `BACKENDS` that can, and that a run has confirmed if it needs
     one.
 
-    Each pass needs one of its own: where only the forward pass is confirmed, gradients are the next best's.
+    Each pass needs one of its own: where only the forward pass is confirmed, gradients are the next best's; where no
+    run has read pages, they are gathered.
 
     Args:
       confirmed: the recorded runs, those of `tables/gpu.json` unless given.
@@ -138,7 +139,8 @@ def choose(
     if asked is not None and reasons[asked] is not None:
         names = " and ".join(x.name for x in able)
         raise UnsupportedError(f"implementation={asked!r}: {reasons[asked]}; {names} can, or pass None")
-    runs = {x.name: {p: _run_of(x, p, problem, target, confirmed) for p in tables.PASSES} for x in able if x.untried}
+    passes = *tables.PASSES, tables.PAGES
+    runs = {x.name: {p: _run_of(x, p, problem, target, confirmed) for p in passes} for x in able if x.untried}
     forward, backward = ([x for x in able if x.untried is None or runs[x.name][p]] for p in tables.PASSES)
     chosen = forward[0] if asked is None else known[asked]
     gradients = chosen
@@ -152,7 +154,10 @@ def choose(
 
     others = {name: reasons[name] or why(x) for name, x in known.items() if name != chosen.name}
     evidence = _evidence(chosen, runs[chosen.name], gradients) if chosen.untried else None
-    return Choice(_with_gradients(chosen, gradients), others, evidence)
+    backend = _with_gradients(chosen, gradients)
+    if asked is None and isinstance(backend, Fused) and backend.in_pages and backend.untried:
+        backend = backend if runs[backend.name][tables.PAGES] else dataclasses.replace(backend, in_pages=None)
+    return Choice(backend, others, evidence)
 
 
 def _known(implementation: str | Backend | None) -> tuple[dict[str, Backend], str | None]:

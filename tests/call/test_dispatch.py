@@ -14,6 +14,7 @@ from jattn import masks, normalizers
 from jattn._call import dispatch, targets
 from jattn.backends.blockwise import BLOCKWISE
 from jattn.backends.cudnn import CUDNN
+from jattn.backends.pallas_gpu import PALLAS_GPU
 from tests.problems import problem
 
 Q = jnp.ones((1, 4, 2, 3))
@@ -79,6 +80,16 @@ def test_gradients_are_of_the_next_best_until_they_are_confirmed():
     both = dispatch.choose(_problem(), None, H100, parts)
     assert both.backend is CUDNN
     assert both.evidence == f"confirmed ({run}; backward {run.replace('2026-12-31', '2027-01-01')})"
+
+
+@pytest.mark.smoke
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the GPU kernels take jax 0.11 and later")
+def test_pages_are_gathered_until_a_run_has_read_some():
+    run = _run(backend="pallas_gpu")
+    choose = lambda asked, run: dispatch.choose(_problem(), asked, H100, [run]).backend
+    assert choose(None, run) == dataclasses.replace(PALLAS_GPU, in_pages=None)
+    assert choose(None, run._replace(passes=(*tables.PASSES, tables.PAGES))) is PALLAS_GPU
+    assert choose("pallas_gpu", run) is PALLAS_GPU
 
 
 def test_who_insists_gets_it_confirmed_or_not():

@@ -13,6 +13,7 @@ import math
 from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
+PAGES = "pages"  # beside them, of forward passes that read keys from pages
 MASKS = ("full", "causal", "window")
 ELSEWHERE = "v5e"  # its sizes are those of TPUs without entries, and of the interpreter
 
@@ -61,7 +62,7 @@ class Confirmed(NamedTuple):
         chip: its name in `jattn_kernels.chips`.
         backend: as `implementation=` takes it.
         dtype: of query, key and value.
-        passes: those of `PASSES` that were run and found right.
+        passes: those of `PASSES` that were run and found right, and `PAGES` alike.
         device: what the device called itself.
         date: of the run, as 2026-12-31.
         run: the record of the run, a path from the root of the repository.

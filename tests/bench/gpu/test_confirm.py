@@ -13,6 +13,7 @@ RECORD = {
     "complete": True,
     "rows": [
         {"name": "plain", "status": "right", "dtype": "bfloat16"},
+        {"name": "pages-of-16", "status": "right", "dtype": "bfloat16"},
         {"name": "half", "status": "right", "dtype": "float16"},
         {"name": "single", "status": "refused: UnsupportedError: takes 16 bits", "dtype": "float32"},
     ],
@@ -42,6 +43,10 @@ def test_what_was_right_is_confirmed(root, capsys):
         ("bfloat16", "2026-12-31", "check.json"),
         ("float16", "2026-12-31", "check.json"),
     ]
+    assert [row["passes"] for row in got["confirmed"][1:]] == [
+        ["forward", "backward", "pages"],
+        ["forward", "backward"],
+    ]
     assert "2 dtypes of pallas_gpu confirmed on h100" in capsys.readouterr().out
 
 
@@ -58,7 +63,7 @@ def test_what_was_right_is_confirmed(root, capsys):
             _spoilt(rows=[{"name": "last", "status": "not run: out of time", "dtype": "float16"}]),
             "not all is right: last",
         ),
-        (_spoilt(rows=RECORD["rows"][2:]), "nothing ran"),
+        (_spoilt(rows=RECORD["rows"][-1:]), "nothing ran"),
     ],
 )
 def test_anything_else_is_not(record, message, root, capsys):
