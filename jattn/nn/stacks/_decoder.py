@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from jattn import masks
 from jattn._call import modes
-from jattn.nn._checks import AnyArray
+from jattn.nn._checks import AnyArray, as_lengths
 from jattn.nn._hints import of_calls
 from jattn.nn._options import AnyMask, Gates, Mods
+from jattn.nn.cache._kinds import check_room
 from jattn.nn.cache._record import BlockCache, StackCache
 from jattn.nn.stacks._encoder import Encoder, EncoderOptions
 from jattn.nn.transformer import TransformerBlock
@@ -147,7 +148,18 @@ class Decoder(Encoder):
 
         x, blocks = jnp.asarray(x), cache.blocks
         if blocks:
+            _check_room(blocks, x, lengths)  # in the loop nobody could raise
             turn = lambda x, layer: through(x, nnx.merge(graph, layer[0]), layer[1])
             x, blocks = jax.lax.scan(turn, x, (state, blocks))
         x, rest = through(x, self.rest, cache.rest)
         return x if self.norm is None else self.norm(x), StackCache(blocks, rest)
+
+
+def _check_room(blocks: Sequence[BlockCache], x: Array, lengths: ArrayLike | None) -> None:
+    """Raises where more positions are known not to fit in caches that have the layers in front of their axes."""
+    if x.ndim < 2:
+        return  # which the layers say
+    taken = None if lengths is None else as_lengths(lengths, x.shape[:-2]).astype(jnp.int32)
+    for block in blocks:
+        each = taken if taken is None else jnp.broadcast_to(taken, block.past.length.shape)
+        check_room(block.past, x.shape[-2], each)

@@ -58,3 +58,17 @@ def test_errors():
     stack = Decoder(F, H, 1, rngs=rngs)
     with pytest.raises(TypeError, match=r"cache must be made by the decoder's cache\(\), got BlockCache"):
         stack.decode(normal((T, F)), TransformerBlock(F, H, rngs=rngs).cache(T))  # pyright: ignore[reportArgumentType]  # wrong on purpose
+
+
+@pytest.mark.parametrize("kind", [{}, {"page": 2, "pages": 5}, {"dtype": "int8"}], ids=str)
+def test_more_than_a_cache_has_room_for_is_an_error_outside_of_jit(kind):
+    """Layers are scanned, where nobody can raise, so the stack looks first."""
+    stack = Decoder(16, 2, 3, rngs=nnx.Rngs(0))
+    x = jnp.ones((2, 6, 16))
+    out, _ = stack.decode(x[:, :5], stack.cache(5, 2, **kind), lengths=jnp.array([5, 2]))
+    assert jnp.isfinite(out).all()
+    for lengths in (None, jnp.array([5, 6])):
+        with pytest.raises(ValueError, match="do not fit|more positions need"):
+            stack.decode(x, stack.cache(5, 2, **kind), lengths=lengths)
+    late = jax.jit(stack.decode)(x, stack.cache(5, 2, **kind))[0]
+    assert jnp.isnan(late[:, 5]).any() and jnp.isfinite(late[:, 0]).all()
