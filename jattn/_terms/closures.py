@@ -77,7 +77,7 @@ class _Reader:
         number = self.numbers.setdefault(id(value), len(self.arrays))
         if number == len(self.arrays):
             self.arrays.append(value)
-        return recipes.Array(number)
+        return recipes.NumberedArray(number)
 
     def _composite(self, value: object) -> Recipe:
         if _of_library(value) and jax.tree.structure(value) == _LEAF:  # layers and their parameters are no leaves
@@ -87,7 +87,7 @@ class _Reader:
         if isinstance(value, functools.partial):
             return recipes.Partial(self.read(value.func), self.read(value.args), self._parts(value.keywords))
         if isinstance(value, types.MethodType):
-            return recipes.Method(self.read(value.__func__), self.read(value.__self__))
+            return recipes.BoundMethod(self.read(value.__func__), self.read(value.__self__))
         if callable(value) and isinstance(getattr(value, "__wrapped__", None), types.FunctionType):
             inner = self.read(
                 value.__wrapped__
@@ -121,7 +121,7 @@ class _Reader:
         """A container or an object, taken apart."""
         leaves, structure = jax.tree.flatten(value)
         if structure != _LEAF and _hashable(structure):
-            return recipes.Tree(structure, tuple(self.read(x) for x in leaves))
+            return recipes.Container(structure, tuple(self.read(x) for x in leaves))
         base, attributes = builtin_base(type(value)), _attributes(value)
         if base in _CONTENTS:
             attributes, contents = attributes or {}, self.read(_CONTENTS[base](value))
@@ -149,7 +149,7 @@ class _Reader:
                 named.append((name, self.read(fn.__globals__[name])))
         # a dictionary of keywords is made with its function, and no two functions share it: it is what it holds
         defaults, keywords = self.read(fn.__defaults__), self._parts(fn.__kwdefaults__ or {})
-        return recipes.Function(
+        return recipes.PythonFunction(
             fn.__code__, recipes.Same(fn.__globals__), fn.__name__, defaults, keywords, cells, tuple(named)
         )
 

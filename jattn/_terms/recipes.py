@@ -87,7 +87,7 @@ class Namespace:
 
 
 @dataclasses.dataclass(frozen=True)
-class Array:
+class NumberedArray:
     """The array of that number."""
 
     number: int
@@ -110,7 +110,7 @@ class KnownArray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class Container:
     """A container: any pytree."""
 
     structure: Any
@@ -140,7 +140,7 @@ class Instance:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class BoundMethod:
     """A method of an object."""
 
     function: Any
@@ -165,7 +165,7 @@ class Partial:
 
 
 @dataclasses.dataclass(frozen=True)
-class Function:
+class PythonFunction:
     """A Python function as its code and the values that the code reaches."""
 
     code: types.CodeType
@@ -191,6 +191,6 @@ def builtin_base(kind: type) -> Any:
 
 def arrays_in(recipe: object) -> bool:
     """Whether a recipe, or a tuple of recipes, has places for arrays."""
-    if isinstance(recipe, (Tree, Instance, Method, Partial, Function, Namespace)):
+    if isinstance(recipe, (Container, Instance, BoundMethod, Partial, PythonFunction, Namespace)):
         return any(arrays_in(getattr(recipe, f.name)) for f in dataclasses.fields(recipe))
-    return isinstance(recipe, Array) or (isinstance(recipe, tuple) and any(map(arrays_in, recipe)))
+    return isinstance(recipe, NumberedArray) or (isinstance(recipe, tuple) and any(map(arrays_in, recipe)))

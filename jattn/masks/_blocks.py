@@ -15,7 +15,7 @@ from jattn.masks._mask import Mask
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
+class _BlockLayout:
     """A static boolean array with value equality, so that it can be part of a compiled program's key."""
 
     shape: tuple[int, ...]
@@ -26,15 +26,15 @@ class _Layout:
         return np.frombuffer(self.bits, bool).reshape(self.shape)
 
 
-def _layout(array: np.ndarray) -> _Layout:
-    return _Layout(array.shape, array.tobytes())
+def _layout(array: np.ndarray) -> _BlockLayout:
+    return _BlockLayout(array.shape, array.tobytes())
 
 
 @term
 class Blocks(Mask):
     """Blocks of a static layout."""
 
-    layout: _Layout
+    layout: _BlockLayout
     block: int
     head: FieldValue  # the operand that says which head this tile is of; None where the layout is the same for all
     picked: bool = False  # the heads are picked out of a larger layout at run time

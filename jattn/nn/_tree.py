@@ -20,7 +20,7 @@ _BITS = 32
 _WHEREVER = (mods.SoftCap,)  # what is the same wherever a query and a key stand
 
 
-class Tree(NamedTuple):
+class DraftTree(NamedTuple):
     """What is known of drafts from their parents.
 
     Attributes:
@@ -66,7 +66,7 @@ def _words(sees: Bool[Array, "*b t t"]) -> list[Int[Array, "*b t"]]:
     return words
 
 
-def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> Tree:
+def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> DraftTree:
     """The tree of t drafts whose parents are these, `[t]` or `[.., t]`, -1 for what comes right after the cache.
 
     Raises:
@@ -84,11 +84,11 @@ def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> T
     sees = jnp.eye(t, dtype=bool) | (array[..., None] == jnp.arange(t))
     for _ in range(max(1, (t - 1).bit_length())):  # each time ancestors twice as far
         sees = jnp.matmul(sees.astype(jnp.float32), sees.astype(jnp.float32)) > 0
-    return Tree(sees.sum(-1, dtype=jnp.int32) - 1, sees)
+    return DraftTree(sees.sum(-1, dtype=jnp.int32) - 1, sees)
 
 
 def without_rows(options: Options) -> Options:
-    """The options without their mask, whose place `Tree.mask` takes.
+    """The options without their mask, whose place `DraftTree.mask` takes.
 
     Raises:
       ValueError: a term would take a draft's row in the cache for its position: a mask other than `masks.causal()` and

@@ -17,7 +17,7 @@ import jattn
 from jattn import masks, mods
 from jattn._terms import recipes
 from jattn._terms.closures import hoist
-from jattn._terms.recipes import Array, Constant, Same, arrays_in, builtin_base
+from jattn._terms.recipes import Constant, NumberedArray, Same, arrays_in, builtin_base
 from tests.tolerances import assert_close
 
 SIZES = (2, 8, 2, 4)
@@ -122,8 +122,8 @@ def contents_of(x):
 )
 def test_an_object_is_made_anew_with_its_attributes_and_what_it_contains(kind, contents):
     leaves, tree = jax.tree.flatten(contents)
-    of = recipes.Tree(tree, (Array(1), number(leaves[1])))
-    made = recipes.Instance(kind, (("name", number("it")), ("by", Array(0))), of).build([3.0, 9])
+    of = recipes.Container(tree, (NumberedArray(1), number(leaves[1])))
+    made = recipes.Instance(kind, (("name", number("it")), ("by", NumberedArray(0))), of).build([3.0, 9])
     assert type(made) is kind
     assert (made.name, made.by) == ("it", 3.0)
     assert contents_of(made) == contents_of(jax.tree.unflatten(tree, [9, 7]))
@@ -139,7 +139,7 @@ def test_an_object_is_made_anew_without_its_class_being_called():
         def __setattr__(self, name, value):
             raise AttributeError("it is frozen")
 
-    made = recipes.Instance(Once, (("x", Array(0)),)).build([4])
+    made = recipes.Instance(Once, (("x", NumberedArray(0)),)).build([4])
     assert type(made) is Once and made.x == 4
 
 
@@ -148,11 +148,11 @@ def test_methods_and_partials_get_their_arrays():
         def of(self, x, *, by=1):
             return self.scale * x * by  # pyright: ignore[reportAttributeAccessIssue]
 
-    owner = recipes.Instance(Scaled, (("scale", Array(0)),))
-    method = recipes.Method(Same(Scaled.of), owner)
+    owner = recipes.Instance(Scaled, (("scale", NumberedArray(0)),))
+    method = recipes.BoundMethod(Same(Scaled.of), owner)
     assert method.build([3])(2) == 6
-    keywords = recipes.Tree(jax.tree.structure({"by": 0}), (Array(1),))
-    arguments = recipes.Tree(jax.tree.structure((0,)), (number(2),))
+    keywords = recipes.Container(jax.tree.structure({"by": 0}), (NumberedArray(1),))
+    arguments = recipes.Container(jax.tree.structure((0,)), (number(2),))
     partial = recipes.Partial(method, arguments, keywords).build([3, 5])
     assert isinstance(partial, functools.partial) and partial() == 30
 
@@ -165,7 +165,7 @@ def test_a_module_and_a_class_are_stood_for_by_others_that_hold_the_arrays():
         x, y = 1.0, 2.0
 
     for value in (module, Settings):
-        made = recipes.Namespace(Same(value), (("x", Array(0)),)).build([5.0])
+        made = recipes.Namespace(Same(value), (("x", NumberedArray(0)),)).build([5.0])
         assert (made.x, made.y, made.__name__) == (5.0, 2.0, value.__name__)
         assert value.x == 1.0  # pyright: ignore[reportAttributeAccessIssue]
     assert issubclass(recipes.Namespace(Same(Settings), ()).build([]), Settings)
@@ -177,10 +177,10 @@ def test_a_function_gets_arrays_in_cells_defaults_and_globals():
     def fn(a, b=3.0, *, c=4.0):
         return a, b, c, cell, TABLE
 
-    nothing = recipes.Tree(jax.tree.structure({}), ())
-    recipe = recipes.Function(
-        fn.__code__, Same(fn.__globals__), "fn", recipes.Tree(jax.tree.structure((0,)), (Array(0),)),
-        recipes.Tree(jax.tree.structure({"c": 0}), (Array(1),)), (Array(2),), (("TABLE", Array(3)),),
+    nothing = recipes.Container(jax.tree.structure({}), ())
+    recipe = recipes.PythonFunction(
+        fn.__code__, Same(fn.__globals__), "fn", recipes.Container(jax.tree.structure((0,)), (NumberedArray(0),)),
+        recipes.Container(jax.tree.structure({"c": 0}), (NumberedArray(1),)), (NumberedArray(2),), (("TABLE", NumberedArray(3)),),
     )  # fmt: skip
     made = recipe.build([30, 40, 20, 50])
     assert made(1) == (1, 30, 40, 20, 50)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jattn._terms import AnyArray
-from jattn.backends.blockwise.sizes import Strip, geometry
-from jattn.backends.blockwise.walk import Tile, Walk, above_scores, hide, nothing, probabilities
+from jattn.backends.blockwise.sizes import QueryStrip, geometry
+from jattn.backends.blockwise.walk import VisitedTile, Walk, above_scores, hide, nothing, probabilities
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 
 
@@ -63,7 +63,7 @@ def _backward(
     if not walk.terms.gates:
         all_delta = all_delta * share
 
-    def strip(rows: Strip, grads: Sums):
+    def strip(rows: QueryStrip, grads: Sums):
         step = rows.step
         live = step.rows(lse) != jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
@@ -74,7 +74,7 @@ def _backward(
             upstream = upstream * step.rows(share)[..., None]
         query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
 
-        def visit(tile: Tile, sums: Sums):
+        def visit(tile: VisitedTile, sums: Sums):
             dq, dk, dv, doperands = sums
             here = tile.step
             tiles = walk.tiles(here)

@@ -10,8 +10,8 @@ from jattn_kernels import online_softmax
 
 from jattn._call.pages import flat
 from jattn._terms import AnyArray
-from jattn.backends.blockwise.sizes import Strip, geometry
-from jattn.backends.blockwise.walk import Tile, Walk, hide, nothing
+from jattn.backends.blockwise.sizes import QueryStrip, geometry
+from jattn.backends.blockwise.walk import VisitedTile, Walk, hide, nothing
 from jattn.backends.contract import Key, Query, Result, Shaped, Spec, Value
 from jattn.backends.pages import Paged
 
@@ -40,10 +40,10 @@ def forward(spec: Spec, q: Query, k: Key | Paged, v: Value | Paged, operands: Se
         return Result(jnp.zeros((*shape, v.shape[-1]), spec.dtype), row - jnp.inf, row)
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
 
-    def strip(rows: Strip, carry: tuple[jax.Array, jax.Array]):
+    def strip(rows: QueryStrip, carry: tuple[jax.Array, jax.Array]):
         query, _ = walk.scaled(rows.step, walk.rows(rows.step, q))
 
-        def visit(tile: Tile, state: online_softmax.State | None):
+        def visit(tile: VisitedTile, state: online_softmax.State | None):
             here = tile.step
             tiles = walk.tiles(here)
             seen = walk.seen(tile, tiles)

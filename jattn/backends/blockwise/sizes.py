@@ -32,7 +32,7 @@ class Limits:
     """Query rows, over all heads, up to which a head's keys are not worth a copy."""
 
 
-class Strip(NamedTuple):
+class QueryStrip(NamedTuple):
     """Query rows that one step of the loop over them takes."""
 
     n: int | jax.Array
@@ -68,7 +68,7 @@ class Geometry:
         """How many strips of query rows there are: query blocks, times steps over batch and heads."""
         return self.b // self.batch * (self.g // self.heads) * self.query.count
 
-    def strip(self, n: int | jax.Array) -> Strip:
+    def strip(self, n: int | jax.Array) -> QueryStrip:
         heads = self.g // self.heads
         rest, block = split(n, self.query.count)
         batch, head = (0, rest) if self.b == self.batch else split(rest, heads)
@@ -79,7 +79,7 @@ class Geometry:
             "t": (self.query.start(block), self.query.block),
             "s": (0, self.key.length),
         }
-        return Strip(n, Step(at, self.group), batch, head, block)
+        return QueryStrip(n, Step(at, self.group), batch, head, block)
 
 
 def tile_sizes(t: int, s: int, group: int, mask: masks.Mask | None, width: int, joined: bool) -> tuple[int, int]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from jattn import _terms
 from jattn._terms import AnyArray
-from jattn.backends.blockwise.sizes import Strip, geometry
-from jattn.backends.blockwise.walk import Tile, Walk, above_scores, hide, nothing, probabilities
+from jattn.backends.blockwise.sizes import QueryStrip, geometry
+from jattn.backends.blockwise.walk import VisitedTile, Walk, above_scores, hide, nothing, probabilities
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
@@ -44,14 +44,14 @@ def tangent(
     lse, share = above_scores(lse), jnp.exp(-remainder)
     dq, dk, dv, doperands = tangents
 
-    def strip(rows: Strip, carry: tuple[jax.Array, jax.Array]):
+    def strip(rows: QueryStrip, carry: tuple[jax.Array, jax.Array]):
         step = rows.step
         strip_lse, strip_share = step.rows(lse), step.rows(share)
         live = strip_lse != jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
-        def visit(tile: Tile, state: tuple[jax.Array, jax.Array]):
+        def visit(tile: VisitedTile, state: tuple[jax.Array, jax.Array]):
             here = tile.step
             tiles = walk.tiles(here)
             seen = walk.seen(tile, tiles)

@@ -19,7 +19,7 @@ from jattn._terms import AnyArray, Terms, block_tables
 from jattn._terms.moved import moved
 from jattn._terms.reach import span
 from jattn.backends.blockwise.products import Joined, PerHead
-from jattn.backends.blockwise.sizes import Geometry, Strip, on_gpu
+from jattn.backends.blockwise.sizes import Geometry, QueryStrip, on_gpu
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pages import Paged
 from jattn.backends.steps import Step, split
@@ -40,7 +40,7 @@ def _loop(upper: int | Callable[[], jax.Array], body: Callable, carry: object) -
     return jax.lax.fori_loop(jnp.int32(0), jnp.int32(upper), body, carry)
 
 
-class Place(NamedTuple):
+class TilePlace(NamedTuple):
     """Where a tile lies."""
 
     step: Step
@@ -48,14 +48,14 @@ class Place(NamedTuple):
     """The first key that belongs to no other tile, None for the tile's own first."""
 
 
-class Tile(NamedTuple):
+class VisitedTile(NamedTuple):
     """A tile that is visited."""
 
     step: Step
     masked: bool | jax.Array
     """Whether some pairs do not attend in it, by the mask or since its first keys belong to another tile: False, True,
     or a flag known only in the loop."""
-    place: Callable[[], Place]
+    place: Callable[[], TilePlace]
     """Computes its place once more: numbers that a branch is given are kernels of their own, which XLA compiles."""
 
     def choose(self, partial: Callable, full: Callable) -> Any:
@@ -94,19 +94,19 @@ class Walk:
         """carry = body(strip, carry) for every strip of query rows."""
         return _loop(self.geo.strips, lambda n, carry: body(self.geo.strip(n), carry), carry)
 
-    def keys(self, strip: Strip, body: Callable, carry: object) -> Any:
+    def keys(self, strip: QueryStrip, body: Callable, carry: object) -> Any:
         """carry = body(tile, carry) for every key block of a strip, the full ones first.
 
         One loop visits both kinds, so that the program holds its body once.
         """
         if self.geo.key.count == 1:
             masked = self.terms.mask is not None and self._looks(strip.n)
-            return body(Tile(strip.step, masked, lambda: Place(strip.step)), carry)
+            return body(VisitedTile(strip.step, masked, lambda: TilePlace(strip.step)), carry)
         _, full, partial = self.table
         fulls, partials = _uniform(full), _uniform(partial)
         masked = {(True, False): True, (False, True): False}.get((fulls == 0, partials == 0))
 
-        def full_blocks(strip: Strip) -> Any:
+        def full_blocks(strip: QueryStrip) -> Any:
             return block_tables.entry(full, self._row(strip)) if fulls is None else fulls
 
         def blocks() -> Any:
@@ -121,22 +121,22 @@ class Walk:
                 at, n = jax.lax.optimization_barrier((at, n))
             place = lambda: self._place(self.geo.strip(at), n)
             looks = n >= full_blocks(self.geo.strip(at)) if masked is None else masked and self._looks(n)
-            return body(Tile(place().step, looks, place), carry)
+            return body(VisitedTile(place().step, looks, place), carry)
 
         known = None if fulls is None or partials is None else fulls + partials
         return _loop(blocks if known is None else known, visit, carry)
 
-    def _row(self, strip: Strip) -> tuple[Any, Any, Any]:
+    def _row(self, strip: QueryStrip) -> tuple[Any, Any, Any]:
         """The indices of a strip in the tables."""
         batches, heads = self.table.full.shape[:2]
         return split(strip.batch, batches)[1], strip.head if heads > 1 else 0, strip.block
 
-    def _place(self, strip: Strip, n: int | jax.Array) -> Place:
+    def _place(self, strip: QueryStrip, n: int | jax.Array) -> TilePlace:
         """The n-th tile of a strip."""
         key = self.geo.key
         block = n if self.table.in_order else self.table.block(self._row(strip), n)
         step = strip.step.along("s", key.start(block), key.block)
-        return Place(step, None if key.whole else block * key.block)
+        return TilePlace(step, None if key.whole else block * key.block)
 
     def _looks(self, index: int | jax.Array) -> bool | jax.Array:
         """That a tile's mask is looked at, where that is certain: True, or a flag if the mask holds arrays.
@@ -155,7 +155,7 @@ class Walk:
         x = step.rows(array).astype(self.dtype)
         return x if live is None else jnp.where(live.reshape(*live.shape, *[1] * (x.ndim - live.ndim)), x, 0)
 
-    def live(self, place: Place, tiles: list[jax.Array]) -> jax.Array:
+    def live(self, place: TilePlace, tiles: list[jax.Array]) -> jax.Array:
         """Which pairs of a tile attend in it, `[b|1, g|1, r|1, bt, bs]`."""
         i, j = place.step.positions()
         fresh = True if place.first is None else jnp.broadcast_to(j >= place.first, (i.shape[0], j.shape[1]))
@@ -166,7 +166,7 @@ class Walk:
         sizes = (self.geo.batch, self.geo.heads, self.geo.group)
         return live.reshape(*(n if y else 1 for n, y in zip(sizes, has, strict=True)), *live.shape[-2:])
 
-    def shown(self, tile: Tile, tiles: list[jax.Array]) -> jax.Array | None:
+    def shown(self, tile: VisitedTile, tiles: list[jax.Array]) -> jax.Array | None:
         """Which pairs of a tile the mask lets attend and belong to no other tile, as `live`; None where all do."""
         if tile.masked is False:
             return None
@@ -178,7 +178,7 @@ class Walk:
         """Derivatives of a tile's scores, 0 where pairs are not `shown`: a mod may have none there."""
         return ds if shown is None or all(mod.finite for mod in self.terms.mods) else jnp.where(shown, ds, 0)
 
-    def seen(self, tile: Tile, tiles: list[jax.Array]) -> Any:
+    def seen(self, tile: VisitedTile, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
 
         The others are 0 to the products, whatever stands in them: 0 * NaN would be NaN.  Where it is certain that
@@ -252,7 +252,7 @@ class Walk:
 
         return pull
 
-    def weights(self, tile: Tile) -> Callable:
+    def weights(self, tile: VisitedTile) -> Callable:
         """What the gates make of weights `[b, g, r, bt, bs]`, as a function of weights and operand tiles."""
         i, j = tile.step.positions()
         masked = tile.masked is not False

@@ -19,7 +19,7 @@ _PARAMETERS = (
 )  # fmt: skip
 
 
-class Kind(NamedTuple):
+class CudnnOptions(NamedTuple):
     """What is static about a call."""
 
     scale: float
@@ -55,7 +55,7 @@ def missing() -> str | None:
     return None if known else f"does not know the binding of jax {jax.__version__}"
 
 
-def _options(kind: Kind) -> dict[str, Any]:
+def _options(kind: CudnnOptions) -> dict[str, Any]:
     module = _module()
     name = "_".join(x for x, y in (("PADDING", kind.padded), ("CAUSAL", kind.causal)) if y) or "NO_MASK"
     options = {
@@ -75,7 +75,7 @@ def _absent(lengths: RealLengths | None, dtype: jnp.dtype) -> list[jax.Array]:
 
 
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: RealLengths | None, kind: Kind
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: RealLengths | None, kind: CudnnOptions
 ) -> tuple[jax.Array, jax.Array]:
     """out `[b, t, h, e]` and lse `[b, h, t]` float32 of q `[b, t, h, d]`, k `[b, s, g, d]`, v `[b, s, g, e]`."""
     run = _module()._dot_product_attention_fwd_impl
@@ -91,7 +91,7 @@ def backward(
     out: jax.Array,
     lse: jax.Array,
     dout: jax.Array,
-    kind: Kind,
+    kind: CudnnOptions,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of q, k and v from those of out; lse as `forward` gives it."""
     run = _module()._dot_product_attention_bwd_impl

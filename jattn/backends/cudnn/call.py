@@ -22,7 +22,7 @@ class Call:
     """One call: what its mask shows, and its arrays as cuDNN takes them."""
 
     seen: Seen
-    kind: binding.Kind
+    kind: binding.CudnnOptions
     b: int
 
     def __init__(self, spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[Any]):
@@ -32,7 +32,7 @@ class Call:
         self.b = max(lengths)
         self.seen = seen(terms.mask, self.b, q.shape[1], k.shape[1])
         padded = self.seen.lengths is not None
-        self.kind = binding.Kind(terms.compare.scale, self.seen.causal, self.seen.window, padded)
+        self.kind = binding.CudnnOptions(terms.compare.scale, self.seen.causal, self.seen.window, padded)
 
     def rows(self, x: jax.Array, hidden: float = 0) -> jax.Array:
         """`[b, t, h, ..]` for every batch element, `hidden` in rows that see nothing."""

@@ -14,10 +14,10 @@ from jattn.backends.pallas.terms import of_32_bits
 
 P = ParamSpec("P")
 Given = Callable[Concatenate[Spec, jax.Array, jax.Array, jax.Array, Sequence[AnyArray], P], Gradients]
-Backward = Callable[Concatenate[Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], P], Gradients]
+BackwardPass = Callable[Concatenate[Spec, jax.Array, jax.Array, jax.Array, list[jax.Array], P], Gradients]
 
 
-def in_32_bits(backward: Given[P]) -> Backward[P]:
+def in_32_bits(backward: Given[P]) -> BackwardPass[P]:
     """The backward pass, given operands of 32 bits; their gradients come back in the dtypes of the caller's."""
 
     @functools.wraps(backward)

@@ -17,7 +17,7 @@ from jattn.backends.pallas.terms import packed, parts_of
 from jattn.mods import Relative, RelativeContent
 from jattn.scores import Additive
 
-Function = masks.Function | mods.Function | gates.Function
+UserFunction = masks.Function | mods.Function | gates.Function
 
 
 def unfit_kind(problem: Problem) -> str | None:
@@ -36,7 +36,7 @@ def unfit_dtypes(problem: Problem, taken: tuple[str, ...]) -> str | None:
 
 
 def unfit_terms(
-    problem: Problem, operand: Callable[[Operand], str | None], function: Callable[[Function, int], str | None]
+    problem: Problem, operand: Callable[[Operand], str | None], function: Callable[[UserFunction, int], str | None]
 ) -> str | None:
     """Why a kernel cannot evaluate the terms of a problem, None if it can; a clause whose subject is the kernel.
 

@@ -14,7 +14,7 @@ from jattn._call.targets import Target
 from jattn._terms import Operand
 from jattn._terms.closures import Closure
 from jattn.backends.pallas import fit
-from jattn.backends.pallas.fit import Function
+from jattn.backends.pallas.fit import UserFunction
 from jattn.backends.pallas_gpu.sizes import unfit_operands
 
 _THREADS = 8  # the simulator was seen to need so many: warpgroups of a block, those that copy, and who waits for them
@@ -109,7 +109,7 @@ def _unfit_operand(x: Operand) -> str | None:
     return None
 
 
-def _unfit_function(x: Function, tiles: int) -> str | None:
+def _unfit_function(x: UserFunction, tiles: int) -> str | None:
     arrays = tuple((o.array.shape[len(o.axes) :], o.array.dtype, o.axes) for o in (*x.held, *x.operands))
     return _not_lowered(x.closure, len(x.held), tiles, x.told is not None, arrays)
 

@@ -16,7 +16,7 @@ from jattn._call.targets import Target
 from jattn._terms import Operand
 from jattn._terms.closures import Closure
 from jattn._terms.functions import primitives
-from jattn.backends.pallas.fit import Function, unfit_dtypes, unfit_kind, unfit_terms
+from jattn.backends.pallas.fit import UserFunction, unfit_dtypes, unfit_kind, unfit_terms
 from jattn.backends.pallas.terms import parts_of, words_of
 from jattn.mods import Relative
 
@@ -74,7 +74,7 @@ def _unfit_operand(x: Operand) -> str | None:
     return None
 
 
-def _unfit_function(x: Function, tiles: int) -> str | None:
+def _unfit_function(x: UserFunction, tiles: int) -> str | None:
     operands = tuple((o.array.dtype, o.axes) for o in (*x.held, *x.operands))
     return _not_elementwise(x.closure, len(x.held), tiles, x.told is not None, operands)
 

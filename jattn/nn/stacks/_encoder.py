@@ -20,13 +20,13 @@ from jattn.nn._options import AnyMask, Gates, Mods, StackOptions, several
 from jattn.nn.transformer import Residual, TransformerBlock
 
 Positional: TypeAlias = Callable[[], mods_.Mod | Sequence[mods_.Mod]]
-Kind: TypeAlias = Mapping[str, Any]  # not a TypedDict: it would refuse a dict that was made before the call
+LayerKind: TypeAlias = Mapping[str, Any]  # not a TypedDict: it would refuse a dict that was made before the call
 
 
 class EncoderOptions(StackOptions, total=False):
     """Arguments of `Encoder` that `Decoder` and `EncoderDecoder` hand on."""
 
-    pattern: Sequence[Kind]
+    pattern: Sequence[LayerKind]
     positional: Positional | None
     final_norm: bool | None
     remat: bool
@@ -98,7 +98,7 @@ class Encoder(nnx.Module):
         heads: int,
         layers: int,
         *,
-        pattern: Sequence[Kind] = ({},),
+        pattern: Sequence[LayerKind] = ({},),
         positional: Positional | None = None,
         final_norm: bool | None = None,
         remat: bool = False,
@@ -122,10 +122,10 @@ class Encoder(nnx.Module):
         self.dropout = max(({**shared, **kind}.get("dropout", 0.0) for kind in pattern), default=0.0)
         turns, over = divmod(layers, len(pattern))
 
-        def block(kind: Kind, rngs: nnx.Rngs) -> TransformerBlock:
+        def block(kind: LayerKind, rngs: nnx.Rngs) -> TransformerBlock:
             return TransformerBlock(features, heads, rngs=rngs, **{**shared, **kind})
 
-        def stacked(kind: Kind) -> TransformerBlock:
+        def stacked(kind: LayerKind) -> TransformerBlock:
             return nnx.split_rngs(splits=turns)(nnx.vmap(lambda rngs: block(kind, rngs)))(rngs)
 
         self.blocks = nnx.List([stacked(kind) for kind in pattern] if turns else [])

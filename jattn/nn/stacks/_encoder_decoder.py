@@ -16,7 +16,7 @@ from jattn.nn._hints import of_calls, of_layers
 from jattn.nn._options import AnyMask
 from jattn.nn.cache._record import StackCache
 from jattn.nn.stacks._decoder import Decoder
-from jattn.nn.stacks._encoder import Encoder, EncoderOptions, Kind
+from jattn.nn.stacks._encoder import Encoder, EncoderOptions, LayerKind
 
 
 class EncoderDecoder(nnx.Module):
@@ -65,8 +65,8 @@ class EncoderDecoder(nnx.Module):
         heads: int,
         layers: int,
         *,
-        encoder: Kind | None = None,
-        decoder: Kind | None = None,
+        encoder: LayerKind | None = None,
+        decoder: LayerKind | None = None,
         rngs: nnx.Rngs,
         **options: Unpack[EncoderOptions],
     ):

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, BlockOptions, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, ThreadBlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists, LineVisits
@@ -45,7 +45,7 @@ class Keys(GradientBlock):
         lists: LineLists,
         rows: int,
         learned: tuple[int, ...],
-        **static: Unpack[BlockOptions],
+        **static: Unpack[ThreadBlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batch, self.batches, self.learned, self.lists = group, batch, batches, learned, lists

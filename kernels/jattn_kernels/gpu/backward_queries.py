@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, BlockOptions, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, ThreadBlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.gradients import GradientBlock, OfQueries
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
@@ -40,7 +40,7 @@ class Queries(GradientBlock):
         lists: LineLists,
         rows: int,
         learned: tuple[int, ...],
-        **static: Unpack[BlockOptions],
+        **static: Unpack[ThreadBlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batches, self.learned = group, batches, learned

@@ -76,7 +76,7 @@ def launch(
     )
 
 
-class BlockOptions(TypedDict):
+class ThreadBlockOptions(TypedDict):
     """What every block takes; see `ThreadBlock`."""
 
     functions: TileFunctions

@@ -19,7 +19,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from jattn_kernels.gpu.block import REGISTERS, BlockOptions, ThreadBlock, entry, launch, tiles_in
+from jattn_kernels.gpu.block import REGISTERS, ThreadBlock, ThreadBlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import EIGHT, Lengths, TileSizes
@@ -42,7 +42,7 @@ class Forward(ThreadBlock):
         batches: tuple[int, ...],
         lists: LineLists,
         page: int | None,
-        **static: Unpack[BlockOptions],
+        **static: Unpack[ThreadBlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batches, self.page = group, batches, page

@@ -40,8 +40,8 @@ class Lazy(NamedTuple):
     """The same numbers in float32, made without converting a whole tile; of positions and their differences alone."""
 
 
-Held = Value | Lazy
-Index = tuple[Any, ...]  # Any: of Value, or None along an axis of the tile
+Evaluated = Value | Lazy
+ValueIndex = tuple[Any, ...]  # Any: of Value, or None along an axis of the tile
 
 MOST_SUMMED = 64  # numbers of an array's axis that are looked up or summed one after the other
 ZERO = Value(np.int32(0), "scalar")
@@ -56,12 +56,12 @@ def known(x: Any, dtype: DTypeLike) -> Value:
     return Value(np.asarray(x, dtype)[()], "scalar")
 
 
-def narrowed(index: Sequence[Any], shape: Sequence[int]) -> Index:
+def narrowed(index: Sequence[Any], shape: Sequence[int]) -> ValueIndex:
     """The index of an array that is broadcast: 0 along its axes of length 1; of a scalar there is none."""
     return tuple(ZERO if n == 1 else i for i, n in zip(index, shape, strict=False)) if shape else ()
 
 
-class Tile:
+class TileArithmetic:
     """Arithmetic on arrays that were traced with `sizes` as a tile's rows and columns, of a tile of `shape`."""
 
     def __init__(self, shape: tuple[int, int], sizes: tuple[int, int], machine: Machine):
@@ -109,7 +109,7 @@ class Tile:
 
     # ------------------------------------------------------------------------------- arrays as functions of their index
 
-    def make(self, shape: Sequence[int], dtype: DTypeLike, at: Callable[[Index], Value]) -> Held:
+    def make(self, shape: Sequence[int], dtype: DTypeLike, at: Callable[[ValueIndex], Value]) -> Evaluated:
         """An array from the value at an index: at once if it has the tile's axes alone."""
         index = tuple(None if n in self.sizes else ZERO for n in shape)
         if all(n == 1 or n in self.sizes for n in shape):
@@ -117,7 +117,7 @@ class Tile:
             return at(index)
         return Lazy(tuple(shape), np.dtype(dtype), at)
 
-    def at(self, held: Held, index: Index) -> Value:
+    def at(self, held: Evaluated, index: ValueIndex) -> Value:
         return held if isinstance(held, Value) else held.at(index)
 
     def linear(self, index: Sequence[Value], shape: Sequence[int]) -> Value:
@@ -127,7 +127,7 @@ class Tile:
             place = self.fold("add", self.fold("mul", place, known(n, np.int32)), x)
         return place
 
-    def split(self, place: Value, shape: Sequence[int]) -> Index:
+    def split(self, place: Value, shape: Sequence[int]) -> ValueIndex:
         """The index of an array from where in the flat array it stands."""
         index: list[Any] = []
         for n in reversed(shape):
@@ -141,10 +141,10 @@ class Tile:
                 place = self.apply(lambda x, n=n: lax.div(x, jnp.full_like(x, n)), place)
         return tuple(reversed(index))
 
-    def table(self, table: Table) -> Held:
+    def table(self, table: Table) -> Evaluated:
         """What is looked up at an index, when it is known."""
 
-        def at(index: Index) -> Value:
+        def at(index: ValueIndex) -> Value:
             place = self.linear(index, table.shape)
             start = table.start
             if not (isinstance(start, int) and start == 0):
@@ -155,7 +155,7 @@ class Tile:
 
         return self.make(table.shape, table.dtype, at)
 
-    def constant(self, x: Any) -> Held:
+    def constant(self, x: Any) -> Evaluated:
         """An array that the function itself holds: looked up by comparing the index with each place."""
         array = np.asarray(x)
         if array.ndim == 0:
@@ -163,7 +163,7 @@ class Tile:
         if array.size > MOST_SUMMED:
             raise NotLowered(f"cannot look up an array of {array.size} numbers that is no operand")
 
-        def at(index: Index) -> Value:
+        def at(index: ValueIndex) -> Value:
             place = self.linear([ZERO if i is None else i for i in index], array.shape)
             flat = array.reshape(-1)
             if place.known:

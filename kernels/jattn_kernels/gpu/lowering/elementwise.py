@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from jattn_kernels.gpu.lowering.arrays import Held, Index, Lazy, Tile, Value, known, narrowed
+from jattn_kernels.gpu.lowering.arrays import Evaluated, Lazy, TileArithmetic, Value, ValueIndex, known, narrowed
 from jattn_kernels.gpu.lowering.equations import Equation
 from jattn_kernels.gpu.lowering.numbers import ELEMENTWISE, FOLDED, ON_BITS, compute
 from jattn_kernels.gpu.lowering.tagged import NotLowered
@@ -16,7 +16,7 @@ _OF_POSITIONS = ("sub", "neg", "abs")
 """Exact in float32 too, of positions below 2^24: converted once for each row and column, and not for each pair."""
 
 
-def elementwise(tile: Tile, eqn: Equation, inputs: Sequence[Held]) -> Held:
+def elementwise(tile: TileArithmetic, eqn: Equation, inputs: Sequence[Evaluated]) -> Evaluated:
     name, params = eqn.primitive.name, eqn.params
     if name not in ELEMENTWISE:
         raise NotLowered(f"has no {name.replace('_', ' ')}")
@@ -32,7 +32,7 @@ def elementwise(tile: Tile, eqn: Equation, inputs: Sequence[Held]) -> Held:
         )
         return Lazy(out.shape, out.dtype, here, wide)
 
-    def at(index: Index) -> Value:
+    def at(index: ValueIndex) -> Value:
         values = [tile.at(x, narrowed(index, s)) for x, s in zip(inputs, shapes, strict=True)]
         if name in FOLDED and all(v.known for v in values):
             return tile.fold(name, *values)

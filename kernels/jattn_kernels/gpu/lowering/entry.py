@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jattn_kernels.gpu.lowering import jaxprs
-from jattn_kernels.gpu.lowering.arrays import Held, Lazy, Tile, Value, join
+from jattn_kernels.gpu.lowering.arrays import Evaluated, Lazy, TileArithmetic, Value, join
 from jattn_kernels.gpu.lowering.tagged import Column, Kind, Machine, NotLowered, Plain, Row, Table
 
 _PRIMES = (241, 251, 257, 263, 269, 271, 277, 281, 283, 293, 307, 311, 313, 317, 331, 337, 347, 349, 353, 359)
@@ -58,7 +58,7 @@ def lowered(fn: Callable[..., Any], shape: tuple[int, int], machine: Machine) ->
         leaves, tree = jax.tree.flatten(args, is_leaf=_is_argument)
         traced = [n for n, x in enumerate(leaves) if _is_traced(x)]
         sizes = _stand_ins(leaves)
-        tile = Tile(shape, sizes, machine)
+        tile = TileArithmetic(shape, sizes, machine)
         inputs = [_input(tile, leaves[n]) for n in traced]
 
         def flat(*xs: Any) -> Any:
@@ -78,7 +78,7 @@ def lowered(fn: Callable[..., Any], shape: tuple[int, int], machine: Machine) ->
     return run
 
 
-def _input(tile: Tile, x: Any) -> tuple[jax.ShapeDtypeStruct, Held]:
+def _input(tile: TileArithmetic, x: Any) -> tuple[jax.ShapeDtypeStruct, Evaluated]:
     """An argument as the function is traced with it, and as it is tileed."""
     rows, columns = tile.sizes
     if isinstance(x, Table):
@@ -96,7 +96,7 @@ def _input(tile: Tile, x: Any) -> tuple[jax.ShapeDtypeStruct, Held]:
     return jax.ShapeDtypeStruct(shape, array.dtype), Value(array, kind)
 
 
-def _output(tile: Tile, x: Held, shape: tuple[int, ...]) -> Any:
+def _output(tile: TileArithmetic, x: Evaluated, shape: tuple[int, ...]) -> Any:
     if isinstance(x, Lazy):
         if x.floats is None:
             raise NotLowered("gives arrays of a tile's shape")

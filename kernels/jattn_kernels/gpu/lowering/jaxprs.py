@@ -9,7 +9,7 @@ import jax.extend
 import numpy as np
 
 from jattn_kernels.gpu.lowering import look_ups, moving, reductions
-from jattn_kernels.gpu.lowering.arrays import Held, Index, Tile, Value, known
+from jattn_kernels.gpu.lowering.arrays import Evaluated, TileArithmetic, Value, ValueIndex, known
 from jattn_kernels.gpu.lowering.elementwise import elementwise
 from jattn_kernels.gpu.lowering.equations import Abstract, Equation, Jaxpr, Literal, Variable
 from jattn_kernels.gpu.lowering.tagged import NotLowered
@@ -27,17 +27,21 @@ _MOST_STEPS = 64  # a loop of so many is still unrolled
 
 
 def run(
-    tile: Tile, jaxpr: Jaxpr, consts: Sequence[Held], args: Sequence[Held], wanted: Sequence[bool] | None = None
+    tile: TileArithmetic,
+    jaxpr: Jaxpr,
+    consts: Sequence[Evaluated],
+    args: Sequence[Evaluated],
+    wanted: Sequence[bool] | None = None,
 ) -> list[Any]:
     """The results of a jaxpr, None in the place of those that nobody wants."""
     wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
     needed = _needed(jaxpr, wanted)
-    env: dict[Any, Held] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+    env: dict[Any, Evaluated] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
 
-    def read(v: Variable) -> Held:
+    def read(v: Variable) -> Evaluated:
         return known(v.val, v.aval.dtype) if _is_literal(v) else env[v]
 
-    multiples: dict[Any, tuple[Held, float]] = {}
+    multiples: dict[Any, tuple[Evaluated, float]] = {}
     for eqn, some in zip(jaxpr.eqns, needed, strict=True):
         if any(some):
             inputs = [read(v) if _is_literal(v) else env.get(v) for v in eqn.invars]
@@ -47,7 +51,7 @@ def run(
     return [read(v) if w else None for v, w in zip(jaxpr.outvars, wanted, strict=True)]
 
 
-def _one_product(eqn: Equation, inputs: Sequence[Any], multiples: dict[Any, tuple[Held, float]]) -> Sequence[Any]:
+def _one_product(eqn: Equation, inputs: Sequence[Any], multiples: dict[Any, tuple[Evaluated, float]]) -> Sequence[Any]:
     """The inputs, with a number times a number in the place of both where an array is multiplied by one and then by
     another: a scale and a cap's inverse, say.  `multiples`: of what, and by which, a variable is."""
     literals = [(n, float(v.val)) for n, v in enumerate(eqn.invars) if _is_literal(v)]
@@ -65,13 +69,15 @@ def _one_product(eqn: Equation, inputs: Sequence[Any], multiples: dict[Any, tupl
     return merged
 
 
-def _closed(tile: Tile, jaxpr: Any, args: Sequence[Held], wanted: Sequence[bool] | None = None) -> list[Any]:
+def _closed(
+    tile: TileArithmetic, jaxpr: Any, args: Sequence[Evaluated], wanted: Sequence[bool] | None = None
+) -> list[Any]:
     """`run` of a jaxpr with or without its constants."""
     inner, consts = (jaxpr.jaxpr, jaxpr.consts) if hasattr(jaxpr, "jaxpr") else (jaxpr, ())
     return run(tile, inner, [tile.constant(c) for c in consts], args, wanted)
 
 
-def _equation(tile: Tile, eqn: Equation, inputs: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
+def _equation(tile: TileArithmetic, eqn: Equation, inputs: Sequence[Any], wanted: Sequence[bool]) -> list[Any]:
     name = eqn.primitive.name
     if name in _CALLS:
         inner = next(eqn.params[p] for p in _INLINED if p in eqn.params)
@@ -85,7 +91,7 @@ def _equation(tile: Tile, eqn: Equation, inputs: Sequence[Any], wanted: Sequence
     return [_RULES[name](tile, eqn, *inputs) if name in _RULES else elementwise(tile, eqn, inputs)]
 
 
-def _cond(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
+def _cond(tile: TileArithmetic, eqn: Equation, inputs: Sequence[Evaluated], wanted: Sequence[bool]) -> list[Any]:
     """All branches, and a choice of their results: they are functions without effects."""
     which, branches = tile.at(inputs[0], ()), eqn.params["branches"]
     if which.known:
@@ -93,10 +99,10 @@ def _cond(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bo
     results = [_closed(tile, b, inputs[1:], wanted) for b in branches]
     which = tile.convert(which, np.int32)
 
-    def choose(n: int) -> Held:
+    def choose(n: int) -> Evaluated:
         out = eqn.outvars[n].aval
 
-        def at(index: Index) -> Value:
+        def at(index: ValueIndex) -> Value:
             value = tile.at(results[-1][n], index)
             for k in reversed(range(len(branches) - 1)):
                 value = tile.fold(
@@ -109,7 +115,7 @@ def _cond(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bo
     return [choose(n) if w else None for n, w in enumerate(wanted)]
 
 
-def _scan(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
+def _scan(tile: TileArithmetic, eqn: Equation, inputs: Sequence[Evaluated], wanted: Sequence[bool]) -> list[Any]:
     del wanted  # later steps want parts of a carry that nobody else does
     p, length = eqn.params, eqn.params["length"]
     if length > _MOST_STEPS:
@@ -120,7 +126,7 @@ def _scan(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bo
     order = range(length - 1, -1, -1) if p["reverse"] else range(length)
     inner = getattr(p["jaxpr"], "jaxpr", p["jaxpr"]).invars[held:]
 
-    def entry(x: Held, v: Variable, n: int) -> Held:
+    def entry(x: Evaluated, v: Variable, n: int) -> Evaluated:
         return tile.make(v.aval.shape, v.aval.dtype, lambda i: tile.at(x, (known(n, np.int32), *i)))
 
     for n in order:
@@ -133,8 +139,8 @@ def _scan(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bo
     return [*carry, *(_stacked(tile, [s[n] for s in stacks], v.aval) for n, v in enumerate(outs))]
 
 
-def _stacked(tile: Tile, entries: Sequence[Held], out: Abstract) -> Held:
-    def at(index: Index) -> Value:
+def _stacked(tile: TileArithmetic, entries: Sequence[Evaluated], out: Abstract) -> Evaluated:
+    def at(index: ValueIndex) -> Value:
         if index[0].known:
             return tile.at(entries[int(index[0].x)], index[1:])
         value = tile.at(entries[0], index[1:])
@@ -146,7 +152,7 @@ def _stacked(tile: Tile, entries: Sequence[Held], out: Abstract) -> Held:
     return tile.make(out.shape, out.dtype, at)
 
 
-def _while(tile: Tile, eqn: Equation, inputs: Sequence[Held], wanted: Sequence[bool]) -> list[Any]:
+def _while(tile: TileArithmetic, eqn: Equation, inputs: Sequence[Evaluated], wanted: Sequence[bool]) -> list[Any]:
     del wanted
     p = eqn.params
     a, b = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jattn_kernels.gpu.lowering.arrays import ZERO, Held, Index, Tile, Value, known
+from jattn_kernels.gpu.lowering.arrays import ZERO, Evaluated, TileArithmetic, Value, ValueIndex, known
 from jattn_kernels.gpu.lowering.equations import Equation
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 
-def dynamic_slice(tile: Tile, eqn: Equation, x: Held, *starts: Held) -> Held:
+def dynamic_slice(tile: TileArithmetic, eqn: Equation, x: Evaluated, *starts: Evaluated) -> Evaluated:
     out, shape = eqn.outvars[0].aval, eqn.invars[0].aval.shape
     tile.whole(shape, out.shape)
     starts = tuple(tile.at(s, ()) for s in starts)
@@ -28,7 +28,7 @@ def dynamic_slice(tile: Tile, eqn: Equation, x: Held, *starts: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(move(d, y) for d, y in enumerate(i))))
 
 
-def gather(tile: Tile, eqn: Equation, x: Held, indices: Held) -> Held:
+def gather(tile: TileArithmetic, eqn: Equation, x: Evaluated, indices: Evaluated) -> Evaluated:
     """A look-up at computed indices: of the operand's axes some are found by index, others are in the result."""
     p, out, shape = eqn.params, eqn.outvars[0].aval, eqn.invars[0].aval.shape
     numbers, sizes, mode = p["dimension_numbers"], p["slice_sizes"], p["mode"]
@@ -39,7 +39,7 @@ def gather(tile: Tile, eqn: Equation, x: Held, indices: Held) -> Held:
         raise NotLowered("looks at other places of the tile than its own")
     filled, promised = (mode == getattr(lax.GatherScatterMode, x) for x in ("FILL_OR_DROP", "PROMISE_IN_BOUNDS"))
 
-    def at(index: Index) -> Value:
+    def at(index: ValueIndex) -> Value:
         places = [index[d] for d in batch]
         start = lambda n: tile.at(indices, (*places, known(n, np.int32)))
         where: list[Any] = [None if shape[d] in tile.sizes else ZERO for d in range(len(shape))]
@@ -79,5 +79,5 @@ def _fill(value: Any, dtype: np.dtype) -> Any:
     return np.iinfo(dtype).min if jnp.issubdtype(dtype, jnp.signedinteger) else np.iinfo(dtype).max
 
 
-RULES: dict[str, Callable[..., Held]] = {"dynamic_slice": dynamic_slice, "gather": gather}
+RULES: dict[str, Callable[..., Evaluated]] = {"dynamic_slice": dynamic_slice, "gather": gather}
 """`rule(tile, equation, *inputs)` of primitives that take numbers of an array by their indices."""

@@ -8,34 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from jattn_kernels.gpu.lowering.arrays import ZERO, Held, Index, Lazy, Tile, Value, known, narrowed
+from jattn_kernels.gpu.lowering.arrays import ZERO, Evaluated, Lazy, TileArithmetic, Value, ValueIndex, known, narrowed
 from jattn_kernels.gpu.lowering.equations import Abstract, Equation
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 
-def broadcast_in_dim(tile: Tile, eqn: Equation, x: Held, *_: Held) -> Held:
+def broadcast_in_dim(tile: TileArithmetic, eqn: Equation, x: Evaluated, *_: Evaluated) -> Evaluated:
     out, dims, shape = eqn.outvars[0].aval, eqn.params["broadcast_dimensions"], eqn.invars[0].aval.shape
     if isinstance(x, Lazy) and x.floats is not None and out.shape == tile.sizes:
         return x._replace(shape=out.shape)
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, narrowed([i[d] for d in dims], shape)))
 
 
-def squeeze(tile: Tile, eqn: Equation, x: Held) -> Held:
+def squeeze(tile: TileArithmetic, eqn: Equation, x: Evaluated) -> Evaluated:
     out, gone = eqn.outvars[0].aval, {d % len(eqn.invars[0].aval.shape) for d in eqn.params["dimensions"]}
 
-    def at(index: Index) -> Value:
+    def at(index: ValueIndex) -> Value:
         rest = iter(index)
         return tile.at(x, tuple(ZERO if d in gone else next(rest) for d in range(len(index) + len(gone))))
 
     return tile.make(out.shape, out.dtype, at)
 
 
-def expand_dims(tile: Tile, eqn: Equation, x: Held) -> Held:
+def expand_dims(tile: TileArithmetic, eqn: Equation, x: Evaluated) -> Evaluated:
     out, new = eqn.outvars[0].aval, set(eqn.params["dimensions"])
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(y for d, y in enumerate(i) if d not in new)))
 
 
-def reshape(tile: Tile, eqn: Equation, x: Held, *_: Held) -> Held:
+def reshape(tile: TileArithmetic, eqn: Equation, x: Evaluated, *_: Evaluated) -> Evaluated:
     out, shape = eqn.outvars[0].aval, eqn.invars[0].aval.shape
     long = [d for d, n in enumerate(shape) if n != 1]
     kept = [d for d, n in enumerate(out.shape) if n != 1]
@@ -51,18 +51,18 @@ def reshape(tile: Tile, eqn: Equation, x: Held, *_: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tile.split(tile.linear(i, out.shape), shape)))
 
 
-def transpose(tile: Tile, eqn: Equation, x: Held) -> Held:
+def transpose(tile: TileArithmetic, eqn: Equation, x: Evaluated) -> Evaluated:
     out, permutation = eqn.outvars[0].aval, eqn.params["permutation"]
     _same_order(tile, eqn.invars[0].aval.shape, out.shape)
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(i[permutation.index(d)] for d in range(len(i)))))
 
 
-def _same_order(tile: Tile, shape: Sequence[int], out: Sequence[int]) -> None:
+def _same_order(tile: TileArithmetic, shape: Sequence[int], out: Sequence[int]) -> None:
     if [n for n in shape if n in tile.sizes] != [n for n in out if n in tile.sizes]:
         raise NotLowered("cannot turn rows of a tile into columns")
 
 
-def rev(tile: Tile, eqn: Equation, x: Held) -> Held:
+def rev(tile: TileArithmetic, eqn: Equation, x: Evaluated) -> Evaluated:
     out, dims = eqn.outvars[0].aval, eqn.params["dimensions"]
     if any(out.shape[d] in tile.sizes for d in dims):
         raise NotLowered("looks at other places of the tile than its own")
@@ -70,7 +70,7 @@ def rev(tile: Tile, eqn: Equation, x: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(turn(d, y) for d, y in enumerate(i))))
 
 
-def _slice(tile: Tile, eqn: Equation, x: Held) -> Held:
+def _slice(tile: TileArithmetic, eqn: Equation, x: Evaluated) -> Evaluated:
     out, p = eqn.outvars[0].aval, eqn.params
     strides = p["strides"] or (1,) * len(out.shape)
     shape = eqn.invars[0].aval.shape
@@ -85,19 +85,19 @@ def _slice(tile: Tile, eqn: Equation, x: Held) -> Held:
     return tile.make(out.shape, out.dtype, lambda i: tile.at(x, tuple(move(d, y) for d, y in enumerate(i))))
 
 
-def concatenate(tile: Tile, eqn: Equation, *parts: Held) -> Held:
+def concatenate(tile: TileArithmetic, eqn: Equation, *parts: Evaluated) -> Evaluated:
     axis: int
     out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
     if out.shape[axis] in tile.sizes and len(parts) > 1:
         raise NotLowered("cannot put a tile together from parts")
     ends = list(itertools.accumulate(v.aval.shape[axis] for v in eqn.invars))
 
-    def part(n: int, index: Index) -> Value:
+    def part(n: int, index: ValueIndex) -> Value:
         start = ends[n] - eqn.invars[n].aval.shape[axis]
         here = tile.inside(tile.fold("sub", index[axis], known(start, np.int32)), ends[n] - start - 1)
         return tile.at(parts[n], (*index[:axis], here, *index[axis + 1 :]))
 
-    def at(index: Index) -> Value:
+    def at(index: ValueIndex) -> Value:
         place: Any = index[axis]
         if place is None:
             return tile.at(next(iter(parts)), index)  # a tile's axis has one part
@@ -112,10 +112,10 @@ def concatenate(tile: Tile, eqn: Equation, *parts: Held) -> Held:
     return tile.make(out.shape, out.dtype, at)
 
 
-def split(tile: Tile, eqn: Equation, x: Held) -> list[Held]:
+def split(tile: TileArithmetic, eqn: Equation, x: Evaluated) -> list[Evaluated]:
     axis, starts = eqn.params["axis"], [0, *itertools.accumulate(eqn.params["sizes"])]
 
-    def one(start: int, out: Abstract) -> Held:
+    def one(start: int, out: Abstract) -> Evaluated:
         tile.whole(eqn.invars[0].aval.shape, out.shape)
         move = lambda i: None if i is None else tile.fold("add", i, known(start, np.int32))
         return tile.make(out.shape, out.dtype, lambda i: tile.at(x, (*i[:axis], move(i[axis]), *i[axis + 1 :])))
@@ -123,14 +123,14 @@ def split(tile: Tile, eqn: Equation, x: Held) -> list[Held]:
     return [one(start, v.aval) for start, v in zip(starts, eqn.outvars, strict=False)]
 
 
-def iota(tile: Tile, eqn: Equation, *_: Held) -> Held:
+def iota(tile: TileArithmetic, eqn: Equation, *_: Evaluated) -> Evaluated:
     out, axis = eqn.outvars[0].aval, eqn.params["dimension"]
     if out.shape[axis] in tile.sizes:
         raise NotLowered("takes positions from i and j, not from a tile's shape")
     return tile.make(out.shape, out.dtype, lambda i: tile.convert(i[axis], out.dtype))
 
 
-RULES: dict[str, Callable[..., Held]] = {
+RULES: dict[str, Callable[..., Evaluated]] = {
     "broadcast_in_dim": broadcast_in_dim,
     "squeeze": squeeze,
     "expand_dims": expand_dims,

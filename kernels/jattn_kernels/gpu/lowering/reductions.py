@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jattn_kernels.gpu.lowering.arrays import MOST_SUMMED, Held, Index, Tile, Value, known
+from jattn_kernels.gpu.lowering.arrays import MOST_SUMMED, Evaluated, TileArithmetic, Value, ValueIndex, known
 from jattn_kernels.gpu.lowering.equations import Equation
 from jattn_kernels.gpu.lowering.tagged import NotLowered
 
 
-def _reduce(tile: Tile, eqn: Equation, x: Held, *, fold: str) -> Held:
+def _reduce(tile: TileArithmetic, eqn: Equation, x: Evaluated, *, fold: str) -> Evaluated:
     shape, axes, out = eqn.invars[0].aval.shape, eqn.params["axes"], eqn.outvars[0].aval
     across = [shape[d] for d in axes if shape[d] in tile.sizes]
     if across and (fold != "add" or across != [tile.sizes[1]]):
@@ -25,7 +25,7 @@ def _reduce(tile: Tile, eqn: Equation, x: Held, *, fold: str) -> Held:
     if math.prod(map(len, steps)) > MOST_SUMMED:
         raise NotLowered(f"takes sums of up to {MOST_SUMMED} numbers of a table")
 
-    def at(index: Index) -> Value:
+    def at(index: ValueIndex) -> Value:
         values = []
         for place in itertools.product(*steps):
             rest, here = iter(index), dict(zip(axes, place, strict=True))
@@ -40,7 +40,7 @@ def _reduce(tile: Tile, eqn: Equation, x: Held, *, fold: str) -> Held:
     return tile.make(out.shape, out.dtype, at)
 
 
-RULES: dict[str, Callable[..., Held]] = {
+RULES: dict[str, Callable[..., Evaluated]] = {
     "reduce_sum": functools.partial(_reduce, fold="add"),
     "reduce_max": functools.partial(_reduce, fold="max"),
     "reduce_min": functools.partial(_reduce, fold="min"),

@@ -36,7 +36,7 @@ from jattn_kernels.tpu.layout import array
 from jattn_kernels.tpu.sizes import LANES
 
 
-class _Tile:
+class _ChunkTile:
     """Some columns of a chunk with all rows: where they stand."""
 
     def __init__(self, fold: Fold, b: Index, chunk: Index, at: int, size: int):
@@ -61,7 +61,7 @@ class _Tile:
         return live
 
 
-class _Step:
+class _ChunkStep:
     """One step of the grid: a chunk of a batch element's keys."""
 
     def __init__(
@@ -107,7 +107,7 @@ class _Step:
     def query(self) -> jax.Array:
         return self.turned[...].astype(self.q.dtype) if self.fold.turned else self.q[...]
 
-    def scores(self, tile: _Tile, masked: bool) -> jax.Array:
+    def scores(self, tile: _ChunkTile, masked: bool) -> jax.Array:
         score = product(
             self.query(), stored(self.k, self.slot, tile.at, tile.size, self.q.dtype), (1, 1), self.precision
         )
@@ -115,7 +115,7 @@ class _Step:
         score = score if factor is None else score * factor
         return self.functions.scores(score, tile.i, tile.j, masked, tile.live(masked), self.parts(tile))
 
-    def scale(self, which: int, tile: _Tile, factor: float | None = None) -> Any:
+    def scale(self, which: int, tile: _ChunkTile, factor: float | None = None) -> Any:
         """What a tile's scores (0) or weights (1) are multiplied with: the scales of keys or of values where they have
         any, times `factor`."""
         ref, g = self.scales[which], self.fold.g
@@ -124,7 +124,7 @@ class _Step:
         own = ref[:, tile.at // g : (tile.at + tile.size) // g]
         return key_scales(own if factor is None else own * factor, self.fold)
 
-    def parts(self, tile: _Tile) -> list[jax.Array]:
+    def parts(self, tile: _ChunkTile) -> list[jax.Array]:
         return [x.of_tile(part, tile.at, tile.size) for x, part in zip(self.layouts, self.loaded, strict=True)]
 
     def exp(self, difference: jax.Array) -> jax.Array:
@@ -138,7 +138,7 @@ class _Step:
         products: of a masked chunk that makes a NaN all is computed once more, `careful`.
         """
         fold = self.fold
-        tiles = [_Tile(fold, self.b, self.chunk, at, fold.step) for at in range(0, fold.columns, fold.step)]
+        tiles = [_ChunkTile(fold, self.b, self.chunk, at, fold.step) for at in range(0, fold.columns, fold.step)]
         self.loaded = [x.load(ref, self.b, fold) for x, ref in zip(self.layouts, self.operands, strict=True)]
         top, total, out = self.top[...], self.total[...], self.sum[...]
         coming = self.scores(tiles[0], masked)
@@ -162,7 +162,7 @@ class _Step:
         pl.when(~spoilt)(keep)
         pl.when(spoilt)(functools.partial(self.visit, True, True))
 
-    def weighted(self, tile: _Tile, weight: jax.Array, score: jax.Array, masked: bool, careful: bool) -> jax.Array:
+    def weighted(self, tile: _ChunkTile, weight: jax.Array, score: jax.Array, masked: bool, careful: bool) -> jax.Array:
         """The sum of values that some columns add; `careful`: of those that some query sees."""
         if self.functions.weights is not None:
             weight = self.functions.weights(weight, tile.i, tile.j, masked, self.parts(tile))
@@ -196,7 +196,7 @@ class _Step:
 
 
 def _kernel(*refs: jax.Ref, partial: bool, full: bool, **static: Any):
-    step = _Step(*refs, **static)
+    step = _ChunkStep(*refs, **static)
 
     @pl.when(step.n < step.count)
     def _():
