@@ -23,7 +23,8 @@ import jaxtyping
 import numpy as np
 
 _TERMS = (
-    "block_tables", "counter_hash", "linear", "moved", "origin", "positions", "reach", "rows", "term", "untraced",
+    "block_tables", "counter_hash", "elementwise", "linear", "moved", "origin", "positions", "reach", "rows", "term",
+    "untraced",
 )  # fmt: skip
 _CALL = ("dispatch", "hints", "layouts", "modes", "plan", "problem", "scales", "targets")
 _LAYERS = tuple(f"cache.{x}" for x in ("_kinds", "_paged", "_quantised", "_rows"))
