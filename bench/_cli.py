@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def missing(modules: Iterable[str]) -> list[str]:
-    """Those of the modules that are not installed, without importing any."""
+    """Which of the modules are not installed, without importing any: that would take seconds."""
     return [name for name in modules if importlib.util.find_spec(name) is None]
 
 

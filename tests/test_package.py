@@ -153,7 +153,7 @@ def test_terms_are_pickled_by_those_names(name):
     assert name.encode() in stored
 
 
-PIECES = {
+MAKERS = {
     "dot": lambda: scores.dot(),
     "learned scale": lambda: scores.dot(jnp.float32(0.5)),
     "additive": lambda: scores.additive(jnp.ones((3, 4)), jnp.ones((2, 3, 4)), jnp.ones(4)),
@@ -169,12 +169,12 @@ PIECES = {
 }
 
 
-@pytest.mark.parametrize("name", PIECES)
-def test_pieces_are_frozen_pytrees_with_static_equality(name):
-    one, two = PIECES[name](), PIECES[name]()
+@pytest.mark.parametrize("name", MAKERS)
+def test_terms_are_frozen_pytrees_with_static_equality(name):
+    one, two = MAKERS[name](), MAKERS[name]()
     leaves, tree = jax.tree.flatten(one)
     assert all(hasattr(x, "dtype") for x in leaves)
-    assert tree == jax.tree.structure(two)  # else an equal piece, made again, would recompile
+    assert tree == jax.tree.structure(two)  # else an equal term, made again, would recompile
     assert hash(tree) == hash(jax.tree.structure(two))
     again = jax.tree.unflatten(tree, leaves)
     assert type(again) is type(one)

@@ -14,7 +14,7 @@ from bench.decode._programs import jattn_step, jax_step, plain_step, shapes
 from bench.decode._rows import Row
 
 CONTENDERS = {"jattn": lambda case: jattn_step(case, "blockwise"), "jax.nn": jax_step, "jnp": plain_step}
-TOLERANCE = 2e-5  # of the largest number
+TOLERANCE = 2e-5  # as a share of the largest number, by which results may differ
 _MOST_ROUNDS, _FEWEST = 50, 5
 
 

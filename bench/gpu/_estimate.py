@@ -15,7 +15,7 @@ from bench.gpu._kernels import CompiledKernel
 from bench.gpu._sass import Loop
 from bench.gpu._terms import tiles
 
-ROWS = 64  # of the tile that tables are in
+ROWS = 64  # the tables' numbers are for tiles of so many rows
 _WARPS = 4
 _WARP = 32
 _UNITS = {

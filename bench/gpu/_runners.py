@@ -239,7 +239,7 @@ def _torch_prepare(case: Case, count: int) -> Prepared:
         out = compiled(q, k, v, score_mod=score_mod, block_mask=block_mask)
         return torch.autograd.grad(out, (q, k, v), g)
 
-    call(0)  # compiles
+    call(0)  # the first call compiles, which is not to be timed
     return Prepared(lambda: call, lambda _: torch.cuda.synchronize(), count)
 
 

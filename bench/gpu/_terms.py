@@ -180,5 +180,5 @@ def attended_pairs(mask: str, t: int, window: int, document: int) -> int:
 
 
 def names() -> Sequence[str]:
-    """Those of `ASKS` with as many queries as keys."""
+    """The names in `ASKS` but for decoding, whose queries are fewer than its keys."""
     return tuple(name for name in ASKS if name != "decode")

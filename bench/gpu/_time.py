@@ -25,8 +25,8 @@ from bench.gpu._children import COMMAND, Pool, at_once, environment_of
 from bench.gpu._runners import RUNNERS, copies, fills_memory, jattn_with
 
 LIMIT = 75.0  # seconds of one case of one runner, its compilation included
-STAGE_LIMIT = 345.0  # of all of them
-MOST_DEATHS = 2  # of a runner, after which it is left out: a hang costs all of LIMIT
+STAGE_LIMIT = 345.0  # seconds of all cases and runners together
+MOST_DEATHS = 2  # after so many a runner is left out: a hang costs all of LIMIT
 SAMPLES = 9
 WARM_SECONDS = 0.3  # of calls before the first sample: then the clock is what the card's power allows, for everybody
 SAMPLE_SECONDS = 0.02  # the least that a sample takes, in which calls follow each other

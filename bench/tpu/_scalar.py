@@ -202,7 +202,7 @@ def _sum(values: Sequence[Value]) -> Value:
 
 def _arithmetic(name: str, values: Sequence[Value]) -> Value:
     if isinstance(values[0], Address) and name in ("sshll", "sshra") and values[0].offset == 0:
-        return values[0]  # from one unit of addresses to another
+        return values[0]  # a shift of an address only changes the unit that it is counted in
     if not all(isinstance(value, int) for value in values):
         return None
     return wrap(_ARITHMETIC[name](*values))

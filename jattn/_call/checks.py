@@ -162,7 +162,7 @@ def _narrowed(whole: Problem) -> Problem:
     def narrowed(x: Operand) -> Operand:
         if jnp.issubdtype(x.array.dtype, jnp.complexfloating):
             raise TypeError(f"operands must be real numbers, got {x.array.dtype}{list(x.array.shape)}")
-        if jnp.issubdtype(x.array.dtype, jax.dtypes.extended):  # a random key
+        if jnp.issubdtype(x.array.dtype, jax.dtypes.extended):  # a random key has no width to narrow
             return x
         dtype = jnp.dtype(_terms.working(x.array, whole.query.dtype))
         if x.array.dtype.itemsize <= dtype.itemsize:
@@ -286,7 +286,7 @@ def place(mask: masks.Mask, sizes: dict[str, int], origin: Origin = _HERE, share
 
 
 def _operands(whole: Problem, sizes: dict[str, int], shares: int) -> None:
-    """Raises unless every operand of every piece has the sizes that its axes say."""
+    """Raises unless every operand of every term has the sizes that its axes say."""
     for name in ("score", "normalizer", "mask", "mods", "gates"):
         for x in jax.tree.leaves(getattr(whole, name), is_leaf=lambda x: isinstance(x, Operand)):
             if not isinstance(x, Operand):

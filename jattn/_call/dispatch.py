@@ -45,7 +45,7 @@ def run(
     problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target
 ) -> tuple[jax.Array, jax.Array | None]:
     """out and, of a softmax, lse.  Where there is nothing to attend to no backend is asked."""
-    with jax.named_scope(f"jattn.attention/{backend.name}"):  # as profiles show it
+    with jax.named_scope(f"jattn.attention/{backend.name}"):  # profiles show the call by this name
         if problem.empty:
             sizes, dtype = problem.sizes, problem.query.dtype
             shape = tuple(sizes[a] for a in "bth")

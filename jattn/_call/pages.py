@@ -44,7 +44,7 @@ def checked(pages: ArrayLike | jax.ShapeDtypeStruct, query: jax.Array, key: jax.
     if 0 in key.shape[:2]:
         raise ValueError(f"with pages, key and value must have a page and a row in it, got {list(key.shape)}")
     if isinstance(table, jax.ShapeDtypeStruct):
-        return jax.ShapeDtypeStruct(table.shape, jnp.int32)  # type: ignore[return-value]  # of which no more is asked
+        return jax.ShapeDtypeStruct(table.shape, jnp.int32)  # type: ignore[return-value]  # its entries are never asked for
     return jnp.asarray(positions.int32(table))
 
 

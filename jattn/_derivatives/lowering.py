@@ -158,7 +158,8 @@ def _asked(call: PrimitiveCall, around: Mesh | None) -> Callable:
     `around` is the mesh that a `jax.shard_map` over other axes has left.  JAX does not tell what is asked inside one of
     its names: shardings come and go as such of the devices alone.
     """
-    zeros = lambda *args: [jnp.zeros(x.shape, x.dtype) for x in call.results]  # of which only the shapes are looked at
+    # JAX asks this function for the shapes of results alone, for which zeros do
+    zeros = lambda *args: [jnp.zeros(x.shape, x.dtype) for x in call.results]
     fn = custom_partitioning(zeros)
 
     def spec(mesh: Mesh, sharding: Any) -> PartitionSpec:

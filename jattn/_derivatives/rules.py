@@ -41,7 +41,7 @@ where both are saved, the kernel does not run again.
 """
 
 
-Tangent = jax.Array | ad.Zero  # or cotangent
+Tangent = jax.Array | ad.Zero  # the name serves cotangents too, which are of the same types
 
 
 @ordinary

@@ -61,7 +61,7 @@ class Answer(NamedTuple):
     some: AnyArray
     """Booleans, broadcastable to `[b, h, query blocks, key blocks]`: False where certainly no pair attends."""
     every: AnyArray
-    """Likewise: True where certainly every pair attends."""
+    """Booleans that broadcast as those of `some` do: True where certainly every pair attends."""
 
     def __and__(self, other: Answer) -> Answer:
         return Answer(self.some & other.some, self.every & other.every)

@@ -52,7 +52,8 @@ class _Reader:
 
     def __init__(self, tables: bool):
         self.arrays: list[Any] = []
-        self.numbers: dict[int, int] = {}  # of arrays met before
+        # from the id of an array met before to its place in `arrays`: met again, it is the same operand
+        self.numbers: dict[int, int] = {}
         self.path: list[int] = []  # ids of the values that are being read
         self.mentioned: frozenset[str] = frozenset()  # attributes that the code being read asks for, and `_writes`
         self.tables = tables
@@ -185,7 +186,8 @@ def _of_library(value: object) -> bool:
 
 
 def _attributes(value: object) -> dict[str, Any] | None:
-    """Those of an object, with slots or without; None of what has none."""
+    """The attributes of an object by name, those in slots too; None where it can have none, so that it is taken
+    whole."""
     slots = [_mangled(name, kind) for kind in type(value).__mro__ for name in _names_of(kind)]
     held = getattr(value, "__dict__", None)
     if not isinstance(held, dict) and not slots:

@@ -63,7 +63,7 @@ def _looks_along(equation: JaxprEqn) -> bool:
 
 
 def _shape(x: Any) -> tuple[int, ...]:
-    """That of a variable or a number of a jaxpr."""
+    """The shape of a variable of a jaxpr or of a number in it; what has none, a token say, has no axis of the tile."""
     return tuple(getattr(x.aval, "shape", ()))
 
 

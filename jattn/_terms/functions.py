@@ -93,7 +93,7 @@ def _check_claim(x: Any, dtype: jnp.dtype) -> None:
     return check(who, signature, operands, str(dtype))
 
 
-_Description = tuple[tuple[int, ...], jnp.dtype, str]  # of an operand: shape, dtype and axes
+_Description = tuple[tuple[int, ...], jnp.dtype, str]  # the shape, dtype and axes of an operand
 
 
 def _describe(operands: Iterable[Operand], dtype: jnp.dtype) -> tuple[_Description, ...]:
@@ -114,7 +114,7 @@ def _tile(
 
 
 def _positions(size: tuple[int, int] = (ROWS, COLUMNS)) -> list[jax.ShapeDtypeStruct]:
-    """Those of the tile, i and j."""
+    """The positions i and j of the tile, a column and a row, as a function is called with them."""
     return [jax.ShapeDtypeStruct(x, jnp.int32) for x in ((size[0], 1), (1, size[1]))]
 
 

@@ -14,8 +14,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 class _Dependence(enum.Enum):
     """How a value depends on the argument."""
 
-    ZERO = 0  # not at all, and it is 0
-    FREE = 1  # not at all
+    ZERO = 0  # it is 0 whatever the argument is, and so linear in it as well
+    FREE = 1  # it is the same whatever the argument is, and need not be 0
     LINEAR = 2
 
 
@@ -88,5 +88,5 @@ def _outputs(equation: JaxprEqn, inputs: list[_Dependence]) -> list[_Dependence]
         if all(_Dependence.FREE not in x for x in zip(*outputs, strict=True)):
             return [max(x, key=lambda kind: kind.value) for x in zip(*outputs, strict=True)]
     elif branches and name not in ("cond", "scan", "while") and len(branches[0][0].invars) == len(inputs):
-        return _walk(*branches[0], inputs)  # jit and the like
+        return _walk(*branches[0], inputs)  # `jit` and its like only call what is inside
     raise _NotLinearError(name)

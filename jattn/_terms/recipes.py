@@ -169,7 +169,7 @@ class PythonFunction:
     """A Python function as its code and the values that the code reaches."""
 
     code: types.CodeType
-    module: Same  # its globals
+    module: Same  # the globals of its module, by identity: what the code names of them is read into `named`
     name: str
     defaults: Any
     keyword_defaults: Any

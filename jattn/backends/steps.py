@@ -33,7 +33,7 @@ class Step:
     """One step's place: first index and length along every axis."""
 
     at: dict[str, tuple[Any, int]]
-    group: int  # query heads a key head
+    group: int  # how many query heads share a key head
 
     def along(self, axis: str, start: int | jax.Array, size: int) -> Step:
         return Step({**self.at, axis: (start, size)}, self.group)

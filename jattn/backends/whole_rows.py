@@ -170,7 +170,8 @@ def _hidden_as_zero(
     terms = signature.fill([Operand(*x) for x in zip(tiles, signature.axes, strict=True)])
     rows, columns = _seen(terms, i, j)
     query, key, value = arrays
-    shown = jnp.any(columns, axis=2)[..., None]  # to some query head of the group
+    # a key stays where some query head of the group sees it, since all of them read it
+    shown = jnp.any(columns, axis=2)[..., None]
     arrays = [jnp.where(x, y, 0) for x, y in ((rows[..., None], query), (shown, key), (shown, value))]
 
     def cleaned(x: Operand) -> Operand:

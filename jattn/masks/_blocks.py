@@ -54,7 +54,7 @@ class Blocks(Mask):
         return layout[i // self.block, j // self.block]
 
     def blocks(self, i: Range, j: Range) -> Answer:
-        # sums over rectangles of layout cells, from a two-dimensional prefix sum
+        # a prefix sum along both axes has the sum over any rectangle of layout cells in four entries, whatever its size
         layout = self.layout.array.reshape(-1, *self.layout.shape[-2:])
         sums = np.pad(layout.cumsum(-2).cumsum(-1, dtype=np.int32), ((0, 0), (1, 0), (1, 0)))
         head = self.head.lo if self.picked else np.arange(len(sums)).reshape(-1, 1, 1)

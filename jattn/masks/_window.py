@@ -137,7 +137,7 @@ def around(center: ArrayLike, left: ArrayLike | None, right: ArrayLike | None) -
     centers = center if isinstance(center, (np.ndarray, jax.Array)) else jnp.asarray(center)
     if centers.ndim not in (1, 2, 3) or centers.dtype == bool:
         raise ValueError(f"center must be numbers [t], [b, t] or [b, h, t], got {centers.dtype}{list(centers.shape)}")
-    # wide, so that blocks are judged by the numbers that pairs are judged by
+    # centres are held as wide as pairs compare them: rounded otherwise, blocks would be judged by other numbers
     whole = jnp.issubdtype(centers.dtype, jnp.integer)
     held = jax.lax.stop_gradient(jnp.asarray(positions.int32(centers)) if whole else wide(centers))
     return Around(Operand(held, ("t", "bt", "bht")[centers.ndim - 1]), window(left, right))

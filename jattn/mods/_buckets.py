@@ -24,7 +24,7 @@ class Bucketed(Mod):
     name = "mods.relative"
 
     table: FieldValue
-    closure: Closure  # of the bucket
+    closure: Closure  # the bucket without the arrays that it closes over, which `held` has, so that they are operands
     held: tuple[Operand, ...] = ()
 
     @classmethod
@@ -46,7 +46,8 @@ class Bucketed(Mod):
             ) from None
 
     def entries(self, relative: jax.Array) -> jax.Array:
-        """Those of the table; of a bucket before the first or after the last it is the nearer of the two."""
+        """The table's entries; a bucket before the first or after the last takes the nearer of the two, so that none is
+        read from outside the table."""
         return self.table[jnp.clip(self.bucket(relative), 0, len(self.table) - 1)]
 
 

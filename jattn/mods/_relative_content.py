@@ -26,7 +26,8 @@ class RelativeContent(Bucketed):
     of_keys: bool = False
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-        # each row with the diagonals of the tile, and then sheared; of keys the same with the tile turned
+        # every row is multiplied with the entries of all diagonals of the tile, since that is one product, and what is
+        # its own pairs' is then sheared out; where the content is the keys', the tile is turned, so that rows are keys
         rows, columns = i.shape[0], j.shape[1]
         lead, n = j[0, 0] - i[0, 0], jnp.arange(rows + columns, dtype=jnp.int32)
         at = lead + columns - 1 - n if self.of_keys else lead - (rows - 1) + n

@@ -82,7 +82,7 @@ def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> D
         raise ValueError("parents must be -1 or an earlier draft: put each draft after its parent")
     array = jnp.broadcast_to(jnp.asarray(array), (*lead, t))
     sees = jnp.eye(t, dtype=bool) | (array[..., None] == jnp.arange(t))
-    for _ in range(max(1, (t - 1).bit_length())):  # each time ancestors twice as far
+    for _ in range(max(1, (t - 1).bit_length())):  # each product reaches ancestors twice as far
         sees = jnp.matmul(sees.astype(jnp.float32), sees.astype(jnp.float32)) > 0
     return DraftTree(sees.sum(-1, dtype=jnp.int32) - 1, sees)
 

@@ -82,7 +82,7 @@ def attention_fn(**options: Unpack[AdapterOptions]) -> Callable[..., jax.Array]:
         deterministic: bool = False,
         dtype: DTypeLike | None = None,
         precision: PrecisionLike = None,
-        module: Any = None,  # of nnx or of linen
+        module: Any = None,  # the layer, of nnx or of linen, that weights are sown in
         promote_dtype: Callable[..., Any] = _promote_dtype,
         is_causal: bool = False,
         force_fp32_for_softmax: bool = False,

@@ -28,7 +28,8 @@ class Function(Normalizer):
         # of a score alone nothing need be known of what is hidden, where -inf times an operand would be its gradient
         given = jnp.where(hidden, 0, scores) if self.elementwise else scores
         weight = jnp.asarray(self.closure.build(self.held)(given, *self.operands), scores.dtype)
-        return jnp.where(hidden, 0, weight + rows.flaw(jnp.maximum(scores, 0)))  # as `Sigmoid`
+        # +inf comes from an overflow and would pass for any weight that `fn` gives it, as in `Sigmoid`
+        return jnp.where(hidden, 0, weight + rows.flaw(jnp.maximum(scores, 0)))
 
 
 def function(fn: Callable, *operands: ArrayLike | Operand, elementwise: bool = False) -> Normalizer:

@@ -18,7 +18,7 @@ class Hard(Normalizer):
 
     def __call__(self, scores: jax.Array) -> jax.Array:
         top = jax.lax.stop_gradient(rows.row_max(scores))
-        if 0 in scores.shape:  # which has no maximum
+        if 0 in scores.shape:  # a row without keys has no maximum, and `argmax` would raise
             return scores
         first = jnp.argmax(scores, axis=-1, keepdims=True) == jax.lax.broadcasted_iota(
             int, scores.shape, scores.ndim - 1

@@ -30,7 +30,8 @@ def _threshold(scores: jax.Array, step: Callable[[jax.Array], jax.Array]) -> jax
         rises = rise > -precision * tau  # never so in a row of NaN, nor in one of -inf, whose excess is 0
         return n + 1, jnp.where(rises, tau + rise, tau), jnp.any(rises)
 
-    # of the scores, so that inside `jax.shard_map` the state varies over the axes that they vary over
+    # -1 is computed from the scores, so that inside `jax.shard_map` it varies over the axes that they vary over: the
+    # loop's state has to from the start
     start = jnp.where(rows.row_max(scores) > -1, -1, jnp.full_like(scores, -1, shape=()))
     first = jnp.int32(0), start, jnp.any(start < 0)
     _, tau, _ = jax.lax.while_loop(lambda state: state[2] & (state[0] < _STEPS), further, first)
@@ -83,8 +84,8 @@ class Entmax15(Normalizer):
         scores = rows.lowered(scores) / 2
 
         def step(excess: jax.Array) -> jax.Array:
-            # of the norm of the excess, which is closer to a line than its square; the sum is 1 at least, but where all
-            # is -inf
+            # Newton's step is for the norm of the excess, which is closer to a line than its square is; 1 takes the
+            # place of a smaller sum, which only a row has in which all is -inf
             square = rows.row_sum(excess * excess)
             return (square - jnp.sqrt(square)) / jnp.maximum(rows.row_sum(excess), 1)
 

@@ -70,7 +70,7 @@ def loops(places: np.ndarray, length: int) -> np.ndarray | None:
     in all loops the same, and one from the last to the first.  None where there are none."""
     sides = tuple(int(n) for n in places.max(0) + 1)
     if math.prod(sides) != len(places) or len(np.unique(places, axis=0)) != len(places):
-        return None  # holes
+        return None  # a box with holes, or with a point taken twice, has no neighbour at every step
     box = min(_boxes(sides, length), key=lambda x: (sorted(x), x), default=None)
     if box is None:
         return None
@@ -98,7 +98,7 @@ def _loop(box: tuple[int, ...]) -> list[tuple[int, ...]]:
     height, width = box[rows], len(line)
     if width == 1:
         return [at(row, 0) for row in range(height)]
-    if height % 2 == 0:  # back along the first of the line
+    if height % 2 == 0:  # the last row ends beside the line's first place, along which the way back is free
         there = [at(r, n) for r in range(height) for n in (range(1, width) if r % 2 == 0 else range(width - 1, 0, -1))]
         return [*there, *(at(r, 0) for r in range(height - 1, -1, -1))]
     there = [at(r, n) for n in range(width) for r in (range(1, height) if n % 2 == 0 else range(height - 1, 0, -1))]

@@ -23,8 +23,9 @@ def _wanted(name):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("strip", [1, 300, 2000])
 def test_strips_of_whole_rows(strip):
-    """As above, for the normalisers without an online form: one row at a time; some rows; all of them.  Of those that
-    are elementwise, five keys at a time: some tiles are left out, and the last one moves back."""
+    """Strips of one row, of some rows and of all agree with the reference, for normalisers that have no online form and
+    so need whole rows.  Elementwise ones take five keys at a time, so that some tiles are left out and the last one
+    moves back."""
     strip = whole_rows.StripSize(strip, 1, 4, 5)
     backend = Direct("rows", BLOCKWISE.refuses, lambda x: (whole_rows.attention(x, strip), None))
     for name in ("sparsemax-empty-rows", "sigmoid-learned-bias", "entmax15", "relu", "stick-breaking"):

@@ -23,7 +23,8 @@ each."""
 _TRAFFIC = 6 * 4
 """Bytes that are moved for a score: a float32 that is written or read six times."""
 _OF_SIDES = 3 * 4
-"""Likewise for a number of a query row or a key: it is read, written as a float32, and read by the product."""
+"""Bytes that are moved for a number of a query row or a key: it is read, written as a float32, and read by the
+product."""
 _SHARE = 0.1  # of a step's time, that launches may take
 _ARRAYS = 4 * 4  # bytes for a score that are held at once, backward: scores, weights and the gradients of both
 _MEMORY = 1 / 16  # of all there is, that a step may hold
@@ -87,7 +88,8 @@ def _sizes(length: int) -> list[int]:
 
 def _seconds(call: CallSizes, rows: int, columns: int, name: str | None, step: int) -> float:
     heads = max(1, min(call.together, step // call.held(rows, columns)))
-    tiles = -(-call.t // rows) * _visited(call, rows, columns)  # of each key head
+    # these are the tiles of one key head: heads are counted below, since those of a step share their launches
+    tiles = -(-call.t // rows) * _visited(call, rows, columns)
     moved = _TRAFFIC * call.scores(rows, columns) + _OF_SIDES * call.sides(rows, columns)
     return tiles * (-(-call.all // heads) * _LAUNCHES + call.all * moved / _chip(name).bandwidth)
 

@@ -55,8 +55,8 @@ class Geometry:
     g: int
     query: Tiling
     key: Tiling
-    batch: int  # batch elements a step
-    heads: int  # key heads a step
+    batch: int  # how many batch elements a step takes together
+    heads: int  # how many key heads a step takes together
     joined: bool = False  # whether key heads stay side by side, as in memory
 
     @property

@@ -17,8 +17,8 @@ class Settings:
     """The defaults are what `attention` takes by itself; another forward and backward stand in where cuDNN is not."""
 
     forward: Callable[..., tuple[jax.Array, jax.Array]] = binding.forward
-    """Called as that of `binding` is."""
+    """It is called as `binding.forward` is."""
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] = binding.backward
-    """Likewise."""
+    """It is called as `binding.backward` is."""
     of_lse: Fused = BLOCKWISE
     """Whose gradients a call has where lse has one."""

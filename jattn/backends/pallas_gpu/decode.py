@@ -104,7 +104,7 @@ class _FoldedTerms(GpuTerms):
         if isinstance(slot.array, Words):
             return super().laid_out(slot, operands)
         array = slot.array.words(operands, self.lengths) if isinstance(slot.array, Mixed) else operands[slot.array]
-        if array.ndim > len(slot.axes):  # a table that is looked up
+        if array.ndim > len(slot.axes):  # it is a table that is looked up, and not folded
             return super().laid_out(slot, operands)
         return lay_out(*folded(jnp.asarray(array), slot.axes, self.fold), self.padded, "t")
 
@@ -125,7 +125,7 @@ def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[LineLists, list[Any
     """Which tiles each part visits: what one head of a group sees, all of its heads look at."""
     query, key = Tiling(fold.t, fold.sizes.rows, overhang=True), Tiling(s, fold.sizes.columns, overhang=True)
     some, every = block_tables.answers(mask, query, key)
-    own = -(-key.count // fold.parts)  # tiles of a part
+    own = -(-key.count // fold.parts)  # how many tiles a part has
     mine = np.arange(key.count) // own == np.arange(fold.parts)[:, None]
     xp = work.numpy_of(some)
     some, every = (xp.broadcast_to(x, (*x.shape[:2], fold.parts, key.count)) & mine for x in (some, every))

@@ -118,7 +118,7 @@ def check_room(cache: Cache, t: int, taken: Int[Array, "*b"] | None = None) -> N
     """Raises where more positions are known not to fit, in a cache that keeps all of them."""
     if any(isinstance(x, Tracer) for x in (cache.length, cache.pages, cache.holders, taken)) or cache.first is not None:
         return
-    with jax.ensure_compile_time_eval():  # of what is known while a caller is traced
+    with jax.ensure_compile_time_eval():  # a caller may be traced, while all that is looked at here is known
         _check_known_room(cache, t, taken)
 
 

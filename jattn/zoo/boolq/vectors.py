@@ -35,7 +35,7 @@ def word_vectors(texts: Sequence[np.ndarray], size: int, width: int) -> np.ndarr
     table = _sparse(gain[positive], counts.row[positive], counts.col[positive], size)
     left, singular, _ = scipy.sparse.linalg.svds(table, k=width, v0=np.ones(size), return_singular_vectors=True)
     vectors = left * np.sqrt(singular)
-    vectors[:2] = 0  # but for rounding they are
+    vectors[:2] = 0  # padding and unknown words are counted beside no word: but for rounding they are 0
     # a singular vector may come out with either sign: that of its greatest entry is fixed
     vectors *= np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(width)])
     return (vectors / np.sqrt(np.mean(np.sum(vectors**2, axis=1)))).astype(np.float32)

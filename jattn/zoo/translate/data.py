@@ -22,7 +22,7 @@ from jattn.zoo._errors import UsageError
 from jattn.zoo._text import unescaped
 
 LONGEST: Final = 64  # characters of either side; longer ones are left out
-HELD_OUT: Final = 0.1  # of the pairs
+HELD_OUT: Final = 0.1  # the share of the pairs that training does not see
 EXAMINED: Final = 500  # of those held out, at most
 PIECES: Final = 8000  # whole words where they are common, at most so many
 TOKENS: Final = 24  # of either side; the one sentence in a hundred that has more is cut off
@@ -56,7 +56,7 @@ class Batch(NamedTuple):
 
 
 def messages() -> list[Pair]:
-    """Those of Django.
+    """The messages of Django and their translations.
 
     Raises:
         UsageError: the archive cannot be had.

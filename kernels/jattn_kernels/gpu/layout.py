@@ -28,7 +28,7 @@ from jattn_kernels.tiles.place import Index
 Copy = Callable[[jax.Ref, tuple[Any, ...], jax.Ref], None]
 """(ref, at, to): brings `ref[at]`, in global memory, to shared memory."""
 
-_SWIZZLED = 128  # bytes of a row of the widest
+_SWIZZLED = 128  # bytes of a row in the widest swizzle
 _LONGEST = 256  # numbers along an axis that it copies at once
 
 

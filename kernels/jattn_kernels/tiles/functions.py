@@ -23,7 +23,7 @@ class TileFunctions(NamedTuple):
     scale: float | None  # a factor of the product of query and key; None: it is one of the query
     reach: tuple[int, int]  # the first key that a query may see, and the first after the last
     sees: Callable | None = None  # (i, j, parts) -> which pairs see; None: each key in `reach` is seen by some query
-    blind: bool = False  # queries may see nothing
+    blind: bool = False  # whether queries may see nothing
     scaled: bool = (
         False  # on GPU: `scale` comes before the terms, and with log2(e) alone in the exponent; if natural, too
     )

@@ -22,7 +22,7 @@ class Place(NamedTuple):
     columns: int
     i: Index
     j: Index
-    transposed: bool  # keys stand along rows
+    transposed: bool  # whether keys stand along rows
 
     @property
     def shape(self) -> tuple[int, int]:

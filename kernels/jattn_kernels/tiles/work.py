@@ -146,7 +146,7 @@ class Lists(NamedTuple):
     heads: int  # entries for heads: one for each, or one for all
     query_tiles: int
     longest: int
-    steps: int  # over chunks
+    steps: int  # how many steps of the grid a query tile has, each of which takes a chunk of keys
     alike: tuple[int, ...] | None  # how many full and partial tiles there are, where that is the same everywhere
 
     def line(self, b: Index, h: Index, i: Index) -> Index:
@@ -186,7 +186,7 @@ class Runs(NamedTuple):
     query_tiles: int
     per: int  # key tiles of a chunk
     chunks: int
-    steps: int  # over chunks
+    steps: int  # how many steps of the grid a query tile has, each of which takes a chunk of keys
     alike: tuple[int, ...] | None  # the five scalars, where they are the same everywhere: then none are read
 
     def line(self, b: Index, h: Index, i: Index) -> Index:

@@ -132,13 +132,13 @@ def expm1(x: jax.Array) -> jax.Array:
 
 
 def floor(x: jax.Array) -> jax.Array:
-    """Exact."""
+    """It is exact: numbers that are not integers lie below 2^23, where float32 has every integer."""
     nearest = lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
     return jnp.where(nearest > x, nearest - 1, nearest)
 
 
 def ceil(x: jax.Array) -> jax.Array:
-    """Exact."""
+    """It is exact, since `floor` is and a sign takes nothing from a number."""
     return -floor(-x)
 
 
