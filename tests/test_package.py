@@ -184,6 +184,25 @@ def test_terms_are_frozen_pytrees_with_static_equality(name):
         setattr(one, field, None)
 
 
+_ALIKE = {
+    "Alibi", "Call", "Fold", "FoldedTerms", "Forward", "Function", "Keys", "OperandLayout", "Pairs", "Queries", "Settings",
+    "TileSizes",
+}  # fmt: skip
+"""Classes that several families have, each for the same thing: of masks, mods and gates, of backends, of machines."""
+
+
+def test_a_class_has_a_name_of_its_own():
+    """One word means one thing; the zoo's tasks, which are models of their own, are left out."""
+    root, where = Path(__file__).parents[1], {}
+    for file in [*(root / "jattn").rglob("*.py"), *(root / "kernels").rglob("*.py")]:
+        if "zoo" not in file.parts:
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    where.setdefault(node.name.lstrip("_"), []).append(file.relative_to(root).as_posix())
+    assert {name: files for name, files in where.items() if len(files) > 1 and name not in _ALIKE} == {}
+    assert all(len(where[name]) > 1 for name in _ALIKE)
+
+
 # Tests mirror the tree
 
 _TREES = {"jattn": "tests", "kernels/jattn_kernels": "tests/kernels", "bench": "tests/bench"}

@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 MOST_ENTRIES = 2**20  # a static table is a constant of the program, and so has no more
 
 
-def entry(array: AnyArray, index: Sequence[int | jax.Array]) -> jax.Array:
+def number_at(array: AnyArray, index: Sequence[int | jax.Array]) -> jax.Array:
     """array[index] for an index within bounds: whether it might be negative is not looked at."""
     size = [1] * array.ndim
     at = [jnp.asarray(x, jnp.int32) for x in index]
@@ -111,8 +111,8 @@ class BlockTable(NamedTuple):
     def block(self, row: Sequence[int | jax.Array], n: int | jax.Array) -> jax.Array:
         """The n-th key block of a row."""
         if not isinstance(self.index, BlockRuns):
-            return entry(self.index, (*row, n))
-        visited, first, count = (entry(x, row) for x in (*self.index, self.full))
+            return number_at(self.index, (*row, n))
+        visited, first, count = (number_at(x, row) for x in (*self.index, self.full))
         partial = visited + n - count
         return jnp.where(n < count, first + n, jnp.where(partial >= first, partial + count, partial))
 

@@ -107,11 +107,13 @@ class Walk:
         masked = {(True, False): True, (False, True): False}.get((fulls == 0, partials == 0))
 
         def full_blocks(strip: QueryStrip) -> Any:
-            return block_tables.entry(full, self._row(strip)) if fulls is None else fulls
+            return block_tables.number_at(full, self._row(strip)) if fulls is None else fulls
 
         def blocks() -> Any:
             here = self.geo.strip(strip.n)
-            return full_blocks(here) + (block_tables.entry(partial, self._row(here)) if partials is None else partials)
+            return full_blocks(here) + (
+                block_tables.number_at(partial, self._row(here)) if partials is None else partials
+            )
 
         def visit(n: int | jax.Array, carry: object) -> Any:
             at = strip.n

@@ -1,4 +1,4 @@
-"""Backward on Blackwell, along keys: sums stay in tensor memory, and two warpgroups take the query tiles in turns.
+"""BackwardTiles on Blackwell, along keys: sums stay in tensor memory, and two warpgroups take the query tiles in turns.
 
 Both add to the same sums, one after the other in the order of the tiles, so that every run adds up alike.  Where heads
 are so wide that tensor memory does not hold the sums of both gradients, one block has dv and another dk.
@@ -42,7 +42,7 @@ class _Keys(Keys):
         del simulated
         split, both = cls.splits(d, e, sizes), [memory.sums(d), memory.sums(e)]
         memory.check(4 * sizes.columns + (max(d, e) if split else d + e))
-        tiles = memory.Backward.scratch(2, sizes.columns, dtype)
+        tiles = memory.BackwardTiles.scratch(2, sizes.columns, dtype)
         return {"tiles": tiles, "sums": plgpu.RefUnion(*both) if split else both, "added": memory.done()}
 
     def divide(self, wg: jax.Array) -> None:

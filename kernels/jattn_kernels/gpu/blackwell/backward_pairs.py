@@ -1,4 +1,4 @@
-"""Backward on Blackwell, along pairs: products come from tensor memory, an operand's gradient is in registers."""
+"""BackwardTiles on Blackwell, along pairs: products come from tensor memory, an operand's gradient is in registers."""
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
 # pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
@@ -28,7 +28,7 @@ class _Pairs(Pairs):
         del d, e, simulated
         computing = cls.warpgroups(sizes)
         memory.check(2 * computing * sizes.columns)
-        return memory.Backward.scratch(computing, sizes.columns, dtype)
+        return memory.BackwardTiles.scratch(computing, sizes.columns, dtype)
 
     def products(
         self, wg: jax.Array, place: Index, slot: jax.Array

@@ -1,4 +1,4 @@
-"""Backward on Blackwell, along queries: gradients stay in tensor memory, of 128 queries for each warpgroup."""
+"""BackwardTiles on Blackwell, along queries: gradients stay in tensor memory, of 128 queries for each warpgroup."""
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
 # pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportArgumentType=false
@@ -51,7 +51,7 @@ class _Queries(Queries):
         del e, simulated
         computing = cls.warpgroups(sizes)
         memory.check(computing * (2 * sizes.columns + d))
-        tiles = memory.Backward.scratch(computing, sizes.columns, dtype)
+        tiles = memory.BackwardTiles.scratch(computing, sizes.columns, dtype)
         return {"tiles": tiles, "sum": memory.sums(d, computing)}
 
     def begin(self, wg: jax.Array) -> None:

@@ -78,7 +78,7 @@ class TensorMemoryTile(NamedTuple):
         return load(self.machine, self.ref.at[:, pl.ds(columns.start, columns.stop - columns.start)])
 
 
-class Backward(NamedTuple):
+class BackwardTiles(NamedTuple):
     """Tiles of scores and of the weights' gradients, and when their products are done."""
 
     scores: Any
@@ -87,7 +87,7 @@ class Backward(NamedTuple):
     weights_done: Any
 
     @classmethod
-    def scratch(cls, n: int, columns: int, dtype: jnp.dtype) -> Backward:
+    def scratch(cls, n: int, columns: int, dtype: jnp.dtype) -> BackwardTiles:
         """Tensor memory and barriers of n warpgroups."""
         tiles = tiles_of_scores(n, columns, dtype)
         return cls(tiles, tiles, done(), done())
@@ -129,7 +129,7 @@ KEPT = ()
 
 
 def kept(ref: jax.Ref, columns: int) -> jax.Ref:
-    """The tile that `Backward.keep` put there, once it is committed."""
+    """The tile that `BackwardTiles.keep` put there, once it is committed."""
     return ref.at[:, pl.ds(0, columns)]
 
 

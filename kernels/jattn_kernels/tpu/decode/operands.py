@@ -47,7 +47,7 @@ class FoldedLayout:
             part = ref[...]
             if part.dtype.itemsize < 4:
                 part = part.astype(jnp.float32 if jnp.issubdtype(part.dtype, jnp.floating) else jnp.int32)
-            part = spread(part, fold.g)
+            part = spread_over_columns(part, fold.g)
         return part
 
     def of_tile(self, part: jax.Array, at: int, size: int) -> jax.Array:
@@ -56,7 +56,7 @@ class FoldedLayout:
         return part != 0 if self.boolean else part
 
 
-def spread(x: jax.Array, g: int) -> jax.Array:
+def spread_over_columns(x: jax.Array, g: int) -> jax.Array:
     """`[n, keys]` of 32 bits to `[n, keys g]`, each number g times in a row, of as many whole lanes of keys.
 
     A number moves within the lanes of its vector register alone, which every chip does in one go.
@@ -75,7 +75,7 @@ def key_scales(x: jax.Array, fold: Fold) -> jax.Array:
 
     A column of another key head has no weight in a row, so it may get what it likes.
     """
-    of_heads = spread(x, fold.g)
+    of_heads = spread_over_columns(x, fold.g)
     return jnp.concatenate([of_heads] * -(-fold.rows // fold.g), 0)[: fold.rows]
 
 
