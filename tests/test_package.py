@@ -248,7 +248,7 @@ _TOGETHER: dict[str, tuple[str, str, str]] = {
         "kernels run as calls alone, interpreted: the table of cases is what they are tried on",
     ),
     "kernels/jattn_kernels/tpu/decode": (
-        "*", "tests/backends/pallas_tpu/test_decode.py", "one kernel: how it folds, what it copies and what it computes",
+        "forward keys turned", "tests/backends/pallas_tpu/test_decode.py", "one kernel: what it copies, turns and computes",
     ),
 }  # fmt: skip
 """Folders with modules that run together alone: which these are, `*` for all, the file that tests them, and why."""
