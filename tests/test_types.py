@@ -2,12 +2,14 @@
 
 import importlib.resources
 import inspect
+import typing
 
 import pytest
 
 import jattn
 from jattn import gates, masks, mods, nn, normalizers, parallel, scores, viz
 from jattn._call import options
+from jattn.parallel._attention import StrategyOptions
 
 MODULES = (jattn, gates, masks, mods, nn, nn.cache, normalizers, parallel, scores, viz)
 BEHIND_FUNCTIONS = (gates, masks, mods, normalizers, scores)  # whose classes are made by functions, and may change
@@ -42,3 +44,13 @@ def test_options_that_are_handed_on_are_those_of_attention():
     assert set(options.WeightOptions.__annotations__) == all_of_them - own - {"return_lse"}
     refused = {"normalizer", "gates", "sinks", "dropout", "return_lse"}
     assert set(options.ScoreOptions.__annotations__) == all_of_them - own - refused
+    in_pages = {"pages", "scales"}
+    assert set(options.ShardedPlanOptions.__annotations__) == all_of_them - own - in_pages
+    assert set(options.ShardedOptions.__annotations__) == all_of_them - own - in_pages - {"return_lse"}
+
+
+def test_options_of_a_strategy_are_those_of_attention_over_devices():
+    named = set(inspect.signature(parallel.attention).parameters) - {"query", "key", "value", "strategy", "options"}
+    handed_on = set(StrategyOptions.__annotations__) - set(options.ShardedOptions.__annotations__)
+    assert handed_on == named - {"return_lse"}
+    assert typing.get_type_hints(StrategyOptions, include_extras=True)["sequence_axis"] == typing.Required[str]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, Required, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jattn import api
 from jattn._call import checks, modes, targets
 from jattn._call.layouts import Order
+from jattn._call.options import ShardedOptions
 from jattn.backends.contract import Backend
 from jattn.parallel._checks import check_choices, check_sizes, check_strategy, default_strategy, mesh_axes
 from jattn.parallel._on_device import on_device
@@ -24,6 +25,57 @@ from jattn.parallel._sharded_call import MeshAxes, ShardedCall, Strategy
 Lse = Float[Array, "*b t h"]
 
 
+@overload
+def attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    mesh: Mesh | AbstractMesh | None = ...,
+    batch_axis: str | None = ...,
+    head_axis: str | None = ...,
+    sequence_axis: str,
+    strategy: Strategy | None = ...,
+    order: Order = ...,
+    return_lse: Literal[False] = ...,
+    implementation: str | Backend | None = ...,
+    blocks: tuple[int, int] | None = ...,
+    **options: Unpack[ShardedOptions],
+) -> Float[Array, "*b t h e"]: ...
+@overload
+def attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    mesh: Mesh | AbstractMesh | None = ...,
+    batch_axis: str | None = ...,
+    head_axis: str | None = ...,
+    sequence_axis: str,
+    strategy: Strategy | None = ...,
+    order: Order = ...,
+    return_lse: Literal[True],
+    implementation: str | Backend | None = ...,
+    blocks: tuple[int, int] | None = ...,
+    **options: Unpack[ShardedOptions],
+) -> tuple[Float[Array, "*b t h e"], Lse]: ...
+@overload
+def attention(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    mesh: Mesh | AbstractMesh | None = ...,
+    batch_axis: str | None = ...,
+    head_axis: str | None = ...,
+    sequence_axis: str,
+    strategy: Strategy | None = ...,
+    order: Order = ...,
+    return_lse: bool,
+    implementation: str | Backend | None = ...,
+    blocks: tuple[int, int] | None = ...,
+    **options: Unpack[ShardedOptions],
+) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]: ...
 @modes.ordinary
 def attention(
     query: Float[ArrayLike, "*b t h d"],
@@ -39,7 +91,7 @@ def attention(
     return_lse: bool = False,
     implementation: str | Backend | None = None,
     blocks: tuple[int, int] | None = None,
-    **options: Any,  # of `jattn.attention`, which has their types
+    **options: Unpack[ShardedOptions],
 ) -> Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]:
     """`jattn.attention` of a sequence that lies over many devices: the same result, and every derivative.
 
@@ -111,14 +163,55 @@ def attention(
     return on_device(problem, call) if inside else over_mesh(problem, mesh, call)
 
 
+class StrategyOptions(ShardedOptions, total=False):
+    """What `ring`, `all_to_all` and `gather` hand on to `attention`."""
+
+    mesh: Mesh | AbstractMesh | None
+    batch_axis: str | None
+    head_axis: str | None
+    sequence_axis: Required[str]
+    order: Order
+    implementation: str | Backend | None
+    blocks: tuple[int, int] | None
+
+
 Result = Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]
 
 
+@overload
 def ring(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],
     value: Float[ArrayLike, "*b s g e"],
-    **options: Any,  # of `attention`, which has their types
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[StrategyOptions],
+) -> Float[Array, "*b t h e"]: ...
+@overload
+def ring(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[StrategyOptions],
+) -> tuple[Float[Array, "*b t h e"], Lse]: ...
+@overload
+def ring(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: bool,
+    **options: Unpack[StrategyOptions],
+) -> Result: ...
+def ring(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: bool = False,
+    **options: Unpack[StrategyOptions],
 ) -> Result:
     """`attention` by a ring: keys and values go from device to device, and each attends to what it holds just then.
 
@@ -130,6 +223,7 @@ def ring(
       query: as in `attention`.
       key: likewise.
       value: likewise.
+      return_lse: likewise.
       **options: all else that it takes but for the strategy.
 
     Raises:
@@ -146,14 +240,43 @@ def ring(
 
     Source: Liu et al. 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
     """
-    return attention(query, key, value, strategy="ring", **options)
+    return attention(query, key, value, strategy="ring", return_lse=return_lse, **options)
 
 
+@overload
 def all_to_all(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],
     value: Float[ArrayLike, "*b s g e"],
-    **options: Any,  # of `attention`, which has their types
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[StrategyOptions],
+) -> Float[Array, "*b t h e"]: ...
+@overload
+def all_to_all(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[StrategyOptions],
+) -> tuple[Float[Array, "*b t h e"], Lse]: ...
+@overload
+def all_to_all(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: bool,
+    **options: Unpack[StrategyOptions],
+) -> Result: ...
+def all_to_all(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: bool = False,
+    **options: Unpack[StrategyOptions],
 ) -> Result:
     """`attention` by exchanged heads: each device gets the whole sequence for some of its heads.
 
@@ -161,6 +284,7 @@ def all_to_all(
       query: as in `attention`.
       key: likewise.
       value: likewise.
+      return_lse: likewise.
       **options: all else that it takes but for the strategy.
 
     Raises:
@@ -174,14 +298,43 @@ def all_to_all(
 
     Source: Jacobs et al. 2023, "DeepSpeed Ulysses".
     """
-    return attention(query, key, value, strategy="all_to_all", **options)
+    return attention(query, key, value, strategy="all_to_all", return_lse=return_lse, **options)
 
 
+@overload
 def gather(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],
     value: Float[ArrayLike, "*b s g e"],
-    **options: Any,  # of `attention`, which has their types
+    *,
+    return_lse: Literal[False] = ...,
+    **options: Unpack[StrategyOptions],
+) -> Float[Array, "*b t h e"]: ...
+@overload
+def gather(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[StrategyOptions],
+) -> tuple[Float[Array, "*b t h e"], Lse]: ...
+@overload
+def gather(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: bool,
+    **options: Unpack[StrategyOptions],
+) -> Result: ...
+def gather(
+    query: Float[ArrayLike, "*b t h d"],
+    key: Float[ArrayLike, "*b s g d"],
+    value: Float[ArrayLike, "*b s g e"],
+    *,
+    return_lse: bool = False,
+    **options: Unpack[StrategyOptions],
 ) -> Result:
     """`attention` by gathered keys: each device gets all keys and values, and computes its own queries.
 
@@ -189,6 +342,7 @@ def gather(
       query: as in `attention`.
       key: likewise.
       value: likewise.
+      return_lse: likewise.
       **options: all else that it takes but for the strategy.
 
     Raises:
@@ -203,7 +357,7 @@ def gather(
 
     Source: Grattafiori et al. 2024, "The Llama 3 Herd of Models", section 3.3.2 (context parallelism).
     """
-    return attention(query, key, value, strategy="gather", **options)
+    return attention(query, key, value, strategy="gather", return_lse=return_lse, **options)
 
 
 def _shard_positions(given: Any, axes: MeshAxes, query: ArrayLike) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Unpack
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jattn import _terms, api
 from jattn._call import checks, modes, targets
 from jattn._call.layouts import Order
+from jattn._call.options import ShardedPlanOptions
 from jattn._call.plan import Plan, _short, plan
 from jattn._call.problem import Problem
 from jattn._terms import Terms
@@ -97,7 +98,7 @@ def explain(
     implementation: str | Backend | None = None,
     blocks: tuple[int, int] | None = None,
     device: str | None = None,
-    **options: Any,  # of `jattn.attention`, which has their types
+    **options: Unpack[ShardedPlanOptions],
 ) -> ParallelPlan:
     """The plan of `jattn.parallel.attention` with the same arguments.  Nothing is run.
 

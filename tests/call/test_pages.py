@@ -151,4 +151,4 @@ def test_errors(name):
 def test_a_sequence_over_devices_takes_none():
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     with pytest.raises(TypeError, match="takes no pages"):
-        jattn.parallel.attention(Q, KEYS, VALUES, pages=TABLE, mesh=mesh, sequence_axis="x")
+        jattn.parallel.attention(Q, KEYS, VALUES, pages=TABLE, mesh=mesh, sequence_axis="x")  # pyright: ignore[reportCallIssue]  # wrong on purpose
