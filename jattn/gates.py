@@ -149,7 +149,7 @@ class Function(OfUser, Gate):
         return self.result(weight, i=i, j=j).astype(weight.dtype)
 
 
-def function(fn: Callable, *operands: ArrayLike | Operand) -> Gate:
+def function(fn: Callable[..., ArrayLike], *operands: ArrayLike | Operand) -> Gate:
     """fn(weight, i, j, *operands), or fn(weight, b, h, i, j, *operands): any multiplier that you can write in JAX.
 
     Args:

@@ -21,8 +21,8 @@ from jaxtyping import Float, Num
 
 from jattn import _terms
 from jattn._call.targets import Target
+from jattn._terms import AnyArray, Signature, Terms
 from jattn._terms import Shaped as Shaped
-from jattn._terms import Signature, Terms
 
 if TYPE_CHECKING:
     from jattn._call.problem import Problem
@@ -151,9 +151,11 @@ class Fused(Backend):
     cut: Callable[[Spec, Shaped, Shaped, Shaped, Sequence[Shaped], Mask | None, bool], Cut] | None = None
     """(spec, q, k, v, operands, mask, known): how the forward pass is cut; blocks are counted where the mask is
     `known`.  None: `explain` says nothing of tiles."""
-    settings: Any = None  # each backend has a type of its own
+    settings: Any = None  # each backend has a type of its own, whose attributes it reads: of a Hashable it could not
     """What its functions read of `spec.backend`: frozen and hashable, so that other settings are another record."""
-    twin: Callable[..., tuple[jax.Array, jax.Array]] | None = dataclasses.field(default=None, kw_only=True)
+    twin: Callable[[Spec, jax.Array, jax.Array, jax.Array, Sequence[AnyArray]], tuple[jax.Array, jax.Array]] | None = (
+        dataclasses.field(default=None, kw_only=True)
+    )
     """(spec, q, k, v, operands): out and lse in differentiable JAX, of which higher derivatives are made; None where
     whole rows of the arrays themselves are what it computes."""
     in_pages: InPages | None = dataclasses.field(default=None, kw_only=True)

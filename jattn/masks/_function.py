@@ -71,7 +71,7 @@ _MOST_PAIRS = 2**30  # a static function is looked at pair by pair while tracing
 _EAGER_PAIRS = 2**22  # compiled, it looks ten times faster, but compiling takes longer than to look at so few
 
 
-def function(fn: Callable, *operands: ArrayLike | Operand) -> Mask:
+def function(fn: Callable[..., ArrayLike], *operands: ArrayLike | Operand) -> Mask:
     """fn(i, j, *operands), or fn(b, h, i, j, *operands): any mask that you can write.
 
     Without operands, and without use of b, it is static: evaluated once per block while tracing, for each head if it

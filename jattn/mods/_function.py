@@ -22,7 +22,7 @@ class Function(OfUser, Mod):
         return self.result(score, i=i, j=j).astype(score.dtype)
 
 
-def function(fn: Callable, *operands: ArrayLike | Operand) -> Mod:
+def function(fn: Callable[..., ArrayLike], *operands: ArrayLike | Operand) -> Mod:
     """fn(score, i, j, *operands), or fn(score, b, h, i, j, *operands): any function of a score that you can write.
 
     Arrays that `fn` closes over, traced ones too, become operands without axes: they reach it whole.  Operands and

@@ -32,7 +32,7 @@ class Function(Normalizer):
         return jnp.where(hidden, 0, weight + rows.flaw(jnp.maximum(scores, 0)))
 
 
-def function(fn: Callable, *operands: ArrayLike | Operand, elementwise: bool = False) -> Normalizer:
+def function(fn: Callable[..., ArrayLike], *operands: ArrayLike | Operand, elementwise: bool = False) -> Normalizer:
     """weights of a row = fn(scores of the row, *operands): any normaliser that you can write in JAX.
 
     A hidden key gets weight 0, whatever `fn` says of it.  Operands and arrays that `fn` closes over get gradients, as
