@@ -3,8 +3,9 @@
 import sys
 
 
-def of_package(package: str) -> None:
-    """Gives what a package shows of its own files the package's name, in the place of the files'.
+def of_package(package: str, *others: type) -> None:
+    """Gives what a package shows of its own files the package's name, in the place of the files'; `others` too, which
+    are written elsewhere.
 
     Who prints one of its classes, or pickles one of its terms, meets the name that it is used by, so that files may be
     renamed while pickles are kept.  The price is that `inspect.getsource`, which looks for a class in the file of its
@@ -14,3 +15,5 @@ def of_package(package: str) -> None:
     for subject in vars(sys.modules[package]).values():
         if getattr(subject, "__module__", "").startswith(f"{package}."):
             subject.__module__ = package
+    for subject in others:
+        subject.__module__ = package

@@ -68,6 +68,12 @@ def test_what_the_package_shows_of_its_files_takes_its_name(shapes):
     assert repr(shapes.Circle) == "<class 'shapes.Circle'>"
 
 
+def test_what_is_named_takes_it_wherever_it_is_written(shapes):
+    _names.of_package("shapes", shapes.Apart)
+    assert repr(shapes.Apart) == "<class 'shapes.Apart'>"
+    assert pickle.loads(pickle.dumps(shapes.Apart)) is shapes.Apart
+
+
 def test_all_else_keeps_the_name_of_its_own_module(shapes):
     _names.of_package("shapes")
     assert importlib.import_module("shapes._round").Unseen.__module__ == "shapes._round"

@@ -37,6 +37,38 @@ def test_every_name_without_an_underscore_is_listed(module):
     assert [n for n in own if not n.startswith("_") and n not in module.__all__] == []
 
 
+def _public():
+    for module in MODULES:
+        for name in module.__all__:
+            if inspect.isclass(x := getattr(module, name)) or inspect.isfunction(x):
+                yield f"{module.__name__}.{name}", x
+
+
+PUBLIC = dict(_public())
+
+
+@pytest.mark.parametrize("name", [x for x in PUBLIC if not x.startswith("jattn.viz.")])
+def test_type_hints_can_be_looked_up(name):
+    """Those of a class in what its `__module__` names, which need not be the file that it is written in.
+
+    Not those of `jattn.viz`, which name what matplotlib has: it is imported where something is drawn.
+    """
+    x = PUBLIC[name]
+    written = [x, *(f for f in vars(x).values() if inspect.isfunction(f))] if inspect.isclass(x) else [x]
+    for one in written:
+        typing.get_type_hints(one)
+
+
+def test_public_classes_print_as_users_write_them():
+    shown = {
+        name
+        for name, x in PUBLIC.items()
+        if name.startswith(("jattn.masks.", "jattn.parallel.")) and inspect.isclass(x)
+    }
+    assert {"jattn.masks.Range", "jattn.masks.Answer", "jattn.parallel.ParallelPlan"} < shown
+    assert {repr(PUBLIC[name]) for name in shown} == {f"<class '{name}'>" for name in shown}
+
+
 def test_options_that_are_handed_on_are_those_of_attention():
     all_of_them = set(inspect.signature(jattn.attention).parameters) - {"query", "key", "value"}
     own = {"implementation", "blocks"}

@@ -5,6 +5,7 @@ with two methods: `__call__(i, j)`, True where the pair attends, and `blocks(i, 
 """
 
 from jattn import _names
+from jattn._terms import AnyArray  # noqa: F401  # in annotations of `Answer` and `Range`, which are looked up here
 from jattn._terms.block_tables import Answer as Answer
 from jattn._terms.block_tables import Range as Range
 from jattn.masks._blocks import Blocks as Blocks
@@ -41,4 +42,4 @@ def __dir__() -> list[str]:
     return __all__
 
 
-_names.of_package(__name__)
+_names.of_package(__name__, Answer, Range)

@@ -6,6 +6,7 @@ backends; those that are elementwise are computed a tile at a time all the same,
 """
 
 from jattn import _names
+from jattn.mods import Mod  # noqa: F401  # in annotations of `Normalizer`, which are looked up here
 from jattn.normalizers._function import Function as Function
 from jattn.normalizers._function import function as function
 from jattn.normalizers._gumbel import Gumbel as Gumbel

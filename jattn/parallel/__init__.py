@@ -1,5 +1,7 @@
 """Many devices: where batch elements and heads lie, and one sequence over all of them."""
 
+from jattn import _names
+from jattn._call.plan import Plan  # noqa: F401  # in annotations of `ParallelPlan`, which are looked up here
 from jattn.parallel._attention import all_to_all as all_to_all
 from jattn.parallel._attention import attention as attention
 from jattn.parallel._attention import gather as gather
@@ -27,3 +29,6 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_names.of_package(__name__)
