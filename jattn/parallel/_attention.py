@@ -175,7 +175,7 @@ class StrategyOptions(ShardedOptions, total=False):
     blocks: tuple[int, int] | None
 
 
-Result = Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]
+Attended = Float[Array, "*b t h e"] | tuple[Float[Array, "*b t h e"], Lse]
 
 
 @overload
@@ -204,7 +204,7 @@ def ring(
     *,
     return_lse: bool,
     **options: Unpack[StrategyOptions],
-) -> Result: ...
+) -> Attended: ...
 def ring(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],
@@ -212,7 +212,7 @@ def ring(
     *,
     return_lse: bool = False,
     **options: Unpack[StrategyOptions],
-) -> Result:
+) -> Attended:
     """`attention` by a ring: keys and values go from device to device, and each attends to what it holds just then.
 
     What is sent hides behind what is computed: on TPU along a closed loop of neighbours (`mesh`); on GPU if XLA sends
@@ -269,7 +269,7 @@ def all_to_all(
     *,
     return_lse: bool,
     **options: Unpack[StrategyOptions],
-) -> Result: ...
+) -> Attended: ...
 def all_to_all(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],
@@ -277,7 +277,7 @@ def all_to_all(
     *,
     return_lse: bool = False,
     **options: Unpack[StrategyOptions],
-) -> Result:
+) -> Attended:
     """`attention` by exchanged heads: each device gets the whole sequence for some of its heads.
 
     Args:
@@ -327,7 +327,7 @@ def gather(
     *,
     return_lse: bool,
     **options: Unpack[StrategyOptions],
-) -> Result: ...
+) -> Attended: ...
 def gather(
     query: Float[ArrayLike, "*b t h d"],
     key: Float[ArrayLike, "*b s g d"],
@@ -335,7 +335,7 @@ def gather(
     *,
     return_lse: bool = False,
     **options: Unpack[StrategyOptions],
-) -> Result:
+) -> Attended:
     """`attention` by gathered keys: each device gets all keys and values, and computes its own queries.
 
     Args:

@@ -31,7 +31,7 @@ def _wanted(halves):
 @pytest.mark.parametrize("halves", [1, 2])
 def test_each_chunk_that_is_seen_once_in_order(halves, late):
     if late:  # known at run time alone
-        items, counts = jax.jit(lambda *x: items_of(*x, halves)[:2])(SOME, EVERY)
+        items, counts = jax.jit(lambda some, every: items_of(some, every, halves)[:2])(SOME, EVERY)
     else:
         items, counts, partial, full = items_of(SOME, EVERY, halves)
         assert partial and full and items_of(SOME, EVERY, halves).longest == max(map(len, _wanted(halves)))
