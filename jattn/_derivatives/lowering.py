@@ -71,18 +71,53 @@ def _lowering(compute: Callable, roles: Of) -> Callable:
     return rule
 
 
+def register_alternatives(primitive: Primitive, alone: Callable, spread: Callable) -> None:
+    """Lowers a primitive by `alone` where one device computes it, and for many by `spread`, of primitives that say how
+    they lie."""
+
+    def rule(ctx: mlir.LoweringRuleContext, *args: Any, **params: Any):
+        compute = alone if _on_one_device(ctx) else spread
+        return mlir.lower_fun(compute, multiple_results=True)(ctx, *args, **params)
+
+    mlir.register_lowering(primitive, rule)
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
+def _manual(ctx: mlir.LoweringRuleContext) -> frozenset[str]:
+    """The axes of the mesh inside whose `jax.shard_map` a call is lowered."""
+    return frozenset(getattr(ctx.module_context.axis_context, "manual_axes", ()))
+
+
+def _free(ctx: mlir.LoweringRuleContext) -> list[tuple[str, int]]:
+    """The other axes along which there are several devices, and how many."""
+    aval: Any = ctx.avals_in[0]
+    mesh = getattr(ctx.module_context.axis_context, "mesh", None) or aval.sharding.mesh
+    return [x for x in mesh.shape_tuple if x[0] not in _manual(ctx) and x[1] > 1]
+
+
+def _devices(ctx: mlir.LoweringRuleContext) -> int:
+    """How many devices a program is lowered for."""
+    context = ctx.module_context.axis_context
+    mesh = getattr(context, "mesh", None)
+    return mesh.size if mesh is not None else getattr(context, "num_devices", 1)
+
+
+def _on_one_device(ctx: mlir.LoweringRuleContext) -> bool:
+    """Whether what is there is all of a call: there is one device, or the call is inside a `jax.shard_map` over all
+    axes."""
+    return _devices(ctx) == 1 or bool(_manual(ctx) and not _free(ctx))
+
+
 def _placed(ctx: mlir.LoweringRuleContext, call: PrimitiveCall) -> Callable:
     """The call as a function of whole arrays, or inside `jax.shard_map` of what is there of them."""
     context, spec, avals = ctx.module_context.axis_context, call.spec, list[Any](ctx.avals_in)
-    mesh, manual = avals[0].sharding.mesh, frozenset(getattr(context, "manual_axes", ()))
+    mesh, manual = avals[0].sharding.mesh, _manual(ctx)
     concrete = getattr(context, "mesh", None)
     alone = lambda *args: call.compute(*args, spec=spec)
-    count = concrete.size if concrete is not None else getattr(context, "num_devices", 1)
-    free = [x for x in (mesh if concrete is None else concrete).shape_tuple if x[0] not in manual and x[1] > 1]
-    if count == 1 or (manual and not free):
+    if _on_one_device(ctx):
         return alone
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    if any(kinds.get(name) == AxisType.Explicit for name, _ in free):
+    if any(kinds.get(name) == AxisType.Explicit for name, _ in _free(ctx)):
         specs = [x.sharding.spec for x in avals]
         warn_of_sequence(call.sequence(specs))
         return _mapped(call, mesh, manual, call.fitted(mesh.shape, call.read(specs)))
@@ -90,8 +125,9 @@ def _placed(ctx: mlir.LoweringRuleContext, call: PrimitiveCall) -> Callable:
         return _mapped(call, *_as_said(call, spec.target.layout, manual))
     if tuple(ctx.module_context.platforms) == ("tpu",):
         raise ValueError(
-            f"attention on {count} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say which mesh"
-            ' axes b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the axes Explicit'
+            f"attention on {_devices(ctx)} TPU devices with Auto axes, where JAX cannot ask how it is sharded: say"
+            ' which mesh axes b and h lie on, with jattn.parallel.layout(batch="data", heads="model"), or make the'
+            " axes Explicit"
         )
     if manual and spec.backend.twin is not None:  # a ring sends along manual axes: where asked these are not known
         return alone

@@ -168,7 +168,7 @@ def _backward_shapes(*flat: ShapedArray, spec: Spec, active: tuple[bool, ...]):
     return [x.update(weak_type=False) for x in chosen(flat[: len(active)], active)]
 
 
-def _effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
+def effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, Any]) -> set[Any]:
     """The effects of a simulator that calls back to Python, known by tracing it.  Kernels have none."""
     spec = params["spec"]
     if not (spec.target.interpret and spec.backend.calls_back):
@@ -183,7 +183,7 @@ def _primitive(name: str, compute: Callable, shapes: Callable, roles: Callable[.
     primitive.def_impl(compute)
 
     def abstract(*args: ShapedArray, **params: Any):
-        return shapes(*args, **params), _effects(compute, args, params)
+        return shapes(*args, **params), effects(compute, args, params)
 
     primitive.def_effectful_abstract_eval(abstract)
     lowering.register(primitive, compute, roles)
