@@ -50,21 +50,29 @@ def forward_in_pages(
         narrow = [of_32_bits(x) for x in operands]
         fold = fold_of(spec, q, flat(k, table), flat(v, table), narrow)
         assert fold is not None
-        result = decode(spec, q, k, v, narrow, fold, table)
-        rows = lambda: (in_a_row(k, table), in_a_row(v, table))
-        again = lambda: decode(spec, q, *cleaned(spec, narrow, q, *rows()), narrow, fold)
-        return jax.lax.cond(jnp.any(jnp.isnan(result.out)), again, lambda: result)
+        return _decoded(spec, q, k, v, narrow, fold, table)
 
 
-def _decoded(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, operands: Sequence[AnyArray], fold: Fold) -> Result:
+def _decoded(
+    spec: Spec,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    operands: Sequence[AnyArray],
+    fold: Fold,
+    table: jax.Array | None = None,
+) -> Result:
     """`decode`; what no query sees reaches nothing.
 
     A look at all keys and values beforehand would take as long as decoding does.  A value that nobody sees has weight
     0, so it shows as NaN in the output or not at all: then all is computed once more, of keys and values that are seen.
     """
-    attend = lambda k, v: decode(spec, q, k, v, operands, fold)
-    result = attend(k, v)
-    if shows_all(spec, operands, q, k):
+    result = decode(spec, q, k, v, operands, fold, table)
+    if shows_all(spec, operands, q, k if table is None else flat(k, table)):
         return result
-    again = lambda k, v: attend(*cleaned(spec, operands, q, k, v))
+
+    def again(k: jax.Array, v: jax.Array) -> Result:
+        k, v = (x if table is None else in_a_row(x, table) for x in (k, v))
+        return decode(spec, q, *cleaned(spec, operands, q, k, v), operands, fold)
+
     return jax.lax.cond(jnp.any(jnp.isnan(result.out)), again, lambda k, v: result, k, v)
