@@ -13,6 +13,7 @@ import jattn
 from jattn import gates, masks, mods, normalizers, operand
 from jattn._terms import functions
 from tests.bad_input import K, Q, V, attend, call, check_named
+from tests.terms.own import Both, Kernel
 
 KEY = jax.random.key(0)
 RELATIVE: Any = mods.relative  # whose types would refuse what is wrong on purpose
@@ -92,26 +93,6 @@ ARRAYS = [np.random.default_rng(n).standard_normal((2, 8, 2, 4)).astype(np.float
 class Half(gates.Gate):
     def __call__(self, weight, i, j):
         return weight * 0.5
-
-
-class Kernel(gates.Gate):
-    """weight * (1 + scale * (i - center)^2): two operands, one of them with axes."""
-
-    def __init__(self, scale, center):
-        self.scale, self.center = scale, center
-
-    def __call__(self, weight, i, j):
-        return weight * (1 + self.scale * (j - self.center) ** 2)
-
-
-class Both(gates.Gate):
-    """One gate after the other, of which either may be the library's."""
-
-    def __init__(self, first, second):
-        self.first, self.second = first, second
-
-    def __call__(self, weight, i, j):
-        return self.second(self.first(weight, i, j), i, j)
 
 
 class Squared(gates.Gate):

@@ -12,6 +12,7 @@ import pytest
 
 import jattn
 from jattn import gates, masks, mods, normalizers, operand, scores
+from tests.terms.own import Both, Kernel
 from tests.tolerances import assert_close
 
 Q, K, V = (np.random.default_rng(n).standard_normal((2, 8, 2, 4)).astype(np.float32) for n in range(3))
@@ -83,26 +84,6 @@ def test_a_new_one_of_the_same_values_does_not_compile_again():
 
     use(Relu(3, jnp.float32(1)))
     use(Relu(3, jnp.float32(2)))
-
-
-class Kernel(gates.Gate):
-    """weight * (1 + scale * (i - center)^2): two operands, one of them with axes."""
-
-    def __init__(self, scale, center):
-        self.scale, self.center = scale, center
-
-    def __call__(self, weight, i, j):
-        return weight * (1 + self.scale * (j - self.center) ** 2)
-
-
-class Both(gates.Gate):
-    """One gate after the other, of which either may be the library's."""
-
-    def __init__(self, first, second):
-        self.first, self.second = first, second
-
-    def __call__(self, weight, i, j):
-        return self.second(self.first(weight, i, j), i, j)
 
 
 class Heads(gates.Gate):
