@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jattn._terms import FieldValue, Operand, term
 from jattn._terms.closures import Closure
 from jattn._terms.of_user import function_parts
+from jattn.mods._bias import Bias
 from jattn.mods._mod import Mod
 
 
@@ -49,6 +50,19 @@ class Bucketed(Mod):
         """The table's entries; a bucket before the first or after the last takes the nearer of the two, so that none is
         read from outside the table."""
         return self.table[jnp.clip(self.bucket(relative), 0, len(self.table) - 1)]
+
+    def of_pairs(self, i: jax.Array, j: jax.Array) -> Bias:
+        """The same for queries at i `[b, t]` and keys at j `[b, s]`, which need not stand side by side, as one number
+        for each pair: a tile then has no diagonals, and kernels look up nothing else."""
+        bound = dataclasses.replace(self, held=tuple(x.array for x in self.held))
+        relative = j[:, None] - i[..., None]
+        columns = bound.bucket(relative.reshape(-1)).reshape(relative.shape)
+        last = self.table.array.shape[len(self.table.axes)] - 1
+        return Bias(Operand(self.at_columns(jnp.clip(columns, 0, last)), "bhts"))
+
+    def at_columns(self, columns: jax.Array) -> jax.Array:
+        """What is added to the scores `[b, h, t, s]` of pairs with these columns of the table, `[b, t, s]`."""
+        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,9 @@ class Relative(Bucketed):
         strip = self.entries(first + jnp.arange(rows + columns - 1, dtype=jnp.int32))
         return score + _shear(strip, rows, columns)
 
+    def at_columns(self, columns: jax.Array) -> jax.Array:
+        return jnp.take(self.table.array, columns, axis=1).swapaxes(0, 1)
+
 
 def _shear(strip: jax.Array, rows: int, columns: int) -> jax.Array:
     """[rows + columns - 1] -> [rows, columns], with [r, c] = strip[c - r + rows - 1]: no gather, no scatter in

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, operand, term
+from jattn._terms import FieldValue, operand, term, wide
 from jattn._terms.rows import finite_rows
 from jattn.mods._buckets import Bucketed
 from jattn.mods._mod import Mod
@@ -35,6 +35,16 @@ class RelativeContent(Bucketed):
         # float32 is not rounded, as in the product of queries and keys
         product = jnp.matmul(content, self.entries(at).T, precision=jax.lax.Precision.HIGHEST) + flaw
         return score + (_shear_rows(product, rows).T if self.of_keys else _shear_rows(product, columns))
+
+    def at_columns(self, columns: jax.Array) -> jax.Array:
+        content, table = wide(self.content.array), wide(self.table.array)  # [.., h, t or s, m], [.., n, m]
+        product = jnp.matmul(content, table.swapaxes(-1, -2), precision=jax.lax.Precision.HIGHEST)
+        columns = (columns.swapaxes(1, 2) if self.of_keys else columns)[:, None]
+        product, columns = (
+            jnp.broadcast_to(x, (len(columns), content.shape[-3], *x.shape[-2:])) for x in (product, columns)
+        )
+        found = jnp.take_along_axis(product, columns, -1)
+        return found.swapaxes(2, 3) if self.of_keys else found
 
 
 def _shear_rows(rows: jax.Array, columns: int) -> jax.Array:

@@ -21,7 +21,7 @@ from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._options import Asked, Options, join
 from jattn.nn._projections import Projections
-from jattn.nn._tree import tree, without_rows
+from jattn.nn._tree import tree
 from jattn.nn.cache import _kinds, _paged, _rows
 from jattn.nn.cache._record import Cache
 
@@ -120,17 +120,21 @@ def step(
     seen = cache = _kinds.append(cache, *projections.kept(x, values, angles), taken)
     if left is not None and seen.room > room:
         cache = _rows.slid(seen, left, room)
+    at = {"t": deep.reshape(-1, t).astype(jnp.int32)}
+    if drafts is not None:
+        rows = jnp.arange(seen.room, dtype=jnp.int32) + (0 if seen.first is None else seen.first.reshape(-1, 1))
+        at["s"] = drafts.keys(start, jnp.broadcast_to(rows, (len(start), seen.room)))
     if left is None:
         fits = places < _kinds.limit(seen)[..., None]
-        own = _rows_of(own, start, t, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+        own = _rows_of(own, at, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
     if taken is not None:
         fits |= jnp.arange(t) >= taken[..., None]
     options = asked.beside(own, lead)
     if drafts is not None:
-        options = join(without_rows(options), drafts.mask(start, window(options)))
+        options = drafts.options(options, start, at["t"], at["s"])
     options = join(options, masks.prefix(after))
-    at = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
-    return DecodingStep(query, seen, cache, {**options, **stored(projections, seen), "positions": at}, fits)
+    firsts = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
+    return DecodingStep(query, seen, cache, {**options, **stored(projections, seen), "positions": firsts}, fits)
 
 
 def stored(projections: Projections, cache: Cache) -> Options:
@@ -179,8 +183,8 @@ def _has_seen(cache: Cache, left: int) -> Bool[Array, "*b"]:
     return has
 
 
-def _rows_of(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) -> Options:
-    """Options made for `sizes`, with t rows from start `[b]` on of every operand that has an axis t.
+def _rows_of(options: Options, at: dict[str, jax.Array], sizes: dict[str, int]) -> Options:
+    """Options made for `sizes`, with what operands have at these places `[b, ..]` of the axes t and s.
 
     Raises:
       ValueError: an operand of a mask, mod or gate has not the sizes.
@@ -189,7 +193,7 @@ def _rows_of(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) 
         options = {**options, "mask": checks.place(options["mask"], sizes)}
 
     def rows(x: object) -> object:
-        if not isinstance(x, Operand) or "t" not in x.axes:
+        if not isinstance(x, Operand) or not {*at} & {*x.axes}:
             return x
         wrong = {axis: n for axis, n in zip(x.axes, x.array.shape, strict=False) if n != sizes[axis]}
         if wrong:
@@ -199,8 +203,14 @@ def _rows_of(options: Options, start: jax.Array, t: int, sizes: dict[str, int]) 
             )
         per_element = "b" in x.axes
         axes = x.axes if per_element else "b" + x.axes
-        take = lambda array, first: jax.lax.dynamic_slice_in_dim(array, first, t, axes.index("t") - 1)
-        return Operand(jax.vmap(take, (0 if per_element else None, 0))(x.array, start), axes)
+
+        def take(array: jax.Array, at: dict[str, jax.Array]) -> jax.Array:
+            for axis, places in at.items():
+                if axis in axes:
+                    array = jnp.take(array, places, axes.index(axis) - 1, mode="clip")
+            return array
+
+        return Operand(jax.vmap(take, (0 if per_element else None, 0))(x.array, at), axes)
 
     return jax.tree.map(rows, options, is_leaf=lambda x: isinstance(x, Operand))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,12 +13,12 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
-from jattn import masks, mods, operand
+from jattn import masks, operand
+from jattn._terms.placed import placed
 from jattn._terms.reach import span
-from jattn.nn._options import Options, several
+from jattn.nn._options import Options, join
 
 _BITS = 32
-_WHEREVER = (mods.SoftCap,)  # what is the same wherever a query and a key stand
 
 
 class DraftTree(NamedTuple):
@@ -31,29 +32,42 @@ class DraftTree(NamedTuple):
     depth: Int[Array, "*b t"]
     sees: Bool[Array, "*b t t"]
 
-    def mask(self, start: Int[Array, "b"], left: int | None) -> masks.Mask:
-        """Of the keys before `start` and of the ancestors of each query and itself, those at most `left` positions
-        before its own, None for all: a draft's position is `start` and its depth, whichever row it stands in."""
-        t, depth, sees = self.depth.shape[-1], self.depth, self.sees
-        if left is not None:
-            sees &= depth[..., None] - depth[..., None, :] <= left
+    def keys(self, start: Int[Array, "b"], rows: Int[Array, "b s"]) -> Int[Array, "b s"]:
+        """Where the keys in these rows of the cache stand: a draft `start` and its depth, all others in their row."""
+        t, draft = self.depth.shape[-1], rows - start[:, None]
+        depth = jnp.broadcast_to(self.depth.reshape(-1, t), (len(start), t))
+        found = jnp.take_along_axis(depth, jnp.clip(draft, 0, t - 1), 1)
+        return jnp.where((draft >= 0) & (draft < t), start[:, None] + found, rows)
 
-        def seen(i: Array, j: Array, start: Array, depth: Array, *words: Array) -> Array:
+    def mask(self, start: Int[Array, "b"]) -> masks.Mask:
+        """Of each query the keys before `start`, its ancestors and itself, by their rows in the cache."""
+        t = self.depth.shape[-1]
+
+        def seen(i: Array, j: Array, start: Array, *words: Array) -> Array:
             del i
             draft = j - start
             visible = draft < 0
-            if left is not None:
-                visible &= depth - draft <= left
             for n, word in enumerate(words):
                 bit = draft - _BITS * n
                 inside = (bit >= 0) & (bit < _BITS)
                 visible |= inside & (((word >> jnp.clip(bit, 0, _BITS - 1)) & 1) == 1)
             return visible
 
-        rows = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in (depth, *_words(sees))]
-        mask = masks.function(seen, operand(start, "b"), *rows)
-        # A row is at most t - 1 after its draft's position: this window hides nothing, and has whole blocks skipped.
-        return mask if left is None else mask & masks.window(left + t - 1, 0)
+        words = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in _words(self.sees)]
+        return masks.function(seen, operand(start, "b"), *words)
+
+    def options(
+        self, options: Options, start: Int[Array, "b"], i: Int[Array, "b t"], j: Int[Array, "b s"]
+    ) -> Options:
+        """Options of `jattn.attention` for the drafts, whose terms find queries at i and keys at j, as in a chain."""
+        around = span(options.get("mask"))
+        if around.exact and around.left == math.inf and around.right >= 0:
+            options = {**options, "mask": None}  # no draft sees what comes after it anyway
+        drafts = self.mask(start)
+        if around.left < math.inf:
+            # A row is at most t - 1 after its draft's position: this window hides nothing, and has whole blocks skipped.
+            drafts &= masks.window(max(0, int(around.left)) + i.shape[-1] - 1, 0)
+        return join(placed(options, i, j), drafts)
 
 
 def _words(sees: Bool[Array, "*b t t"]) -> list[Int[Array, "*b t"]]:
@@ -85,22 +99,3 @@ def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> D
     for _ in range(max(1, (t - 1).bit_length())):  # each product reaches ancestors twice as far
         sees = jnp.matmul(sees.astype(jnp.float32), sees.astype(jnp.float32)) > 0
     return DraftTree(sees.sum(-1, dtype=jnp.int32) - 1, sees)
-
-
-def without_rows(options: Options) -> Options:
-    """The options without their mask, whose place `DraftTree.mask` takes.
-
-    Raises:
-      ValueError: a term would take a draft's row in the cache for its position: a mask other than `masks.causal()` and
-        windows, or a mod or gate that may look at positions.
-    """
-    around = span(options.get("mask"))
-    plain = around.full or (around.exact and around.right == 0)
-    terms = [*several(options.get("mods", ())), *several(options.get("gates", ()))]
-    if not plain or options.get("bias") is not None or not all(isinstance(x, _WHEREVER) for x in terms):
-        raise ValueError(
-            "parents need a layer whose mask is masks.causal(), with a window or without, and whose mods are"
-            " mods.softcap alone: other terms would take the row of a draft for its position; decode chains of drafts"
-            " without parents"
-        )
-    return {**options, "mask": None}
