@@ -73,17 +73,19 @@ class PlacedGate(gates.Gate):
 def placed(terms: Any, i: jax.Array, j: jax.Array) -> Any:
     """The pytree of terms, its masks, mods and gates with queries at i `[b, t]` and keys at j `[b, s]`, int32.
 
-    Their operands stay: those along `t` and `s` are of the call's own rows.
+    What they hold along `t` and `s` stays, of the call's own rows.
     """
     here = Operand(i, "bt"), Operand(j, "bs")
+    of_pairs = lambda x: x.of_pairs(i, j) if isinstance(x, masks.Blocks) else x
 
     def one(x: Any) -> Any:
-        if isinstance(x, Bucketed):  # it counts on neighbours in a tile that stand side by side
+        if isinstance(x, Bucketed):  # it takes a tile's positions to follow each other
             return x.of_pairs(i, j)
         if isinstance(x, mods.Mod):
             return x if isinstance(x, _WHEREVER) else PlacedMod(x, *here)
         if isinstance(x, masks.Mask):
-            return PlacedMask(x, *here)
+            inner = jax.tree.map(of_pairs, x, is_leaf=lambda x: isinstance(x, (masks.Blocks, Operand)))
+            return PlacedMask(inner, *here)
         return PlacedGate(x, *here) if isinstance(x, gates.Gate) else x
 
     return jax.tree.map(one, terms, is_leaf=lambda x: isinstance(x, (masks.Mask, mods.Mod, gates.Gate)))

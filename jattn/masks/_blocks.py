@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, indices, term
 from jattn._terms.block_tables import Answer, Range
+from jattn.masks._dense import Dense
 from jattn.masks._mask import Mask
 
 
@@ -63,6 +64,12 @@ class Blocks(Mask):
             sums = jnp.asarray(sums)
         inside = sums[head, r1, c1] - sums[head, r0, c1] - sums[head, r1, c0] + sums[head, r0, c0]
         return Answer(inside > 0, inside == (r1 - r0) * (c1 - c0))
+
+    def of_pairs(self, i: jax.Array, j: jax.Array) -> Dense:
+        """The same for queries at i `[b, t]` and keys at j `[b, s]`, as one boolean for each pair: kernels find bits by
+        where a tile stands."""
+        seen = jnp.asarray(self.layout.array)[..., i[..., None] // self.block, j[:, None] // self.block]
+        return Dense(Operand(seen, "bts") if seen.ndim == 3 else Operand(seen.swapaxes(0, 1), "bhts"))
 
 
 def blocks(layout: ArrayLike, block: int) -> Mask:

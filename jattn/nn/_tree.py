@@ -56,16 +56,14 @@ class DraftTree(NamedTuple):
         words = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in _words(self.sees)]
         return masks.function(seen, operand(start, "b"), *words)
 
-    def options(
-        self, options: Options, start: Int[Array, "b"], i: Int[Array, "b t"], j: Int[Array, "b s"]
-    ) -> Options:
-        """Options of `jattn.attention` for the drafts, whose terms find queries at i and keys at j, as in a chain."""
+    def options(self, options: Options, start: Int[Array, "b"], i: Int[Array, "b t"], j: Int[Array, "b s"]) -> Options:
+        """Options of `jattn.attention`, for queries that stand at i and keys at j, and that see what drafts see."""
         around = span(options.get("mask"))
-        if around.exact and around.left == math.inf and around.right >= 0:
-            options = {**options, "mask": None}  # no draft sees what comes after it anyway
         drafts = self.mask(start)
-        if around.left < math.inf:
-            # A row is at most t - 1 after its draft's position: this window hides nothing, and has whole blocks skipped.
+        if around.exact and around.left == math.inf and around.right >= 0:
+            options = {**options, "mask": None}  # drafts see nothing that comes after them anyway
+        elif around.left < math.inf:
+            # A row is at most t - 1 after its draft's position: this hides nothing, and has whole blocks skipped.
             drafts &= masks.window(max(0, int(around.left)) + i.shape[-1] - 1, 0)
         return join(placed(options, i, j), drafts)
 
