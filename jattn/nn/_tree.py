@@ -42,19 +42,8 @@ class DraftTree(NamedTuple):
     def mask(self, start: Int[Array, "b"]) -> masks.Mask:
         """Of each query the keys before `start`, its ancestors and itself, by their rows in the cache."""
         t = self.depth.shape[-1]
-
-        def seen(i: Array, j: Array, start: Array, *words: Array) -> Array:
-            del i
-            draft = j - start
-            visible = draft < 0
-            for n, word in enumerate(words):
-                bit = draft - _BITS * n
-                inside = (bit >= 0) & (bit < _BITS)
-                visible |= inside & (((word >> jnp.clip(bit, 0, _BITS - 1)) & 1) == 1)
-            return visible
-
         words = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in _words(self.sees)]
-        return masks.function(seen, operand(start, "b"), *words)
+        return masks.function(_seen, operand(start, "b"), *words)
 
     def options(self, options: Options, start: Int[Array, "b"], i: Int[Array, "b t"], j: Int[Array, "b s"]) -> Options:
         """Options of `jattn.attention`, for queries that stand at i and keys at j, and that see what drafts see."""
@@ -66,6 +55,18 @@ class DraftTree(NamedTuple):
             # A row is at most t - 1 after its draft's position: this hides nothing, and has whole blocks skipped.
             drafts &= masks.window(max(0, int(around.left)) + i.shape[-1] - 1, 0)
         return join(placed(options, i, j), drafts)
+
+
+def _seen(i: Array, j: Array, start: Array, *words: Array) -> Array:
+    """Whether drafts i with these words see the keys in rows j."""
+    del i
+    draft = j - start
+    visible = draft < 0
+    for n, word in enumerate(words):
+        bit = draft - _BITS * n
+        inside = (bit >= 0) & (bit < _BITS)
+        visible |= inside & (((word >> jnp.clip(bit, 0, _BITS - 1)) & 1) == 1)
+    return visible
 
 
 def _words(sees: Bool[Array, "*b t t"]) -> list[Int[Array, "*b t"]]:

@@ -1,7 +1,5 @@
 """Caches of all kinds through what a serving loop does: the numbers of each example alone, and pages that come and go."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,7 +131,3 @@ def test_errors():
         layer.decode(X[:, :2], state, parents=[0, -1])
     with pytest.raises(ValueError, match=r"parents must be \[t\] = \[2\]"):
         layer.decode(X[:, :2], state, parents=[-1])
-    others: list[dict[str, Any]] = [{"name": "terms"}, {"mask": masks.window(3, 1)}]
-    for options in others:
-        with pytest.raises(ValueError, match="parents need a layer whose mask is masks.causal"):
-            (sliding := make(**options)).decode(X[:, :2], sliding.cache(N, B), parents=[-1, -1])
