@@ -364,7 +364,10 @@ class MultiHeadAttention(nnx.Module):
             is.
           parents: where the t positions are drafts of which one path will be kept (`jattn.nn.cache.accept`): for each
             the draft before it, integers `[t]` or `[.., t]`, -1 for what comes right after the cache.  A draft sees the
-            cache and its ancestors, and its position is that of its depth, for the rotary embedding and for windows.
+            cache and its ancestors, and gives what it gives where they alone are decoded: p is length + how many they
+            are, of its query and its key, for the rotary embedding and for masks, mods and gates, and arrays of the
+            layer's own have what they have at p.  Arrays of the call have a row for each draft and each row of the
+            cache.  Tables of relative positions and `masks.blocks` are looked up for each pair: memory O(t * s).
 
         Returns:
           `[.., t, features]`, and the cache with t more positions, or `lengths`.
@@ -373,7 +376,7 @@ class MultiHeadAttention(nnx.Module):
           TypeError: x or the cache is of another type.
           ValueError: the cache is not one of this layer and batch, or has no room or no free page for t more positions.
             Where the length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
-            Parents that are none, or with a layer that has other terms than causal masks, windows and soft caps.
+            Parents that are none.
 
         >>> import jax.numpy as jnp, jattn
         >>> from flax import nnx

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,9 @@ from flax import nnx
 
 import jattn
 from jattn import gates, masks, mods, nn, normalizers, operand
-from jattn.nn import MultiHeadAttention, cache, frozen
+from jattn.nn import cache, frozen
 from jattn.nn._tree import tree
-from tests.layers import LOOSE, TIGHT, normal, randomised
+from tests.layers import LOOSE, TIGHT, normal
 from tests.nn.cache.serving import KINDS, B, F, X, held, make, near
 from tests.tolerances import assert_close
 
@@ -164,7 +166,7 @@ def _looked_up(s, i, j):
 
 
 SLOPES = mods.alibi(np.array([0.5, 0.25, 0.1, 0.0]))
-TERMS = {
+TERMS: dict[str, dict[str, Any]] = {
     "alibi": {"mods": SLOPES},
     "frozen alibi, soft cap": {"mods": (frozen(SLOPES), mods.softcap(2.0))},
     "relative": {"mods": mods.relative(normal((4, 8), 1), mods.t5_bucket(False, 8, 16))},
@@ -306,9 +308,7 @@ def by_paths_of(layer, drafts, state):
 def test_terms_in_float64_and_under_strict_promotion(name, x64):
     del x64
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        layer = randomised(
-            MultiHeadAttention(F, 4, rngs=nnx.Rngs(0), param_dtype=jnp.float64, **{"mask": causal, **TERMS[name]})
-        )
+        layer = make(**TERMS[name], param_dtype=jnp.float64)
         drafts = normal((B, T, F), 5, jnp.float64)
         _, state = layer.decode(X[:, :5].astype(jnp.float64), layer.cache(ROOM, B))
         out, _ = layer.decode(drafts, state, parents=PARENTS)
@@ -316,8 +316,10 @@ def test_terms_in_float64_and_under_strict_promotion(name, x64):
         assert_close(out, by_paths(layer, drafts, state, PARENTS), TIGHT)
 
 
-def test_a_stack_with_terms():
-    decoder = nn.Decoder(F, 4, 3, mask=causal, mods=TERMS["relative"]["mods"], rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_stack_with_terms(shared):
+    options: dict[str, Any] = {"positional": nn.Alibi(4)} if shared else TERMS["relative"]
+    decoder = nn.Decoder(F, 4, 3, mask=causal, **options, rngs=nnx.Rngs(0))
     drafts = normal((B, T, F), 5)
     _, state = decoder.decode(X[:, :5], decoder.cache(ROOM, B))
     out, grown = decoder.decode(drafts, state, parents=PARENTS[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ class Nearer(mods.Mod):
 
 ROW = np.random.default_rng(3).standard_normal(N)
 LAYOUT = np.random.default_rng(4).random((H, 3, 3)) < 0.6
-MASKS = {
+MASKS: dict[str, masks.Mask] = {
     "window": masks.window(3, 1) | masks.prefix(2),
     "dilated": masks.causal() & ~masks.dilated(3),
     "function": masks.function(lambda i, j: (i + 2 * j) % 3 > 0),
@@ -48,7 +50,7 @@ MASKS = {
     "blocks-of-heads": masks.blocks(LAYOUT, 3) | masks.causal(-3),
     "own": Far(),
 }
-TERMS = {name: {"mask": x} for name, x in MASKS.items()} | {
+TERMS: dict[str, dict[str, Any]] = {name: {"mask": x} for name, x in MASKS.items()} | {
     "alibi": {"mods": mods.alibi(np.array([0.5, 0.1]))},
     "relative": {"mods": mods.relative(normal((H, 8), 1), mods.t5_bucket(True, 8, 9))},
     "relative-of-an-array": {"mods": mods.relative(normal((H, N), 1), (lambda n: lambda r: jnp.abs(r) * n)(jnp.int32(1)))},
@@ -118,7 +120,7 @@ def test_empty_blocks_are_seen():
 
 def test_what_is_asked_of_a_term_is_the_wrapped_ones():
     i = j = jnp.zeros((1, 1), jnp.int32)
-    own = {"mask": masks.causal(), "mods": (mods.alibi(np.ones(1)), mods.function(lambda s, i, j: s)), "gates": gates.dropout(0.1, 0)}  # fmt: skip
+    own: dict[str, Any] = {"mask": masks.causal(), "mods": (mods.alibi(np.ones(1)), mods.function(lambda s, i, j: s)), "gates": gates.dropout(0.1, 0)}  # fmt: skip
     there = placed({**own, "precision": None, "blocks": (2, 2), "mods": (*own["mods"], mods.softcap(3.0))}, i, j)
     assert isinstance(there["mask"], PlacedMask)
     assert isinstance(there["gates"], PlacedGate)
