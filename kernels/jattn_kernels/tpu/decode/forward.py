@@ -28,7 +28,7 @@ from jattn_kernels.tpu.decode.fold import Fold, divided, entry
 from jattn_kernels.tpu.decode.items import Items, item_at, parts_of
 from jattn_kernels.tpu.decode.keys import Pages, stored, working
 from jattn_kernels.tpu.decode.operands import FoldedLayout, key_scales
-from jattn_kernels.tpu.decode.turned import turn, turned_back
+from jattn_kernels.tpu.decode.turned import along_lanes, turn, turned_back
 from jattn_kernels.tpu.forward import LOWEST, fold_lanes, lanes, reciprocal
 from jattn_kernels.tpu.grid_step import product
 from jattn_kernels.tpu.lanes import to_column
@@ -182,17 +182,14 @@ class _ChunkStep:
     def end(self) -> None:
         """Writes what rows have come to; those that saw nothing give 0 and lse -inf."""
         total = jnp.broadcast_to(jnp.sum(self.total[...], axis=1, keepdims=True), self.total.shape)
-        top, out = self.top[...], self.sum[...]
+        out = self.sum[...]
         out = jnp.where(lanes(total, out.shape[1]) == 0, 0, out * lanes(reciprocal(total, False), out.shape[1]))
+        top, total = (along_lanes(x, self.fold) for x in (self.top[...], total))
         log = jnp.log(total) if self.functions.natural else jnp.log2(total)  # log(0) = -inf
         lse = top + log
-        remainder = jnp.where(total == 0, 0, (top - lse) + log)
-        results = lse, remainder, out
-        if self.fold.turned:
-            results = [turned_back(x, self.staged, self.fold) for x in results]
-        rows = self.fold.rows
-        self.per_query[:rows, :], self.per_query[rows:, :] = results[:2]
-        self.out[...] = results[2].astype(self.out.dtype)
+        self.per_query[:1, :], self.per_query[1:, :] = lse, jnp.where(total == 0, 0, (top - lse) + log)
+        out = turned_back(out, self.staged, self.fold) if self.fold.turned else out
+        self.out[...] = out.astype(self.out.dtype)
 
 
 def _kernel(*refs: jax.Ref, partial: bool, full: bool, **static: Any):
@@ -284,7 +281,7 @@ def decode(
         ),
         name="jattn_decode",
         interpret=interpret,
-        out_shape=[array((halves, b, rows, e), dtype), array((halves, b, 2 * rows, LANES), jnp.float32)],
+        out_shape=[array((halves, b, rows, e), dtype), array((halves, b, 2, rows), jnp.float32)],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(halves, work.longest),
@@ -295,7 +292,7 @@ def decode(
                 *map(of_key_heads, given),
                 *(x.spec(fold, at, lines) for x in layouts),
             ],
-            out_specs=[of_rows(rows, e), of_rows(2 * rows, LANES)],
+            out_specs=[of_rows(rows, e), of_rows(2, rows)],
             scratch_shapes=scratch,
         ),
         compiler_params=pltpu.CompilerParams(
@@ -303,4 +300,4 @@ def decode(
         ),
     )(*scalars, q, k, v, *given, *operands)
     n = fold.t * fold.h
-    return out[:, :, :n], *functions.natural_lse(*(per_query[:, :, x : x + n, 0] for x in (0, rows)))
+    return out[:, :, :n], *functions.natural_lse(per_query[:, :, 0, :n], per_query[:, :, 1, :n])

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jattn_kernels.tpu.decode.fold import Fold
+from jattn_kernels.tpu.decode.fold import Fold, divided
 from jattn_kernels.tpu.sizes import LANES
 
 
@@ -35,6 +35,18 @@ def turned_back(x: jax.Array, staged: jax.Ref, fold: Fold) -> jax.Array:
             staged[pl.ds(first, fold.g, apart), : part.shape[1]] = part[row : row + fold.g]
         parts.append(staged[:, : part.shape[1]])
     return jnp.concatenate(parts, 1)
+
+
+def along_lanes(x: jax.Array, fold: Fold) -> jax.Array:
+    """`[rows, LANES]`, numbers of rows that are the same in all lanes, as a row `[1, rows]` in the call's order."""
+    row = jax.lax.broadcasted_iota(jnp.int32, (fold.rows, 1), 0)
+    if fold.turned:
+        i, head = divided(row, fold.h)
+        place, key_head = divided(head, fold.g)
+        row = i * fold.h + key_head * (fold.h // fold.g) + place
+    lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+    parts = [jnp.sum(jnp.where(row == lane + at, x, 0), axis=0, keepdims=True) for at in range(0, fold.rows, LANES)]
+    return jnp.concatenate(parts, 1)[:, : fold.rows]
 
 
 def _whole_lanes(n: int) -> Iterator[slice]:
