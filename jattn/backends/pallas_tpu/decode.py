@@ -29,6 +29,7 @@ from jattn.masks import Mask
 
 MOST_QUERIES, MOST_ROWS = 16, 256  # of one head and of all; beyond them the products take longer than the keys
 _MOST_NARROW = 8192  # columns of a chunk of 8 bits, of all cores: beyond it their work is too unequal
+_WIDE_STEP = 4096  # columns of a product of 8 bits in units 256 wide: rows wait for their maximum half as often
 _READ = 1.8e-6  # seconds for which the keys and values of a chunk are read: long beside what starts a step
 
 
@@ -46,9 +47,11 @@ def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped | None = 
     bytes_of_key = g * (lanes(d) * k.dtype.itemsize + lanes(e) * v.dtype.itemsize)
     chip = chips.tpu(spec.target.chip) or chips.SMALLEST_TPU
     most = int(_READ * chip.bandwidth / chip.cores / bytes_of_key) if spec.blocks is None else spec.blocks[1]
+    step = folds.STEP
     if k.dtype.itemsize == 1:
         most = min(most, _MOST_NARROW // (g * chip.cores))
-    fold = folds.fold_of(t, s, h, g, most, *_of_keys(spec), page=page)
+        step = _WIDE_STEP if chip.matrix_side == 256 else step
+    fold = folds.fold_of(t, s, h, g, most, *_of_keys(spec), page, step)
     b = lines(spec, q, *((k, v) if table is None else (table,)))
     if table is not None and (
         page * g * min(k.dtype.itemsize, v.dtype.itemsize) % 32 or b * table.shape[1] > MOST_SCALARS

@@ -57,6 +57,35 @@ def test_heads_fold(name, t, h, g, chunk):
     _compare(_inputs(t, h, g), MASKS[name], chunk)
 
 
+ROOM, HAVE = 256, jnp.array([0, 40, 256])
+
+
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+@pytest.mark.parametrize(("t", "h", "g", "chunk"), [(1, 4, 1, 128), (2, 8, 8, 32), (5, 6, 3, 128), (3, 8, 2, 256)])
+def test_whole_chunks_are_copied_ahead(stored, t, h, g, chunk):
+    """Of fewer chunks than are in fast memory at once, and of more; what nobody sees is NaN, or has scales that are."""
+    q, k, v = _numbers(B, t, h, 8), _numbers(B, ROOM, g, 8), _numbers(B, ROOM, g, 5)
+    options = {"mask": masks.causal() & masks.prefix(HAVE), "positions": HAVE - t}
+    spoil = lambda x: jnp.where((jnp.arange(ROOM) < HAVE[:, None]).reshape(B, ROOM, *[1] * (x.ndim - 2)), x, jnp.nan)
+    if stored == "int8":
+        k, v = (jnp.round(30 * x).astype(jnp.int8) for x in (k, v))
+        scales = tuple(jnp.abs(_numbers(B, ROOM, g)) / n for n in (30, 40))
+        given, whole = (q, k, v), {**options, "scales": tuple(map(spoil, scales))}
+        options["scales"] = scales
+    else:
+        given, whole = (q, spoil(k), spoil(v)), options
+    got, wanted = _attend(given, "pallas_tpu", whole, chunk), _attend((q, k, v), "reference", options)
+    for x, y in zip(got, wanted, strict=True):
+        assert_close(x, y, 1e-5)
+
+
+def test_keys_that_many_queries_share_are_copied_for_each():
+    q, k, v = _numbers(2, B, 1, 8, 8), _numbers(B, ROOM, 2, 8), _numbers(B, ROOM, 2, 5)
+    options = {"mask": masks.causal() & masks.prefix(HAVE), "positions": HAVE - 1}
+    over = lambda x: jax.vmap(lambda q: _attend((q, k, v), x, options, 128)[0])(q)
+    assert_close(over("pallas_tpu"), over("reference"), 1e-5)
+
+
 T, H, G = 3, 8, 4
 TERMS = {
     "numbers": lambda: {"mods": (mods.softcap(jnp.float32(2.0)), mods.bias(_numbers(B), "b"))},
@@ -228,7 +257,8 @@ def test_chunks_without_keys_are_no_work(xp, halves):
     assert int(work.longest) == max(np.asarray(work.counts)) <= 5
 
 
-def test_split_keys_are_merged():
+@pytest.mark.parametrize("s", [S, 128])
+def test_split_keys_are_merged(s):
     """As on chips with two cores."""
     from jattn._call import targets
     from jattn._call.problem import reduce
@@ -236,7 +266,8 @@ def test_split_keys_are_merged():
     from jattn.backends.pallas_tpu import PALLAS_TPU
     from tests.problems import problem
 
-    arrays, options = _inputs(T, H, G), MASKS["cache"]
+    q, k, v = _inputs(T, H, G)
+    arrays, options = (q, k[:, :s], v[:, :s]), MASKS["cache"]
     q, k, v, operands, signature = reduce(problem(arrays, options))
     spec = Spec(PALLAS_TPU, signature, q.dtype, None, (16, 32), targets.Target("tpu", "v5p", True))
     result = jax.jit(lambda q, k, v: PALLAS_TPU.forward(spec, q, k, v, operands))(q, k, v)

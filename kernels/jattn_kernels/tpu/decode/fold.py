@@ -13,7 +13,7 @@ from jattn_kernels.tiles.place import Index
 from jattn_kernels.tpu.sizes import LANES
 
 ROWS = 16  # a tile of 16-bit numbers has so many: queries are filled up to whole tiles
-_STEP = 2048  # columns of one product, about
+STEP = 2048  # columns of one product, about
 
 
 class Fold(NamedTuple):
@@ -59,21 +59,28 @@ class Fold(NamedTuple):
         return -(-self.s // self.chunk)
 
     @property
+    def whole(self) -> bool:
+        """Whether the last chunk has as many keys as the others."""
+        return self.s % self.chunk == 0
+
+    @property
     def padded(self) -> dict[str, int]:
         """Lengths that chunks divide."""
         return {"t": self.t, "s": self.chunks * self.chunk}
 
 
-def fold_of(t: int, s: int, h: int, g: int, most: int, spread: bool, scaled: bool, page: int = 0) -> Fold:
+def fold_of(
+    t: int, s: int, h: int, g: int, most: int, spread: bool, scaled: bool, page: int = 0, step: int = STEP
+) -> Fold:
     """How heads fold where a chunk is to have at most `most` keys: it has all of them, or a number times a power of two
-    with which columns are whole lanes.  `spread`: operands have numbers of keys, which are spread over columns, of
-    whole lanes of keys at a time; so have keys and values that are `scaled`."""
+    with which columns are whole lanes.  A product has about `step` columns.  `spread`: operands have numbers of keys,
+    which are spread over columns, of whole lanes of keys at a time; so have keys and values that are `scaled`."""
     spread = spread or scaled
     unit = math.lcm(LANES if spread else LANES // math.gcd(LANES, g), max(page, 1))
     chunk = unit * min(2 ** max(0, (most // unit).bit_length() - 1), -(-s // unit))
     least = LANES * g if spread else LANES
-    step = least * math.gcd(chunk * g // least, max(1, _STEP // least))
-    return Fold(t, s, h, g, chunk, step, page, scaled and 1 < g < h)
+    columns = least * math.gcd(chunk * g // least, max(1, step // least))
+    return Fold(t, s, h, g, chunk, columns, page, scaled and 1 < g < h)
 
 
 def entry(b: Index, batch: int, lines: int | None = None) -> Index:

@@ -26,7 +26,7 @@ from jattn_kernels.tiles.place import Index
 from jattn_kernels.tiles.work import FULL, PARTIAL
 from jattn_kernels.tpu.decode.fold import Fold, divided, entry
 from jattn_kernels.tpu.decode.items import Items, item_at, parts_of
-from jattn_kernels.tpu.decode.keys import Pages, stored, working
+from jattn_kernels.tpu.decode.keys import ALONG, SLOTS, Copies, copied, part, stored, working
 from jattn_kernels.tpu.decode.operands import FoldedLayout, key_scales
 from jattn_kernels.tpu.decode.turned import along_lanes, turn, turned_back
 from jattn_kernels.tpu.forward import LOWEST, fold_lanes, lanes, reciprocal
@@ -72,28 +72,33 @@ class _ChunkStep:
         layouts: tuple[FoldedLayout, ...],
         precision: jax.lax.Precision | None,
         scaled: tuple[bool, bool],
+        lines: int,
     ):
-        scalars = 3 if fold.page else 2
-        self.items, self.counts, self.q, self.k, self.v, *rest = *refs[:2], *refs[scalars:]
-        if fold.page:
-            *rest, keys, values, arrived = rest
-            self.pages = Pages(refs[2], (self.k, self.v), (keys, values), arrived, fold)
+        rest = list(refs)
+        take = lambda n: [rest.pop(0) for _ in range(n)]
+        self.items, self.counts = take(2)
+        table = take(1)[0] if fold.page else None
+        numbers = take(sum(not x.along for x in layouts))
+        arrays = take(3 + sum(scaled))
+        others = take(len(layouts) - len(numbers))
+        self.operands = [(others if x.along else numbers).pop(0) for x in layouts]
+        self.out, self.per_query, self.top, self.total, self.sum = take(5)
         if fold.turned:
-            *rest, self.turned, self.staged = rest
-        self.scales = [rest.pop(0) if x else None for x in scaled]
-        *self.operands, self.out, self.per_query, self.top, self.total, self.sum = rest
+            self.turned, self.staged = take(2)
+        arrived, (turn, *held) = take(len(arrays)), rest
         self.fold, self.functions, self.layouts, self.precision = fold, functions, layouts, precision
         half, n = pl.program_id(0), pl.program_id(1)
-        self.slot: Index = 0  # where of keys and values in fast memory the chunk stands
         self.n, self.count, halves = n, self.counts[half], self.counts.shape[0]
         item = item_at(self.items, halves, half, n)
         self.b, self.chunk, self.kind = parts_of(item)
         before = parts_of(item_at(self.items, halves, half, jnp.maximum(n - 1, 0)))[0]
         after = parts_of(item_at(self.items, halves, half, n + 1))[0]
-        if fold.page:
-            place = lambda n: parts_of(item_at(self.items, halves, half, n))[:2]
-            self.pages.arrived_at(n, self.count, place)
-            self.k, self.v, self.slot = keys, values, jax.lax.rem(n, jnp.int32(2))
+        copies = Copies(arrays, held, arrived, turn, fold, lines, table)
+        slot = copies.wait(n, self.count, lambda n: parts_of(item_at(self.items, halves, half, n))[:2])
+        q, self.k, self.v, *given = copies.held
+        self.slot: Index = slot if fold.whole or fold.page else 0  # where of keys and values the chunk stands
+        self.q, given = q.at[slot], iter(x.at[slot] if fold.whole else x for x in given)
+        self.scales = [next(given) if x else None for x in scaled]
         self.first = (n == 0) | (before != self.b)
         self.last = (n == self.count - 1) | (after != self.b)
 
@@ -238,16 +243,12 @@ def decode(
         return parts_of(item_at(items, halves, half, n))[:2]
 
     def keys(x: jax.Array) -> pl.BlockSpec:
-        if pages is not None:
-            return pl.BlockSpec(memory_space=pl.ANY)
-
         def index(*grid: Any):
             b, c = at(*grid)
             return entry(b, x.shape[0], lines), c, 0
 
         return pl.BlockSpec((1, fold.columns, x.shape[-1]), index)
 
-    of_queries = pl.BlockSpec((None, rows, q.shape[-1]), lambda *grid: (entry(at(*grid)[0], q.shape[0], lines), 0, 0))
     of_rows = lambda n, width: pl.BlockSpec((None, None, n, width), lambda *grid: (grid[0], at(*grid)[0], 0, 0))
 
     def of_key_heads(x: jax.Array) -> pl.BlockSpec:
@@ -258,16 +259,23 @@ def decode(
         return pl.BlockSpec((None, fold.g, fold.chunk), index)
 
     given = [x for x in scales if x is not None]
+    arrays = [q, k, v, *given]
+    own = copied(fold, len(arrays))
+    specs = [None, keys(k), keys(v), *map(of_key_heads, given)]
+    specs = [pl.BlockSpec(memory_space=pl.ANY) if mine else x for x, mine in zip(specs, own, strict=True)]
     per_row = pltpu.VMEM((rows, LANES), jnp.float32)
     scratch = [per_row, per_row, pltpu.VMEM((rows, e), jnp.float32)]
     scalars = [work.items.reshape(-1), work.counts]
     if pages is not None:
         scalars.append(pages.reshape(-1))
-        scratch += [pltpu.VMEM((2, fold.columns, x.shape[-1]), x.dtype) for x in (k, v)]
-        scratch.append(pltpu.SemaphoreType.DMA((2, 2)))
+    scalars += [x for x, layout in zip(operands, layouts, strict=True) if not layout.along]
     if fold.turned:
-        turned = [pltpu.VMEM((rows, x), jnp.float32) for x in (q.shape[-1], LANES)]
-        scratch = [*scratch[:3], *turned, *scratch[3:]]
+        scratch += [pltpu.VMEM((rows, x), jnp.float32) for x in (q.shape[-1], LANES)]
+    mine = [(x, along) for x, along, mine in zip(arrays, ALONG, own, strict=False) if mine]
+    scratch += [pltpu.SemaphoreType.DMA((SLOTS,)) for _ in arrays]
+    scratch.append(pltpu.SMEM((1,), jnp.int32))
+    scratch += [pltpu.VMEM((SLOTS, *part(x, along, fold)), x.dtype) for x, along in mine]
+    others = [(x, layout) for x, layout in zip(operands, layouts, strict=True) if layout.along]
     out, per_query = pl.pallas_call(
         functools.partial(
             _kernel,
@@ -278,6 +286,7 @@ def decode(
             full=work.full,
             precision=precision,
             scaled=tuple(x is not None for x in scales),
+            lines=lines,
         ),
         name="jattn_decode",
         interpret=interpret,
@@ -286,11 +295,8 @@ def decode(
             num_scalar_prefetch=len(scalars),
             grid=(halves, work.longest),
             in_specs=[
-                of_queries,
-                keys(k),
-                keys(v),
-                *map(of_key_heads, given),
-                *(x.spec(fold, at, lines) for x in layouts),
+                *specs,
+                *(layout.spec(fold, at, lines) for _, layout in others),
             ],
             out_specs=[of_rows(rows, e), of_rows(2, rows)],
             scratch_shapes=scratch,
@@ -298,6 +304,6 @@ def decode(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=memory, disable_bounds_checks=True
         ),
-    )(*scalars, q, k, v, *given, *operands)
+    )(*scalars, *arrays, *(x for x, _ in others))
     n = fold.t * fold.h
     return out[:, :, :n], *functions.natural_lse(per_query[:, :, 0, :n], per_query[:, :, 1, :n])

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from jattn_kernels.tiles.place import Index
 from jattn_kernels.tpu.decode.fold import Fold, divided, entry
@@ -27,9 +26,8 @@ class FoldedLayout:
     n: int = 1
 
     def spec(self, fold: Fold, at: Any, lines: int) -> pl.BlockSpec:
-        """`at(*grid)` gives the batch element, of `lines`, and the chunk of a step."""
-        if not self.along:
-            return pl.BlockSpec(memory_space=pltpu.SMEM)
+        """`at(*grid)` gives the batch element, of `lines`, and the chunk of a step; numbers of batch elements are there
+        ahead of the grid."""
 
         def index(*grid: Index):
             b, c = at(*grid)

@@ -19,6 +19,13 @@ def test_chunks_have_whole_lanes_and_pages_and_cover_the_keys(t, h, g, s, spread
     assert not page or fold.chunk % page == 0
     assert not spread or fold.step % (LANES * g) == 0
     assert (fold.chunks - 1) * fold.chunk < s <= fold.chunks * fold.chunk == fold.padded["s"]
+    assert fold.whole == (fold.padded["s"] == s)
+
+
+@pytest.mark.parametrize("step", [1024, 4096])
+def test_a_product_has_about_so_many_columns(step):
+    assert fold_of(1, 8192, 32, 8, 1024, False, True, step=step).step == step
+    assert fold_of(1, 128, 32, 8, 1024, False, True, step=step).step == 1024
 
 
 @pytest.mark.parametrize(("t", "h", "g"), SHAPES)
