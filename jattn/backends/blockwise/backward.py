@@ -27,7 +27,7 @@ def backward(
 ) -> Gradients:
     """Gradients of q, k, v and of the operands, None for those that are not `active`.
 
-    With p = exp(s - lse - remainder), w the weights after the gates, delta = dout . out - dlse:
+    With p = exp(s - lse), w the weights after the gates, dout and delta = dout . out - dlse times exp(-remainder):
     dv = w' dout,  dp = the gates' transpose of dout v',  ds = p (dp - delta),  and s pulls ds back to q, k, operands.
 
     Rows that see nothing have gradient 0 and give none, whatever stands in them.
@@ -59,9 +59,7 @@ def _backward(
     once = walk.geo.query.whole and q.shape[0] == walk.geo.b and walk.geo.key.count == 1
     # What rows have is computed for all of them at once: the loop over strips takes a fifth less to compile then.
     lse, share, wide = above_scores(lse), jnp.exp(-remainder), lambda x: x.astype(walk.dtype)
-    all_delta = jnp.where(lse == jnp.inf, 0, jnp.sum(wide(dout) * wide(out), -1) - wide(dlse))
-    if not walk.terms.gates:
-        all_delta = all_delta * share
+    all_delta = jnp.where(lse == jnp.inf, 0, jnp.sum(wide(dout) * wide(out), -1) - wide(dlse)) * share
 
     def strip(rows: QueryStrip, grads: Sums):
         step = rows.step
@@ -69,9 +67,8 @@ def _backward(
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
             live = live & (step.positions()[0][:, 0] >= rows.block * walk.geo.query.block)
         query, unscale = walk.scaled(step, walk.rows(step, q, live))
-        upstream = walk.rows(step, dout, live)
-        if not walk.terms.gates:  # all is linear in the weights: a factor of their rows can be one of dout's
-            upstream = upstream * step.rows(share)[..., None]
+        # All is linear in the weights, gates too: a factor of their rows can be one of dout's.
+        upstream = walk.rows(step, dout, live) * step.rows(share)[..., None]
         query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
 
         def visit(tile: VisitedTile, sums: Sums):
@@ -83,10 +80,10 @@ def _backward(
             shown = walk.shown(tile, tiles)
             scores, pull = walk.pull_scores(here, query, key, tiles, shown)
             # What rows have is cut out for each tile anew: to XLA that is a part of what uses it, not a kernel.
-            of_lse, of_share, delta = map(here.rows, (lse, share, all_delta))
+            of_lse, delta = map(here.rows, (lse, all_delta))
             alive = of_lse != jnp.inf if walk.geo.query.whole else live
             delta = delta if walk.geo.query.whole else jnp.where(live, delta, 0)
-            p = probabilities(hide(scores, shown), of_lse, of_share if walk.terms.gates else None)
+            p = probabilities(hide(scores, shown), of_lse)
             p = jax.lax.optimization_barrier(p)
             w, gates_pull = jax.vjp(walk.weights(tile), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))

@@ -62,7 +62,7 @@ def tangent(
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
             shown = walk.shown(tile, tiles)
-            p = probabilities(hide(scores, shown), strip_lse, strip_share)
+            p = probabilities(hide(scores, shown), strip_lse)
             pds = p * walk.derivative(ds, shown)
             w, dw = jax.jvp(walk.weights(tile), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
@@ -70,7 +70,7 @@ def tangent(
 
         start = (jnp.zeros((*query.shape[:-1], v.shape[-1]), walk.dtype), jnp.zeros(query.shape[:-1], walk.dtype))
         dout, dlse = walk.keys(rows, visit, start)
-        dlse = jnp.where(live, dlse, 0)
+        dout, dlse = dout * strip_share[..., None], jnp.where(live, dlse * strip_share, 0)
         dout = jnp.where(live[..., None], dout - dlse[..., None] * walk.rows(step, out), 0)
         return tuple(step.put_rows(whole, part) for whole, part in zip(carry, (dout, dlse), strict=True))
 

@@ -289,7 +289,7 @@ def above_scores(lse: jax.Array) -> jax.Array:
     return jnp.where(lse == -jnp.inf, jnp.inf, lse)
 
 
-def probabilities(scores: jax.Array, lse: jax.Array, share: jax.Array | None) -> jax.Array:
-    """exp(scores - lse) * share, of an lse that is `above_scores`; None: whoever uses them multiplies by it."""
-    p = jnp.exp(scores - lse[..., None])
-    return p if share is None else p * share[..., None]
+def probabilities(scores: jax.Array, lse: jax.Array) -> jax.Array:
+    """exp(scores - lse), of an lse that is `above_scores`: what its rounding took is a factor of rows, exp(-remainder),
+    by which whoever uses them multiplies later, since all is linear in them."""
+    return jnp.exp(scores - lse[..., None])

@@ -48,13 +48,12 @@ def backward(
     along_t, along_s = of_kernel("queries"), of_kernel("keys", "s")
     functions = along_t.functions
     delta, (lse, share) = jnp.sum(wide(dout) * wide(out), -1) - dlse, functions.lse_and_share(*of_lse)
-    rows, of_out = q, wide(dout)
-    if functions.weights is None:  # all gradients are linear in these: the kernels need not multiply each weight
-        of_out, delta, share = of_out * share[..., None], delta * share, None
+    # All gradients are linear in these: the kernels need not multiply each weight.
+    rows, of_out, delta = q, wide(dout) * share[..., None], delta * share
     if along_t.terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
         rows, of_out, delta = (of_rows_that_see(x, lse) for x in (q, of_out, delta))
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
-    of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0), *([] if share is None else [_stretched(share, 1)])]
+    of_rows = [_stretched(lse, UNSEEN), _stretched(delta, 0)]
     arrays = [in_tiles(spec, x) for x in (rows, *keys, of_out)]
     family = kernels(spec.target)
     of_tables = [x and y for x, y in zip(active, looked_up(spec, operands), strict=True)]

@@ -37,9 +37,8 @@ def backward(
     out, *of_lse = result
     wide = lambda x: x.astype(jnp.float32)
     delta, (lse, share) = jnp.sum(wide(dout) * wide(out), -1) - dlse, functions.lse_and_share(*of_lse)
-    if not terms.has_gates:  # all gradients are linear in these: the kernel need not multiply each weight
-        dout, delta, share = wide(dout) * share[..., None], delta * share, None
-    rows = q
+    # All gradients are linear in these: the kernel need not multiply each weight.
+    rows, dout, delta = q, wide(dout) * share[..., None], delta * share
     if terms.blind:  # what stands in rows that see nothing reaches nothing: it would as 0 * NaN
         rows, dout, delta = (of_rows_that_see(x, lse) for x in (q, dout, delta))
     flat = lambda x: jnp.swapaxes(x, 1, 2)
@@ -47,8 +46,7 @@ def backward(
     slots = terms.active(active)
     dq, dk, dv, of_slots = run(
         terms.query(rows), heads_first(k), heads_first(v), heads_first(dout.astype(v.dtype)),
-        flat(lse), flat(delta), None if share is None else flat(share),
-        arrays, call.layouts, slots, functions, call.work, call.frame.sizes,
+        flat(lse), flat(delta), arrays, call.layouts, slots, functions, call.work, call.frame.sizes,
         dq_dtype=q.dtype, factor=terms.scale, **call.options,
     )  # fmt: skip
     dq, dk, dv = (heads_first(x) for x in (dq, dk, dv))

@@ -43,14 +43,12 @@ class Keys(GradientBlock):
         batch: int,
         batches: tuple[int, ...],
         lists: LineLists,
-        rows: int,
         learned: tuple[int, ...],
         **static: Unpack[ThreadBlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batch, self.batches, self.learned, self.lists = group, batch, batches, learned, lists
-        (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
-        self.of_rows, rest = rest[:rows], rest[rows:]
+        (self.q, self.k, self.v, self.dout, *self.of_rows), rest = refs[:6], refs[6:]
         self.listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.dk, self.dv, *self.sums = rest[: 2 + len(learned)]
@@ -232,7 +230,7 @@ class Keys(GradientBlock):
             places = self.positions(row, column + columns.start, width)
             read = lambda n: Column(machine.load(self.row_sm.at[n, slot, pl.ds(columns.start, width)], "column"))
             of_rows = [read(n) for n in range(len(self.of_rows))]
-            of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
+            of_queries = OfQueries(*of_rows)
             return *places, of_queries, self.as_rows(self.parts(place, slot, resident, columns, (self.first, column)))
 
         def gradients(*x: Any) -> Any:
@@ -320,7 +318,6 @@ def run(
         batch=b,
         batches=batches,
         lists=lists,
-        rows=len(of_rows),
         learned=learned,
         functions=functions,
         staging=staging,

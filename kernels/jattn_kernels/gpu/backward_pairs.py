@@ -42,7 +42,6 @@ class Pairs(GradientBlock):
         elements: int,
         batches: tuple[int, ...],
         lists: LineLists,
-        rows: int,
         learned: tuple[int, ...],
         **static: Unpack[ThreadBlockOptions],
     ):
@@ -51,8 +50,7 @@ class Pairs(GradientBlock):
         (self.layout,) = (self.staging.layouts[n] for n in learned)
         self.computing = self.sizes.rows // self.sizes.height
         self.heads = heads if self.layout.heads == 1 else 1  # how many heads share an entry
-        (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
-        self.of_rows, rest = rest[:rows], rest[rows:]
+        (self.q, self.k, self.v, self.dout, *self.of_rows), rest = refs[:6], refs[6:]
         self.listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.gradient, self.q_sm, self.dout_sm, self.k_sm, self.v_sm, self.row_sm, self.tile_sm, *rest = rest
@@ -157,7 +155,7 @@ class Pairs(GradientBlock):
         def given(columns: slice) -> tuple[Any, ...]:
             positions = self.positions(i + wg * self.sizes.height, j + columns.start, columns.stop - columns.start)
             of_rows = [Row(machine.load(self.row_sm.at[n, place], "row")) for n in range(len(self.of_rows))]
-            of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
+            of_queries = OfQueries(*of_rows)
             return *positions, of_queries, self.parts(wg, slot, resident, columns, (i, j))
 
         gradient = lambda *x: self.of_tile(*x, masked=masked)[2][0]
@@ -264,7 +262,6 @@ def run(
         elements=(b // layout.batch) * (h // layout.heads),
         batches=batches,
         lists=lists,
-        rows=len(of_rows),
         learned=(number,),
         functions=functions,
         staging=staging,

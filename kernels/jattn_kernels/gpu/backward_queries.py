@@ -38,14 +38,12 @@ class Queries(GradientBlock):
         tiles: int,
         batches: tuple[int, ...],
         lists: LineLists,
-        rows: int,
         learned: tuple[int, ...],
         **static: Unpack[ThreadBlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batches, self.learned = group, batches, learned
-        (self.q, self.k, self.v, self.dout), rest = refs[:4], refs[4:]
-        self.of_rows, rest = rest[:rows], rest[rows:]
+        (self.q, self.k, self.v, self.dout, *self.of_rows), rest = refs[:6], refs[6:]
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.dq, *self.sums = rest[: 1 + len(learned)]
@@ -104,7 +102,7 @@ class Queries(GradientBlock):
         self.staging.copy_resident(self.operands, self.staged, self.b, self.h, wg, first, self.copier(arrived))
         plgpu.barrier_wait(arrived)
         of_rows = [Row(machine.load(self.row_sm.at[n, wg], "row")) for n in range(len(self.of_rows))]
-        of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
+        of_queries = OfQueries(*of_rows)
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, wg, first)
         state = self.begin(wg), [machine.zeros(height) for _ in self.learned]
         for masked, begin, end in self.visits.kinds():
@@ -219,7 +217,6 @@ def run(
         tiles=tiles,
         batches=batches,
         lists=lists,
-        rows=len(of_rows),
         learned=learned,
         functions=functions,
         staging=staging,

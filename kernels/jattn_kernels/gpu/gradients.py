@@ -19,11 +19,11 @@ UNSEEN = float("inf")  # the lse of rows that see nothing or do not exist: every
 
 
 class OfQueries(NamedTuple):
-    """What a tile needs to know of its queries, float32."""
+    """What a tile needs to know of its queries, float32; what the rounding of lse takes from the weights is a factor of
+    dout and of delta."""
 
     lse: Any  # times log2(e) unless scores are natural; `UNSEEN` where there is nothing to see
     delta: Any  # the sum of dout * out, less the cotangent of lse
-    share: Any  # exp(-remainder): a factor of the weights; None without gates, where dout and delta have it
 
 
 Held = jax.Array | tuple[()] | None
@@ -89,7 +89,6 @@ class GradientBlock(ThreadBlock):
             p = jnp.exp2(score * self.unit() - of_queries.lse)
         weight, gates = p, self.functions.weights
         if gates is not None:
-            p = p * of_queries.share
             weight, pull_gates = jax.vjp(lambda p, some: gates(p, i, j, masked, filled(some)), p, some)
             dp, of_some = pull_gates(dp)
             gradients.append(of_some)

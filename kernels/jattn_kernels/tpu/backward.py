@@ -51,7 +51,6 @@ class _Backward(GridStep):
     ):
         frame, layouts = static["frame"], static["layouts"]
         read, (chunk, self.q, self.k, self.v, self.do, self.lse, self.delta, *rest) = refs[:scalars], refs[scalars:]
-        self.share = rest.pop(0) if static["functions"].weights is not None else self.lse  # not read without gates
         operands, rest = rest[: len(layouts)], rest[len(layouts) :]
         self.gradients, self.factors = gradients, factors
         active_gradients = [x for x in gradients if x is not None]
@@ -137,7 +136,6 @@ class _Backward(GridStep):
             p = jnp.exp2(score - self.lse[:, rows])
         weight = p
         if self.functions.weights is not None:
-            p = p * self.share[:, rows]
             gates = self.functions.weights
             weight, pull_gates = jax.vjp(with_learned(lambda p, parts: gates(p, i, j, hides, parts)), p, some)
             dp, dsome = pull_gates(dp)
@@ -229,7 +227,6 @@ def backward(
     do: jax.Array,
     lse: jax.Array,
     delta: jax.Array,
-    share: jax.Array | None,
     operands: Sequence[jax.Array],
     layouts: tuple[OperandLayout, ...],
     active: tuple[bool, ...],
@@ -247,9 +244,8 @@ def backward(
 
     `factor` is the scale of the product of query and key: in `functions.scale` or, with the units of the scores, in q
     `[b, h, t, d]`; k `[b, g, s, d]`, v `[b, g, s, e]`, do `[b, h, t, e]`; lse, in the units of the scores, and delta
-    (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  The exponential of score - lse times `share`
-    `[b, h, t]` is the weight of a pair; without gates, `share` is None and already a factor of do and delta.  q, k, v
-    may have shorter batch axes; their gradients have all of it.
+    (the sum of do * out, less the cotangent of lse) float32 `[b, h, t]`.  What the rounding of lse takes from the
+    weights is a factor of do and delta.  q, k, v may have shorter batch axes; their gradients have all of it.
     """
     (b, h, t, e), (_, g, s, d) = do.shape, k.shape
     frame = Frame(t, s, sizes)
@@ -257,8 +253,7 @@ def backward(
     rest = frame.padded["t"] - t
     lse = jnp.where(jnp.isneginf(lse), UNSEEN, lse)
     lse = jnp.pad(lse, ((0, 0), (0, 0), (0, rest)), constant_values=UNSEEN)[:, :, None]
-    of_rows = [lse]
-    of_rows += [jnp.pad(x, ((0, 0), (0, 0), (0, rest)))[:, :, None] for x in (delta, share) if x is not None]
+    delta = jnp.pad(delta, ((0, 0), (0, 0), (0, rest)))[:, :, None]
     gradients = tuple(Gradient(x, frame) if y else None for x, y in zip(layouts, active, strict=True))
     active_gradients = [x for x in gradients if x is not None]
     tiled = [n for n, x in enumerate(active_gradients) if x.tiled]
@@ -299,7 +294,7 @@ def backward(
     out_shape += [array((b, g, held, x.shape[-1]), x.dtype) for x in (k, v)]
     out_shape += [x.shape(b, h) for x in active_gradients]
     scalars = len(work.scalars)
-    inputs = scalars + 1 + 4 + len(of_rows) + len(layouts)
+    inputs = scalars + 1 + 6 + len(layouts)
     units = 1.0 if functions.natural else math.log(2)
     factors = factor, units if functions.scale is None else factor
     call = pl.pallas_call(
@@ -315,7 +310,7 @@ def backward(
             num_scalar_prefetch=scalars + 1,
             grid=(b, g, group * frame.query_tiles),
             in_specs=[
-                rows(q.shape[0], d), keys(k), keys(v), rows(b, e), *[flat] * len(of_rows),
+                rows(q.shape[0], d), keys(k), keys(v), rows(b, e), flat, flat,
                 *(x.spec(frame, at) for x in layouts), *(active_gradients[n].spec(at) for n in tiled),
             ],
             out_specs=[rows(b, d), own(k), own(v), *(x.spec(at) for x in active_gradients)],
@@ -331,7 +326,7 @@ def backward(
     )  # fmt: skip
 
     def of_chunk(chunk: jax.Array, scalars: Sequence[Array], zeros: list[jax.Array]) -> list[jax.Array]:
-        return call(*scalars, chunk, q, k, v, do, *of_rows, *operands, *zeros)
+        return call(*scalars, chunk, q, k, v, do, lse, delta, *operands, *zeros)
 
     zeros = [jnp.zeros(active_gradients[n].shape(b, h).shape, jnp.float32) for n in tiled]
     if frame.chunks == 1:

@@ -254,6 +254,19 @@ def test_rows_of_the_lowest_number_are_means():
     assert_close(out, jnp.broadcast_to(v.astype(jnp.float32).mean(1, keepdims=True), out.shape), 2.0**-8)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_gradients_of_rows_whose_lse_has_no_place_for_the_log_of_a_sum(gated):
+    q, k, v = _arrays()
+    options = {"bias": jnp.full((1, 1, 1, 1), 1e30), **({"dropout": gates.dropout(0.5, 3)} if gated else {})}
+
+    def loss(implementation, v):
+        out = jattn.attention(q.astype(v.dtype), k.astype(v.dtype), v, implementation=implementation, **options)
+        return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+    wanted = jax.grad(loss, 1)("reference", v.astype(jnp.float32))
+    assert_close(jax.grad(loss, 1)("pallas_gpu", v), wanted, TOLERANCES["bfloat16"].gradient)
+
+
 @pytest.mark.parametrize("chip", ["h100", "b200", "a100"])
 @pytest.mark.parametrize(
     ("cap", "dtype"), [(60.0, jnp.bfloat16), (61.0, jnp.bfloat16), (60.0, jnp.float16)], ids=["60", "61", "float16"]

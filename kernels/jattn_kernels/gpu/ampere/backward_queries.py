@@ -39,7 +39,7 @@ class _Queries(Alone, Queries):
         self.coming = Stream(machine, self.sizes.steps, self.visits.total, self.bring)
         self.coming.begin()
         of_rows = [Row(machine.load(ref.at[self.b, self.h, rows], "row")) for ref in self.of_rows]
-        of_queries = OfQueries(*of_rows, *[None] * (3 - len(of_rows)))
+        of_queries = OfQueries(*of_rows)
         resident = self.staging.read_resident(machine, self.operands, self.staged, self.b, self.h, 0, self.first)
         state = machine.zeros(height, self.q_sm.shape[-1]), [machine.zeros(height) for _ in self.learned]
         for masked, begin, end in self.visits.kinds():
