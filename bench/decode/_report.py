@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from jattn_kernels.chips import TPUS
+
 from bench._report import Column, number
 from bench.decode._rows import Row
 
@@ -15,6 +17,7 @@ COLUMNS: list[Column[Row]] = [
     Column("contender", lambda row: row.contender, 15, left=True),
     Column("ms", lambda row: number(row.milliseconds), 8),
     Column("around", lambda row: number(row.around), 8),
+    Column("starts", lambda row: "-" if row.starts is None else str(row.starts), 6),
     Column("tokens/s", lambda row: number(row.tokens), 9),
     Column("limit ms", lambda row: number(row.limit), 8),
     Column("x limit", lambda row: number(row.ratio), 7),
@@ -25,7 +28,7 @@ COLUMNS: list[Column[Row]] = [
 def target(row: Row) -> float | None:
     """The most times its bytes that jattn's step may take on a TPU; none was set for the smallest."""
     case = row.case
-    if row.machine == "cpu" or row.contender != "jattn" or case.b < 8 or case.seen < 1024:
+    if row.machine not in TPUS or row.contender != "jattn" or case.b < 8 or case.seen < 1024:
         return None
     if case.seen < 8192:
         return 1.5

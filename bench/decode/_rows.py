@@ -17,6 +17,7 @@ class Row:
         milliseconds: of the step, None where there is no figure.
         limit: milliseconds that reading the keys and values takes that are seen.
         around: of the milliseconds, what the program does besides its kernels, where that is counted.
+        starts: kernels that the program starts on a GPU, which takes time of its own.
         error: why there is no figure.
     """
 
@@ -26,6 +27,7 @@ class Row:
     milliseconds: float | None
     limit: float
     around: float | None = None
+    starts: int | None = None
     error: str = ""
 
     @property

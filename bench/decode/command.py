@@ -2,7 +2,7 @@
 
 A step is one query of each of 32 heads, 8 key heads, width 128. On this machine's CPU it is measured, in float32,
 beside jax.nn and plain jnp; for TPUs it is estimated in bfloat16, by `python -m bench tpu`'s counter, beside JAX's own
-kernels for pages. A legend says how to read the table.
+kernels for pages, and for GPUs as `python -m bench gpu --static` estimates. A legend says how to read the table.
 """
 
 import sys
@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-from jattn_kernels.chips import TPUS
+from jattn_kernels.chips import GPUS, TPUS
 
 from bench import _machine
 from bench._cli import Parser, choices, complain, install, integers, missing, positive
 from bench._paths import OUT
 from bench._report import facts_line, header, line, progress, write_json
-from bench.decode import _cpu, _report, _tpu
+from bench.decode import _cpu, _gpu, _report, _tpu
 from bench.decode._cases import BATCHES, FILLS, KINDS, PAGES, QUICK, ROOM, Case, cases
 from bench.decode._rows import Row
+from bench.gpu import _tools
 from bench.tpu._compile import Compiler
 
+_CHIPS = (*TPUS, *GPUS)
 LEGEND = """\
 limit: the keys and values that are seen, and scales, over the memory's bandwidth: a TPU's as published, the CPU's as it
   sums up an array of 256 MiB. x limit: the time over it. tokens/s: of attention alone, over the batch.
@@ -30,23 +32,34 @@ Caches: contiguous; paged16, paged64, paged256: pages of so many keys, in no ord
 TPU: the kernels' counted cycles, and what XLA does around them by its bytes over the bandwidth (around). What starts a
   program is not counted. paged_attention, ragged: JAX's kernels, each in its own layout.
 CPU: medians of runs in turns after a pause before each; jnp and jax.nn gather pages and multiply int8 out in the step.
-GPU: no figures; a step's kernels are bound by launches and memory, which counting instructions does not see."""
+GPU: the kernel's counted instructions or its bytes over the bandwidth, whichever takes longer, and what XLA does around
+  it by its bytes. It is a bound: to start a kernel takes microseconds, of which nothing is counted (starts: how many).
+  Keys of 8 bits are not for its kernels."""
 
 
-def main(arguments: Sequence[str], *, bandwidth: Callable[[], float] = _cpu.bandwidth) -> int:
+def main(
+    arguments: Sequence[str],
+    *,
+    bandwidth: Callable[[], float] = _cpu.bandwidth,
+    obstacle: Callable[[], str | None] = _tools.obstacle,
+) -> int:
     """Run the benchmark; 1 if a peer's result differs, 2 if the command line is wrong or something is not installed.
 
     Args:
       arguments: the command line.
       bandwidth: this machine's, in bytes a second, measured when it is called.
+      obstacle: why nothing can be compiled for GPUs here, None if it can.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
-    needed = ["matplotlib", "tqdm", *([] if options.no_tpu else ["libtpu"])]
+    chips = () if options.no_tpu else options.chips
+    needed = ["matplotlib", "tqdm", *(["libtpu"] if any(chip in TPUS for chip in chips) else [])]
     absent = missing(needed)
     if absent:
         hint = install("aot,bench") + (", or choose --no-tpu" if "libtpu" in absent else "")
         return complain(parser.prog, f"{' and '.join(absent)} not installed: {hint}")
+    if any(chip in GPUS for chip in chips) and (reason := obstacle()) is not None:
+        return complain(parser.prog, reason)
     chosen = [case for case in _chosen(options) if options.filter in case.name]
     if not chosen or (options.no_cpu and options.no_tpu):
         return complain(parser.prog, "no case matches; names look like paged64-b8-fill1024")
@@ -61,7 +74,7 @@ def main(arguments: Sequence[str], *, bandwidth: Callable[[], float] = _cpu.band
 def _parser() -> Parser:
     parser = Parser(prog="bench decode", description=__doc__)
     parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}")
-    parser.add_argument("--chips", type=choices(TPUS), default=("v5e",), help=f"of {','.join(TPUS)}; default: v5e")
+    parser.add_argument("--chips", type=choices(_CHIPS), default=("v5e",), help=f"of {','.join(_CHIPS)}; default: v5e")
     parser.add_argument("--no-cpu", action="store_true", help="nothing is measured")
     parser.add_argument("--no-tpu", action="store_true", help="nothing is estimated")
     parser.add_argument("--kind", type=choices(KINDS), default=KINDS, help=f"of {','.join(KINDS)}")
@@ -82,7 +95,8 @@ def _chosen(options: Namespace) -> list[Case]:
 
 
 def _run(chosen: Sequence[Case], options: Namespace, bandwidth: Callable[[], float]) -> int:
-    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu"])
+    compiling = [*_tools.PLUGINS, *_tools.TOOLS.values()] if any(chip in GPUS for chip in options.chips) else []
+    facts = _machine.facts(["jattn", "jax", "jaxlib", "libtpu", *compiling])
     text = [facts_line(facts), "", header(_report.COLUMNS)]
     print("\n".join(text))
     rows: list[Row] = []
@@ -112,6 +126,6 @@ def _run(chosen: Sequence[Case], options: Namespace, bandwidth: Callable[[], flo
 
 def _rows(case: Case, options: Namespace, compiler: Compiler, speed: float | None) -> Iterator[Row]:
     for chip in () if options.no_tpu else options.chips:
-        yield from _tpu.estimate(case, chip, compiler.count)
+        yield from _tpu.estimate(case, chip, compiler.count) if chip in TPUS else _gpu.estimate(case, chip)
     if speed is not None:
         yield from _cpu.measure(case, speed, options.budget, options.rounds)

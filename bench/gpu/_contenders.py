@@ -61,7 +61,8 @@ class Contender:
 def differentiated(
     case: Case, attend: Callable[..., Any], rest: Sequence[Any] = (), dtype: str = "bfloat16"
 ) -> Program:
-    """attend(q, k, v, *rest), with the backward also its gradients for a cotangent; q, k, v `[b, t, h, d]`."""
+    """attend(q, k, v, *rest), with the backward also its gradients for a cotangent; q `[b, t, h, d]`, k, v
+    `[b, s, g, d]`."""
 
     def forward_backward(
         g: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array
@@ -75,8 +76,9 @@ def differentiated(
         out, pull_back = jax.vjp(of_floats, q, k, v, *floats)
         return out, *pull_back(g)
 
-    array = jax.ShapeDtypeStruct((case.b, case.t, case.h, case.d), jnp.dtype(dtype))
-    return (forward_backward, [array] * 4 + list(rest)) if case.backward else (attend, [array] * 3 + list(rest))
+    query, key = (jax.ShapeDtypeStruct(x, jnp.dtype(dtype)) for x in (case.query, case.key))
+    arrays = [query, key, key, *rest]
+    return (forward_backward, [query, *arrays]) if case.backward else (attend, arrays)
 
 
 def jattn_program(case: Case, implementation: str = "pallas_gpu") -> Program:
@@ -84,7 +86,7 @@ def jattn_program(case: Case, implementation: str = "pallas_gpu") -> Program:
     import jattn
 
     ask = ASKS[case.ask]
-    arrays = ask.arrays(case.b, case.t, case.h)
+    arrays = ask.arrays(case.b, case.key[1], case.h)
     rest = [jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in arrays.values()]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from bench.gpu._sass import Loop
 from bench.gpu._terms import tiles
 
 ROWS = 64  # the tables' numbers are for tiles of so many rows
+_BYTES = 2  # of a number
 _WARPS = 4
 _WARP = 32
 _UNITS = {
@@ -50,7 +51,7 @@ class Estimate:
         rows, columns: of the tile of scores that four warps, one on each quarter of a multiprocessor, compute in one
             turn of the loop.
         full, partial: the cheapest hot loop and the dearest, which may be one.
-        bound: the unit that needs most.
+        bound: the unit that needs most, `memory` where a step that decodes waits for its keys and values.
         milliseconds: of all visited tiles, spread evenly over the multiprocessors.
     """
 
@@ -106,9 +107,15 @@ def estimate(kernel: CompiledKernel, role: Role, case: Case, chip: Gpu) -> Estim
     computing = max(1, kernel.threads // 128 - 1)  # the warpgroups but one, which copies
     if rows == 128 and role == KEYS:  # the warpgroups have the same rows, and every other tile of them
         computing = 1
-    counts = tiles(case.mask, case.t, rows * computing, columns, case.window, case.document)
-    share = case.b * case.h * computing * rows * columns / (ROWS * tile_columns(role))
+    if case.s:  # the queries of a key head are in one tile, and every tile of its keys has one
+        counts, lines = (-(-case.s // columns), 0), case.b * case.key[2]
+    else:
+        counts = tiles(case.mask, case.t, rows * computing, columns, case.window, case.document)
+        lines = case.b * case.h * computing
+    share = lines * rows * columns / (ROWS * tile_columns(role))
     totals = {unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles}
+    if case.s:
+        totals["memory"] = 2 * _BYTES * math.prod(case.key) / chip.bandwidth * chip.clock * chip.cores
     bound = max(totals, key=lambda unit: totals[unit])
     return Estimate(rows, columns, full, partial, bound, 1e3 * totals[bound] / chip.cores / chip.clock)
 

@@ -30,7 +30,8 @@ COLOURS = {
 }
 STATIC_LEGEND = """\
 Nothing ran on a GPU: Mosaic's PTX was assembled by ptxas, and the hot loops (the innermost with tensor instructions) of
-what nvdisasm shows were counted. [2, 4096, 8, d] bfloat16 (mgpu: float16), causal but for plain.
+what nvdisasm shows were counted. [2, 4096, 8, d] bfloat16 (mgpu: float16), causal but for plain; decode: [8, 1, 32, d]
+beside 8192 keys of 8 heads, lengths known when the call runs.
 instr full, partial: instructions of one warp of the four that compute a tile of 64 x 128 scores (forward) or 64 x 64
   (dq, dkv, dbias), in the cheapest and in the dearest hot loop; loops over other tiles are scaled. A kernel without a
   mask has one. tile: the scores of four warps in one turn of the loop, as its products say (on Blackwell, what it
@@ -41,7 +42,8 @@ tensor, issue, special, alu, float: cycles that a multiprocessor's units need fo
   their peak, its four schedulers at an instruction a cycle each; exponentials and the like; integers, comparisons and
   selections; multiplications and additions.
 ms: all visited tiles at the slowest of these, spread evenly over the multiprocessors at the clock of chips.py. An
-  estimate and a lower bound, not a measurement: no waiting, no memory traffic, no start and no end."""
+  estimate and a lower bound, not a measurement: no waiting, no start and no end, and of memory only that decode reads
+  keys and values."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,12 @@ class StaticRow:
 
 
 def static_rows(case: Case, contender: Contender, answer: Mapping[str, Any]) -> list[StaticRow]:
-    """A row for each kernel of an answer."""
+    """A row for each kernel of an answer; one that stands there twice, in a branch too, has one."""
     rows = []
-    for place, fields in enumerate(answer["kernels"]):
-        kernel = from_json(fields)
+    kernels = list(map(from_json, answer["kernels"]))
+    for place, kernel in enumerate(kernels):
+        if kernel in kernels[:place]:
+            continue
         role = role_of(contender, kernel, place, case.d)
         estimated = estimate(kernel, role, case, GPUS[case.chip]) if role is not None else None
         rows.append(StaticRow(case, contender.name, role, kernel, estimated))

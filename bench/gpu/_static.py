@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jattn_kernels.chips import GPUS
+from jattn_kernels.chips import GPUS, Gpu
 
 from bench import _machine
 from bench._report import facts_line, header, line, progress, write_json
@@ -23,6 +23,9 @@ from bench.gpu._cases import Case
 from bench.gpu._children import COMMAND, Worker
 from bench.gpu._report import StaticRow
 from bench.gpu._tools import PLUGINS, TOOLS, tool
+
+if TYPE_CHECKING:
+    from bench.gpu._contenders import Program
 
 LIMIT = 240.0  # seconds of one compilation
 AT_ONCE = 2
@@ -91,9 +94,13 @@ def rows_of(case: Case, name: str, command: Sequence[str] = COMMAND) -> list[Sta
 
 
 def _compile(case: Case, name: str, command: Sequence[str]) -> dict[str, Any]:
+    return ask({"stage": "static", "case": asdict(case), "contender": name}, command)
+
+
+def ask(request: Mapping[str, Any], command: Sequence[str] = COMMAND) -> dict[str, Any]:
+    """What a process of its own answers that compiles, and dumps into the request's `dump`."""
     with tempfile.TemporaryDirectory(prefix="jattn-bench-") as dump, Worker(environment(dump), command) as worker:
-        request = {"stage": "static", "case": asdict(case), "contender": name, "dump": dump}
-        return worker.ask(request, LIMIT)
+        return worker.ask({**request, "dump": dump}, LIMIT)
 
 
 def environment(dump: str | None) -> dict[str, str]:
@@ -112,25 +119,32 @@ def environment(dump: str | None) -> dict[str, str]:
 
 def compile_case(request: Mapping[str, Any]) -> dict[str, Any]:
     """In the child: the kernels of a contender's program for a case."""
+    from bench.gpu._contenders import CONTENDERS
+
+    case = Case(**request["case"])
+    contender = CONTENDERS[request["contender"]]
+    return {"kernels": compiled(GPUS[case.chip], lambda: contender.program(case), request["dump"])[0]}
+
+
+def compiled(chip: Gpu, program: Callable[[], Program], dump: str) -> tuple[list[dict[str, Any]], str]:
+    """In the child: the Mosaic kernels of a program that is made and compiled for a chip that is not there, as JSON, in
+    the order in which they were lowered; and the optimised program."""
     import jax
 
     from bench.gpu import _topology
-    from bench.gpu._contenders import CONTENDERS
     from bench.gpu._kernels import kernels
 
-    case = Case(**request["case"])
-    chip = GPUS[case.chip]
     _topology.lower_for(chip)
     mesh = _topology.mesh(chip)
     placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     with jax.set_mesh(mesh):
-        fn, shapes = CONTENDERS[request["contender"]].program(case)
+        fn, shapes = program()
         arguments = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=placed) for one in shapes]
-        jax.jit(fn).lower(*arguments).compile()
-    compiled = kernels(Path(request["dump"]), chip)
-    if not compiled:
+        optimised = jax.jit(fn).lower(*arguments).compile().as_text()
+    found = kernels(Path(dump), chip)
+    if not found or optimised is None:
         raise RuntimeError("no Mosaic kernel in the program")
-    return {"kernels": [kernel.as_json(chip) for kernel in compiled]}
+    return [kernel.as_json(chip) for kernel in found], optimised
 
 
 def _write(out: Path, facts: Mapping[str, object], rows: Sequence[StaticRow], complete: bool) -> None:

@@ -21,6 +21,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         match request["stage"]:
             case "static":
                 from bench.gpu._static import compile_case as run
+            case "decode":
+                from bench.decode._gpu import compile_step as run
             case "compile":
                 from bench.gpu._compile import compile_check as run
             case "check":

@@ -7,7 +7,6 @@ DIR.
 """
 
 import json
-import math
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from jattn_kernels.chips import TPUS, Tpu
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from bench._hlo import between
 from bench.tpu._block_tables import block_tables
 from bench.tpu._bundles import parse
 from bench.tpu._cases import Case
@@ -30,9 +30,6 @@ from bench.tpu._contenders import CONTENDERS
 from bench.tpu._cycles import count, total
 
 _KERNEL = re.compile(r"%(\S+) = [^\n]*custom_call_target=\"tpu_custom_call\"")
-_INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
-_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\[([\d,]*)\]")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call", "after-all", "while"}
 
 
 def compile_and_count(
@@ -67,7 +64,7 @@ def compile_and_count(
         known = operands[name.rpartition(".")[0] if name not in operands else name]
         program = parse(_only(dump, rf"\d+-{re.escape(name)}-\d+-final_bundles\.txt"))
         counts[name] = asdict(total(count(program, chip, run) for run in (known.pop(0) if known else [None])))
-    return {"kernels": counts, "between_bytes": between_bytes(optimised)}
+    return {"kernels": counts, "between_bytes": sum(between(optimised))}
 
 
 def _only(dump: Path, pattern: str) -> str:
@@ -76,30 +73,6 @@ def _only(dump: Path, pattern: str) -> str:
     if len(dumps) != 1:
         raise RuntimeError(f"{len(dumps)} dumps match {pattern}, expected one")
     return dumps[0].read_text()
-
-
-def between_bytes(optimised: str) -> int:
-    """What the entry computation of an optimised program reads and writes outside its kernels: operands and results.
-
-    What is started and done later is taken for a copy.  What a loop does besides its kernels is left out.
-    """
-    entry = optimised[optimised.index("\nENTRY ") :].splitlines()[1:]
-    sizes: dict[str, int] = {}
-    total = 0
-    for match in filter(None, map(_INSTRUCTION.match, entry)):
-        name, kind, op, rest = match.groups()
-        sizes[name] = sum(_bytes(element, axes) for element, axes in _ARRAY.findall(kind))
-        if op.endswith("-done"):
-            total += 2 * sizes[name]
-        elif op not in _FREE and not op.endswith(("-start", "-update")):
-            operands = re.findall(r"%([^\s,()]+)", rest.partition(")")[0])
-            total += sizes[name] + sum(sizes.get(one, 0) for one in operands)
-    return total
-
-
-def _bytes(element: str, axes: str) -> int:
-    bits = 8 if element == "pred" else int(element.lstrip("bfsuc"))
-    return bits // 8 * math.prod(int(axis) for axis in axes.split(",") if axis)
 
 
 def _answer(request: dict[str, Any], dump: Path) -> dict[str, Any]:

@@ -21,3 +21,9 @@ def test_a_run_measures_and_writes(tmp_path, capsys):
 def test_nothing_chosen_is_one_line(arguments, tmp_path, capsys):
     assert command.main([*arguments, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "bench decode: no case matches; names look like paged64-b8-fill1024\n"
+
+
+def test_a_gpu_needs_its_compiler(tmp_path, capsys):
+    arguments = ["--no-cpu", "--chips", "h100", "--quick", "--out", str(tmp_path)]
+    assert command.main(arguments, obstacle=lambda: "no ptxas") == 2
+    assert capsys.readouterr().err == "bench decode: no ptxas\n"

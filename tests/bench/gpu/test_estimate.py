@@ -83,3 +83,15 @@ def test_no_estimate_where_no_loop_says_what_it_computes():
     case = Case("plain", 1, 256, 1, 128, "fwd")
     assert estimate(CompiledKernel("k", 128, 168, 0, None, [_loop(9, 0)]), FORWARD, case, H100) is None
     assert estimate(CompiledKernel("k", 128, 168, 0, None, []), FORWARD, case, H100) is None
+
+
+def test_a_step_that_decodes_waits_for_its_keys_and_values():
+    case = Case("decode", 8, 1, 32, 128, "fwd", "h100", s=8192, g=8)
+    of = lambda instructions: estimate(
+        CompiledKernel("k", 384, 168, 0, None, [_loop(instructions, 64 * 128 * 256 // 4)]), FORWARD, case, H100
+    )
+    quick, slow = of(456), of(50_000)
+    assert quick is not None and slow is not None
+    assert (quick.bound, slow.bound) == ("memory", "issue")
+    assert quick.milliseconds == pytest.approx(1e3 * 2 * 2 * 8 * 8192 * 8 * 128 / H100.bandwidth)
+    assert slow.milliseconds == pytest.approx(1e3 * 8 * 8 * (8192 // 128) * 50_000 / H100.cores / H100.clock)

@@ -22,6 +22,11 @@ def test_a_row_for_each_kernel_with_its_role():
     assert all(row.estimate is not None for row in _rows())
 
 
+def test_a_kernel_that_stands_in_a_branch_too_has_one_row():
+    first, *_ = answer({"stage": "static", "case": {"ask": CASE.ask, "d": CASE.d, "direction": "fwd"}})["kernels"]
+    assert len(_report.static_rows(CASE, JATTN, {"kernels": [first, first]})) == 1
+
+
 def test_columns_are_as_wide_as_their_titles():
     columns = _report.static_columns()
     assert {len(line(columns, row)) for row in _rows()} == {len(header(columns))}

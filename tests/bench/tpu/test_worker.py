@@ -1,19 +1,20 @@
-"""What lies between kernels."""
+"""What the compiler dumps, and what it answers."""
+
+import pytest
 
 from bench.tpu import _worker
 
 
-def test_bytes_between_kernels():
-    text = """HloModule m
-%fused { %p = f32[9,9]{1,0} parameter(0) }
-ENTRY %main {
-  %a = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0), sharding={replicated}
-  %c = (f32[4,8]{1,0}, s32[2]{0}) custom-call(%a), custom_call_target="tpu_custom_call"
-  %g = f32[4,8]{1,0} get-tuple-element(%c), index=0
-  %copy.1 = bf16[4,8]{0,1} copy(%a)
-  %s = (bf16[4,8]{1,0}, bf16[4,8]{0,1}, u32[]{:S(2)}) copy-start(%a)
-  %d = bf16[4,8]{0,1} copy-done(%s)
-  ROOT %f = f32[8]{0} fusion(%g, %copy.1), kind=kLoop, calls=%fused
-}
-"""
-    assert _worker.between_bytes(text) == (64 + 64) + 2 * 64 + (8 * 4 + 128 + 64)
+def test_a_dump_is_the_one_that_matches(tmp_path):
+    (tmp_path / "1-TLP-hlo.txt").write_text("HloModule m")
+    assert _worker._only(tmp_path, r"\d+-TLP-hlo\.txt") == "HloModule m"
+    with pytest.raises(RuntimeError, match="0 dumps match"):
+        _worker._only(tmp_path, "bundles")
+
+
+def test_what_fails_is_the_answer_and_leaves_no_dump(tmp_path):
+    (tmp_path / "old.txt").write_text("of a program that was cut off")
+    sizes = {"b": 1, "h": 1, "t": 128, "d": 128, "direction": "fwd"}
+    request = {"case": {"chip": "v5e", "mask": "full", **sizes}, "contender": "nobody", "setting": {}}
+    assert _worker._answer(request, tmp_path) == {"error": "KeyError: 'nobody'"}
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,35 @@
+"""What an optimised program does beside its kernels, by its text."""
+
+import math
+import re
+
+_INSTRUCTION = re.compile(r"^ *(?:ROOT )?%(\S+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_ARRAY = re.compile(r"\b(pred|bf16|[fsuc]\d+)\[([\d,]*)\]")
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "custom-call", "after-all"}
+_LEFT_OUT = {"while", "conditional"}
+
+
+def between(optimised: str) -> list[int]:
+    """What each instruction of the entry computation of an optimised program reads and writes outside its kernels:
+    operands and results, in bytes.
+
+    What is started and done later is taken for a copy.  What a loop does besides its kernels is left out, and a branch
+    is: of attention one where something is computed once more that was NaN, or cleaned of it.
+    """
+    entry = optimised[optimised.index("\nENTRY ") :].splitlines()[1:]
+    sizes: dict[str, int] = {}
+    moved = []
+    for match in filter(None, map(_INSTRUCTION.match, entry)):
+        name, kind, op, rest = match.groups()
+        sizes[name] = sum(_bytes(element, axes) for element, axes in _ARRAY.findall(kind))
+        if op.endswith("-done"):
+            moved.append(2 * sizes[name])
+        elif op not in _FREE | _LEFT_OUT and not op.endswith(("-start", "-update")):
+            operands = re.findall(r"%([^\s,()]+)", rest.partition(")")[0])
+            moved.append(sizes[name] + sum(sizes.get(one, 0) for one in operands))
+    return moved
+
+
+def _bytes(element: str, axes: str) -> int:
+    bits = 8 if element == "pred" else int(element.lstrip("bfsuc"))
+    return bits // 8 * math.prod(int(axis) for axis in axes.split(",") if axis)

@@ -1,0 +1,20 @@
+"""What lies between kernels."""
+
+from bench._hlo import between
+
+
+def test_bytes_between_kernels():
+    text = """HloModule m
+%fused { %p = f32[9,9]{1,0} parameter(0) }
+ENTRY %main {
+  %a = bf16[4,8]{1,0:T(8,128)(2,1)} parameter(0), sharding={replicated}
+  %c = (f32[4,8]{1,0}, s32[2]{0}) custom-call(%a), custom_call_target="tpu_custom_call"
+  %g = f32[4,8]{1,0} get-tuple-element(%c), index=0
+  %copy.1 = bf16[4,8]{0,1} copy(%a)
+  %s = (bf16[4,8]{1,0}, bf16[4,8]{0,1}, u32[]{:S(2)}) copy-start(%a)
+  %d = bf16[4,8]{0,1} copy-done(%s)
+  %k = (f32[4,8]{1,0}) conditional(%g, %a, %a), branch_computations={%x, %y}
+  ROOT %f = f32[8]{0} fusion(%g, %copy.1), kind=kLoop, calls=%fused
+}
+"""
+    assert between(text) == [64 + 64, 2 * 64, 8 * 4 + 128 + 64]
