@@ -13,7 +13,6 @@ from bench.gpu._terms import ASKS, DOCUMENT, WINDOW, attended_pairs, names, valu
 CHIP_NAMES = ("a100", "h100", "b200")  # of each generation one; the others of the table can be asked for
 WIDTHS = (64, 128, 256)
 STATIC = (2, 4096, 8)  # b, t, h of what is compiled
-STEP = {"t": 1, "h": 32, "s": 8192, "g": 8}  # of a step that decodes
 TIMED = (1, 16)  # b, h of what is timed
 
 
@@ -82,13 +81,18 @@ class Case:
         return flops(self.b * self.h, self.d, self.pairs, self.backward)
 
 
+def _step(b: int, d: int, chip: str = "") -> Case:
+    """A step that decodes, of b examples with 8192 keys each."""
+    return Case("decode", b, 1, 32, d, "fwd", chip, s=8192, g=8)
+
+
 def static_cases(chips: Sequence[str] = CHIP_NAMES) -> list[Case]:
     """What is compiled, the most telling first; a program with gradients holds the forward kernel as well."""
     b, t, h = STATIC
     cases = []
     for chip, d in itertools.product(chips, (128, 64, 256)):
         cases += [Case(ask, b, t, h, d, "fwdbwd", chip) for ask in names()]
-        cases.append(Case("decode", 8, d=d, direction="fwd", chip=chip, **STEP))
+        cases.append(_step(8, d, chip))
     return cases
 
 
@@ -100,7 +104,7 @@ def timed_cases() -> list[Case]:
     order += [(ask, 16384, 128) for ask in ("alibi", "segments", "softcap", "window", "dropout")]
     order += [("causal", 16384, d) for d in (64, 256)]
     first = [case for one in order for case in both(*one)]
-    decoding = [Case("decode", b, d=128, direction="fwd", **STEP) for b in (1, 8, 32)]
+    decoding = [_step(b, 128) for b in (1, 8, 32)]
     order = [("causal", t, 128) for t in (4096, 1024, 32768, 2048, 8192)]
     order += [("bias", 8192, 128), ("user", 16384, 128), ("relative", 16384, 128), ("all", 16384, 128)]
     order += [("plain", 16384, d) for d in (64, 256)]

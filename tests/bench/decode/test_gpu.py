@@ -25,6 +25,7 @@ def test_a_step_waits_for_its_keys_and_values():
     asked = []
     (row,) = _gpu.estimate(CASE, "h100", lambda request: asked.append(request) or _answer(456))
     assert asked == [{"stage": "decode", "step": dataclasses.asdict(CASE), "chip": "h100"}]
+    assert row.around is not None
     assert row.around == pytest.approx(3.35e9 / H100.bandwidth)
     assert row.milliseconds == pytest.approx(row.limit + row.around)
     assert (row.contender, row.starts) == ("jattn", 11)
@@ -32,12 +33,14 @@ def test_a_step_waits_for_its_keys_and_values():
 
 def test_a_slow_kernel_takes_what_it_issues():
     (row,) = _gpu.estimate(CASE, "h100", lambda request: _answer(20_000))
+    assert row.around is not None
     cycles = 8 * 8 * (8192 // 128) * 20_000 / H100.cores
     assert row.milliseconds == pytest.approx(1e3 * cycles / H100.clock + row.around)
 
 
 def test_a_window_reads_what_it_sees():
     near, far = (next(_gpu.estimate(x, "h100", lambda request: _answer(456))) for x in (Case("window", 8, 8192), CASE))
+    assert near.around is not None
     assert near.limit == far.limit / 8
     assert near.ratio == pytest.approx(1 + near.around / near.limit)
 
