@@ -112,7 +112,7 @@ def _run(chosen: Sequence[Case], options: Namespace, bandwidth: Callable[[], flo
                 sys.stdout.flush()
             document = {"machine": facts, "bandwidth": speed, "complete": case is chosen[-1]}
             write_json(options.out / "decode.json", {**document, "rows": [row.as_json() for row in rows]})
-    ending = ["", _report.summary(rows), "", LEGEND]
+    ending = ["", *(f"{text}\n" for text in [_report.summary(rows)] if text), LEGEND]
     print("\n".join(ending))
     (options.out / "decode.txt").write_text("\n".join([*text, *ending]) + "\n")
     _report.plot(rows, options.out / "decode.png")
