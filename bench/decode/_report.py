@@ -83,6 +83,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 *zip(*points, strict=True), dashes, marker="o", color=f"C{n % 10}", label=label
             ) if points else None
         axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_ylim(top=max(1.25, axes.get_ylim()[1]))  # a tick beside that of 1
         axes.set(xscale="log", yscale="log", xlabel="keys in the cache", title=f"{panel[0]}, batch {panel[1]}")
         axes.set_xticks(fills := sorted({row.case.fill for row in rows}), [str(fill) for fill in fills])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
