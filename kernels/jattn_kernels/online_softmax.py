@@ -29,9 +29,9 @@ def start(rows: tuple[int, ...], width: int, dtype: DTypeLike) -> State:
     return State(jnp.full(rows, -jnp.inf, dtype), jnp.zeros(rows, dtype), jnp.zeros((*rows, width), dtype))
 
 
-def finite(top: jax.Array) -> jax.Array:
-    """0 in the place of -inf, so that exp(-inf - top) is 0 and not NaN."""
-    return jnp.where(jnp.isneginf(top), 0, top)
+def highest(past: jax.Array, top: jax.Array) -> jax.Array:
+    """The greater of two, and at least the least number: exp(-inf - it) is then 0, not NaN, and no score is less."""
+    return jnp.maximum(jnp.maximum(past, top), jnp.finfo(top.dtype).min)
 
 
 def exponentials(state: State | None, scores: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -41,9 +41,8 @@ def exponentials(state: State | None, scores: jax.Array) -> tuple[jax.Array, jax
     """
     top = jnp.max(scores, axis=-1)
     past = jnp.full_like(top, -jnp.inf) if state is None else state.top
-    top = jnp.maximum(past, top)
-    safe = finite(top)
-    return top, jnp.exp(scores - safe[..., None]), jnp.exp(past - safe)
+    top = highest(past, top)
+    return top, jnp.exp(scores - top[..., None]), jnp.exp(past - top)
 
 
 def finish(state: State) -> tuple[jax.Array, jax.Array, jax.Array]:

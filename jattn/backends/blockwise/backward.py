@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import QueryStrip, geometry
-from jattn.backends.blockwise.walk import VisitedTile, Walk, above_scores, hide, nothing, probabilities
+from jattn.backends.blockwise.walk import VisitedTile, Walk, hide, nothing, probabilities
 from jattn.backends.contract import Gradients, Key, Lse, Out, Query, Result, Spec, Value
 
 
@@ -27,7 +27,7 @@ def backward(
 ) -> Gradients:
     """Gradients of q, k, v and of the operands, None for those that are not `active`.
 
-    With p = exp(s - lse), w the weights after the gates, dout and delta = dout . out - dlse times exp(-remainder):
+    With p = exp(s - lse), w the weights after the gates and delta = dout . out - dlse:
     dv = w' dout,  dp = the gates' transpose of dout v',  ds = p (dp - delta),  and s pulls ds back to q, k, operands.
 
     Rows that see nothing have gradient 0 and give none, whatever stands in them.
@@ -57,19 +57,16 @@ def _backward(
     """`backward`, added to zeros `grads`."""
     (q, k, v), (out, lse, remainder), (dout, dlse) = arrays, result, cotangents
     once = walk.geo.query.whole and q.shape[0] == walk.geo.b and walk.geo.key.count == 1
-    # What rows have is computed for all of them at once: the loop over strips takes a fifth less to compile then.
-    lse, share, wide = above_scores(lse), jnp.exp(-remainder), lambda x: x.astype(walk.dtype)
-    all_delta = jnp.where(lse == jnp.inf, 0, jnp.sum(wide(dout) * wide(out), -1) - wide(dlse)) * share
+    wide = lambda x: x.astype(walk.dtype)
+    all_delta = jnp.sum(wide(dout) * wide(out), -1) - wide(dlse)
 
     def strip(rows: QueryStrip, grads: Sums):
         step = rows.step
-        live = step.rows(lse) != jnp.inf
+        live = step.rows(lse) != -jnp.inf
         if not walk.geo.query.whole:  # rows that belong to another strip as well count there
             live = live & (step.positions()[0][:, 0] >= rows.block * walk.geo.query.block)
         query, unscale = walk.scaled(step, walk.rows(step, q, live))
-        # All is linear in the weights, gates too: a factor of their rows can be one of dout's.
-        upstream = walk.rows(step, dout, live) * step.rows(share)[..., None]
-        query, upstream = map(jax.lax.optimization_barrier, (query, upstream))
+        query, upstream = map(jax.lax.optimization_barrier, (query, walk.rows(step, dout, live)))
 
         def visit(tile: VisitedTile, sums: Sums):
             dq, dk, dv, doperands = sums
@@ -80,11 +77,10 @@ def _backward(
             shown = walk.shown(tile, tiles)
             scores, pull = walk.pull_scores(here, query, key, tiles, shown)
             # What rows have is cut out for each tile anew: to XLA that is a part of what uses it, not a kernel.
-            of_lse, delta = map(here.rows, (lse, all_delta))
-            alive = of_lse != jnp.inf if walk.geo.query.whole else live
-            delta = delta if walk.geo.query.whole else jnp.where(live, delta, 0)
-            p = probabilities(hide(scores, shown), of_lse)
-            p = jax.lax.optimization_barrier(p)
+            tile_lse, tile_remainder, delta = map(here.rows, (lse, remainder, all_delta))
+            alive = tile_lse != -jnp.inf if walk.geo.query.whole else live
+            delta = jnp.where(alive, delta, 0)
+            p = jax.lax.optimization_barrier(probabilities(hide(scores, shown), tile_lse, tile_remainder))
             w, gates_pull = jax.vjp(walk.weights(tile), p, tiles)
             dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))

@@ -42,13 +42,15 @@ def forward(spec: Spec, q: Query, k: Key | Paged, v: Value | Paged, operands: Se
 
     def strip(rows: QueryStrip, carry: tuple[jax.Array, jax.Array]):
         query, _ = walk.scaled(rows.step, walk.rows(rows.step, q))
+        # XLA scales and turns what the loop over keys holds in one kernel if its heads are one axis, else in two.
+        shape, held = query.shape, jax.lax.optimization_barrier(query.reshape(-1, *query.shape[-2:]))
 
         def visit(tile: VisitedTile, state: online_softmax.State | None):
             here = tile.step
             tiles = walk.tiles(here)
             seen = walk.seen(tile, tiles)
             key, value = (walk.key(here, x, seen) for x in (k, v))
-            scores = hide(walk.scores(here)(query, key, tiles), walk.shown(tile, tiles))
+            scores = hide(walk.scores(here)(held.reshape(shape), key, tiles), walk.shown(tile, tiles))
             top, p, shrink = online_softmax.exponentials(state, scores)
             p = jax.lax.optimization_barrier(p)  # else XLA computes the exponentials again for their sum
             total, out = jnp.sum(p, -1), walk.products.rows(walk.weights(tile)(p, tiles), value)
@@ -56,7 +58,7 @@ def forward(spec: Spec, q: Query, k: Key | Paged, v: Value | Paged, operands: Se
                 total, out = state.total * shrink + total, state.out * shrink[..., None] + out
             return online_softmax.State(top, total, out)
 
-        start = online_softmax.start(query.shape[:-1], v.shape[-1], walk.dtype)
+        start = online_softmax.start(shape[:-1], v.shape[-1], walk.dtype)
         state = walk.keys(rows, visit, start if walk.geo.key.count > 1 else None)
         out, lse, remainder = online_softmax.finish(state)
         of_rows = jnp.stack([lse, remainder], -1)  # one array is one kernel that writes into it

@@ -12,7 +12,7 @@ import numpy as np
 from jattn import _terms
 from jattn._terms import AnyArray
 from jattn.backends.blockwise.sizes import QueryStrip, geometry
-from jattn.backends.blockwise.walk import VisitedTile, Walk, above_scores, hide, nothing, probabilities
+from jattn.backends.blockwise.walk import VisitedTile, Walk, hide, nothing, probabilities
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 from jattn.backends.steps import Step
 
@@ -41,13 +41,12 @@ def tangent(
     if nothing(q, k):
         return jnp.zeros_like(out), jnp.zeros_like(lse)
     walk = Walk(spec, geometry(spec, q, k, v, operands), q, operands)
-    lse, share = above_scores(lse), jnp.exp(-remainder)
     dq, dk, dv, doperands = tangents
 
     def strip(rows: QueryStrip, carry: tuple[jax.Array, jax.Array]):
         step = rows.step
-        strip_lse, strip_share = step.rows(lse), step.rows(share)
-        live = strip_lse != jnp.inf
+        strip_lse, strip_remainder = step.rows(lse), step.rows(remainder)
+        live = strip_lse != -jnp.inf
         plain, dplain = (walk.rows(step, x, live) for x in (q, dq))
         query, dquery = _scaled_tangent(walk, step, plain, dplain, doperands)
 
@@ -62,7 +61,7 @@ def tangent(
             ]
             scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
             shown = walk.shown(tile, tiles)
-            p = probabilities(hide(scores, shown), strip_lse)
+            p = probabilities(hide(scores, shown), strip_lse, strip_remainder)
             pds = p * walk.derivative(ds, shown)
             w, dw = jax.jvp(walk.weights(tile), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
@@ -70,7 +69,7 @@ def tangent(
 
         start = (jnp.zeros((*query.shape[:-1], v.shape[-1]), walk.dtype), jnp.zeros(query.shape[:-1], walk.dtype))
         dout, dlse = walk.keys(rows, visit, start)
-        dout, dlse = dout * strip_share[..., None], jnp.where(live, dlse * strip_share, 0)
+        dlse = jnp.where(live, dlse, 0)
         dout = jnp.where(live[..., None], dout - dlse[..., None] * walk.rows(step, out), 0)
         return tuple(step.put_rows(whole, part) for whole, part in zip(carry, (dout, dlse), strict=True))
 

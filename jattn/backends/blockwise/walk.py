@@ -284,12 +284,7 @@ def nothing(q: jax.Array, k: jax.Array | Paged) -> bool:
     return 0 in (*q.shape[:2], *k.shape[:2])
 
 
-def above_scores(lse: jax.Array) -> jax.Array:
-    """lse, +inf for rows that see nothing: exp(score - lse) is then 0."""
-    return jnp.where(lse == -jnp.inf, jnp.inf, lse)
-
-
-def probabilities(scores: jax.Array, lse: jax.Array) -> jax.Array:
-    """exp(scores - lse), of an lse that is `above_scores`: what its rounding took is a factor of rows, exp(-remainder),
-    by which whoever uses them multiplies later, since all is linear in them."""
-    return jnp.exp(scores - lse[..., None])
+def probabilities(scores: jax.Array, lse: jax.Array, remainder: jax.Array) -> jax.Array:
+    """exp(scores - lse), less what rounding took from lse; 0 in rows that see nothing."""
+    above = jnp.where(lse == -jnp.inf, jnp.inf, lse)
+    return jnp.exp(scores - above[..., None] - remainder[..., None])

@@ -18,9 +18,8 @@ from jattn.parallel._ring.ring import Ring, of_rows, with_rows
 def _merged(state: State, part: Result) -> State:
     """The softmax over the keys so far and those of a piece."""
     out, lse, remainder = part
-    top = jnp.maximum(state.top, lse)
-    safe = online_softmax.finite(top)
-    past, share = jnp.exp(state.top - safe), jnp.exp(lse - safe) * jnp.exp(remainder)
+    top = online_softmax.highest(state.top, lse)
+    past, share = jnp.exp(state.top - top), jnp.exp(lse - top) * jnp.exp(remainder)
     return State(top, state.total * past + share, state.out * past[..., None] + out * share[..., None])
 
 
