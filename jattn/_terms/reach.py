@@ -1,13 +1,17 @@
-"""What the windows of a mask say by arithmetic: which keys may be seen, whether a query may see nothing."""
+"""What the windows and lengths of a mask say by arithmetic: which keys are seen, whether a query may see nothing."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from jattn import masks
+from jattn._terms import positions
 from jattn._terms.moved import Moved
-from jattn._terms.term import FieldValue
+from jattn._terms.operand import AnyArray, Operand
+from jattn._terms.term import FieldValue, Offsets
 
 
 class Span(NamedTuple):
@@ -89,3 +93,75 @@ def _window(mask: masks.Window, lead: FieldValue) -> Span:
     if isinstance(lead, int):
         return near._replace(left=near.left - lead, right=near.right + lead)
     return Span(math.inf, math.inf, near.full)
+
+
+class SeenRun(NamedTuple):
+    """A run of keys: each of them is seen by some query, and no other key is."""
+
+    first: int | AnyArray
+    """The first of them, of all batch elements or of each, `[b]`."""
+    past: int | AnyArray
+    """The one after the last, likewise; not past `first` where nothing is seen."""
+
+
+def seen_run(mask: masks.Mask | None, t: int, s: int) -> SeenRun | None:
+    """The keys that t > 0 queries see of s, where windows and lengths alone hide keys; None of other masks."""
+    mask, offsets = (mask.mask, mask.offsets) if isinstance(mask, Moved) else (mask, Offsets())
+    limits, lefts, rights = [], [], []
+    for part in conjuncts(mask):
+        if isinstance(part, masks.Window):
+            lefts += [] if part.left is None else [part.left]
+            rights += [] if part.right is None else [part.right]
+        elif isinstance(part, masks.Before) and part.axis == "s":
+            limits.append(part.limit)
+        else:
+            return None
+    if not all(map(_of_elements, (offsets.lead, offsets.first, *limits, *lefts, *rights))):
+        return None
+    if lefts and rights:
+        if not all(isinstance(x, int) for x in (*lefts, *rights)):
+            return None  # they may leave nothing, which only running tells
+        if min(lefts) + min(rights) < 0:
+            return SeenRun(0, 0)
+    lead, at = _number(offsets.lead), _number(offsets.first)
+    first, past = 0, s
+    for limit in limits:
+        past = _least(past, _plus(_number(limit), at, -1))
+    for left in lefts:
+        first = _greatest(first, _plus(lead, _number(left), -1))
+    for right in rights:
+        past = _least(past, _least(s, _plus(lead, _number(right), 1)) + t)
+    return SeenRun(*_alike(first, past))
+
+
+def _of_elements(x: FieldValue) -> bool:
+    """Whether it is one number, or has one for each batch element."""
+    return isinstance(x, int) or (isinstance(x, Operand) and x.axes in ("", "b") and x.array.ndim == len(x.axes))
+
+
+def _number(x: FieldValue) -> Any:
+    return x.array if isinstance(x, Operand) else x
+
+
+def _plus(x: Any, y: Any, sign: int) -> Any:
+    """x + sign * y, without a sum that wraps around."""
+    if isinstance(x, int) and isinstance(y, int):
+        return x + sign * y
+    x, y = _alike(jnp.asarray(x, jnp.int32), y if isinstance(y, int) else jnp.asarray(y, jnp.int32))
+    return positions.shifted(x, sign * y)
+
+
+def _least(x: Any, y: Any) -> Any:
+    return min(x, y) if isinstance(x, int) and isinstance(y, int) else jnp.minimum(*_alike(x, y))
+
+
+def _greatest(x: Any, y: Any) -> Any:
+    return max(x, y) if isinstance(x, int) and isinstance(y, int) else jnp.maximum(*_alike(x, y))
+
+
+def _alike(x: Any, y: Any) -> tuple[Any, Any]:
+    """Two of numbers and `[b]`; element b uses entry b % length of the shorter."""
+    sizes = [1 if isinstance(one, int) else one.size for one in (x, y)]
+    if min(sizes) in (1, max(sizes)):
+        return x, y
+    return tuple(jnp.tile(one, max(sizes) // one.size) for one in (x, y))  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import pytest
 import jattn
 from jattn import masks
 from jattn._terms.moved import Moved
-from jattn._terms.reach import span
+from jattn._terms.operand import Operand
+from jattn._terms.reach import seen_run, span
 from jattn._terms.term import Offsets
 
 IDS = np.array([0, 0, 1, 1, 1, 2, 0])
@@ -83,3 +85,56 @@ def test_where_queries_stand_only_running_tells():
 def test_either_of_two_masks_is_enough():
     assert span(masks.causal() | masks.dilated(2)).shows_all(5, 5)
     assert not span(masks.causal(-1) | masks.dilated(2)).pairs_alike
+
+
+RUNS = {
+    "lengths": lambda n: masks.lengths(n),
+    "lengths-static": lambda n: masks.lengths(5),
+    "prefix-causal": lambda n: masks.prefix(n) & masks.causal(),
+    "causal-array": lambda n: masks.causal(jnp.int32(2)),
+    "window": lambda n: masks.window(3, 1),
+    "window-open": lambda n: masks.window(2, None),
+    "windows": lambda n: masks.window(4, 1) & masks.window(2, 3) & masks.lengths(n) & masks.lengths(6),
+    "windows-apart": lambda n: masks.window(-3, 5) & masks.window(5, -4),
+    "beside": lambda n: masks.window(5, -2),
+}
+LEADS = [0, 4, -2, 9, np.array([0, 3, 8, -5], np.int32), np.array([6, 1], np.int32)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("first", [0, 3])
+def test_a_run_is_what_is_seen(name, first):
+    """Of every batch element, of which each uses entry b % length of an operand."""
+    lengths = np.array([0, 4, 7, 20], np.int32)
+    for lead, (t, s) in itertools.product(LEADS, [*SHAPES, (9, 3)]):
+        mask = RUNS[name](lengths)
+        operand = lead if isinstance(lead, int) else jattn.operand(jnp.asarray(lead), "b")
+        run = seen_run(Moved(mask, Offsets(operand, first)), t, s)
+        assert run is not None
+        for b in range(4):
+            at = lead if isinstance(lead, int) else int(lead[b % len(lead)])
+            pairs = _pairs(_numbers(Moved(RUNS[name](int(lengths[b])), Offsets(at, first))), t, s)
+            ends = [x if isinstance(x, int) else x.reshape(-1)[b % x.size] for x in run]
+            j = np.arange(s)
+            assert (pairs.any(0) == ((ends[0] <= j) & (j < ends[1]))).all(), (lead, t, s, b, ends)
+
+
+def _numbers(mask):
+    """A mask with numbers in the place of operands that are one."""
+    held = lambda x: isinstance(x, Operand)
+    return jax.tree.map(lambda x: int(x.array) if held(x) else x, mask, is_leaf=held)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.segments(IDS),
+        ~masks.causal(),
+        masks.causal() | masks.prefix(3),
+        masks.lengths(3, 4),
+        masks.window(jnp.int32(3), 1),
+        masks.function(lambda i, j: i >= j),
+    ],
+)
+def test_of_other_masks_there_is_none(mask):
+    assert seen_run(mask, 4, 7) is None

@@ -13,12 +13,12 @@ from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import Lengths, TileSizes
 from jattn_kernels.tiles.functions import TileFunctions
 
-from jattn import _terms, masks
+from jattn import _terms
 from jattn._call.targets import Target
 from jattn._terms import AnyArray
 from jattn._terms.block_tables import Tiling
 from jattn._terms.moved import moved
-from jattn._terms.reach import conjuncts, span
+from jattn._terms.reach import SeenRun, seen_run, span
 from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas_gpu.lists import Lines, lists_of
 from jattn.backends.pallas_gpu.sizes import Kernel, tile_sizes
@@ -92,14 +92,15 @@ def without_unseen(
 ) -> tuple[jax.Array, jax.Array]:
     """Keys and values, 0 where no query of the call sees them, if not all that stands there is finite: 0 * NaN is NaN.
 
-    Of many masks every key is seen, and nothing is to be done.  Where a length alone hides keys, those past it are
-    known.  Of the others keys and values are read once to know whether all is finite, and only if it is not every pair
-    is looked at; that the program waits for.
+    Of many masks every key is seen, and nothing is to be done.  Where windows and lengths alone hide keys, what is seen
+    is a run.  Of the others keys and values are read once to know whether all is finite, and only if it is not every
+    pair is looked at; that the program waits for.
     """
     if shows_all(spec, operands, q, k):
         return k, v
-    if (limit := _only_limit(moved(spec.terms(operands)), q.shape[1], k.shape[1])) is not None:
-        return _before(k, limit), _before(v, limit)
+    if run := seen_run(moved(spec.terms(operands)), q.shape[1], k.shape[1]):
+        seen = in_run(run, jnp.arange(k.shape[1], dtype=jnp.int32))[..., None, None]
+        return _shown(k, seen), _shown(v, seen)
     finite = jnp.all(jnp.isfinite(k)) & jnp.all(jnp.isfinite(v))
     return jax.lax.cond(finite, lambda k, v: (k, v), functools.partial(cleaned, spec, operands, q), k, v)
 
@@ -109,24 +110,10 @@ def shows_all(spec: Spec, operands: Sequence[AnyArray], q: Shaped, k: Shaped) ->
     return span(moved(spec.terms(operands))).shows_all(q.shape[1], k.shape[1])
 
 
-def _only_limit(mask: masks.Mask | None, t: int, s: int) -> AnyArray | int | None:
-    """The length of the keys, `[b]` or one for all, if it is what hides keys, and nothing else does."""
-    rest: masks.Mask | None = None
-    limits = []
-    for part in conjuncts(mask):
-        if isinstance(part, masks.Before) and part.axis == "s":
-            limits.append(part.limit)
-        else:
-            rest = part if rest is None else rest & part
-    if len(limits) != 1 or not span(rest).shows_all(t, s):
-        return None
-    return limits[0].array if isinstance(limits[0], _terms.Operand) else max(0, min(limits[0], s))
-
-
-def _before(x: jax.Array, limit: AnyArray | int) -> jax.Array:
-    """Keys or values `[b, s, g, d]`, 0 from a length on."""
-    limits = jnp.asarray(limit, jnp.int32).reshape(-1, 1)
-    return _shown(x, (jnp.arange(x.shape[1], dtype=jnp.int32) < limits)[..., None, None])
+def in_run(run: SeenRun, j: jax.Array) -> jax.Array:
+    """Which keys j, `[..]` or `[b, ..]`, are in the run, `[b or 1, ..]`."""
+    wide = [jnp.asarray(x, jnp.int32).reshape(-1, *[1] * max(1, j.ndim - 1)) for x in run]
+    return (wide[0] <= j) & (j < wide[1])
 
 
 def _shown(x: jax.Array, seen: jax.Array) -> jax.Array:

@@ -23,9 +23,10 @@ from jattn_kernels.tiles.functions import TileFunctions
 from jattn._terms import AnyArray, Operand, block_tables
 from jattn._terms.block_tables import Answer, Tiling
 from jattn._terms.moved import moved
+from jattn._terms.reach import SeenRun
 from jattn.backends.contract import Result, Shaped, Spec
 from jattn.backends.pallas.terms import Words
-from jattn.backends.pallas_gpu.call import simulator
+from jattn.backends.pallas_gpu.call import in_run, simulator
 from jattn.backends.pallas_gpu.kernels import kernels
 from jattn.backends.pallas_gpu.sizes import tile_sizes
 from jattn.backends.pallas_gpu.terms import GpuTerms, Mixed
@@ -121,8 +122,11 @@ class _FoldedTerms(GpuTerms):
         return of_queries._replace(scores=moved(of_queries.scores), weights=weights)
 
 
-def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[LineLists, list[AnyArray]]:
-    """Which tiles each part visits: what one head of a group sees, all of its heads look at."""
+def lists_of(mask: Mask | None, s: int, fold: Fold, in_order: bool) -> tuple[LineLists, list[AnyArray]]:
+    """Which tiles each part visits: what one head of a group sees, all of its heads look at.
+
+    `in_order`: every key that is seen comes before all others, so that no tile has to be looked for.
+    """
     query, key = Tiling(fold.t, fold.sizes.rows, overhang=True), Tiling(s, fold.sizes.columns, overhang=True)
     some, every = block_tables.answers(mask, query, key)
     own = -(-key.count // fold.parts)  # how many tiles a part has
@@ -132,8 +136,8 @@ def lists_of(mask: Mask | None, s: int, fold: Fold) -> tuple[LineLists, list[Any
     table: Any = block_tables.tabulate(Answer(some, every), heads=fold.group)
     kinds = (bool(table.full.any()), bool(table.partial.any())) if xp is np else (True, True)
     batch, heads, _, longest = table.index.shape
-    arrays = table.index, table.full, table.partial
-    return LineLists("list", batch, heads, longest, kinds), [jnp.asarray(x) for x in arrays]
+    kind, longest, arrays = ("order", own, table[1:]) if in_order else ("list", longest, table)
+    return LineLists(kind, batch, heads, longest, kinds), [jnp.asarray(x) for x in arrays]
 
 
 def decode(
@@ -144,12 +148,18 @@ def decode(
     operands: Sequence[AnyArray],
     fold: Fold,
     table: jax.Array | None = None,
+    run: SeenRun | None = None,
 ) -> Result:
-    """`forward` of folded heads; with a `table` of pages, k and v are pools."""
+    """`forward` of folded heads; with a `table` of pages, k and v are pools.
+
+    Where the keys that are seen are a `run`, whatever stands in the values beside it reaches nothing.
+    """
     s, e = k.shape[1] * (1 if table is None else table.shape[1]), v.shape[-1]
     terms = _FoldedTerms(spec, fold, s)
     arrays, layouts = zip(*terms.arrays(operands), strict=True) if terms.slots else ((), ())
-    lists, listed = lists_of(moved(spec.terms(operands)), s, fold)
+    in_order = run is not None and isinstance(run.first, int) and run.first <= 0
+    lists, listed = lists_of(moved(spec.terms(operands)), s, fold, in_order)
+    table = table if table is None else jnp.clip(table, 0, k.shape[0] - 1)
     rows = jnp.swapaxes(q.reshape(*q.shape[:2], fold.g, fold.group, -1), 2, 3).reshape(len(q), fold.rows, fold.g, -1)
     folded = kernels(spec.target).forward(
         rows,
@@ -162,7 +172,8 @@ def decode(
         listed,
         fold.sizes,
         parts=fold.parts,
-        table=table if table is None else jnp.clip(table, 0, k.shape[0] - 1),
+        table=table,
+        edges=None if run is None else edges_of(v, table, run, s, fold.sizes.columns),
         interpret=simulator(spec.target),
     )
     unfolded = lambda x: jnp.swapaxes(x.reshape(-1, fold.t, fold.group, fold.g, *x.shape[3:]), 2, 3)
@@ -172,6 +183,28 @@ def decode(
         return Result(out[0], lse[0], remainder[0])
     out, lse, remainder = merged(out.astype(jnp.float32), lse, remainder)
     return Result(out.reshape(*lse.shape, e).astype(spec.dtype), lse, remainder)
+
+
+def edges_of(
+    v: jax.Array, table: jax.Array | None, run: SeenRun, s: int, columns: int
+) -> tuple[jax.Array, jax.Array] | None:
+    """The tiles at the ends of a run of keys, `[b, n]`, and their values, `[b, n columns, g, e]`, 0 beside the run.
+
+    None where it has no end within the keys.
+    """
+    ends = [x for x, at in zip(run, (0, s), strict=True) if not (isinstance(x, int) and x == at)]
+    if not ends:
+        return None
+    b = max([len(v if table is None else table), *(x.size for x in run if not isinstance(x, int))])
+    of_elements = lambda x: jnp.broadcast_to(jnp.tile(x, b // x.size) if x.size > 1 else x, b)
+    tiles = jnp.stack([of_elements(jnp.asarray(x, jnp.int32)) // columns for x in ends], 1)
+    j = (tiles[..., None] * columns + jnp.arange(columns, dtype=jnp.int32)).reshape(b, -1)
+    own, there = jnp.arange(b)[:, None], jnp.clip(j, 0, s - 1)
+    if table is None:
+        values = v[own % len(v), there]
+    else:
+        values = v[table[own % len(table), there // v.shape[1]], there % v.shape[1]]
+    return tiles, jnp.where(in_run(run, j)[..., None, None], values, jnp.zeros_like(values))
 
 
 def merged(out: jax.Array, lse: jax.Array, remainder: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

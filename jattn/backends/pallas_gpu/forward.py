@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from jattn._call.pages import flat, in_a_row
 from jattn._terms import AnyArray
+from jattn._terms.moved import moved
+from jattn._terms.reach import seen_run
 from jattn.backends.contract import Key, Query, Result, Shaped, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, cleaned, in_tiles, shows_all, without_unseen
@@ -64,11 +66,14 @@ def _decoded(
 ) -> Result:
     """`decode`; what no query sees reaches nothing.
 
-    A look at all keys and values beforehand would take as long as decoding does.  A value that nobody sees has weight
-    0, so it shows as NaN in the output or not at all: then all is computed once more, of keys and values that are seen.
+    A look at all keys and values beforehand would take as long as decoding does.  Where what is seen is a run of keys,
+    the tiles at its ends alone have values that nobody sees.  Of other masks such a value has weight 0, so it shows as
+    NaN in the output or not at all: then all is computed once more, of keys and values that are seen.
     """
-    result = decode(spec, q, k, v, operands, fold, table)
-    if shows_all(spec, operands, q, k if table is None else flat(k, table)):
+    keys = k if table is None else flat(k, table)
+    run = seen_run(moved(spec.terms(operands)), q.shape[1], keys.shape[1])
+    result = decode(spec, q, k, v, operands, fold, table, run)
+    if run or shows_all(spec, operands, q, keys):
         return result
 
     def again(k: jax.Array, v: jax.Array) -> Result:

@@ -10,7 +10,7 @@ with its own rows, compute.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import jax
@@ -42,11 +42,14 @@ class Forward(ThreadBlock):
         batches: tuple[int, ...],
         lists: LineLists,
         page: int | None,
+        edges: bool,
         **static: Unpack[ThreadBlockOptions],
     ):
         super().__init__(**static)
         self.group, self.batches, self.page = group, batches, page
-        (self.q, self.k, self.v, *self.table), rest = refs[: 3 + (page is not None)], refs[3 + (page is not None) :]
+        (self.q, self.k, self.v), rest = refs[:3], refs[3:]
+        self.table, rest = rest[: page is not None], rest[page is not None :]
+        self.edges, rest = rest[: 2 * edges], rest[2 * edges :]
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.out, *self.of_rows = rest[:3]
@@ -108,9 +111,9 @@ class Forward(ThreadBlock):
             self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, copy)
 
         def value(n: jax.Array, slot: jax.Array) -> None:
-            first, there = self.visits.tile(n) * self.sizes.columns, self.v_there.at[slot]
-            for at, rows in self.stretches(first, self.batches[2]):
-                plgpu.copy_gmem_to_smem(self.v.at[(*at, g)], self.v_sm.at[(slot, *rows)], there)
+            there = self.v_there.at[slot]
+            copy = lambda ref, at, rows: plgpu.copy_gmem_to_smem(ref.at[at], self.v_sm.at[(slot, *rows)], there)
+            self.values(self.visits.tile(n), g, copy)
 
         self.stream(self.visits.total, (self.k_free, self.v_free), (key, value))
 
@@ -127,6 +130,34 @@ class Forward(ThreadBlock):
             page = table[entry(self.b, batch), lax.div(place, jnp.int32(self.page))]
             found.append(((page, pl.ds(lax.rem(place, jnp.int32(self.page)), size)), (pl.ds(row, size),)))
         return found
+
+    def values(self, tile: jax.Array, g: jax.Array, copy: Callable[[jax.Ref, tuple[Any, ...], Any], None]) -> None:
+        """Copies the values of a tile, `copy(ref, at, rows)` those that are `rows` of it: of an edge, where what nobody
+        sees is 0."""
+        columns = self.sizes.columns
+        found = self.stretches(tile * columns, self.batches[2])
+
+        def stored() -> None:
+            for at, rows in found:
+                copy(self.v, (*at, g), rows)
+
+        def of_edge(n: int) -> None:
+            for _, rows in found:
+                row, size = (rows[0].start, rows[0].size) if rows else (0, columns)
+                copy(values, (entry(self.b, values.shape[0]), pl.ds(n * columns + row, size), g), rows)
+
+        def choose(n: int) -> None:
+            if n == count:
+                return stored()
+            here = tile == tiles[entry(self.b, tiles.shape[0]), n]
+            pl.when(here)(lambda: of_edge(n))
+            pl.when(~here)(lambda: choose(n + 1))
+
+        if not self.edges:
+            return stored()
+        tiles, values = self.edges
+        count = tiles.shape[1]
+        choose(0)
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: out and lse of its rows."""
@@ -243,6 +274,7 @@ def run(
     *,
     parts: int = 1,
     table: jax.Array | None = None,
+    edges: tuple[jax.Array, jax.Array] | None = None,
     interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
@@ -257,6 +289,9 @@ def run(
 
     With a `table` `[b, m]` k and v are pools `[p, page, g, ..]`: key j of element b is row j % page of page
     `table[b, j // page]`, one of the p.  A tile of keys is a number of pages, or pages are a number of tiles.
+
+    `edges`: numbers of tiles, `[b, n]`, and the values of those tiles, `[b, n columns, g, e]`, which are taken in the
+    place of what stands in v.
     """
     (_, t, h, d), (_, s, g, e) = q.shape, v.shape
     page, pieces = (None, 1) if table is None else (s, max(1, sizes.columns // s))
@@ -268,7 +303,7 @@ def run(
     kind = kind.for_widths(d, e)
     computing = kind.warpgroups(sizes)
     batches = tuple(x.shape[0] for x in ((q, k, v) if table is None else (q, table, table)))
-    b = max(*batches, lists.batch, *(x.batch for x in layouts))
+    b = max(*batches, lists.batch, *(x.batch for x in layouts), *(len(x) for x in edges or ()))
     tiles = pl.cdiv(t, sizes.rows)
     if parts > 1 and tiles > 1:
         raise ValueError(f"keys in parts are for one tile of queries: {t} are more than the {sizes.rows} of {sizes}")
@@ -303,10 +338,11 @@ def run(
         batches=batches,
         lists=lists,
         page=page,
+        edges=edges is not None,
         functions=functions,
         staging=staging,
         sizes=sizes,
         lengths=(t, s),
         interpret=interpret,
-    )(*map(kind.filled_up, (q, k, v)), *([] if table is None else [table]), *listed, *operands)
+    )(*map(kind.filled_up, (q, k, v)), *([] if table is None else [table]), *(edges or ()), *listed, *operands)
     return out[:, :t], *functions.natural_lse(*(jnp.swapaxes(x[:, :, :t], 1, 2) for x in of_rows))

@@ -33,10 +33,11 @@ class LineLists(NamedTuple):
     """How the arrays of a call's lists are to be read.
 
     `list`: tiles `[batch, heads, lines, longest]`, full `[batch, heads, lines]`, partial alike.  `runs`: the first tile
-    that is visited, the first full one, full, partial, each `[batch, heads, lines]`.  `all`: none.  All of them int32.
+    that is visited, the first full one, full, partial, each `[batch, heads, lines]`.  `order`: full and partial; line l
+    visits tiles from l * `tiles` on.  `all`: none.  All of them int32.
     """
 
-    kind: Literal["all", "list", "runs"]
+    kind: Literal["all", "list", "runs", "order"]
     batch: int  # entries for batch elements: element b uses entry b % batch
     heads: int  # entries for heads: one for each, or one for all
     tiles: int  # how many tiles a line can visit
@@ -45,7 +46,7 @@ class LineLists(NamedTuple):
     @property
     def arrays(self) -> int:
         """How many arrays the lists have."""
-        return {"all": 0, "list": 3, "runs": 4}[self.kind]
+        return {"all": 0, "list": 3, "runs": 4, "order": 2}[self.kind]
 
     def visits(self, refs: Sequence[jax.Ref], b: Index, h: Index, line: Index) -> LineVisits:
         """The tiles that a line of head h of batch element b visits."""
@@ -55,6 +56,9 @@ class LineLists(NamedTuple):
         if self.kind == "list":
             tiles, full, partial = refs
             return LineVisits(full[at], full[at] + partial[at], lambda n: tiles[(*at, n)], self.some)
+        if self.kind == "order":
+            full, partial = (x[at] for x in refs)
+            return LineVisits(full, full + partial, lambda n: line * self.tiles + n, self.some)
         visited, first, full, partial = (x[at] for x in refs)
 
         def tile(n: jax.Array) -> jax.Array:

@@ -156,6 +156,36 @@ def test_few_queries(monkeypatch, chip):
     chex.assert_trees_all_equal(again, (out, lse))
 
 
+RUNS = {
+    "of lengths": lambda n: {"mask": masks.lengths(n)},
+    "up to a position": lambda n: {"mask": masks.causal(), "positions": n - 3},
+    "of a window": lambda n: {"mask": masks.window(300), "positions": n - 3},
+    "in a tile": lambda n: {"mask": masks.window(4) & masks.lengths(n - 1), "positions": n - 3},
+    "of one for all": lambda n: {"mask": masks.window(250, 2) & masks.causal(), "positions": jnp.int32(501)},
+    "of none": lambda n: {"mask": masks.lengths(n) & masks.window(10), "positions": n + 20},
+}
+
+
+@pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
+@pytest.mark.parametrize(("name", "page"), [*((x, None) for x in RUNS), ("of lengths", 256), ("of a window", 16)])
+def test_a_run_of_keys(monkeypatch, chip, page, name):
+    """What stands beside the keys that are seen reaches nothing."""
+    monkeypatch.setenv("JATTN_INTERPRET", chip)
+    random, lengths = np.random.default_rng(0), jnp.array([403, 655])
+    q, k, v = (jnp.asarray(random.standard_normal((2, *x, 16)), jnp.bfloat16) for x in ((3, 8), (768, 2), (768, 2)))
+    options = RUNS[name](lengths) | {"return_lse": True}
+    wide = [x.astype(jnp.float32) for x in (q, k, v)]
+    wanted = jattn.attention(*wide, implementation="reference", **options)
+    seen = jattn.weights(*wide, **{x: options[x] for x in options if x != "return_lse"}).any((1, 2))
+    k, v = (jnp.where(seen[..., None, None], x, jnp.nan) for x in (k, v))
+    if page:
+        k, v = (x.reshape(-1, page, *x.shape[2:]) for x in (k, v))
+        options["pages"] = np.arange(len(k)).reshape(2, -1)
+    out, lse = _attend(q, k, v, **options)
+    assert_close(out, wanted[0], TOLERANCES["bfloat16"].value)
+    assert_close(lse, wanted[1], TOLERANCES["float32"].value)
+
+
 @pytest.mark.parametrize(
     ("chip", "page", "copied"), [("h100", 16, False), ("h100", 256, False), ("b200", 8, False), ("a100", 64, False), ("h100", 24, True)]
 )  # fmt: skip

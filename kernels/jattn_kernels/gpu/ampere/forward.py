@@ -28,10 +28,11 @@ class _Forward(Alone, Forward):
 
     def bring(self, n: Index, slot: Index) -> None:
         """The n-th tile of keys and values, and what the operands have there."""
-        first, g = self.visits.tile(n) * self.sizes.columns, lax.div(self.h, jnp.int32(self.group))
-        for ref, to, batch in ((self.k, self.k_sm, self.batches[1]), (self.v, self.v_sm, self.batches[2])):
-            for at, rows in self.stretches(first, batch):
-                self.machine.bring(ref, (*at, g), to.at[(slot, *rows)])
+        tile, g = self.visits.tile(n), lax.div(self.h, jnp.int32(self.group))
+        first = tile * self.sizes.columns
+        for at, rows in self.stretches(first, self.batches[1]):
+            self.machine.bring(self.k, (*at, g), self.k_sm.at[(slot, *rows)])
+        self.values(tile, g, lambda ref, at, rows: self.machine.bring(ref, at, self.v_sm.at[(slot, *rows)]))
         places = self.first, first
         self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, self.machine.bring)
 
