@@ -14,8 +14,8 @@ from jaxtyping import Array, Int
 
 from jattn._call import modes
 from jattn.nn._checks import check_sizes
-from jattn.nn.cache import _paged, _rows
-from jattn.nn.cache._record import Cache, each, rows_of, with_rows
+from jattn.nn.cache import _kinds, _paged, _rows
+from jattn.nn.cache._record import Cache, Rows, each, rows_of, with_rows
 
 C = TypeVar("C")
 
@@ -258,7 +258,9 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
 
     Raises:
       TypeError: no integers.
-      ValueError: drafts below 1; a count that is known to be out of range; a path or count with other batch axes.
+      ValueError: drafts below 1; a count that is known to be out of range; a path or count with other batch axes; no
+        free page for what has to move in a page that others hold, as in `decode`.  Where that is not known, the rows
+        that are decoded after it are NaN.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -286,13 +288,22 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
         rows = base[..., None] + _spread(path, (*start.shape, k)).astype(jnp.int32)
         to = base[..., None] + jnp.arange(k, dtype=jnp.int32)
         rows = jnp.where(jnp.arange(k) < kept[..., None], rows, to)
-        if cache.pages is not None:
-            cache = _paged.put(cache, _paged.at_positions(cache, rows), to)
-        else:
-            cache = _rows.put(cache, rows_of(_rows.moved(cache, rows)), to)
-        return _cut(cache, start + kept)
+        if cache.pages is None:
+            return _cut(_rows.put(cache, rows_of(_rows.moved(cache, rows)), to), start + kept)
+        new, moves = _paged.at_positions(cache, rows), (rows != to).any(-1)
+        return _again(_cut(cache, start + kept), start, new, jnp.where(moves, kept, 0))
 
     return each(one, caches, contexts=False)
+
+
+def _again(cache: Cache, start: Int[Array, "*b"], new: Rows, taken: Int[Array, "*b"]) -> Cache:
+    """The cache in pages with the rows from `start` on written anew, of which there are `taken`.
+
+    They are appended, so that what other examples hold is copied and not written into.
+    """
+    length, cache = cache.length, cache._replace(length=start)
+    _kinds.check_room(cache, new.key.shape[-3], taken)
+    return _paged.append(cache, new, taken)._replace(length=length)
 
 
 def _spread(path: Int[Array, "*c k"], shape: tuple[int, ...]) -> Int[Array, "*b k"]:

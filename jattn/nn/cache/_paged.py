@@ -142,18 +142,11 @@ def released(cache: Cache, length: Int[Array, "*b"]) -> Cache:
 
 
 def at_positions(cache: Cache, at: Int[Array, "*b k"]) -> Rows:
-    """The rows at these positions."""
+    """The rows at these positions, NaN or with scales of NaN where there is no page."""
     flat = _flat(cache)
     pages, row = _entries(flat, at.reshape(*flat.length.shape, -1))
-    pool = lambda x: _all(x).at[pages, row].get(mode="clip")
+    pool = lambda x: _all(x).at[pages, row].get(mode="fill")
     return jax.tree.map(lambda x: pool(x).reshape(*at.shape, *x.shape[3:]), rows_of(flat))
-
-
-def put(cache: Cache, new: Rows, at: Int[Array, "*b k"]) -> Cache:
-    """The cache with rows at positions that it has already, and that no other example holds."""
-    flat = _flat(cache)
-    at = at.reshape(*flat.length.shape, -1)
-    return _like(written(flat, new, at), cache)
 
 
 def written(flat: Cache, new: Rows, at: Int[Array, "a b t"]) -> Cache:

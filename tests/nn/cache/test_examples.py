@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
+from jattn import masks
 from jattn.nn import Decoder, cache
 from tests.layers import randomised
 from tests.nn.cache.serving import KINDS, B, F, N, X, held, make, near
@@ -60,6 +62,74 @@ def test_one_example_is_taken_and_put_back(kind):
         assert_close(got, wanted, near(kind))
     if state.pages is not None:
         held(state)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*(("plain", kind) for kind in KINDS), ("latent", "contiguous"), ("latent", "paged"), ("latent", "both")],
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_each_fork_accepts_drafts_of_its_own(name, kind, jit):
+    """What one moves is not what the others have, though they shared the page that it is in."""
+    layer = make(name)
+    _, state = layer.decode(X[:, :5], layer.cache(N, B, **KINDS[kind]), lengths=jnp.array([5, 0, 0]))
+    drafts = jnp.broadcast_to(X[0, 5:11], (B, 6, F))
+    _, state = layer.decode(drafts, state, parents=[-1, -1, 0, 1, 2, 3], lengths=jnp.array([6, 0, 0]))
+    paths, counts = np.array([[0, 2, 4], [1, 3, 5], [1, 3, 5]]), [2, 3, 0]
+    state = cache.fork(state, [0, 0], [1, 2])
+    accept = jax.jit(cache.accept, static_argnums=1) if jit else cache.accept
+    state = accept(state, 6, jnp.array(paths), jnp.array(counts))
+    assert state.length.tolist() == [7, 8, 5]
+    if state.pages is not None:
+        assert held(state) == 1 + 3  # the full page is shared, the second of each is its own
+    out, state = layer.decode(X[:, 11:13], state)
+    for n in range(B):
+        alone = jnp.concatenate([X[0, :5], X[0, 5 + paths[n, : counts[n]]], X[n, 11:13]])
+        assert_close(out[n], layer(alone[None])[0, -2:], near(kind))
+    if state.pages is not None:
+        held(state)
+
+
+def test_a_stack_accepts_after_a_fork():
+    pattern = ({"mask": masks.causal() & masks.window(2)}, {})
+    stack = randomised(Decoder(F, 2, 3, pattern=pattern, rotary_base=1e4, rngs=nnx.Rngs(0)))
+    _, state = stack.decode(X[:2, :5], stack.cache(N, 2, slack=6, page=4))
+    _, state = stack.decode(X[:2, 5:7], state, parents=[-1, -1])
+    state = cache.accept(cache.fork(state, 0, 1), 2, jnp.array([[0], [1]]))
+    out, state = stack.decode(X[:2, 7:8], state)
+    for n in range(2):
+        alone = jnp.concatenate([X[0, :5], X[0, 5 + n : 6 + n], X[n, 7:8]])
+        assert_close(out[n], stack(alone[None])[0, -1:], 4 * near("paged"))
+    held(state.blocks[1].past)
+
+
+def test_no_page_is_left_to_accept_in():
+    """Who moves nothing writes nothing, and who has no page for what moves is told so, or has NaN."""
+    layer = make()
+    state = layer.cache(N, B, page=8, pages=1)
+    _, state = layer.decode(X[:, :5], state, lengths=jnp.array([5, 0, 0]))
+    _, state = layer.decode(X[:, 5:7], state, parents=[-1, -1], lengths=jnp.array([2, 0, 0]))
+    state = cache.fork(state, [0, 0], [1, 2])
+    assert held(cache.accept(state, 2, jnp.array([[0]]))) == 1
+    path = jnp.array([[0], [1], [0]])
+    with pytest.raises(ValueError, match="0 free pages of 1, and 1 more positions need 1"):
+        cache.accept(state, 2, path)
+    late = jax.jit(cache.accept, static_argnums=1)(state, 2, path)
+    late = cache.free(late, 2)
+    held(late)
+    out, _ = jax.jit(lambda x, c, n: layer.decode(x, c, lengths=n))(X[:, 7:8], late, jnp.array([1, 1, 0]))
+    alone = jnp.concatenate([X[0, :6], X[0, 7:8]])
+    assert_close(out[0], layer(alone[None])[0, -1:], near("paged"))
+    assert jnp.isnan(out[1]).all()
+
+
+def test_drafts_that_had_no_page_are_nan_wherever_they_move():
+    layer = make()
+    _, state = layer.decode(X[:1, :5], layer.cache(N, 1, page=4, pages=2))
+    _, state = jax.jit(lambda x, c: layer.decode(x, c, parents=[-1] * 4))(X[:1, 5:9], state)
+    state = jax.jit(cache.accept, static_argnums=1)(state, 4, jnp.array([[3]]))
+    assert state.length.tolist() == [6]
+    assert jnp.isnan(layer.decode(X[:1, 9:10], state)[0]).all()
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "paged"])
