@@ -42,7 +42,8 @@ def wanted(table: PageTable, length: Int[Array, "b"], taken: Int[Array, "b"], t:
     """Of the places in the table that up to t next positions, `taken` of them, touch, `[b, k]`: which they are, their
     pages, which of them begin with positions of before, and which need a page.
 
-    A place that should have a page and has none was full when it was asked for, and stays so.
+    A place that should have a page and has none was full when it was asked for, and stays so.  Where all who hold a
+    page write into it, the first of them keeps it once the others have copies.
     """
     m = table.pages.shape[1]
     place = length[:, None] // page + jnp.arange((t + page - 2) // page + 1, dtype=length.dtype)
@@ -50,8 +51,12 @@ def wanted(table: PageTable, length: Int[Array, "b"], taken: Int[Array, "b"], t:
     pages = jnp.take_along_axis(table.pages, jnp.minimum(place, m - 1), axis=1)
     pages = jnp.where(touched, pages, table.none)
     begun = place * page < length[:, None]
-    shared = table.holders.at[pages].get(mode="fill", fill_value=0) > 1
-    return place, pages, begun, touched & (shared | (~begun & (pages == table.none)))
+    holders = table.holders.at[pages].get(mode="fill", fill_value=0)
+    order = jnp.arange(pages.size, dtype=jnp.int32).reshape(pages.shape)
+    first = jnp.full_like(table.holders, pages.size).at[pages].min(order, mode="drop").at[pages].get(mode="clip")
+    writers = jnp.zeros_like(table.holders).at[pages].add(1, mode="drop").at[pages].get(mode="clip")
+    copies = (holders > 1) & ((writers < holders) | (order > first))
+    return place, pages, begun, touched & (copies | (~begun & (pages == table.none)))
 
 
 def allocated(

@@ -97,6 +97,23 @@ def test_no_page_is_left():
     assert_close(layer.decode(X[:1, 6:8], shared)[0], layer(X[:1])[:, 6:8], LOOSE)
 
 
+@pytest.mark.parametrize("page", [PAGE, 8, 16])
+def test_the_pages_of_a_cache_are_enough_for_forks(page):
+    """Who write into a page that they share leave one of them the page, whatever it is that each has of it."""
+    layer = make()
+    _, state = layer.decode(X[:, :5], layer.cache(14, B, page=page), lengths=jnp.array([5, 0, 0]))
+    state = cache.fork(state, [0, 0], [1, 2])
+    for decode in (layer.decode, jax.jit(layer.decode)):
+        out, after = decode(X[:, 5:14], state)
+        for n in range(B):
+            assert_close(out[n], layer(jnp.concatenate([X[0, :5], X[n, 5:14]])[None])[0, 5:], LOOSE)
+        assert held(after) == 5 // page + B * (-(-14 // page) - 5 // page)
+    _, after = layer.decode(X[:, 5:6], state, lengths=jnp.array([1, 1, 0]))  # who does not write keeps it
+    assert held(after) == 3 + 5 // page
+    out, after = layer.decode(X[:, 6:7], after)
+    assert_close(out[2], layer(jnp.concatenate([X[0, :5], X[2, 6:7]])[None])[0, 5:], LOOSE)
+
+
 def test_nothing_of_free_pages_reaches_anything():
     layer = make()
     state = layer.cache(N, B, page=PAGE)
