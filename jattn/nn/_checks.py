@@ -5,12 +5,14 @@ What is checked is typed `object`: a check is there for what a user gives that i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jattn import masks
@@ -53,13 +55,29 @@ def check_padding(mask: object, t: int, s: int, lead: tuple[int, ...]) -> None:
         )
 
 
-def as_lengths(lengths: ArrayLike, lead: tuple[int, ...]) -> jax.Array:
-    """Integers of the shape `lead`."""
-    lengths = jnp.asarray(lengths)
+def as_lengths(given: ArrayLike, lead: tuple[int, ...], most: int, least: int = 0) -> jax.Array:
+    """Integers of the shape `lead`, from `least` to `most` as far as they are known."""
+    lengths = jnp.asarray(given)
     if lengths.shape != lead or not jnp.issubdtype(lengths.dtype, jnp.integer):
         expected = f"integers with the batch axes {list(lead)}"
         raise ValueError(f"lengths must be {expected}, got {lengths.dtype}{list(lengths.shape)}")
+    check_range(given, "lengths", least, most)
     return lengths
+
+
+def is_known(given: object) -> bool:
+    """Whether its numbers can be looked at: arguments of a function that is traced cannot."""
+    return not any(isinstance(x, Tracer) for x in jax.tree.leaves(given))
+
+
+def check_range(given: ArrayLike | Sequence[int], name: str, least: int, most: int | None = None) -> None:
+    """Raises where integers are known to be below `least` or above `most`."""
+    if not is_known(given):
+        return
+    array = np.asarray(given)
+    if (array < least).any() or (most is not None and (array > most).any()):
+        span = f"{least} or more" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be {span}, got {array.tolist()}")
 
 
 def is_whole(x: object) -> TypeGuard[int | np.integer]:

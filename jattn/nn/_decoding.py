@@ -34,7 +34,8 @@ class DecodingStep(NamedTuple):
       seen: the cache with the keys and values of those positions appended, which the queries attend to.
       cache: what is kept of it.
       options: of `jattn.attention`, for queries that start where the cache ended.
-      fits: `[.., t]`, True where a position is inside the cache, and the cache has what it may see.
+      fits: `[.., t]`, True where a position is inside the cache, the cache has what it may see, and how many of the
+        rows are real is a number that there can be.
     """
 
     query: Float[Array, "*b t h d"]
@@ -97,13 +98,15 @@ def step(
       parents: `[t]` or `[.., t]`, where the t rows are a tree of drafts.
 
     Raises:
-      TypeError, ValueError: x, the cache, the positions or a mask do not fit, or the cache is full.
+      TypeError, ValueError: x, the cache, the positions, lengths or a mask do not fit, or the cache is full.
     """
     projections.check_x(x, positions)
     projections.check_values(values, x, "x", "t")
     projections.check_cache(cache, x)
     lead, t, n = x.shape[:-2], x.shape[-2], cache.room
-    taken = None if lengths is None else _checks.as_lengths(lengths, lead).astype(jnp.int32)
+    told = taken = None if lengths is None else _checks.as_lengths(lengths, lead, t).astype(jnp.int32)
+    if taken is not None:
+        taken = jnp.clip(taken, 0, t)
     _kinds.check_room(cache, t, taken)
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
@@ -128,7 +131,7 @@ def step(
         fits = places < _kinds.limit(seen)[..., None]
         own = _rows_of(own, at, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
     if taken is not None:
-        fits |= jnp.arange(t) >= taken[..., None]
+        fits = (fits | (jnp.arange(t) >= taken[..., None])) & (told == taken)[..., None]
     options = asked.beside(own, lead)
     if drafts is not None:
         options = drafts.options(options, start, at["t"], at["s"])
@@ -216,5 +219,5 @@ def _rows_of(options: Options, at: dict[str, jax.Array], sizes: dict[str, int]) 
 
 
 def dropped(out: Float[Array, "*b t features"], fits: Bool[Array, "*b t"]) -> Float[Array, "*b t features"]:
-    """NaN in the rows of positions that had no room, where nobody could raise because the length is traced."""
+    """NaN in the rows of positions that do not fit, where nobody could raise because the length is traced."""
     return jnp.where(fits[..., None], out, jnp.nan)

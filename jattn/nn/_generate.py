@@ -107,8 +107,8 @@ def generate(
       The tokens, and how many each example has.
 
     Raises:
-      ValueError: prompts without a token, a count < 1, or numbers of the sampling out of their range; a cache that
-        slides, and a model that cannot tell it where padded prompts end.
+      ValueError: prompts without a token, lengths that are known not to be from 1 to t, a count < 1, or numbers of the
+        sampling out of their range; a cache that slides, and a model that cannot tell it where padded prompts end.
       TypeError: prompts that are no integers.
 
     >>> import jax.numpy as jnp, jattn
@@ -140,7 +140,7 @@ def generate(
         raise ValueError(f"prompt must have a token to start from, got {list(prompt.shape)}")
     _checks.check_sizes(count=count)
     sampling = _sampling(temperature, top_k, top_p, min_p)
-    lengths = jnp.full(b, t, jnp.int32) if lengths is None else _checks.as_lengths(lengths, (b,)).astype(jnp.int32)
+    lengths = _checks.as_lengths(np.full(b, t) if lengths is None else lengths, (b,), t, least=1).astype(jnp.int32)
     width, room = (t, count) if cache is not None else (_bucket(t), _bucket(count))
     prompt = jnp.pad(prompt, ((0, 0), (0, width - t)))
     key = (

@@ -155,7 +155,7 @@ class LocalAttention(nnx.Module):
             s, keys = context.room, context.length
         else:
             s = keys = (x if context is None else context).shape[-2]
-        real = None if lengths is None else _checks.as_lengths(lengths, lead)
+        real = None if lengths is None else _checks.as_lengths(lengths, lead, s)
         near, gate = self._near(x, keys if real is None else real, positions)
         if real is not None:
             near &= masks.lengths(real.reshape(-1))
@@ -248,7 +248,7 @@ class LocalAttention(nnx.Module):
             own = join(own, masks.window(self.left, self.right))
         else:
             lead = x.shape[:-2]
-            real = t if lengths is None else _checks.as_lengths(lengths, lead)
+            real = t if lengths is None else _checks.as_lengths(lengths, lead, t)
             near, gate = self._near(x, cache.length + real, cache.positions(t))
             mask = near if mask is None else near & as_mask(mask, lead)
         asked = Asked(mask, mods, (*gate, *several(gates)), bias)

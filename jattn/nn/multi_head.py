@@ -361,7 +361,8 @@ class MultiHeadAttention(nnx.Module):
           positions: for the rotary embedding alone, in the place of p: numbers broadcastable to `[.., t]`.
           lengths: integers `[..]`, how many of the t positions of each example are real, where others have more: a
             prompt beside examples that go on by a token.  What comes after them is not kept; 0 leaves an example as it
-            is.
+            is.  Where they are traced, one that is not from 0 to t is taken for the nearest, and the rows of its
+            example are NaN.
           parents: where the t positions are drafts of which one path will be kept (`jattn.nn.cache.accept`): for each
             the draft before it, integers `[t]` or `[.., t]`, -1 for what comes right after the cache.  A draft sees the
             cache and its ancestors, and gives what it gives where they alone are decoded: p is length + how many they
@@ -376,7 +377,7 @@ class MultiHeadAttention(nnx.Module):
           TypeError: x or the cache is of another type.
           ValueError: the cache is not one of this layer and batch, or has no room or no free page for t more positions.
             Where the length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
-            Parents that are none.
+            Parents that are none.  Lengths that are known not to be from 0 to t.
 
         >>> import jax.numpy as jnp, jattn
         >>> from flax import nnx

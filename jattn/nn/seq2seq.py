@@ -170,7 +170,7 @@ class Seq2SeqAttention(nnx.Module):
         """
         _checks.check_array(states, "states", "s", self.memory_features)
         lead, s = states.shape[:-2], states.shape[-2]
-        lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _checks.as_lengths(lengths, lead)
+        lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _checks.as_lengths(lengths, lead, s)
         states = jnp.asarray(states)
         return Cache(self.key(states), self.value(states), lengths)
 

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from jattn import gates, masks, mods, normalizers, operand, scores
-from jattn.nn import Cache, MultiHeadAttention
+from jattn.nn import Cache, Decoder, EncoderDecoder, Latent, LocalAttention, MultiHeadAttention, TransformerBlock
 from tests.layers import LOOSE, TIGHT, normal, randomised, traced_once
 from tests.tolerances import assert_close
 
@@ -267,6 +267,46 @@ def test_a_full_cache_raises_or_gives_nan_where_nobody_can_know():
     assert_close(out[:, :1], layer(x)[:, 4:5], LOOSE)
     assert jnp.isnan(out[:, 1:]).all()
     assert (cache.key[:, :4] == half.key[:, :4]).all()
+
+
+@pytest.mark.parametrize("lengths", [[4, 1], [-1, 1]])
+@pytest.mark.parametrize(
+    "kind", [{}, {"page": 4}, {"dtype": "int8"}, {"slack": 4}], ids=["row", "pages", "int8", "slides"]
+)
+def test_lengths_out_of_range_raise_or_give_nan_where_nobody_can_know(kind, lengths):
+    layer, x = make("window"), normal((B, N, F))
+    _, cache = layer.decode(x[:, :3], layer.cache(N, B, **kind))
+    step = lambda cache, lengths: layer.decode(x[:, 3:6], cache, lengths=lengths)
+    with pytest.raises(ValueError, match=r"lengths must be from 0 to 3, got \[(4|-1), 1\]"):
+        step(cache, jnp.array(lengths))
+    with pytest.raises(ValueError, match="lengths must be from 0 to 3"):
+        jax.jit(lambda cache: step(cache, lengths))(cache)
+    near = step(cache, jnp.clip(jnp.array(lengths), 0, 3))
+    out, after = jax.jit(step)(cache, jnp.array(lengths))
+    assert jnp.isnan(out[0]).all()
+    assert_close(out[1], near[0][1], LOOSE)
+    jax.tree.map(
+        lambda a, b: assert_close(a.astype(float), b.astype(float), 1.0 if a.dtype == "int8" else LOOSE), after, near[1]
+    )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda rngs: TransformerBlock(F, H, mask=causal, rngs=rngs),
+        lambda rngs: Decoder(F, H, 2, rngs=rngs),
+        lambda rngs: EncoderDecoder(F, H, 1, rngs=rngs),
+        lambda rngs: LocalAttention(F, H, (2, 0), rngs=rngs),
+        lambda rngs: LocalAttention(F, H, 2, center="predicted", rngs=rngs),
+        lambda rngs: MultiHeadAttention(F, H, mask=causal, latent=Latent(6, 4), rngs=rngs),
+    ],
+    ids=["block", "stack", "encoder_decoder", "local", "predicted", "latent"],
+)
+def test_every_layer_says_what_lengths_can_be(layer):
+    layer, x = layer(nnx.Rngs(0)), normal((B, 3, F))
+    cache = layer.cache(N, x) if isinstance(layer, EncoderDecoder) else layer.cache(N, B)
+    with pytest.raises(ValueError, match=r"lengths must be from 0 to 3, got \[4, 1\]"):
+        layer.decode(x, cache, lengths=np.array([4, 1]))
 
 
 @pytest.mark.parametrize("n", [0, 1.5, True])

@@ -174,6 +174,13 @@ def test_a_cache_of_ones_own():
         (ValueError, (np.zeros((2, 0), int), 1), {}, "prompt must have a token to start from"),
         (ValueError, (PROMPTS, 0), {}, "count must be at least 1, got 0"),
         (ValueError, (PROMPTS, 1), {"lengths": [1]}, r"integers with the batch axes \[2\]"),
+        (ValueError, (PROMPTS, 1), {"lengths": [0, 1]}, rf"lengths must be from 1 to {PROMPTS.shape[1]}, got \[0, 1\]"),
+        (
+            ValueError,
+            (PROMPTS, 1),
+            {"lengths": [1, 99]},
+            rf"lengths must be from 1 to {PROMPTS.shape[1]}, got \[1, 99\]",
+        ),
         (ValueError, (PROMPTS, 1), {"temperature": -1.0}, "temperature must be a number >= 0, got -1.0"),
         (ValueError, (PROMPTS, 1), {"top_k": 0}, "top_k must be at least 1, got 0"),
         (ValueError, (PROMPTS, 1), {"top_p": 0.0}, r"top_p must be a number in \(0, 1\], got 0.0"),

@@ -319,6 +319,7 @@ def test_unknown_option():
             r"lengths must be integers with the batch axes \[2\], got int32\[3\]",
         ),
         ((B, T, F), (B, S, C), {"lengths": np.ones(B)}, r"lengths must be integers .* got float32\[2\]"),
+        ((B, T, F), (B, S, C), {"lengths": [-1, S]}, rf"lengths must be from 0 to {S}, got \[-1, {S}\]"),
         ((B, T, F), (B, S, C), {"mask": np.ones((T, T), bool)}, r"mask must be broadcastable .*, got shape \[5, 5\]"),
     ],
 )

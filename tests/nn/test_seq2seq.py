@@ -384,6 +384,7 @@ def test_unknown_options():
         ((B, T, F), (3, S, M), None, r"cache must have .* with the batch axes \[2\] of x, got key \[3, 7, 2, 5\]"),
         ((B, T, F), (B, S, M), np.ones(3, int), r"lengths must be integers with the batch axes \[2\], got int32\[3\]"),
         ((B, T, F), (B, S, M), np.ones(B), r"lengths must be integers .* got float32\[2\]"),
+        ((B, T, F), (B, S, M), [S + 1, 0], rf"lengths must be from 0 to {S}, got \[{S + 1}, 0\]"),
     ],
 )
 def test_errors_of_calling(static, x, states, lengths, message):

@@ -8,12 +8,11 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from jattn._call import modes
-from jattn.nn._checks import check_sizes
+from jattn.nn._checks import check_range, check_sizes, is_known
 from jattn.nn.cache import _kinds, _paged, _rows
 from jattn.nn.cache._record import Cache, Rows, each, rows_of, with_rows
 
@@ -30,13 +29,10 @@ def _examples(given: ArrayLike | Sequence[int], name: str) -> Int[Array, "k"]:
 
 def _counts(given: ArrayLike | Sequence[int], name: str, most: int | None = None) -> Int[Array, "*b"]:
     """Integers from 0 to `most`, as far as they are known: arguments of a function that is traced are not."""
-    known = not any(isinstance(x, Tracer) for x in jax.tree.leaves(given))
-    array = np.asarray(given) if known else jnp.asarray(given)
+    array = np.asarray(given) if is_known(given) else jnp.asarray(given)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be an int or integers [..], got {array.dtype}{list(array.shape)}")
-    if known and ((array < 0).any() or (most is not None and (array > most).any())):
-        span = "0 or more" if most is None else f"from 0 to {most}"
-        raise ValueError(f"{name} must be {span}, got {array.tolist()}")
+    check_range(given, name, 0, most)
     return jnp.asarray(array, jnp.int32)
 
 

@@ -159,7 +159,7 @@ def _check_room(blocks: Sequence[BlockCache], x: Array, lengths: ArrayLike | Non
     """Raises where more positions are known not to fit in caches that have the layers in front of their axes."""
     if x.ndim < 2:
         return  # the layers say themselves what is wrong with it
-    taken = None if lengths is None else as_lengths(lengths, x.shape[:-2]).astype(jnp.int32)
+    taken = None if lengths is None else as_lengths(lengths, x.shape[:-2], x.shape[-2]).astype(jnp.int32)
     for block in blocks:
         each = taken if taken is None else jnp.broadcast_to(taken, block.past.length.shape)
         check_room(block.past, x.shape[-2], each)
