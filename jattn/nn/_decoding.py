@@ -111,7 +111,7 @@ def step(
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
     after = start + (t if taken is None else taken.reshape(-1))
-    drafts = None if parents is None else tree(parents, lead, t)
+    drafts = tree(parents, lead, t) if parents is not None and t else None
     deep = places if drafts is None else cache.length[..., None] + drafts.depth
     angles = deep if positions is None else positions
     query = projections.queries(x, angles)
@@ -123,7 +123,7 @@ def step(
     seen = cache = _kinds.append(cache, *projections.kept(x, values, angles), taken)
     if left is not None and seen.room > room:
         cache = _rows.slid(seen, left, room)
-    at = {"t": deep.reshape(-1, t).astype(jnp.int32)}
+    at = {"t": deep.reshape(len(start), t).astype(jnp.int32)}
     if drafts is not None:
         rows = jnp.arange(seen.room, dtype=jnp.int32) + (0 if seen.first is None else seen.first.reshape(-1, 1))
         at["s"] = drafts.keys(start, jnp.broadcast_to(rows, (len(start), seen.room)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Unpack
 
@@ -286,14 +287,15 @@ class LocalAttention(nnx.Module):
         """The window around the centres, and the gate that goes with predicted ones."""
         if self.center == "predicted":
             center = self.centers(x, length)
-            center = center.reshape(-1, *center.shape[-2:])
+            center = center.reshape(math.prod(center.shape[:-2]), *center.shape[-2:])
             gate = gates_.gaussian(center, (self.left + self.right) / 4)
             return masks.around(center, self.left, self.right), (gate,)
         if positions is None and self.pace == 1:
             return masks.window(self.left, self.right), ()
         places = jnp.arange(x.shape[-2]) if positions is None else jnp.asarray(positions)
         center = jnp.broadcast_to(self.pace * places, x.shape[:-1])
-        return masks.around(center.reshape(-1, x.shape[-2]), self.left, self.right), ()
+        center = center.reshape(math.prod(x.shape[:-2]), x.shape[-2])
+        return masks.around(center, self.left, self.right), ()
 
 
 def _sides(window: object) -> tuple[int, int]:

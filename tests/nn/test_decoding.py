@@ -309,6 +309,29 @@ def test_every_layer_says_what_lengths_can_be(layer):
         layer.decode(x, cache, lengths=np.array([4, 1]))
 
 
+@pytest.mark.parametrize(
+    "kind", [{}, {"page": 4}, {"dtype": "int8"}, {"slack": 4}], ids=["row", "pages", "int8", "slides"]
+)
+@pytest.mark.parametrize(
+    "more", [{}, {"lengths": [0, 0]}, {"parents": np.zeros(0, int)}], ids=["", "lengths", "parents"]
+)
+def test_no_positions_are_none_and_leave_the_cache(kind, more):
+    layer, x = make("window"), normal((B, N, F))
+    _, cache = layer.decode(x[:, :3], layer.cache(N, B, **kind))
+    for decode in (layer.decode, jax.jit(layer.decode)):
+        out, after = decode(x[:, :0], cache, **more)
+        assert (out.shape, out.dtype) == ((B, 0, F), x.dtype)
+        jax.tree.map(np.testing.assert_array_equal, after, cache)
+
+
+@pytest.mark.parametrize("kind", [{}, {"page": 4}, {"dtype": "int8"}], ids=["row", "pages", "int8"])
+def test_no_examples_are_none(kind):
+    layer, x = make(), normal((0, N, F))
+    out, cache = layer.decode(x[:, :3], layer.cache(N, 0, **kind))
+    rest, _ = jax.jit(lambda x, c, n: layer.decode(x, c, lengths=n))(x[:, 3:], cache, jnp.zeros(0, int))
+    assert out.shape == (0, 3, F) and rest.shape == (0, N - 3, F)
+
+
 @pytest.mark.parametrize("n", [0, 1.5, True])
 def test_errors_of_making_a_cache(n):
     with pytest.raises(ValueError, match="n must be an int >= 1"):

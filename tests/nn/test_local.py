@@ -359,3 +359,6 @@ def test_decoding_gives_the_last_rows_of_a_call_on_all_so_far(options, kind):
     assert cache.length.tolist() == [8, 8]
     out, _ = layer.decode(x[:, :4], layer.cache(8, 2, **kind), mask=mask, lengths=jnp.array([4, 2]))
     assert_close(out[1, :2], layer(x[1:, :2], mask=mask)[0], LOOSE)
+    out, same = layer.decode(x[:, :0], cache, mask=mask)
+    assert out.shape == (2, 0, 8)
+    jax.tree.map(np.testing.assert_array_equal, same, cache)

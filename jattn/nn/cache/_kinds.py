@@ -32,7 +32,7 @@ def empty(
     rows, table, holders = (*lead, n), None, None
     if page is not None:
         m, pools = -(-n // page), lead[:-1]
-        p = (lead[-1] if lead else 1) * m if pages is None else pages
+        p = (max(1, lead[-1]) if lead else 1) * m if pages is None else pages
         rows, table, holders = (*pools, p, page), jnp.full((*lead, m), p, jnp.int32), jnp.zeros((*pools, p), jnp.int32)
     key, value = (jnp.zeros((*rows, heads, width), dtype) for width in (d, e))
     scales = [jnp.ones((*rows, heads), jnp.float32) if is_narrow(dtype) else None for _ in range(2)]
