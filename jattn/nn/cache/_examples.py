@@ -59,7 +59,8 @@ def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[Arr
 
     Args:
       caches: a cache, or a pytree of them, that of a stack of layers say; examples lie along the last batch axis.
-      source: an int or integers `[k]`, which examples.
+      source: an int or integers `[k]`, which examples.  Inside `jax.jit`, where they are not known, the nearest is
+        taken for one that is out of range.
       target: likewise, no two the same, those that become like them; what they had is freed.  One that is out of range
         is left out.
 
@@ -68,7 +69,8 @@ def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[Arr
 
     Raises:
       TypeError: no integers.
-      ValueError: as many sources as targets there are not; a cache without a batch axis.
+      ValueError: as many sources as targets there are not; a cache without a batch axis; a source that is known not to
+        be in it, of a target that is.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -87,6 +89,9 @@ def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[Arr
 
     def one(cache: Cache) -> Cache:
         _check_batch(cache)
+        if is_known((source, target)):
+            b, into = cache.length.shape[-1], np.ravel(target)
+            check_range(np.ravel(source)[(into >= 0) & (into < b)], "source", 0, b - 1)
         if cache.pages is not None:
             return _paged.held_by(cache, at, to)
         return _along(cache, lambda x, axis: _put(x, jnp.take(x, at, axis, mode="clip"), to, axis))
@@ -244,19 +249,21 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
 
     Args:
       caches: as in `fork`; what cross-attention reads stays.
-      drafts: t, how many positions were decoded as a tree.
-      path: integers `[.., k]`, which of the drafts, each the parent of the next; the same for all layers.
-      count: an int or integers `[..]` from 0 to k, how many of the k each example keeps; None for all.  Inside
-        `jax.jit`, where they are not known, one that is out of range is not seen.
+      drafts: t, how many positions were decoded as a tree; no example may have fewer.
+      path: integers `[.., k]`, which of the drafts, each the parent of the next; the same for all layers.  What comes
+        after the first `count` is not looked at.
+      count: an int or integers `[..]` from 0 to k, and to t, how many of the k each example keeps; None for all.
+        Inside `jax.jit`, where they are not known, one that is out of range is not seen, nor is a path.
 
     Returns:
       The caches after it.
 
     Raises:
       TypeError: no integers.
-      ValueError: drafts below 1; a count that is known to be out of range; a path or count with other batch axes; no
-        free page for what has to move in a page that others hold, as in `decode`.  Where that is not known, the rows
-        that are decoded after it are NaN.
+      ValueError: drafts below 1; a count or what a path has up to it that is known to be out of range, or drafts that
+        are known to be more than an example has positions; a path or count with other batch axes; no free page for what
+        has to move in a page that others hold, as in `decode`.  Where that is not known, the rows that are decoded
+        after it are NaN.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -270,18 +277,27 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
     Source: Miao et al. 2024, "SpecInfer"; Cai et al. 2024, "Medusa".
     """
     check_sizes(drafts=drafts)
-    path = jnp.asarray(path)
+    given, path = path, jnp.asarray(path)
     if not jnp.issubdtype(path.dtype, jnp.integer) or not path.ndim:
         raise TypeError(f"path must be integers [.., k], got {path.dtype}{list(path.shape)}")
     k = path.shape[-1]
-    counts = _counts(k if count is None else count, "count", k)
+    if count is None and k > drafts:
+        raise ValueError(f"path must have no more than drafts = {drafts} of each example, got {list(path.shape)}")
+    count = k if count is None else count
+    counts = _counts(count, "count", min(k, drafts))
 
     def one(cache: Cache) -> Cache:
-        start = cache.length - drafts
         _check_lead(counts, cache, "count")
+        paths = _spread(path, (*cache.length.shape, k)).astype(jnp.int32)
+        if is_known((given, count)):
+            looked = np.arange(k) < np.broadcast_to(count, cache.length.shape)[..., None]
+            check_range(np.broadcast_to(given, paths.shape)[looked], "path", 0, drafts - 1)
+        if is_known(cache.length) and (np.asarray(cache.length) < drafts).any():
+            raise ValueError(f"drafts must be no more than an example has positions, {cache.length}, got {drafts}")
+        start = jnp.maximum(cache.length - drafts, 0)
         kept = jnp.broadcast_to(counts, start.shape)
         base = start if cache.first is None else start - cache.first
-        rows = base[..., None] + _spread(path, (*start.shape, k)).astype(jnp.int32)
+        rows = base[..., None] + paths
         to = base[..., None] + jnp.arange(k, dtype=jnp.int32)
         rows = jnp.where(jnp.arange(k) < kept[..., None], rows, to)
         if cache.pages is None:

@@ -119,14 +119,14 @@ def merged(cache: Cache) -> Int[Array, "n m"]:
 
 
 def held_by(cache: Cache, source: Int[Array, "k"], target: Int[Array, "k"]) -> Cache:
-    """The cache whose examples `target` hold what the examples `source` do, and no more what they held."""
+    """The cache whose examples `target` hold what the examples `source` do, the nearest for one that is out of range,
+    and no more what they held."""
     flat = _flat(cache)
     (_, b), (_, p) = flat.length.shape, _table(flat).holders.shape
-    source, target = (jnp.where((x < 0) | (x >= b), b, x) for x in (source, target))
+    source, target = jnp.clip(source, 0, b - 1), jnp.where((target < 0) | (target >= b), b, target)
 
     def one(table: PageTable, length: Array) -> tuple[PageTable, Array]:
-        lengths = length.at[source].get(mode="fill", fill_value=0)
-        entries = table.pages.at[source].get(mode="fill", fill_value=p)
+        lengths, entries = length[source], table.pages[source]
         entries = jnp.where(_begins(table, flat) < lengths[:, None], entries, p)
         entries = jnp.where(target[:, None] < b, entries, p)
         holders = table.holders.at[entries].add(1, mode="drop")  # before any is let go

@@ -170,9 +170,36 @@ def test_a_stack_is_shortened_as_one():
         (TypeError, 2, [0], 1.0, "count must be an int or integers"),
         (ValueError, 2, [0], 2, "count must be from 0 to 1, got 2"),
         (ValueError, 2, [0], [1, 1], r"count must be one int or integers with the batch axes \[3\]"),
+        (ValueError, 2, [2], None, r"path must be from 0 to 1, got \[2, 2, 2\]"),
+        (ValueError, 2, [[0, 1], [0, 7], [-1, 7]], [2, 1, 1], r"path must be from 0 to 1, got \[0, 1, 0, -1\]"),
+        (ValueError, 2, [0, 1, 1], None, r"path must have no more than drafts = 2 of each example, got \[3\]"),
+        (ValueError, 2, [0, 1, 1], 3, "count must be from 0 to 2, got 3"),
+        (ValueError, 5, [0], None, r"drafts must be no more than an example has positions, \[4 4 4\], got 5"),
     ],
 )
 def test_what_no_cache_can_accept(error, drafts, path, count, words):
     _, state = make().decode(X[:, :4], make().cache(N, B))
     with pytest.raises(error, match=words):
         cache.accept(state, drafts, jnp.array(path), count if count is None else jnp.array(count))
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_what_comes_after_what_is_kept_of_a_path_is_not_looked_at(kind):
+    _, state = make().decode(X[:, :4], make().cache(N, B, **KINDS[kind]))
+    assert cache.accept(state, 2, jnp.array([1, -1, 9]), 1).length.tolist() == [3] * B
+    assert jax.jit(lambda count: cache.accept(state, 2, jnp.array([1, -1, 9]), count).length)(1).tolist() == [3] * B
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_only_examples_that_there_are_are_forked(kind):
+    _, state = make().decode(X[:, :4], make().cache(N, B, **KINDS[kind]), lengths=jnp.array([4, 3, 2]))
+    for source, target in ((5, 0), (-1, 0), ([0, 3], [1, 2])):
+        with pytest.raises(ValueError, match=r"source must be from 0 to 2, got \["):
+            cache.fork(state, source, target)
+        with pytest.raises(ValueError, match="source must be from 0 to 2"):
+            jax.jit(lambda state, source=source, target=target: cache.fork(state, source, target))(state)
+    assert cache.fork(state, [0, 3], [1, 3]).length.tolist() == [4, 4, 2]  # what is left out may be of anybody
+    late = jax.jit(cache.fork)(state, jnp.array([9, -1]), jnp.array([0, 1]))
+    assert late.length.tolist() == [2, 4, 2]
+    if state.pages is not None:
+        held(late)
