@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -107,6 +108,10 @@ def step(
     told = taken = None if lengths is None else _checks.as_lengths(lengths, lead, t).astype(jnp.int32)
     if taken is not None:
         taken = jnp.clip(taken, 0, t)
+    if cache.pages is None:
+        along = lambda given: None if given is None else _along(given, cache)
+        x, values, told, taken = _along(x, cache), along(values), along(told), along(taken)
+        cache = cache._replace(length=_along(cache.length, cache), first=along(cache.first))
     _kinds.check_room(cache, t, taken)
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
@@ -216,6 +221,17 @@ def _rows_of(options: Options, at: dict[str, jax.Array], sizes: dict[str, int]) 
         return Operand(jax.vmap(take, (0 if per_element else None, 0))(x.array, at), axes)
 
     return jax.tree.map(rows, options, is_leaf=lambda x: isinstance(x, Operand))
+
+
+def _along(x: AnyArray, cache: Cache) -> jax.Array:
+    """x with its batch axes where those of the cache lie: along Explicit axes one array per example goes with another
+    only where both lie alike."""
+    x, placed = jnp.asarray(x), jax.typeof(cache.key).sharding
+    if AxisType.Explicit not in placed.mesh.axis_types:
+        return x
+    lead = cache.key.ndim - 3
+    spec = PartitionSpec(*placed.spec[:lead], *jax.typeof(x).sharding.spec[lead:])
+    return jax.sharding.reshard(x, NamedSharding(placed.mesh, spec))
 
 
 def dropped(out: Float[Array, "*b t features"], fits: Bool[Array, "*b t"]) -> Float[Array, "*b t features"]:

@@ -82,3 +82,25 @@ def test_a_cache_stays_where_its_heads_lie(options):
     assert after.key.sharding.is_equivalent_to(on(rows), after.key.ndim)
     assert "all-reduce" in str(program.as_text())
     assert not [x for x in ("all-gather", "all-to-all", "collective-permute") if x in str(program.as_text())]
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "int8"}, {"slack": 4}], ids=str)
+@pytest.mark.parametrize("placed", [(), ("x",), ("length",), ("x", "length")], ids=str)
+def test_a_cache_stays_where_its_examples_lie(options, placed):
+    """Along an Explicit axis too, wherever the arrays lie that come to it."""
+    mask = masks.causal() & masks.window(3)
+    layer = jattn.nn.MultiHeadAttention(16, 4, mask=mask, rotary_base=1e4, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (4, 6, 16))
+    lengths = jnp.array([2, 0, 1, 1])
+    step = lambda x, cache, n: layer.decode(x, cache, lengths=n)
+    _, cache = layer.decode(x[:, :4], layer.cache(12, 4, **options))
+    wanted, _ = step(x[:, 4:], cache, lengths)
+    mesh = _mesh(jax.sharding.AxisType.Explicit)
+    put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("x")))
+    names = ("key", "value", "key_scale", "value_scale")
+    own = {name: None if getattr(cache, name) is None else put(getattr(cache, name)) for name in names}
+    cache = cache._replace(**own, length=put(cache.length) if "length" in placed else cache.length)
+    with jax.set_mesh(mesh):
+        got, after = jax.jit(step)(put(x[:, 4:]) if "x" in placed else x[:, 4:], cache, lengths)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert {x.sharding.spec[0] for x in (got, after.key, after.length)} == {"x"}
