@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.experimental import io_callback
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
@@ -18,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jattn._call import modes
 from jattn.nn import _checks
 from jattn.nn.cache import _kinds
+from jattn.nn.cache._record import BlockCache, Cache
 
 C = TypeVar("C")  # a pytree of caches, whatever the model makes of it
 
@@ -99,8 +101,9 @@ def generate(
       stop: tokens that end an example.
       fill: what stands after the end of an example.
       seed: an int, or a key of `jax.random`.
-      cache: in the place of `model.cache(..)`, with room for the prompts and `count` tokens more; for a model that also
-        reads something else, the cache that knows it.
+      cache: in the place of `model.cache(..)`, of as many examples as there are prompts and with room for these and
+        `count - 1` tokens more, whatever `stop` says; for a model that also reads something else, the cache that knows
+        it.
       callback: called with n = 0, 1, .. and the n-th tokens `[b]` as soon as they are there.
 
     Returns:
@@ -108,7 +111,8 @@ def generate(
 
     Raises:
       ValueError: prompts without a token, lengths that are known not to be from 1 to t, a count < 1, or numbers of the
-        sampling out of their range; a cache that slides, and a model that cannot tell it where padded prompts end.
+        sampling out of their range; a cache that slides, and a model that cannot tell it where padded prompts end; a
+        cache of another batch, or one that is known to have too little room.
       TypeError: prompts that are no integers.
 
     >>> import jax.numpy as jnp, jattn
@@ -150,6 +154,8 @@ def generate(
     )
     graph, state = nnx.split(model)
     ends = jnp.asarray(tuple(stop), jnp.int32)
+    if cache is not None:
+        _check_cache(graph, state, cache, prompt, lengths, count)
     inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, jnp.int32(fill), key)
     tokens, length = _written(graph, room, callback, *inputs)
     return Generated(tokens[:, :count], length)
@@ -209,6 +215,53 @@ def _written(
     going = lambda carry: (carry[0] < count) & ~carry[3].all()
     _, tokens, _, _, length, _ = jax.lax.while_loop(going, step, (jnp.int32(1), *first, cache))
     return tokens, length
+
+
+def _check_cache(
+    graph: Any, state: Any, cache: Any, prompt: Int[Array, "b t"], lengths: Int[Array, "b"], count: int
+) -> None:
+    """Raises where a cache has another batch than the prompts, or is known to have too little room.
+
+    The loop cannot raise: there the lengths are traced, and what does not fit gives NaN.  The last token is not read,
+    so that it needs no room.
+    """
+    b, held = prompt.shape[0], _held(cache)
+    others = {x.length.shape[-1] for x in held if x.length.ndim} - {b}
+    if others:
+        try:
+            _grown(graph, state, cache, prompt)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"cache must be of as many examples as prompts, {b}, got {others.pop()}") from error
+        return
+    needed = lengths + (count - 1)
+    if isinstance(needed, Tracer):
+        return
+    most = int(needed.max(initial=0))
+    for n, x in enumerate(held):
+        try:
+            _kinds.check_room(x, most, jnp.broadcast_to(needed, x.length.shape))
+        except ValueError as error:
+            if _grown(graph, state, cache, prompt)[n] > 0:
+                raise ValueError(
+                    f"cache must have room for {most} positions more, for prompts of up to {most - count + 1} tokens"
+                    f" and all but the last of count = {count} after them: {error}"
+                ) from error
+
+
+def _held(caches: Any) -> list[Cache]:
+    """The caches in a pytree, without those of blocks that are only read."""
+    leaves = jax.tree.leaves(caches, is_leaf=lambda x: isinstance(x, (Cache, BlockCache)))
+    return [x for x in (x.past if isinstance(x, BlockCache) else x for x in leaves) if isinstance(x, Cache)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _grown(graph: Any, state: Any, cache: Any, prompt: Int[Array, "b t"]) -> list[Int[Array, ""]]:
+    """By how much a token lengthens each of the caches: one that stays as it is needs no room.
+
+    Only lengths are returned, so that next to nothing of the model is compiled.
+    """
+    _, after = nnx.merge(graph, state).decode(prompt[:, :1], cache)
+    return [jnp.max(y.length - x.length) for x, y in zip(_held(cache), _held(after), strict=True)]
 
 
 def _drawn(logits: Float[Array, "b v"], key: Array, sampling: Sampling) -> Int[Array, "b"]:

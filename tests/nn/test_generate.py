@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jattn import masks
-from jattn.nn import Decoder, EncoderDecoder, _generate, generate
+from jattn.nn import Decoder, EncoderDecoder, MultiHeadAttention, _generate, generate
 from tests.layers import normal, randomised
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -190,6 +190,63 @@ def test_a_cache_of_ones_own():
 def test_errors(error, arguments, options, message):
     with pytest.raises(error, match=message):
         generate(Fixed(np.zeros(V)), *arguments, **options)
+
+
+def test_a_cache_without_room():
+    """What the loop cannot raise is raised before it."""
+    model = randomised(Keeper())
+    chunk = lambda **kinds: model.decoder.cache(12, 2, **kinds)
+    want = generate(model, PROMPTS, 8, lengths=LENGTHS).tokens
+    for kinds in ({}, {"page": 4}, {"page": 4, "pages": 6}):
+        np.testing.assert_array_equal(generate(model, PROMPTS, 8, lengths=LENGTHS, cache=chunk(**kinds)).tokens, want)
+        with pytest.raises(ValueError, match="room for 13 positions more, for prompts of up to 5 tokens .* n = 12 "):
+            generate(model, PROMPTS, 9, lengths=LENGTHS, cache=chunk(**kinds))
+    # what counts is the example that needs most, beside what the cache has already
+    _, begun = model.decode(jnp.asarray(PROMPTS), chunk(), lengths=jnp.array([1, 4]))
+    assert generate(model, PROMPTS, 7, lengths=LENGTHS, cache=begun).tokens.shape == (2, 7)
+    with pytest.raises(ValueError, match="n = 12 positions and holds 4: 12 more do not fit"):
+        generate(model, PROMPTS, 8, lengths=LENGTHS, cache=begun)
+    with pytest.raises(ValueError, match="5 free pages of 5, and 12 more positions need 6"):
+        generate(model, PROMPTS, 8, lengths=LENGTHS, cache=chunk(page=4, pages=5))
+    # where nobody can know, nothing is said
+    assert jax.jit(lambda cache: generate(model, PROMPTS, 9, cache=cache))(chunk()).tokens.shape == (2, 9)
+
+
+def test_a_cache_that_slides_has_room_for_ever():
+    layer = Keeper()
+    layer.decoder = Decoder(F, H, 2, mask=masks.causal() & masks.window(2), rotary_base=1e4, rngs=nnx.Rngs(0))
+    model = randomised(layer)
+    got = generate(model, PROMPTS, 20, lengths=LENGTHS, cache=model.decoder.cache(100, 2, slack=2))
+    np.testing.assert_array_equal(got.tokens, generate(model, PROMPTS, 20, lengths=LENGTHS).tokens)
+
+
+def test_a_cache_that_is_read_alone_needs_no_room():
+    """One that was read, or shortened after that, stands beside the model's own in a pytree as it likes."""
+
+    class Reader(Writer):
+        def __init__(self):
+            super().__init__()
+            self.attend = MultiHeadAttention(F, H, rngs=nnx.Rngs(1))
+
+        def decode(self, tokens, cache):
+            read, cache = cache
+            x, cache = self.decoder.decode(self.embed(tokens), cache)
+            return self.embed.attend(x + self.attend(x, read)), (read, cache)
+
+    model = randomised(Reader())
+    read = model.attend.read(normal((2, 4, F)))
+    for memory in (read, read._replace(length=jnp.array([2, 3]))):
+        assert generate(model, PROMPTS, 3, cache=(memory, model.decoder.cache(7, 2))).tokens.shape == (2, 3)
+        with pytest.raises(ValueError, match="n = 7 positions and holds 0"):
+            generate(model, PROMPTS, 4, cache=(memory, model.decoder.cache(7, 2)))
+
+
+@pytest.mark.parametrize("make", [Writer, Keeper])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_cache_of_another_batch(make, batch):
+    model = make()
+    with pytest.raises(ValueError, match=f"cache must be of as many examples as prompts, 2, got {batch}"):
+        generate(model, PROMPTS, 3, cache=model.cache(16, batch))
 
 
 def test_caches_that_slide_and_caches_in_pages():
