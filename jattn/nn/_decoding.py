@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from jattn import masks
 from jattn._call import checks
+from jattn._call.scales import NARROW
 from jattn._terms import Operand, reach
 from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
@@ -60,6 +61,10 @@ def empty(
     for all."""
     if not _checks.is_whole(n) or n < 1:
         raise ValueError(f"n must be an int >= 1, got {n!r}")
+    kept = jnp.dtype(dtype)
+    if kept not in NARROW and not (jnp.issubdtype(kept, jnp.floating) and kept.itemsize > 1):
+        narrow = ", ".join(x.name for x in NARROW)
+        raise ValueError(f"dtype must be a float of 16 bits or more, or one of {narrow}, got {kept.name}")
     room = int(n)
     if slack is not None:
         _checks.check_sizes(slack=slack)

@@ -321,7 +321,8 @@ class MultiHeadAttention(nnx.Module):
           example.  With `latent`, `[*batch, n, 1, rank + rotary_dim]`, and values of width 0: they are the latents.
 
         Raises:
-          ValueError: n, a batch axis, the slack or a number of pages is no such number.
+          ValueError: n, a batch axis, the slack or a number of pages is no such number; a dtype that is neither a float
+            of 16 bits or more nor one of these three.
         """
         return self._cache(_decoding.window(self._own_options()), n, batch, dtype, slack, page, pages)
 

@@ -338,6 +338,12 @@ def test_errors_of_making_a_cache(n):
         make().cache(n)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "int4", "float8_e5m2fnuz", "complex64"])
+def test_a_cache_of_a_dtype_that_none_is_kept_in(dtype):
+    with pytest.raises(ValueError, match=f"dtype must be a float of 16 bits or more, or one of int8, .*, got {dtype}"):
+        make().cache(N, B, dtype)
+
+
 def test_a_fresh_cache_can_be_donated():
     """Its keys and values are buffers apart, each of which the step may write into."""
     layer, x = make(), normal((B, N, F))
