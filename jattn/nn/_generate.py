@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -73,7 +73,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: Sequence[int] = (),
+    stop: int | Iterable[int] | Int[Array, "k"] = (),
     fill: int = 0,
     seed: int | Array = 0,
     cache: C | None = None,
@@ -93,14 +93,14 @@ def generate(
         `decode(tokens, cache, *, lengths=None)`, which hands `lengths` on to its layers, where a cache slides.
       prompt: tokens `[b, t]`, padded at the end where they are of unequal length.
       count: the most tokens that are written.
-      lengths: how many tokens of each prompt are real, each 1 or more; None for all t.
-      temperature: 0 for the most likely token each time.
+      lengths: how many tokens of each prompt are real, each from 1 to t; None for all t.
+      temperature: one number, 0 for the most likely token each time.
       top_k: draws from this many of the most likely alone.
       top_p: draws from the most likely alone whose weights together reach this.
       min_p: draws from those alone that have at least this part of the weight of the most likely.
-      stop: tokens that end an example.
+      stop: a token that ends an example, or several.
       fill: what stands after the end of an example.
-      seed: an int, or a key of `jax.random`.
+      seed: an int, or one key of `jax.random`, typed or not.
       cache: in the place of `model.cache(..)`, of as many examples as there are prompts and with room for these and
         `count - 1` tokens more, whatever `stop` says; for a model that also reads something else, the cache that knows
         it.
@@ -113,7 +113,7 @@ def generate(
       ValueError: prompts without a token, lengths that are known not to be from 1 to t, a count < 1, or numbers of the
         sampling out of their range; a cache that slides, and a model that cannot tell it where padded prompts end; a
         cache of another batch, or one that is known to have too little room.
-      TypeError: prompts that are no integers.
+      TypeError: prompts, a seed or tokens to stop or fill with that are no integers.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -147,16 +147,14 @@ def generate(
     lengths = _checks.as_lengths(np.full(b, t) if lengths is None else lengths, (b,), t, least=1).astype(jnp.int32)
     width, room = (t, count) if cache is not None else (_bucket(t), _bucket(count))
     prompt = jnp.pad(prompt, ((0, 0), (0, width - t)))
-    key = (
-        seed
-        if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
-        else jax.random.key(seed)
-    )
+    key = _key(seed)
     graph, state = nnx.split(model)
-    ends = jnp.asarray(tuple(stop), jnp.int32)
+    ends, filling = _tokens(stop, "stop"), _tokens(fill, "fill")
+    if filling.shape != (1,):
+        raise TypeError(f"fill must be one int, got {fill!r}")
     if cache is not None:
         _check_cache(graph, state, cache, prompt, lengths, count)
-    inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, jnp.int32(fill), key)
+    inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, filling[0], key)
     tokens, length = _written(graph, room, callback, *inputs)
     return Generated(tokens[:, :count], length)
 
@@ -283,17 +281,53 @@ def _drawn(logits: Float[Array, "b v"], key: Array, sampling: Sampling) -> Int[A
     return jax.lax.cond(jnp.asarray(sampling.temperature) > 0, draw, greedy).astype(jnp.int32)
 
 
+def _tokens(given: object, name: str) -> Int[Array, "k"]:
+    """An int or several as tokens; raises for what is none, which int32 would truncate."""
+    try:
+        array = jnp.asarray(tuple(given) if isinstance(given, Iterable) and not _checks.is_array(given) else given)
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is not None and not array.size:
+        return jnp.zeros(0, jnp.int32)
+    if array is None or array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be an int or integers [k], of 32 bits, got {given!r}")
+    return jnp.atleast_1d(array).astype(jnp.int32)
+
+
+def _key(seed: object) -> Array:
+    """The key that a seed stands for; raises where it is neither a seed nor one key."""
+    if _checks.is_array(seed):
+        if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+            key, whole = not seed.ndim, False
+        else:
+            key = seed.dtype == jnp.uint32 and seed.shape == jax.random.key_data(jax.random.key(0)).shape
+            whole = not seed.ndim and jnp.issubdtype(seed.dtype, jnp.integer)
+        if key:
+            return jax.random.wrap_key_data(jnp.asarray(seed)) if seed.ndim else jnp.asarray(seed)
+    else:
+        whole = _checks.is_whole(seed)
+    if not whole:
+        raise TypeError(f"seed must be an int, or one key of jax.random, got {seed!r}")
+    return jax.random.key(seed)  # pyright: ignore[reportArgumentType]
+
+
 def _sampling(temperature: ArrayLike, top_k: int | None, top_p: float | None, min_p: float | None) -> Sampling:
     """The numbers as arrays; raises where one is out of its range."""
-    if not _checks.is_array(temperature) and not (_checks.is_number(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be a number >= 0, got {temperature!r}")
+    if _checks.is_array(temperature) and not isinstance(temperature, Tracer) and not temperature.ndim:
+        temperature = temperature.item()  # so that its value is checked as well
+    if isinstance(temperature, Tracer):
+        if temperature.ndim or not jnp.issubdtype(temperature.dtype, jnp.number):
+            got = f"{temperature.dtype}{list(temperature.shape)}"
+            raise ValueError(f"temperature must be one number >= 0, for all examples, got {got}")
+    elif not (_checks.is_number(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be one number >= 0, for all examples, got {temperature!r}")
     if top_k is not None:
         _checks.check_sizes(top_k=top_k)
     if top_p is not None and not (_checks.is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be a number in (0, 1], got {top_p!r}")
     if min_p is not None and not (_checks.is_number(min_p) and 0 <= min_p <= 1):
         raise ValueError(f"min_p must be a number in [0, 1], got {min_p!r}")
-    k = np.iinfo(np.int32).max if top_k is None else top_k
+    k = min(top_k or np.inf, np.iinfo(np.int32).max)
     p = np.inf if top_p is None or top_p == 1 else top_p  # rounding may reach 1 before the last
     return Sampling(jnp.float32(temperature), jnp.int32(k), jnp.float32(p), jnp.float32(min_p or 0.0))
 

@@ -145,6 +145,25 @@ def test_tokens_are_drawn_with_their_weights(name):
     assert found == pytest.approx(want, abs=5 * 0.5 / np.sqrt(tokens.size))
 
 
+def test_what_seeds_and_stops_may_be():
+    model = Fixed(np.log(WEIGHTS))
+    draw = lambda **options: generate(model, PROMPTS, 16, temperature=1.0, **options).tokens
+    want = draw(seed=5)
+    for seed in (
+        jax.random.key(5),
+        jax.random.PRNGKey(5),
+        np.asarray(jax.random.PRNGKey(5)),
+        np.int64(5),
+        jnp.array(5),
+    ):
+        np.testing.assert_array_equal(draw(seed=seed), want)
+    np.testing.assert_array_equal(draw(seed=5, top_k=2**40), want)
+    until = draw(seed=5, stop=(1,))
+    assert (until != want).any()
+    for stop in (1, {1}, [jnp.array(1)], jnp.array([1])):
+        np.testing.assert_array_equal(draw(seed=5, stop=stop), until)
+
+
 def test_a_cache_of_ones_own():
     """It knows what else the model reads, which stays whole where prompts are short."""
 
@@ -181,7 +200,26 @@ def test_a_cache_of_ones_own():
             {"lengths": [1, 99]},
             rf"lengths must be from 1 to {PROMPTS.shape[1]}, got \[1, 99\]",
         ),
-        (ValueError, (PROMPTS, 1), {"temperature": -1.0}, "temperature must be a number >= 0, got -1.0"),
+        (
+            ValueError,
+            (PROMPTS, 1),
+            {"temperature": -1.0},
+            "temperature must be one number >= 0, for all examples, got -1",
+        ),
+        (ValueError, (PROMPTS, 1), {"temperature": jnp.array(np.nan)}, "temperature must be one number >= 0.* got nan"),
+        (
+            ValueError,
+            (PROMPTS, 1),
+            {"temperature": jnp.array([0.0, 1.0])},
+            "one number >= 0, for all examples, got Arr",
+        ),
+        (TypeError, (PROMPTS, 1), {"seed": 1.5}, "seed must be an int, or one key of jax.random, got 1.5"),
+        (TypeError, (PROMPTS, 1), {"seed": jax.random.split(jax.random.key(0))}, "or one key of jax.random, got Array"),
+        (TypeError, (PROMPTS, 1), {"stop": [3.7]}, r"stop must be an int or integers \[k\], of 32 bits, got \[3.7\]"),
+        (TypeError, (PROMPTS, 1), {"stop": "xy"}, "stop must be an int or integers"),
+        (TypeError, (PROMPTS, 1), {"fill": 3.7}, r"fill must be an int or integers \[k\], of 32 bits, got 3.7"),
+        (TypeError, (PROMPTS, 1), {"fill": [1, 2]}, r"fill must be one int, got \[1, 2\]"),
+        (TypeError, (PROMPTS, 1), {"top_k": 2.0}, "top_k must be an int, got 2.0"),
         (ValueError, (PROMPTS, 1), {"top_k": 0}, "top_k must be at least 1, got 0"),
         (ValueError, (PROMPTS, 1), {"top_p": 0.0}, r"top_p must be a number in \(0, 1\], got 0.0"),
         (ValueError, (PROMPTS, 1), {"min_p": 1.5}, r"min_p must be a number in \[0, 1\], got 1.5"),
