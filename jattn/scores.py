@@ -122,7 +122,9 @@ class Dot(Score):
     scale: FieldValue
 
     def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        return self._scale(query) * (query @ key.T)
+        # What is scaled after the product is not rounded where a row's maximum is subtracted from it at once (fused
+        # multiply-add): of scores above 1e5 that is not 0 where it should be, and weights do not add up to 1.
+        return (self._scale(query) * query) @ key.T
 
     def _scale(self, query: jax.Array) -> FieldValue:
         return query.shape[-1] ** -0.5 if self.scale is None else self.scale
@@ -157,7 +159,7 @@ class General(Score):
     scale: FieldValue
 
     def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        return self.scale * (query @ self.w @ key.T)
+        return (self.scale * (query @ self.w)) @ key.T
 
     def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         return Reduced(_project(query, self.w), key, Product(self.scale))
@@ -192,7 +194,7 @@ class Cosine(Score):
     scale: FieldValue
 
     def __call__(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        return self.scale * (_unit(query) @ _unit(key).T)
+        return (self.scale * _unit(query)) @ _unit(key).T
 
     def reduce(self, query: jax.Array, key: jax.Array) -> Reduced:
         return Reduced(_unit(query), _unit(key), Product(self.scale))

@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jattn
-from jattn import masks, scores
+from jattn import masks, normalizers, scores
 from tests.cases import Draw, Sizes
 from tests.evaluate import QUICK
-from tests.tolerances import assert_close
+from tests.tolerances import TOLERANCES, assert_close
 
 SIZES = Sizes()  # four query heads on two key heads
 M = 6
@@ -261,3 +261,19 @@ def test_a_nan_that_is_seen_reaches_the_gradient(name):
     assert np.isnan(of(w)[0, 1, 1]).all()
     assert np.isfinite(of(w)[0, 0]).all()
     assert np.isnan(jax.grad(lambda w: jnp.sum(of(w) ** 2))(w)).any()
+
+
+@pytest.mark.parametrize("size", [1e5, 1e10, 1e20])
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "entmax15", "sigmoid"])
+@pytest.mark.parametrize("score", [scores.dot(), scores.general(np.eye(8, dtype="float32"), 0.3)])
+def test_one_score_far_above_the_others_takes_all(score, name, size):
+    """As the definition computes it: a product that is scaled after its sum would not be the same number twice."""
+    random = np.random.default_rng(1)
+    q, k, v = (jnp.asarray(random.standard_normal((1, n, 1, 8)), jnp.float32) for n in (5, 7, 7))
+    given = {"score": score, "normalizer": getattr(normalizers, name)(), "implementation": "reference"}
+    best = jax.nn.one_hot(jnp.argmax(q[0, :, 0] @ k[0, :, 0].T, -1), 7)
+    if name == "sigmoid":
+        best = (q[0, :, 0] @ k[0, :, 0].T > 0).astype(jnp.float32)
+    out, pull = jax.vjp(lambda q: jattn.attention(q, k, v, **given), q * size)
+    assert_close(out[0, :, 0], best @ v[0, :, 0], TOLERANCES["float32"].value)
+    assert_close(pull(jnp.ones_like(out))[0], jnp.zeros_like(q), TOLERANCES["float32"].value)

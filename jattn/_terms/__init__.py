@@ -20,6 +20,7 @@ from jattn._terms.term import Signature as Signature
 from jattn._terms.term import Term as Term
 from jattn._terms.term import Terms as Terms
 from jattn._terms.term import bind as bind
+from jattn._terms.term import finite as finite
 from jattn._terms.term import lift as lift
 from jattn._terms.term import modified as modified
 from jattn._terms.term import split as split

@@ -48,6 +48,10 @@ class PlacedMod(mods.Mod):
     def finite(self) -> bool:
         return self.mod.finite
 
+    @property
+    def affine(self) -> bool:
+        return self.mod.affine
+
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         del i, j
         return self.mod(score, self.i, self.j)

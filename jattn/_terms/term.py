@@ -143,7 +143,7 @@ class Terms(Term):
         live = fresh
         if masked and self.mask is not None:
             live = self.attends(i, j) & fresh
-        if live is not True and not all(mod.finite for mod in self.mods):
+        if live is not True and not finite(self.mods):
             # The same number, whose derivative is 0 where the pair is hidden: log(i - j + 1) has none there.
             score = jnp.where(live, score, jax.lax.stop_gradient(score))
         score = modified(score, self.mods, *self.offsets.at(i, j))
@@ -178,6 +178,20 @@ class Terms(Term):
 def _whole(result: jax.Array, tile: jax.Array) -> jax.Array:
     """What a term makes of a tile, as large as it: what depends on i alone, say, is the same along a row."""
     return result if result.shape == tile.shape else jnp.broadcast_to(result, tile.shape)
+
+
+def finite(mods: Iterable[Mod]) -> bool:
+    """Whether a gradient of 0 stays 0 on its way back through mods, whatever stands in their operands.
+
+    So it is where derivatives are finite, but for one that the score is part of (that of a soft cap), once an operand
+    is part of the score: it may be NaN where a pair is hidden.
+    """
+    held = False
+    for mod in mods:
+        if not mod.finite or (held and not mod.affine):
+            return False
+        held = held or bool(jax.tree.leaves(mod))
+    return True
 
 
 def modified(score: jax.Array, mods: Iterable[Mod], i: jax.Array, j: jax.Array) -> jax.Array:

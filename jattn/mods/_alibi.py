@@ -16,7 +16,7 @@ from jattn.mods._mod import Mod
 class Alibi(Mod):
     """score - slope * abs(i - j)."""
 
-    finite = True
+    finite = affine = True
 
     slopes: FieldValue
 

@@ -15,7 +15,7 @@ class Bias(Mod):
     """score + array."""
 
     hides = True
-    finite = True
+    finite = affine = True
 
     array: FieldValue
 

@@ -20,7 +20,7 @@ from jattn.mods._mod import Mod
 class Bucketed(Mod):
     """A mod that looks j - i up in a table."""
 
-    finite = True
+    finite = affine = True
 
     name = "mods.relative"
 

@@ -28,6 +28,9 @@ class Mod(Term):
     finite: bool = False
     """Whether it has a finite derivative at every pair, of finite scores and operands; if not, what it has at hidden
     pairs is kept from the gradients, which costs a selection."""
+    affine: bool = False
+    """Whether that derivative is the same whatever the score is.  If not, it is finite of finite scores alone, and what
+    a mod before it adds may not be."""
 
     def __call__(self, score: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
         """The new score `[bt, bs]`, of one head: score in float32 or wider, positions i `[bt, 1]`, j `[1, bs]`."""

@@ -35,6 +35,9 @@ def _times(x, i, j, scale):
 def _terms(defined):
     """Named calls whose terms are `defined` at hidden pairs, or not."""
     least, unseen = (0, 1.0) if defined else (-S, jnp.nan)
+    of_keys = jnp.where(jnp.arange(S) < UNTIL[:, None], jnp.cos(jnp.arange(S)), unseen)
+    of_rows = jnp.where(jnp.arange(T) < 20, jnp.arange(T) + jnp.ones((2, 1)), unseen)
+    some_rows = masks.function(lambda i, j: i < 20)
     root = mods.function(lambda s, i, j: s * jnp.sqrt(_far(i, j, least)))
     flat = mods.function(lambda s, i, j: jnp.sqrt(jnp.abs(s) * (1 + _far(i, j, least))))
     weigh = gates.function(lambda w, i, j: w * jnp.sqrt(_far(i, j, least)))
@@ -46,6 +49,9 @@ def _terms(defined):
         "gates-of-a-dropout": {"mask": masks.causal(), "gates": (weigh,), "dropout": gates.dropout(0.3, 1)},
         "mod-of-keys": {"mask": masks.lengths(UNTIL), "mods": (mods.function(_times, _scales(unseen)),)},
         "gate-of-keys": {"mask": masks.lengths(UNTIL), "gates": (gates.function(_times, _scales(unseen)),)},
+        "cap-after-a-bias": {"mask": masks.lengths(UNTIL), "mods": (mods.bias(of_keys, "bs"), mods.softcap(2.0))},
+        "cap-after-a-bias-of-rows": {"mask": some_rows, "mods": (mods.bias(of_rows, "bt"), mods.softcap(2.0))},
+        "centres": {"mask": some_rows, "gates": (gates.gaussian(of_rows, 9.0),)},
         "run-time": {"mask": masks.causal(jnp.int32(0)) & masks.lengths(UNTIL), "mods": (root,), "gates": (weigh,)},
     }
 

@@ -82,8 +82,10 @@ def _backward(
             delta = jnp.where(alive, delta, 0)
             p = jax.lax.optimization_barrier(probabilities(hide(scores, shown), tile_lse, tile_remainder))
             w, gates_pull = jax.vjp(walk.weights(tile), p, tiles)
-            dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dp, dtiles_gates = gates_pull(walk.products.scores(upstream, value))
+            if walk.terms.gates:  # what one makes of a row that sees nothing may be NaN
+                w, dp = (jnp.where(alive[..., None], x, 0) for x in (w, dp))
+            dv = walk.put_key(here, dv, walk.products.columns(w, upstream))
             dquery, dkey, dtiles = pull(p * (dp - delta[..., None]))
             dk = walk.put_key(here, dk, dkey)
             doperands = [

@@ -178,7 +178,7 @@ class Walk:
 
     def derivative(self, ds: jax.Array, shown: jax.Array | None) -> jax.Array:
         """Derivatives of a tile's scores, 0 where pairs are not `shown`: a mod may have none there."""
-        return ds if shown is None or all(mod.finite for mod in self.terms.mods) else jnp.where(shown, ds, 0)
+        return ds if shown is None or _terms.finite(self.terms.mods) else jnp.where(shown, ds, 0)
 
     def seen(self, tile: VisitedTile, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.

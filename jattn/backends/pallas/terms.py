@@ -15,7 +15,7 @@ from jattn_kernels.tiles.functions import LOG2E, TileFunctions
 from jattn_kernels.tiles.work import HasLengths
 
 from jattn import _terms, masks
-from jattn._terms import AnyArray, FieldValue, Offsets, Operand, term
+from jattn._terms import AnyArray, FieldValue, Offsets, Operand, finite, term
 from jattn._terms.moved import moved
 from jattn._terms.reach import Span, span
 from jattn.backends.batches import spread
@@ -46,7 +46,7 @@ def scales_scores(spec: Spec) -> bool:
 class Times(Mod):
     """score * a number: a scale that is learned."""
 
-    finite = True
+    finite = affine = True
 
     scale: FieldValue
 
@@ -59,7 +59,7 @@ class DiagonalBias(Mod):
     """score + a strip of numbers along diagonals: what `Relative` becomes."""
 
     hides = True
-    finite = True
+    finite = affine = True
 
     strip: FieldValue
     lead: FieldValue  # how far the first query stands beyond the first key: the strip is not by terms' positions
@@ -192,7 +192,7 @@ class TileTerms:
         )
         self.slots, self.tree = jax.tree.flatten(terms, is_leaf=lambda x: isinstance(x, Operand))
         self.has_mods, self.has_gates = bool(terms.mods), bool(terms.gates)
-        self.finite = all(mod.finite for mod in terms.mods)
+        self.finite = finite(terms.mods)
         self.frame, self.span, self.lead = frame, span(moved(terms_of(spec))), lead
         # float32 says exactly how large scores are, and mods may make them as large as they like
         self.natural = self.has_mods or spec.dtype == jnp.float32

@@ -26,7 +26,7 @@ class LookedUpDiagonalBias(Mod):
     """score + a strip of numbers along diagonals, looked up at j - i: what `Relative` becomes."""
 
     hides = True
-    finite = True
+    finite = affine = True
 
     strip: FieldValue
     lead: FieldValue
