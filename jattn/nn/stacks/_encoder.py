@@ -43,6 +43,8 @@ class Encoder(nnx.Module):
     Blocks of several kinds take turns: a `pattern` of p says what is different about each, and layer n is of kind
     n % p.  Layers after the last whole turn are blocks of their own.
 
+    What a call changes in blocks (statistics of a norm, what an MLP sows) is there after it, with the axis of turns.
+
     Args:
       features: width of x and of the output.
       heads: query heads.
@@ -180,38 +182,34 @@ class Encoder(nnx.Module):
         first, last = (None, None) if keys is None else jnp.split(keys, [self.layers - len(self.rest)])
         out: Array = jnp.asarray(x)
         if kinds:
-            turn, streams, state = self._turn(self.blocks, context, call)
+            turn, state = self._turn(self.blocks, context, call)
             first = None if first is None else first.reshape(-1, kinds)
-            out, streams = jax.lax.scan(lambda x, layer: turn(x, *layer), out, (streams, state, first))
-            self._drawn(self.blocks, streams, keys, deterministic)
+            out, changed = jax.lax.scan(lambda x, layer: turn(x, *layer), out, (state, first))
+            _keep(self.blocks, changed)
         if self.rest:
-            turn, streams, state = self._turn(self.rest, context, call)
-            out, streams = turn(out, streams, state, last)
-            self._drawn(self.rest, streams, keys, deterministic)
+            turn, state = self._turn(self.rest, context, call)
+            out, changed = turn(out, state, last)
+            _keep(self.rest, changed)
         return out if self.norm is None else self.norm(out)
 
     def _turn(self, blocks: nnx.List[TransformerBlock], context: AnyArray | None, call: dict[str, Any]) -> Any:
-        """Blocks as a function of x, their streams of dropout, their other arrays and keys; and those arrays.
+        """Blocks as a function of x, their arrays and keys, which gives what it has changed too; and those arrays.
 
         It is pure, so that it can be scanned and rematerialised inside whatever transformation the stack is called in.
         """
-        graph, streams, state = nnx.split(blocks, nnx.RngState, ...)
+        graph, state = nnx.split(blocks)
 
-        def turn(x: Array, streams: nnx.State, state: nnx.State, keys: Array | None) -> tuple[Array, nnx.State]:
-            merged = nnx.merge(graph, streams, state)
+        def turn(x: Array, state: nnx.State, keys: Array | None) -> tuple[Array, nnx.State]:
+            merged = nnx.merge(graph, state)
+            before = _variables(merged)
             for n, block in enumerate(merged):
                 x = block(x, context, rngs=None if keys is None else nnx.Rngs(dropout=keys[n]), **call)
-            return x, nnx.state(merged, nnx.RngState)
+            # How far a stream of dropout has come, statistics of a norm, a loss that an MLP sows.
+            after = _variables(merged)
+            unchanged = {path for path, x in after.items() if path in before and before[path] is x}
+            return x, nnx.state(merged, lambda path, _: path not in unchanged)
 
-        return jax.checkpoint(turn) if self.remat else turn, streams, state
-
-    def _drawn(
-        self, blocks: nnx.List[TransformerBlock], streams: nnx.State, keys: Array | None, deterministic: bool | None
-    ) -> None:
-        """Keeps how far the blocks' own streams have come, where they were drawn from."""
-        off = all(x.attention.deterministic for x in blocks) if deterministic is None else deterministic
-        if self.dropout and keys is None and not off:
-            nnx.update(blocks, streams)
+        return jax.checkpoint(turn) if self.remat else turn, state
 
     def _mods(self, mods: Mods) -> tuple[mods_.Mod, ...]:
         """Those that the blocks share, and those of the call."""
@@ -225,3 +223,14 @@ class Encoder(nnx.Module):
         if isinstance(rngs, nnx.Rngs):
             return jax.random.split(rngs["dropout"](), self.layers) if _dropout.feeds(rngs) else None
         return jax.random.split(rngs(), self.layers)
+
+
+def _variables(blocks: nnx.List[TransformerBlock]) -> dict[Any, Any]:
+    """What each variable holds, by its path."""
+    return {path: x.get_raw_value() for path, x in nnx.to_flat_state(nnx.state(blocks))}
+
+
+def _keep(blocks: nnx.List[TransformerBlock], changed: nnx.State) -> None:
+    """Writes what blocks have changed; nothing where they have not, as a stack may be called where nobody may write."""
+    if jax.tree.leaves(changed):
+        nnx.update(blocks, changed)

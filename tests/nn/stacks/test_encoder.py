@@ -1,5 +1,6 @@
 """Encoders: against their blocks one after the other, how these start and what they share, dropout, errors."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
@@ -65,3 +66,35 @@ def test_errors():
         Encoder(F, H, 1, positional=mods.softcap(1.0), rngs=rngs)  # pyright: ignore[reportArgumentType]  # wrong on purpose
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         Encoder(F, H, 0, rngs=rngs)
+
+
+class _Counting(nnx.Module):
+    """An MLP that draws, counts its calls and sows."""
+
+    def __init__(self, features, *, dtype=None, param_dtype=None, rngs):
+        del features, dtype, param_dtype
+        self.dropout, self.calls = nnx.Dropout(0.5, rngs=rngs), nnx.Variable(jnp.zeros(()))
+
+    def __call__(self, x):
+        self.calls[...] = self.calls[...] + 1
+        self.sow(nnx.Intermediate, "loss", jnp.sum(x))
+        return self.dropout(x)
+
+
+@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
+@pytest.mark.parametrize("remat", [False, True])
+def test_what_blocks_change_is_kept(remat):
+    options = {"pattern": ({}, {}), "mlp": _Counting, "norm": nnx.BatchNorm, "remat": remat}
+    encoder, x = Encoder(16, 4, 5, **options, rngs=nnx.Rngs(0)), jnp.ones((2, 3, 16)) + jnp.arange(3)[:, None]
+    assert not jnp.array_equal(encoder(x), nnx.jit(lambda encoder, x: encoder(x))(encoder, x))
+    for block, shape in [*((one, (2,)) for one in encoder.blocks), (encoder.rest[0], ())]:
+        chex.assert_trees_all_equal(block.mlp.calls[...], jnp.full(shape, 2.0))
+        assert [loss.shape for loss in block.mlp.loss.get_value()] == [shape] * 2
+        assert jnp.all(jnp.any(block.attention_norm.mean[...] != 0, -1))
+
+
+def test_where_nothing_changes_nothing_is_written():
+    """So that a stack that only reads may be closed over."""
+    encoder, x = Encoder(16, 4, 2, dropout=0.5, rngs=nnx.Rngs(0)), jnp.ones((2, 3, 16))
+    encoder.eval()
+    chex.assert_trees_all_close(jax.jit(lambda x: encoder(x))(x), encoder(x), rtol=1e-5)
