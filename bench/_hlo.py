@@ -26,8 +26,26 @@ def between(optimised: str) -> list[int]:
             moved.append(2 * sizes[name])
         elif op not in _FREE | _LEFT_OUT and not op.endswith(("-start", "-update")):
             operands = re.findall(r"%([^\s,()]+)", rest.partition(")")[0])
-            moved.append(sizes[name] + sum(sizes.get(one, 0) for one in operands))
+            called = re.search(r"calls=%([^\s,]+)", rest)
+            parts = _parts_read(optimised, called[1]) if called else {}
+            moved.append(sizes[name] + sum(parts.get(n, sizes.get(one, 0)) for n, one in enumerate(operands)))
     return moved
+
+
+def _parts_read(optimised: str, computation: str) -> dict[int, int]:
+    """Of which parameters a fusion reads slices or gathers alone, and how many bytes those have."""
+    body = optimised[optimised.index(f"\n%{computation} (") :].partition("\n}")[0].splitlines()
+    lines = [match.groups() for match in filter(None, map(_INSTRUCTION.match, body))]
+    found = {}
+    for name, _, op, rest in lines:
+        users = [x for x in lines if re.search(rf"%{re.escape(name)}[,)]", x[3])]
+        if (
+            op == "parameter"
+            and users
+            and all(x[2] in ("gather", "dynamic-slice") and x[3].startswith(f"%{name},") for x in users)
+        ):
+            found[int(rest.partition(")")[0])] = sum(_bytes(*y) for x in users for y in _ARRAY.findall(x[1]))
+    return found
 
 
 def _bytes(element: str, axes: str) -> int:
