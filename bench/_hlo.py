@@ -34,7 +34,7 @@ def between(optimised: str) -> list[int]:
 
 def _parts_read(optimised: str, computation: str) -> dict[int, int]:
     """Of which parameters a fusion reads slices or gathers alone, and how many bytes those have."""
-    body = optimised[optimised.index(f"\n%{computation} (") :].partition("\n}")[0].splitlines()
+    body = optimised.partition(f"\n%{computation} (")[2].partition("\n}")[0].splitlines()
     lines = [match.groups() for match in filter(None, map(_INSTRUCTION.match, body))]
     found = {}
     for name, _, op, rest in lines:

@@ -135,7 +135,7 @@ def _trace(
             traced = jax.make_jaxpr(one)(tiles, *arguments)
     except (jax.errors.TracerBoolConversionError, ValueError) as error:
         if "truth value" not in str(error) and not isinstance(error, jax.errors.TracerBoolConversionError):
-            raise
+            raise _of_shapes(who, error) or error from None
         raise TypeError(
             f"{who} uses `and`, `or`, `not` or `if` on arrays: positions and scores come as tiles,"
             " so use & | ~ and jnp.where"
@@ -143,7 +143,7 @@ def _trace(
     except TypeError as error:
         conversions = jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError
         if not isinstance(error, conversions) and "can be converted to" not in str(error):
-            raise
+            raise _of_shapes(who, error) or error from None
         raise TypeError(
             f"{who} uses NumPy, a list's index or a number's conversion on positions or scores, which are traced tiles:"
             " take jax.numpy, and jnp.asarray(table)[i] to look something up"
@@ -266,8 +266,24 @@ def _check_bucket(who: str, closure: Closure, held: tuple[_Description, ...]) ->
         raise TypeError(f"{who} must map integers [n] to as many, returns {out.dtype}{_shown(out.shape)}")
 
 
+def _of_shapes(who: str, error: Exception) -> ValueError | None:
+    """What to raise where shapes do not go with a tile's; None where the error does not speak of one."""
+    words = _named(str(error)).rstrip(".")
+    if words == str(error).rstrip("."):
+        return None
+    return ValueError(
+        f"{who} does not go with a tile [bt, bs]: {words}. An array with axes of the call is given to the function as"
+        " an operand, made with jattn.operand(array, axes), and arrives cut to the tile"
+    )
+
+
 def _shown(shape: Sequence[int]) -> str:
-    return str(list(shape)).replace(str(ROWS), "bt").replace(str(COLUMNS), "bs")
+    return _named(str(list(shape)))
+
+
+def _named(words: str) -> str:
+    """Words in which the tile's lengths have their names."""
+    return words.replace(str(ROWS), "bt").replace(str(COLUMNS), "bs")
 
 
 def primitives(jaxpr: Jaxpr) -> set[str]:

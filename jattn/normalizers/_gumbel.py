@@ -82,6 +82,6 @@ def gumbel(key: jax.Array, temperature: ArrayLike = 1.0, hard: bool = False) -> 
         raise ValueError(f"temperature must be > 0, got {divisor}")
     try:
         seed = jax.random.bits(key, (), "uint32")
-    except TypeError:
+    except (TypeError, ValueError):
         raise TypeError(f"key must be one jax.random key, got {key!r}") from None
     return Gumbel(GumbelNoise(counter_hash.seed(seed), divisor), bool(hard))

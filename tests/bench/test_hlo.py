@@ -18,3 +18,24 @@ ENTRY %main {
 }
 """
     assert between(text) == [64 + 64, 2 * 64, 8 * 4 + 128 + 64]
+
+
+def test_of_what_a_fusion_gathers_the_rows_are_counted():
+    text = """HloModule m
+
+%rows (p: f32[100,8], at: s32[2,1], all: f32[2,8]) -> f32[2,8] {
+  %p = f32[100,8]{1,0} parameter(0)
+  %at = s32[2,1]{1,0} parameter(1)
+  %all = f32[2,8]{1,0} parameter(2)
+  %some = f32[2,8]{1,0} gather(%p, %at), offset_dims={1}
+  ROOT %sum = f32[2,8]{1,0} add(%some, %all)
+}
+
+ENTRY %main {
+  %x = f32[100,8]{1,0} parameter(0)
+  %n = s32[2,1]{1,0} parameter(1)
+  %y = f32[2,8]{1,0} parameter(2)
+  ROOT %f = f32[2,8]{1,0} fusion(%x, %n, %y), kind=kLoop, calls=%rows
+}
+"""
+    assert between(text) == [64 + 64 + 8 + 64]

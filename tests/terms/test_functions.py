@@ -51,6 +51,11 @@ BAD = {
     "mod of a list": (attend(mods=mods.function(lambda s, i, j: [s])), TypeError, ["one array", "list"]),
     "mod of text": (attend(mods=mods.function(lambda s, i, j: "s")), TypeError, ["one array", "str"]),
     "mask with and": (attend(mask=masks.function(lambda i, j: i < 3 and j < 4)), TypeError, ["& | ~"]),
+    "mod of an array without axes": (attend(mods=mods.function(lambda s, i, j, x: s + x, np.ones(5, np.float32))), ValueError,
+                                     ["mods.function", "tile [bt, bs]", "(bt, bs), (5,)", "jattn.operand(array, axes)"]),
+    "gate of an array without axes": (attend(gates=gates.function(lambda w, i, j, x: w * x, np.ones((4, 4), np.float32))),
+                                      ValueError, ["gates.function", "tile [bt, bs]", "jattn.operand(array, axes)"]),
+    "several keys": (lambda: normalizers.gumbel(jax.random.split(KEY)), TypeError, ["one jax.random key"]),
     # normalisers of a user's own
     "one weight a row": (attend(normalizer=normalizers.function(lambda s: s.max(-1, keepdims=True))), ValueError,
                          ["normalizers.function", "weights [bt, s]", "[bt, 1]"]),
