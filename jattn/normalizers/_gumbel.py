@@ -83,5 +83,6 @@ def gumbel(key: jax.Array, temperature: ArrayLike = 1.0, hard: bool = False) -> 
     try:
         seed = jax.random.bits(key, (), "uint32")
     except (TypeError, ValueError):
-        raise TypeError(f"key must be one jax.random key, got {key!r}") from None
+        got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+        raise TypeError(f"key must be one jax.random key, got {got}") from None
     return Gumbel(GumbelNoise(counter_hash.seed(seed), divisor), bool(hard))

@@ -7,7 +7,17 @@ import pytest
 from flax import nnx
 
 from jattn import gates, masks, mods, normalizers, operand, scores
-from jattn.nn import Cache, Decoder, EncoderDecoder, Latent, LocalAttention, MultiHeadAttention, TransformerBlock
+from jattn.nn import (
+    Cache,
+    Decoder,
+    DynamicScaling,
+    EncoderDecoder,
+    Latent,
+    LocalAttention,
+    MultiHeadAttention,
+    Rotary,
+    TransformerBlock,
+)
 from tests.layers import LOOSE, TIGHT, normal, randomised, traced_once
 from tests.tolerances import assert_close
 
@@ -116,6 +126,16 @@ def test_prompts_of_several_lengths_go_on_from_their_ends():
     want = layer(x)
     assert_close(out, jnp.stack([want[0, 2:5], want[1, 4:7]]), LOOSE)
     assert cache.length.tolist() == [5, 7]
+
+
+def test_padding_makes_no_text_longer():
+    """To an embedding that scales by the text's length."""
+    rotary = Rotary(scaling=DynamicScaling(8.0, 4))
+    layer, x = MultiHeadAttention(16, 4, mask=masks.causal(), rotary=rotary, rngs=nnx.Rngs(0)), normal((2, 12, 16))
+    got, _ = layer.decode(x, layer.cache(12, 2), lengths=jnp.array([6, 3]))
+    want, _ = layer.decode(x[:, :6], layer.cache(12, 2), lengths=jnp.array([6, 3]))
+    assert_close(got[0, :6], want[0], LOOSE)
+    assert_close(got[1, :3], want[1, :3], LOOSE)
 
 
 def test_positions_of_the_rotary_embedding():
