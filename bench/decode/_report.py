@@ -83,7 +83,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
                 *zip(*points, strict=True), dashes, marker="o", color=f"C{n % 10}", label=label
             ) if points else None
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_ylim(top=max(1.25, axes.get_ylim()[1]))  # a tick beside that of 1
         axes.set(xscale="log", yscale="log", xlabel="keys in the cache", title=f"{panel[0]}, batch {panel[1]}")
         axes.set_xticks(fills := sorted({row.case.fill for row in rows}), [str(fill) for fill in fills])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5)))
@@ -91,5 +90,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend(fontsize="x-small")
-    figure.axes[0].set_ylabel("time of a step / time of its bytes")
+    first = figure.axes[0]
+    first.set_ylabel("time of a step / time of its bytes")
+    first.set_ylim(top=max(1.25, first.get_ylim()[1]))  # a tick beside that of 1; once all is drawn, else panels are cut
     figure.savefig(path)
