@@ -124,9 +124,8 @@ def step(
     drafts = tree(parents, lead, t) if parents is not None and t else None
     deep = places if drafts is None else cache.length[..., None] + drafts.depth
     angles = deep if positions is None else positions
-    if (
-        positions is None and taken is not None
-    ):  # rows past the end would make a text longer to who scales by its length
+    if positions is None and taken is not None:
+        # Rows past an example's end would make the text longer to an embedding that scales by its length.
         angles = jnp.minimum(deep, (cache.length + taken - 1)[..., None])
     query = projections.queries(x, angles)
     left = _window(own, cache)
