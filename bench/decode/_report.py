@@ -92,5 +92,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         axes.legend(fontsize="x-small")
     first = figure.axes[0]
     first.set_ylabel("time of a step / time of its bytes")
-    first.set_ylim(top=max(1.25, first.get_ylim()[1]))  # a tick beside that of 1; once all is drawn, else panels are cut
+    # A tick beside that of 1; once all is drawn, since panels share their limits.
+    first.set_ylim(top=max(1.25, first.get_ylim()[1]))
     figure.savefig(path)
