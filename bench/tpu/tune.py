@@ -82,6 +82,8 @@ def candidates(case: Case) -> dict[str, list[Fields]]:
         tiles = [(1024, 2048, 512, 512), (2048, 2048, 512, 512), (2048, 2048, 2048, 256)]
     else:
         tiles = [(1024, 2048, 512, 512), (1024, 1024, 512, 512), (2048, 2048, 512, 512)]
+        if case.mask == "full":
+            tiles += [(1024, 4096, 512, 256), (2048, 4096, 512, 256), (2048, 4096, 512, 512)]
     options = {"wide": True} if wide_unit else {"newton": True}
     forward = [
         {"query": q, "key": k, "step": step, "rows": rows, "grain": grain, **options}
