@@ -6,6 +6,7 @@ Axis letters are those of the library: b batch, t query length (here also the ke
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench._passes import DIRECTIONS, flops
 
@@ -15,13 +16,19 @@ MASKS = ("full", "causal", "window")
 WINDOW = 1024  # keys that a query of the window mask attends to: itself and the 1023 before it
 QUICK = ("v5e-full-t2048-d128-fwd", "v5e-causal-t2048-d128-fwd", "v6e-causal-t4096-d256-fwdbwd")
 
+Setting = dict[str, Any]  # of a contender, in a form that JSON keeps
+
 _WINDOW_SHAPE = SHAPES[1]
 _WORK = 128 * 2048**2  # b * h * t^2 up to which all heads are walked
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a chip, a mask, a shape, and whether the gradients are taken as well."""
+    """One row: a chip, a mask, a shape, and whether the gradients are taken as well.
+
+    The direction is `fwd`, `fwdbwd`, or of a part of a call with gradients `lse`, the forward, which keeps the
+    logsumexp, or `bwd`, the backward.
+    """
 
     chip: str
     mask: str

@@ -14,8 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench._paths import ROOT
-from bench.tpu._cases import Case
-from bench.tpu._contenders import Setting
+from bench.tpu._cases import Case, Setting
 
 # Without these XLA moves the operands of a small problem into on-chip memory before the kernel starts, where those of a
 # large one would not fit: for v5e and v5p, for v6e and tpu7x, and for v4.

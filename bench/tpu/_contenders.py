@@ -3,20 +3,18 @@
 A contender makes a program for a case and a setting. Settings are dictionaries that JSON can hold.
 """
 
-import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bench.tpu._cases import WINDOW, Case
+from bench.tpu._bounds import Known, hopeless
+from bench.tpu._cases import WINDOW, Case, Setting
 from bench.tpu._published import PLAIN, Published, published
 
-Setting = dict[str, Any]
 Tiles = Sequence[int]
 Program = tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
 
@@ -25,30 +23,32 @@ Program = tuple[Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
 class Contender:
     """One library.
 
-    `package` is what has to be installed. `settings(case)` are those of which the best counts, `near(case)` those of
-    them that are worth a count in any run; `program(case, setting)` is a function and the shapes of its arguments.
-    `split(setting)` is what the forward and the backward kernels of one call must share: the best of each is taken on
-    its own within it. `cached` says whether results may be kept.
+    `package` is what has to be installed. `parts(case)` are what is counted for a case, each with settings of its own,
+    and the program of the last is the whole call: XLA's part is taken from it. `settings(part)` are those of which the
+    best counts, first `near(part)`, those of them that are worth a count in any run; `program(part, setting)` is a
+    function and the shapes of its arguments. `hopeless(part, setting, settings, known)` says whether by the answers
+    that are `known` a setting cannot be the best of the settings. `cached` says whether results may be kept.
     """
 
     name: str
     package: str
     settings: Callable[[Case], list[Setting]]
     program: Callable[[Case, Setting], Program]
+    parts: Callable[[Case], Sequence[Case]] = lambda case: (case,)
     near: Callable[[Case], Sequence[Setting]] = lambda case: ()
-    split: Callable[[Setting], str] = str
+    hopeless: Callable[[Case, Setting, Sequence[Setting], Known], bool] = lambda part, setting, settings, known: False
     cached: bool = False
 
 
-def differentiated(case: Case, attend: Callable[..., Any], shape: tuple[int, ...]) -> Program:
-    """attend(q, k, v), with the backward also the gradients of sum(out * g), of bfloat16 arrays of that shape."""
+def differentiated(attend: Callable[..., Any], shape: tuple[int, ...], backward: bool) -> Program:
+    """attend(q, k, v), with `backward` also the gradients of sum(out * g), of bfloat16 arrays of that shape."""
 
     def forward_backward(q: jax.Array, k: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
         out, pull_back = jax.vjp(attend, q, k, v)
         return out, *pull_back(g)
 
     array = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-    return (forward_backward, [array] * 4) if case.backward else (attend, [array] * 3)
+    return (forward_backward, [array] * 4) if backward else (attend, [array] * 3)
 
 
 def jattn_program(case: Case, setting: Setting) -> Program:
@@ -64,12 +64,12 @@ def jattn_program(case: Case, setting: Setting) -> Program:
     mask = {"full": None, "causal": masks.causal(), "window": masks.causal() & masks.window(left=WINDOW - 1)}[case.mask]
     forward, backward = (TileSizes(**setting[x]) if x in setting else None for x in tables.PASSES)
     settings = Settings(forward, backward)
-    backend = dataclasses.replace(PALLAS_TPU, settings=settings)
+    backend = replace(PALLAS_TPU, settings=settings)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return jattn.attention(q, k, v, mask=mask, implementation=backend)
 
-    return differentiated(case, attend, (case.b, case.t, case.h, case.d))
+    return differentiated(attend, (case.b, case.t, case.h, case.d), case.backward)
 
 
 _TRIED = {  # query block, key block, keys a step; which of q, k, v are [d, t]; the experimental scheduler
@@ -106,64 +106,64 @@ _TRIED = {  # query block, key block, keys a step; which of q, k, v are [d, t]; 
 }
 _SEQ_MINOR = 2  # how the cache writes that an operand is [d, t]
 _LARGE = [((4096, 4096, 256), ""), ((4096, 4096, 256), "k"), ((4096, 4096, 512), ""), ((4096, 2048, 512), "")]
+_SMALL = (512, 512, 512)  # forward tiles that compile in little time
 
 
-def splash_settings(case: Case) -> list[Setting]:
+def splash_parts(case: Case) -> Sequence[Case]:
+    """Of a call with gradients the forward, which keeps the logsumexp, and the backward: tokamax's attention gives each
+    a setting of its own."""
+    return [replace(case, direction=one) for one in (("lse", "bwd") if case.backward else (case.direction,))]
+
+
+def splash_settings(part: Case) -> list[Setting]:
     """All that count: `near_settings`, then tiles of 4096 and the rest of tokamax's tuning cache, each with both
     schedulers."""
-    forwards, backwards = _named(published())
-    far = _combined(case, [*_LARGE, *forwards], [*(tiles for tiles, _ in _LARGE), *backwards])
-    return _distinct([*near_settings(case), *far])
+    return _distinct([*near_settings(part), *_scheduled(part, [*_LARGE, *_named(part, published())])])
 
 
-def near_settings(case: Case) -> list[Setting]:
+def near_settings(part: Case) -> list[Setting]:
     """Eight that were best somewhere, or near it, among some thirty tried; and what tokamax's tuning cache names for
     this length, width and mask, with both schedulers. A window takes what is named for a causal mask."""
-    tried = [_setting(case, one[:3], one[:3], *one[3:]) for one in _TRIED[case.mask]]
-    mask = "full" if case.mask == "full" else "causal"
-    near = [one for one in published() if (one.case.t, one.case.d, one.case.mask) == (case.t, case.d, mask)]
-    return _distinct([*tried, *_combined(case, *_named(near))])
+    tried = [_setting(part, one[:3], *one[3:]) for one in _TRIED[part.mask]]
+    mask = "full" if part.mask == "full" else "causal"
+    near = [one for one in published() if (one.case.t, one.case.d, one.case.mask) == (part.t, part.d, mask)]
+    return _distinct([*tried, *_scheduled(part, _named(part, near))])
 
 
-def _named(entries: Iterable[Published]) -> tuple[list[tuple[Tiles, str]], list[Tiles]]:
-    """The tiles and layouts of the forward entries, and the tiles of the backward ones."""
-    forwards, backwards = [], []
-    for entry in entries:
-        suffix = "_dkv" if entry.case.direction == "bwd" else ""
-        names = (f"block_q{suffix}", f"block_kv{suffix}", f"block_kv{suffix}_compute")
-        tiles = tuple(entry.config[name] for name in names)
-        if suffix:
-            backwards.append(tiles)
-        else:
-            forwards.append((tiles, "".join(one for one in "qkv" if entry.config[f"{one}_layout"] == _SEQ_MINOR)))
-    return forwards, backwards
+def _named(part: Case, entries: Iterable[Published]) -> list[tuple[Tiles, str]]:
+    """The tiles of the entries for the part's direction, and which operands are [d, t]: none in a backward, for which
+    the cache names no layouts."""
+    backward = part.direction == "bwd"
+    suffix = "_dkv" if backward else ""
+    names = (f"block_q{suffix}", f"block_kv{suffix}", f"block_kv{suffix}_compute")
+    return [
+        (
+            tuple(entry.config[name] for name in names),
+            "".join(one for one in "qkv" if not backward and entry.config[f"{one}_layout"] == _SEQ_MINOR),
+        )
+        for entry in entries
+        if (entry.case.direction == "bwd") == backward
+    ]
 
 
-def _combined(case: Case, forwards: Sequence[tuple[Tiles, str]], backwards: Sequence[Tiles]) -> list[Setting]:
-    """Both schedulers of every layout; in each, forward and backward tiles in turn, until all of both have been."""
-    settings = []
-    for transposed, scheduler in itertools.product(dict.fromkeys(one for _, one in forwards), (True, False)):
-        tiles = [one for one, layout in forwards if layout == transposed]
-        turns = max(len(tiles), len(backwards)) if case.backward else len(tiles)
-        for n in range(turns):
-            backward = backwards[n % len(backwards)] if backwards else tiles[n % len(tiles)]
-            settings.append(_setting(case, tiles[n % len(tiles)], backward, transposed, scheduler))
-    return settings
+def _scheduled(part: Case, choices: Iterable[tuple[Tiles, str]]) -> list[Setting]:
+    return [_setting(part, *one, scheduler) for one in choices for scheduler in (True, False)]
 
 
-def _setting(case: Case, tiles: Tiles, backward: Tiles, transposed: str, scheduler: bool) -> Setting:
-    """In a form that JSON keeps; the tiles of the backward only where there is one."""
-    fit = lambda sizes: [min(size, case.t) for size in sizes]
-    setting = {"tiles": fit(tiles), "transposed": transposed, "scheduler": scheduler}
-    return {**setting, "backward": fit(backward)} if case.backward else setting
+def _setting(part: Case, tiles: Tiles, transposed: str, scheduler: bool) -> Setting:
+    """In a form that JSON keeps."""
+    return {"tiles": [min(size, part.t) for size in tiles], "transposed": transposed, "scheduler": scheduler}
 
 
 def _distinct(settings: Iterable[Setting]) -> list[Setting]:
     return list({json.dumps(one, sort_keys=True): one for one in settings}.values())
 
 
-def splash_program(case: Case, setting: Setting) -> Program:
-    """tokamax's splash kernel on [b * h, t, d], its mask tables made for a static mask."""
+def splash_program(part: Case, setting: Setting) -> Program:
+    """tokamax's splash kernel on [b * h, t, d], its mask tables made for a static mask.
+
+    A backward's program is the whole call, with small tiles forward.
+    """
     from tokamax._src.ops.experimental.tpu.splash_attention import (  # pyright: ignore[reportMissingImports]
         splash_attention_kernel as splash,
     )
@@ -171,14 +171,15 @@ def splash_program(case: Case, setting: Setting) -> Program:
         splash_attention_mask as masks,
     )
 
-    block_q, block_kv, block_kv_compute = setting["tiles"]
-    block_q_dkv, block_kv_dkv, block_kv_dkv_compute = setting.get("backward", setting["tiles"])
-    square = (case.t, case.t)
+    backward = part.direction == "bwd"
+    block_q, block_kv, block_kv_compute = _SMALL if backward else setting["tiles"]
+    block_q_dkv, block_kv_dkv, block_kv_dkv_compute = setting["tiles"]
+    square = (part.t, part.t)
     mask = {
         "full": lambda: masks.FullMask(square),
         "causal": lambda: masks.CausalMask(square),
         "window": lambda: masks.LocalMask(square, window_size=(WINDOW - 1, 0), offset=0),
-    }[case.mask]()
+    }[part.mask]()
     layouts = splash.QKVLayout
     layout = {n: layouts.SEQ_MINOR if n in setting["transposed"] else layouts.HEAD_DIM_MINOR for n in "qkv"}
     config = splash.SplashConfig(
@@ -193,8 +194,8 @@ def splash_program(case: Case, setting: Setting) -> Program:
         k_layout=layout["k"],
         v_layout=layout["v"],
     )
-    attend = splash.make_splash_mha_single_device(mask, config=config)
-    return differentiated(case, attend, (case.b * case.h, case.t, case.d))
+    attend = splash.make_splash_mha_single_device(mask, config=config, save_residuals=part.direction == "lse")
+    return differentiated(attend, (part.b * part.h, part.t, part.d), backward)
 
 
 def tokamax_program(case: Case, setting: Setting) -> Program:
@@ -243,13 +244,7 @@ def decode_program(case: Case, setting: Setting) -> Program:
 JATTN = Contender("jattn", "jattn", lambda case: [{}], jattn_program)
 PEERS = {
     "splash": Contender(
-        "splash",
-        "tokamax",
-        splash_settings,
-        splash_program,
-        near_settings,
-        lambda setting: setting["transposed"],
-        cached=True,
+        "splash", "tokamax", splash_settings, splash_program, splash_parts, near_settings, hopeless, cached=True
     )
 }
 TOKAMAX = Contender("tokamax", "tokamax", lambda case: [], tokamax_program, cached=True)

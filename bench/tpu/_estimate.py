@@ -3,21 +3,28 @@
 import functools
 import importlib.metadata
 import json
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jattn_kernels.chips import TPUS, Tpu
 
 from bench import _report
-from bench.tpu._cases import Case
-from bench.tpu._contenders import Contender, Setting
+from bench.tpu._bounds import Known, Reply
+from bench.tpu._cases import Case, Setting
+from bench.tpu._contenders import Contender
 from bench.tpu._cycles import MODEL, clock
 
-Reply = Mapping[str, Any]
 Compile = Callable[[Case, str, Setting], Reply]
+
+
+class Coverage(NamedTuple):
+    """How many settings of a part were counted, how many need no count, and how many there are."""
+
+    counted: int
+    hopeless: int
+    of: int
 
 
 @dataclass(frozen=True)
@@ -26,18 +33,17 @@ class Estimate:
 
     Attributes:
         milliseconds: of all its kernels; None if none of its settings compiled.
-        end_to_end: of its kernels and what XLA does around them, at the settings that are best for both together.
+        end_to_end: of these, and the least that XLA does around them at any of the settings.
         kernels: by name, the counts, setting and milliseconds of each kernel at its best.
         errors: what kept settings from counting.
-        counted, of: how many of the contender's settings the compiler has answered for, and how many there are.
+        parts: by the direction of each part of the case, for how many settings the compiler has answered, and which.
     """
 
     milliseconds: float | None
     end_to_end: float | None = None
     kernels: Mapping[str, Mapping[str, Any]] | None = None
     errors: Sequence[str] = ()
-    counted: int = 0
-    of: int = 0
+    parts: Mapping[str, "Coverage"] = field(default_factory=dict)
 
     def utilisation(self, case: Case) -> float | None:
         """Useful flops over what the matrix units could do in that time."""
@@ -77,51 +83,67 @@ class Kept:
         """
         if not contender.cached:
             return compile_and_count(case, contender.name, setting)
-        key = f"{self.versions(contender.package)} {case.name} {case.shape} {json.dumps(setting, sort_keys=True)}"
-        if key in self.answers:
-            return self.answers[key]
-        if not fresh:
-            return None
+        known = self.known(case, contender, setting)
+        if known is not None or not fresh:
+            return known
         answer = compile_and_count(case, contender.name, setting)
         if not answer.get("died"):
-            self.answers[key] = answer
+            self.answers[self._key(case, contender, setting)] = answer
             _report.write_json(self.path, self.answers)
         return answer
 
+    def known(self, case: Case, contender: Contender, setting: Setting) -> Reply | None:
+        """The answer, if it is in the file."""
+        return self.answers.get(self._key(case, contender, setting))
 
-def estimate(case: Case, contender: Contender, count: Callable[[Case, Setting], Reply | None]) -> Estimate:
-    """Count every setting of the contender with fewer heads, scale up, and take the best.
+    def _key(self, case: Case, contender: Contender, setting: Setting) -> str:
+        return f"{self.versions(contender.package)} {case.name} {case.shape} {json.dumps(setting, sort_keys=True)}"
 
-    Settings for which `count` gives None are left out.
 
-    Forward and backward kernels take their best settings separately, among those that one call may mix.
+def estimate(
+    case: Case,
+    contender: Contender,
+    count: Callable[[Case, Setting], Reply | None],
+    known: Known = lambda case, setting: None,
+) -> Estimate:
+    """Count every setting of the contender with fewer heads, scale up, and take the best of each kernel.
+
+    Settings that are hopeless by what is known are not counted; those for which `count` gives None are left out.
     """
     walked = case.walked()
     scale = case.b * case.h / (walked.b * walked.h)
     chip = TPUS[case.chip]
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    betweens: dict[str, float] = {}
-    errors = []
-    settings = contender.settings(case)
-    answers = [(setting, answer) for setting in settings if (answer := count(walked, setting)) is not None]
-    for setting, answer in answers:
-        if "error" in answer:
-            errors.append(f"{json.dumps(setting)}: {answer['error']}")
-            continue
-        group = contender.split(setting)
-        between = 1e3 * scale * answer["between_bytes"] / chip.bandwidth
-        betweens[group] = min(between, betweens.get(group, between))
-        for name, counts in answer["kernels"].items():
-            time = milliseconds(counts, scale, chip)
-            groups[group].append({"name": name, "milliseconds": time, "setting": setting, **counts})
-    counted = {"errors": errors, "counted": len(answers), "of": len(settings)}
-    if not groups:
-        return Estimate(None, **counted)
-    bests = {group: _best(kernels) for group, kernels in groups.items()}
-    totals = {group: sum(one["milliseconds"] for one in best.values()) for group, best in bests.items()}
-    fastest = min(totals, key=totals.__getitem__)
-    end_to_end = min(total + betweens[group] for group, total in totals.items())
-    return Estimate(totals[fastest], end_to_end, bests[fastest], **counted)
+    kernels: list[dict[str, Any]] = []
+    errors: list[str] = []
+    parts: dict[str, Coverage] = {}
+    answers: list[Reply] = []
+    for part in contender.parts(walked):
+        answers = []
+        counted = hopeless = 0
+        settings = contender.settings(part)
+        for setting in settings:
+            answer = known(part, setting)
+            if answer is None and contender.hopeless(part, setting, settings, known):
+                hopeless += 1
+                continue
+            answer = answer or count(part, setting)
+            counted += answer is not None
+            if answer is None:
+                continue
+            if "error" in answer:
+                errors.append(f"{json.dumps(setting)}: {answer['error']}")
+                continue
+            answers.append(answer)
+            for name, counts in answer["kernels"].items():
+                time = milliseconds(counts, scale, chip)
+                kernels.append({"name": name, "milliseconds": time, "setting": setting, **counts})
+        parts[part.direction] = Coverage(counted, hopeless, len(settings))
+    if not answers:
+        return Estimate(None, errors=errors, parts=parts)
+    bests = _best(kernels)
+    total = sum(one["milliseconds"] for one in bests.values())
+    between = min(one["between_bytes"] for one in answers)  # in the last part's program, which is the whole call
+    return Estimate(total, total + 1e3 * scale * between / chip.bandwidth, bests, errors, parts)
 
 
 def milliseconds(counts: Mapping[str, Any], scale: float, chip: Tpu) -> float:

@@ -1,6 +1,6 @@
 """The table of `python -m bench tpu` and its summary, each figure next to its target; and the README's tables."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -101,15 +101,33 @@ def summary(rows: Sequence[Row]) -> str:
             )
             lines.append(f"{goal.label}: {met} of {len(judged)} targets met; worst: {worst.case.name}, {figures}")
     for peer in [name for name in rows[0].estimates if name != "jattn"] if rows else []:
-        counted, of = (sum(getattr(row.estimates[peer], name) for row in rows) for name in ("counted", "of"))
-        if counted < of:
-            lines.append(f"{peer}: {counted} of its {of} settings are counted; --settings all counts the others")
+        lines.append(f"{peer}: {covered([row.estimates[peer] for row in rows])}")
     for row in rows:
         for name, one in row.estimates.items():
             if one.milliseconds is None:
                 reason = one.errors[0] if one.errors else "no setting is counted"
                 lines.append(f"{row.case.name}: no estimate for {name}: {reason}")
     return "\n".join(lines)
+
+
+def covered(estimates: Iterable[Estimate]) -> str:
+    """How many of a contender's settings stand behind its estimates."""
+    parts = [part for one in estimates for part in one.parts.values()]
+    counted, hopeless, of = (sum(one[n] for one in parts) for n in range(3))
+    left = of - counted - hopeless
+    more = f"; {left} are left, which --settings all counts" if left else ""
+    return f"{counted} of its {of} settings are counted, {hopeless} cannot be the best{more}"
+
+
+COVERAGE = ("| case | peer | counted | cannot be the best | of |", "|---|---|---|---|---|")
+
+
+def coverage(case: Case, peer: str, one: Estimate) -> list[str]:
+    """Rows of the table of settings: for each part of the case how many were counted."""
+    return [
+        f"| {replace(case, direction=direction).name} | {peer} | {' | '.join(map(str, part))} |"
+        for direction, part in one.parts.items()
+    ]
 
 
 def markdown(rows: Sequence[Row], entries: Sequence[Published]) -> str:

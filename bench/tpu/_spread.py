@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from bench.tpu._cases import Case
-from bench.tpu._contenders import TOKAMAX, Setting
+from bench.tpu._cases import Case, Setting
+from bench.tpu._contenders import TOKAMAX
 from bench.tpu._estimate import Reply, estimate
 from bench.tpu._published import Published
 

@@ -18,10 +18,11 @@ from bench._passes import DIRECTIONS
 from bench._paths import OUT, ROOT
 from bench._report import facts_line, header, line, progress, write_json
 from bench.tpu import _report, _spread
-from bench.tpu._cases import CHIP_NAMES, MASKS, QUICK, SHAPES, Case, cases
+from bench.tpu._bounds import Reply
+from bench.tpu._cases import CHIP_NAMES, MASKS, QUICK, SHAPES, Case, Setting, cases
 from bench.tpu._compile import Compiler
-from bench.tpu._contenders import JATTN, PEERS, TOKAMAX, Contender, Setting
-from bench.tpu._estimate import Kept, Reply, estimate, versions
+from bench.tpu._contenders import JATTN, PEERS, TOKAMAX, Contender
+from bench.tpu._estimate import Estimate, Kept, estimate, versions
 from bench.tpu._published import Published, published
 from bench.tpu._report import Row
 
@@ -41,6 +42,8 @@ util: useful flops over the peak of the matrix units; 4 d flops for every head a
 ratio: jattn's ms over splash's; below 1, jattn is faster. splash: tokamax's kernel at the best of the settings that are
   counted, forward and backward each at its own best, causal and window with its own mask tables. Its settings: those
   of tokamax's tuning cache and tiles of 4096, with use_experimental_scheduler both ways, and eight more for every mask.
+  Not compiled are those that cannot be the best by the counts of the same setting without a mask, without the logsumexp
+  or on the chip before.
   What does not fit the on-chip memory that the compiler gives a kernel unasked is out.
 v4, v5p: one chip with two cores. 7x: one of a chip's two cores, which is one JAX device.
 Masks: full; causal; window: causal, 1024 keys a query."""
@@ -81,6 +84,8 @@ def main(
     with compiler() as one:
         if options.published:
             return _against_published(entries, one, kept, options.settings != "kept", options.out)
+        if options.coverage:
+            return _coverage(chosen, [PEERS[name] for name in peers], one, kept, options.settings, options.out)
         return _run(chosen, [JATTN, *(PEERS[name] for name in peers)], one, kept, options.settings, options.out)
 
 
@@ -96,8 +101,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--published", action="store_true", help="the times in tokamax's cache beside estimates instead"
     )
+    text = "how many settings of each peer are counted, after counting those of --settings; nothing of jattn's"
+    parser.add_argument("--coverage", action="store_true", help=text)
     parser.add_argument("--peers", type=choices(PEERS), help="default: splash, if tokamax is installed")
-    text = "of peers: those counted before; also the likely ones; or all, which takes days on one core; default: near"
+    text = "of peers: those counted before; also the likely ones; or all, which takes hours; default: near"
     parser.add_argument("--settings", choices=("kept", "near", "all"), default="near", help=text)
     parser.add_argument("--filter", default="", metavar="SUBSTR", help="cases whose name has it")
     parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="default: bench/out")
@@ -132,12 +139,12 @@ def _run(
     bar = progress(chosen)
     for case in bar:
         bar.set_postfix_str(case.name)
-        rows.append(_row(case, contenders, compiler, kept, settings))
+        rows.append(Row(case, {one.name: _estimate(case, one, compiler, kept, settings) for one in contenders}))
         text.append(line(columns, rows[-1]))
         bar.write(text[-1])
         sys.stdout.flush()
         _write(out, facts, rows, complete=len(rows) == len(chosen))
-    known = _spread.compare(published(), lambda case, setting: kept.count(_never, case, TOKAMAX, setting, False))
+    known = _spread.compare(published(), lambda case, setting: kept.known(case, TOKAMAX, setting))
     ending = ["", _report.summary(rows), "", _spread.table(known), "", LEGEND]
     print("\n".join(ending))
     (out / "tpu.txt").write_text("\n".join([*text, *ending]) + "\n")
@@ -165,16 +172,34 @@ def _against_published(entries: Sequence[Published], compiler: Compiler, kept: K
     return 0
 
 
-def _never(case: Case, name: str, setting: Setting) -> Reply:
-    raise AssertionError("only what is kept is asked for")
+def _coverage(
+    chosen: Sequence[Case], peers: Sequence[Contender], compiler: Compiler, kept: Kept, settings: str, out: Path
+) -> int:
+    """Count what is asked for, and print for each part of each case how many settings stand behind its estimate."""
+    text = [facts_line(_machine.facts(["jax", "libtpu", *(one.package for one in peers)])), "", *_report.COVERAGE]
+    print("\n".join(text))
+    estimates: list[Estimate] = []
+    bar = progress(chosen)
+    for case in bar:
+        for peer in peers:
+            bar.set_postfix_str(f"{case.name} {peer.name}")
+            estimates.append(_estimate(case, peer, compiler, kept, settings))
+            text += (lines := _report.coverage(case, peer.name, estimates[-1]))
+            bar.write("\n".join(lines))
+            sys.stdout.flush()
+    text += ["", _report.covered(estimates)]
+    print("\n".join(text[-2:]))
+    (out / "tpu_coverage.md").write_text("\n".join(text) + "\n")
+    print(f"\nWritten: {out / 'tpu_coverage.md'}")
+    return 0
 
 
-def _row(case: Case, contenders: Sequence[Contender], compiler: Compiler, kept: Kept, settings: str) -> Row:
-    def count(one: Contender, near: Sequence[Setting]) -> Callable[[Case, Setting], Reply | None]:
-        fresh = lambda setting: settings == "all" or (settings == "near" and setting in near)
-        return lambda case, setting: kept.count(compiler.count, case, one, setting, fresh(setting))
+def _estimate(case: Case, contender: Contender, compiler: Compiler, kept: Kept, settings: str) -> Estimate:
+    def count(part: Case, setting: Setting) -> Reply | None:
+        fresh = settings == "all" or (settings == "near" and setting in contender.near(part))
+        return kept.count(compiler.count, part, contender, setting, fresh)
 
-    return Row(case, {one.name: estimate(case, one, count(one, one.near(case))) for one in contenders})
+    return estimate(case, contender, count, lambda part, setting: kept.known(part, contender, setting))
 
 
 def _write(out: Path, facts: dict[str, object], rows: Sequence[Row], complete: bool) -> None:

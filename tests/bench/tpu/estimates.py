@@ -18,6 +18,6 @@ def counts(cycles: int, startup: int = 0) -> dict[str, int]:
 
 
 def contender(**changes) -> _contenders.Contender:
-    settings = [{"n": n, "layout": n // 2} for n in range(4)]
+    settings = [{"n": n} for n in range(4)]
     base = _contenders.Contender("splash", "numpy", lambda case: settings, lambda *_: pytest.fail("compiled"))
-    return dataclasses.replace(base, split=lambda setting: str(setting["layout"]), **changes)
+    return dataclasses.replace(base, **changes)

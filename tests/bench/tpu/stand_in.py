@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.tpu import command
-from bench.tpu._cases import Case
+from bench.tpu._cases import Case, Setting
 from bench.tpu._compile import Compiler
-from bench.tpu._contenders import Setting
 from tests.bench.tpu.estimates import counts
 
 
@@ -24,10 +23,7 @@ class StandIn(Compiler):
             kernels = dict(zip((f"{contender}_forward.1", f"{contender}_backward.1"), both, strict=True))
         else:
             size = sum(setting.get("tiles", [1200]))
-            kernels = {
-                f"{contender}_forward.1": counts(1500 * size),
-                f"{contender}_backward.1": counts(3000000 - size),
-            }
+            kernels = {f"{contender}_fwd_.1": counts(1500 * size), f"{contender}_backward.1": counts(3000000 - size)}
         return {"kernels": kernels, "between_bytes": 0}
 
 

@@ -8,35 +8,42 @@ from bench.tpu import _cases, _contenders
 from bench.tpu._published import published
 from tests.bench.tpu.estimates import needs_tokamax
 
+PARTS = [part for case in _cases.cases() for part in _contenders.splash_parts(case)]
 
-def test_splash_settings_fit_every_case():
-    for case in _cases.cases():
-        near, settings = _contenders.near_settings(case), _contenders.splash_settings(case)
+
+def test_splash_settings_fit_every_part():
+    for part in PARTS:
+        near, settings = _contenders.near_settings(part), _contenders.splash_settings(part)
         assert settings[: len(near)] == near
         assert len({json.dumps(one, sort_keys=True) for one in settings}) == len(settings)
-        assert all(("backward" in one) == case.backward for one in settings)
-        for tiles in (one[name] for one in settings for name in ("tiles", "backward") if name in one):
-            assert all(case.t % size == 0 for size in tiles)
+        for tiles in (one["tiles"] for one in settings):
+            assert all(part.t % size == 0 for size in tiles)
             assert tiles[1] % tiles[2] == 0
         large = [one for one in settings if 4096 in one["tiles"]]
-        assert {one["scheduler"] for one in large} == ({False, True} if case.t >= 4096 else set())
+        assert {one["scheduler"] for one in large} == ({False, True} if part.t >= 4096 else set())
+
+
+def test_a_call_with_gradients_has_two_parts():
+    case = next(case for case in _cases.cases() if case.backward)
+    assert [part.direction for part in _contenders.splash_parts(case)] == ["lse", "bwd"]
 
 
 @needs_tokamax
-@pytest.mark.parametrize("case", [c for c in _cases.cases(["v5e"]) if c.mask != "window"], ids=lambda case: case.name)
-def test_splash_gets_every_setting_of_tokamaxs_cache(case):
-    settings = _contenders.splash_settings(case)
-    near = _contenders.near_settings(case)
+@pytest.mark.parametrize(
+    "part", [p for p in PARTS if p.chip == "v5e" and p.mask != "window"], ids=lambda part: part.name
+)
+def test_splash_gets_every_setting_of_tokamaxs_cache(part):
+    settings = _contenders.splash_settings(part)
+    near = _contenders.near_settings(part)
+    suffix = "_dkv" if part.direction == "bwd" else ""
     for entry in published():
+        if (entry.case.direction == "bwd") != (part.direction == "bwd"):
+            continue
         config = entry.config
-        here = (entry.case.mask, entry.case.t, entry.case.d) == (case.mask, case.t, case.d)
+        here = (entry.case.mask, entry.case.t, entry.case.d) == (part.mask, part.t, part.d)
+        names = (f"block_q{suffix}", f"block_kv{suffix}", f"block_kv{suffix}_compute")
+        tiles = [min(config[name], part.t) for name in names]
+        layouts = "".join(name for name in "qkv" if config.get(f"{name}_layout") == 2)
         got = near if here else settings
-        fit = lambda names, config=config: [min(config[name], case.t) for name in names]
-        if entry.case.direction != "bwd":
-            tiles = fit(("block_q", "block_kv", "block_kv_compute"))
-            layouts = "".join(name for name in "qkv" if config[f"{name}_layout"] == 2)
-            same = [one["scheduler"] for one in got if (one["tiles"], one["transposed"]) == (tiles, layouts)]
-            assert set(same) == {False, True}
-        elif case.backward:
-            tiles = fit(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"))
-            assert {one["scheduler"] for one in got if one["backward"] == tiles} == {False, True}
+        same = [one["scheduler"] for one in got if (one["tiles"], one["transposed"]) == (tiles, layouts)]
+        assert set(same) == {False, True}

@@ -11,7 +11,7 @@ from tests.bench.tpu.estimates import CASE, contender, counts
 V5E = TPUS["v5e"]
 
 
-def test_estimate_takes_the_best_that_one_call_may_mix():
+def test_estimate_takes_the_best_of_each_kernel():
     cycles = {0: (10, 90), 1: (20, 50), 2: (40, 41), 3: (30, 60)}
 
     def answer(case, setting):
@@ -20,32 +20,51 @@ def test_estimate_takes_the_best_that_one_call_may_mix():
             return {"error": "RuntimeError: out of memory"}
         forward, backward = (1500 * value for value in cycles[setting["n"]])
         kernels = {"forward.1": counts(forward), "backward.1": counts(backward, startup=1500)}
-        return {"kernels": kernels, "between_bytes": 819 * setting["n"]}
+        return {"kernels": kernels, "between_bytes": 819e6 * (1 + setting["n"])}
 
     got = estimate(CASE, contender(), answer)
     scale = 4 * 16 / 2
     assert got.milliseconds is not None
-    assert got.milliseconds == pytest.approx((10 * scale + 1 + 49 * scale) * 1e-3)
+    assert got.milliseconds == pytest.approx((10 * scale + 1 + 40 * scale) * 1e-3)
     assert got.kernels is not None
-    assert [got.kernels[name]["setting"]["n"] for name in ("forward.1", "backward.1")] == [0, 1]
-    assert got.end_to_end == got.milliseconds
-    assert (got.counted, got.of) == (4, 4)
-    assert got.errors == ['{"n": 3, "layout": 1}: RuntimeError: out of memory']
+    assert [got.kernels[name]["setting"]["n"] for name in ("forward.1", "backward.1")] == [0, 2]
+    assert got.end_to_end == pytest.approx(got.milliseconds + scale)
+    assert got.parts == {"fwdbwd": (4, 0, 4)}
+    assert got.errors == ['{"n": 3}: RuntimeError: out of memory']
     assert got.utilisation(CASE) == pytest.approx(CASE.flops / (1e-3 * got.milliseconds * V5E.peak()))
 
 
-def test_end_to_end_has_its_own_best_setting():
-    def answer(case, setting):
-        assert setting["n"] < 3
-        return {
-            "kernels": {"forward.1": counts(1500 * (10 + setting["n"]))},
-            "between_bytes": 819e6 * (3 - setting["n"]),
-        }
+def test_what_is_hopeless_by_what_is_known_is_not_counted():
+    known = {0: 30, 1: 20}
+    hopeless = lambda part, setting, settings, known: known(part, {"n": 0}) is not None and setting["n"] == 3
+    answer = lambda n, time: {"kernels": {"forward.1": counts(1500 * time)}, "between_bytes": 0}
+    got = estimate(
+        CASE,
+        contender(hopeless=hopeless),
+        lambda case, setting: pytest.fail("asked") if setting["n"] != 2 else None,
+        lambda case, setting: answer(setting["n"], known[setting["n"]]) if setting["n"] in known else None,
+    )
+    assert got.milliseconds == pytest.approx(0.02 * 32)
+    assert got.parts == {"fwdbwd": (2, 1, 4)}
 
-    got = estimate(CASE, contender(), lambda case, setting: None if setting["n"] == 3 else answer(case, setting))
-    assert got.milliseconds == pytest.approx(0.01 * 32)
-    assert got.end_to_end == pytest.approx(0.012 * 32 + 1 * 32)
-    assert (got.counted, got.of) == (3, 4)
+
+def test_the_last_part_is_the_whole_call():
+    """Its program has the other part's kernel too, and what XLA does around both."""
+
+    def answer(part, setting):
+        kernels = {"forward.1": counts(1500 * (10 + setting["n"] if part.direction == "lse" else 5))}
+        backward = {"backward.1": counts(1500 * 100)} if part.direction == "bwd" else {}
+        return {"kernels": {**kernels, **backward}, "between_bytes": 819e6 if backward else 0}
+
+    parts = lambda case: [dataclasses.replace(case, direction=one) for one in ("lse", "bwd")]
+    got = estimate(CASE, contender(parts=parts), answer)
+    assert got.milliseconds == pytest.approx((5 + 100) * 1e-3 * 32)
+    assert got.end_to_end == pytest.approx((5 + 100) * 1e-3 * 32 + 32)
+    assert got.parts == {"lse": (4, 0, 4), "bwd": (4, 0, 4)}
+    alone = estimate(
+        CASE, contender(parts=parts), lambda part, setting: answer(part, setting) if part.direction == "lse" else None
+    )
+    assert alone.milliseconds is None
 
 
 def test_nothing_compiled():

@@ -5,14 +5,15 @@ import json
 
 from bench._report import header, line
 from bench.tpu import _cases, _published, _report
-from bench.tpu._estimate import Estimate
+from bench.tpu._estimate import Coverage, Estimate
 
 
 def row(chip: str, mask: str, t: int, jattn: float | None, splash: float | None) -> _report.Row:
     case = next(case for case in _cases.cases([chip], [mask], directions=["fwd"]) if case.t == t)
     ends = [None if time is None else time + 0.5 for time in (jattn, splash)]
-    jattn_estimate = Estimate(jattn, ends[0], errors=["too large"], counted=1, of=1)
-    return _report.Row(case, {"jattn": jattn_estimate, "splash": Estimate(splash, ends[1], counted=8, of=40)})
+    jattn_estimate = Estimate(jattn, ends[0], errors=["too large"])
+    splash_estimate = Estimate(splash, ends[1], parts={"fwd": Coverage(8, 2, 40)})
+    return _report.Row(case, {"jattn": jattn_estimate, "splash": splash_estimate})
 
 
 def test_table_says_what_was_met():
@@ -71,7 +72,8 @@ def test_summary_names_the_worst_and_what_failed():
     text = _report.summary(rows)
     assert "jattn / splash: 0 of 2 targets met; worst: v6e-causal-t2048-d128-fwd, 0.900, target <= 0.800" in text
     assert "v6e-full-t4096-d256-fwd: no estimate for jattn: too large" in text
-    assert "splash: 24 of its 120 settings are counted; --settings all counts the others" in text
+    covered = "24 of its 120 settings are counted, 6 cannot be the best; 90 are left, which --settings all counts"
+    assert f"splash: {covered}" in text
     document = json.loads(json.dumps([one.as_json() for one in rows]))
     assert document[0]["estimates"]["jattn"]["milliseconds"] == 1.1
     assert document[2]["estimates"]["jattn"]["utilisation"] is None
@@ -92,3 +94,13 @@ def test_tables_of_the_readme():
         "| full | 8 16 2048 128 | 1.40 / 1.50 | 1.90 / 2.00 | 0.700 / 0.800 | 1.20 / 1.30 | 0.956 |",
         "| causal | 8 16 2048 128 | 1.00 / - | 1.50 / - | - | - | - |",
     ]
+
+
+def test_coverage_has_a_row_for_each_part():
+    case = row("v5e", "full", 2048, None, None).case
+    one = Estimate(1.0, parts={"lse": Coverage(10, 3, 13), "bwd": Coverage(9, 0, 9)})
+    assert _report.coverage(case, "splash", one) == [
+        "| v5e-full-t2048-d128-lse | splash | 10 | 3 | 13 |",
+        "| v5e-full-t2048-d128-bwd | splash | 9 | 0 | 9 |",
+    ]
+    assert _report.covered([one]) == "19 of its 22 settings are counted, 3 cannot be the best"

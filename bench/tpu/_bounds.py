@@ -1,0 +1,89 @@
+"""Which settings of splash need not be compiled, because a sibling's count says that they cannot be the fastest.
+
+Siblings are counts of one setting for one shape that differ in mask, direction or chip. A kernel with a mask visits
+fewer tiles and spends no less on each of them than without; one that keeps the logsumexp does more than one that does
+not; and two chips of one generation differ little. The factors lie below those of every pair of siblings in
+`kept.json`; `tests/bench/tpu/test_bounds.py` holds them to it, and prints by how much.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bench.tpu._cases import WINDOW, Case, Setting
+
+Reply = Mapping[str, Any]
+Known = Callable[[Case, Setting], Reply | None]
+
+_WITH_LSE = 0.9  # of the forward without: the compiler orders instructions anew
+# Of two cores each takes half of a forward's heads; splash's backward runs on one.
+_CHIPS = {
+    "v5p": ("v5e", {"fwd": 0.49, "lse": 0.49, "bwd": 0.98}),
+    "tpu7x": ("v6e", {"fwd": 0.9, "lse": 0.9, "bwd": 0.88}),
+}
+
+
+class Sibling(NamedTuple):
+    """A part with the same settings.
+
+    Attributes:
+        part: which.
+        factor: the share of a setting's cycles there that it takes here at least.
+        memory: whether a setting that has too little memory there has too little here.
+    """
+
+    part: Case
+    factor: float
+    memory: bool
+
+
+def siblings(part: Case, setting: Setting) -> Iterator[Sibling]:
+    """Those from which something follows for a setting of a part."""
+    if part.direction == "lse":
+        yield Sibling(replace(part, direction="fwd"), _WITH_LSE, True)
+    if part.mask != "full":
+        yield Sibling(replace(part, mask="full"), _visited(part, setting) / part.t**2, False)
+    elif part.chip in _CHIPS:
+        chip, factors = _CHIPS[part.chip]
+        yield Sibling(replace(part, chip=chip), factors[part.direction], chip == "v5e")
+
+
+def least(part: Case, setting: Setting, known: Known) -> float:
+    """The cycles that a setting takes at least; infinite where its siblings say that it has too little memory."""
+    bounds = [0.0]
+    for sibling in siblings(part, setting):
+        reply = known(sibling.part, setting)
+        if reply is None:
+            there = least(sibling.part, setting, known)
+            bounds.append(sibling.factor * there if there < math.inf or sibling.memory else 0.0)
+        elif "error" not in reply:
+            bounds.append(sibling.factor * cycles(part, reply))
+        elif sibling.memory:
+            bounds.append(math.inf)
+    return max(bounds)
+
+
+def hopeless(part: Case, setting: Setting, settings: Sequence[Setting], known: Known) -> bool:
+    """Whether a setting takes at least as long as the fastest of the settings that are known."""
+    replies = (known(part, one) for one in settings)
+    times = [cycles(part, reply) for reply in replies if reply is not None and "error" not in reply]
+    return bool(times) and least(part, setting, known) >= min(times)
+
+
+def cycles(part: Case, reply: Reply) -> float:
+    """Of the kernels of the part's direction: a backward's program has a forward kernel too."""
+    kernels = reply["kernels"].items()
+    return sum(counts["cycles"] for name, counts in kernels if ("_fwd_" in name) == (part.direction != "bwd"))
+
+
+def _visited(part: Case, setting: Setting) -> int:
+    """Pairs in the tiles that hold a pair that the mask lets through; splash works on all of a tile or on none."""
+    query, key, _ = setting["tiles"]
+    first_query, first_key = np.arange(0, part.t, query)[:, None], np.arange(0, part.t, key)
+    visited = first_key <= first_query + query - 1
+    if part.mask == "window":
+        visited &= first_key + key > first_query - (WINDOW - 1)
+    return int(visited.sum()) * query * key

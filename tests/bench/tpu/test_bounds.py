@@ -1,0 +1,95 @@
+"""What siblings' counts say of a setting, against all counts that are kept."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from bench.tpu import _bounds
+from bench.tpu._cases import Case, cases
+from bench.tpu._contenders import splash_parts
+from bench.tpu.command import KEPT
+from tests.bench.tpu.estimates import counts
+
+FULL = Case("v5e", "full", 1, 2, 2048, 128, "fwd")
+SETTING = {"tiles": [1024, 512, 512], "transposed": "", "scheduler": True}
+
+
+def answer(cycles: int) -> dict[str, object]:
+    return {"kernels": {"splash_mha_fwd_residuals.1": counts(cycles), "splash_mha_dkv.1": counts(10 * cycles)}}
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window"])
+def test_visited_tiles_hold_a_visible_pair(mask):
+    part = replace(FULL, mask=mask)
+    for query, key in ((512, 512), (1024, 512), (512, 1024), (2048, 2048), (256, 2048)):
+        tiles = 0
+        for i in range(0, part.t, query):
+            for j in range(0, part.t, key):
+                nearest = min(i + query - 1 - j, i + query - 1)  # the furthest back that a pair of the tile reaches
+                furthest = i - (j + key - 1)
+                visible = {"full": True, "causal": nearest >= 0, "window": nearest >= 0 and furthest <= 1023}[mask]
+                tiles += visible
+        (sibling,) = [*_bounds.siblings(part, {"tiles": [query, key, 256]}), None][:1]
+        share = tiles * query * key / part.t**2
+        assert (share if mask != "full" else None) == (None if sibling is None else sibling.factor)
+
+
+def test_every_kept_count_is_above_what_its_siblings_say():
+    """The factors of `_bounds` are measured: here is how near they are."""
+    kept: dict[tuple[str, str], dict[str, dict]] = {}
+    for key, reply in json.loads(KEPT.read_text()).items():
+        head, brace, setting = key.partition("{")
+        name, shape = head.split()[-2:]
+        kept.setdefault((name, shape), {})[brace + setting] = reply
+    nearest: dict[str, float] = {}
+    pairs: Counter[str] = Counter()
+    for case in cases():
+        for part in splash_parts(case.walked()):
+            for text, reply in kept.get((part.name, part.shape), {}).items():
+                setting = json.loads(text)
+                for sibling in _bounds.siblings(part, setting) if "tiles" in setting else ():
+                    there = kept.get((sibling.part.name, sibling.part.shape), {}).get(text)
+                    if there is None or ("error" in there and not sibling.memory):
+                        continue
+                    assert "error" in reply or "error" not in there, (part.name, setting)
+                    if "error" in reply or "error" in there:
+                        continue
+                    lse = sibling.part.direction != part.direction
+                    kind = "lse" if lse else part.mask if part.mask != "full" else f"{part.chip} {part.direction}"
+                    share = _bounds.cycles(part, reply) / (sibling.factor * _bounds.cycles(sibling.part, there))
+                    nearest[kind] = min(share, nearest.get(kind, share))
+                    pairs[kind] += 1
+    print({kind: (pairs[kind], round(share, 3)) for kind, share in sorted(nearest.items())})
+    assert min(nearest.values()) >= 1
+    assert min(pairs.values()) >= 15
+    assert {"lse", "causal", "window", "v5p fwd", "v5p bwd", "tpu7x fwd", "tpu7x bwd"} <= set(pairs)
+
+
+def test_hopeless_settings():
+    fast, slow = dict(SETTING), {**SETTING, "scheduler": False}
+    lse = replace(FULL, direction="lse")
+    table = {(lse.name, True): answer(90), (FULL.name, False): answer(101)}
+    known = lambda part, setting: table.get((part.name, setting["scheduler"]))
+    assert _bounds.hopeless(lse, slow, [fast, slow], known)  # 0.9 * 101 > 90
+    table[FULL.name, False] = answer(99)
+    assert not _bounds.hopeless(lse, slow, [fast, slow], known)
+    table[FULL.name, False] = {"error": "too little memory"}
+    assert _bounds.hopeless(lse, slow, [fast, slow], known)
+    del table[lse.name, True]
+    assert not _bounds.hopeless(lse, slow, [fast, slow], known)  # nothing to be slower than
+
+
+def test_what_follows_goes_on_from_sibling_to_sibling():
+    part = Case("v5p", "causal", 1, 2, 2048, 128, "lse")
+    share = {sibling.part.mask: sibling.factor for sibling in _bounds.siblings(part, SETTING)}["full"]
+    assert share == 0.75
+    only = lambda one: lambda part, setting: answer(1000) if part == one else None
+    assert _bounds.least(part, SETTING, only(FULL)) == pytest.approx(0.9 * share * 0.49 * 1000)
+    backward = replace(part, direction="bwd")
+    assert _bounds.least(backward, SETTING, only(replace(FULL, direction="bwd"))) == pytest.approx(0.98 * share * 10000)
+    without = lambda part, setting: {"error": "too little memory"} if part == FULL else None
+    assert _bounds.least(replace(FULL, chip="v5p"), SETTING, without) == math.inf
+    assert _bounds.least(replace(FULL, mask="causal"), SETTING, without) == 0
