@@ -284,12 +284,14 @@ def _drawn(logits: Float[Array, "b v"], key: Array, sampling: Sampling) -> Int[A
 def _tokens(given: object, name: str) -> Int[Array, "k"]:
     """An int or several as tokens; raises for what is none, which int32 would truncate."""
     try:
-        array = jnp.asarray(tuple(given) if isinstance(given, Iterable) and not _checks.is_array(given) else given)
+        listed = tuple(given) if isinstance(given, Iterable) and not _checks.is_array(given) else given
+        array = listed if isinstance(listed, Tracer) else np.asarray(listed)
     except (TypeError, ValueError, OverflowError):
         array = None
     if array is not None and not array.size:
         return jnp.zeros(0, jnp.int32)
-    if array is None or array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
+    whole = array is not None and array.ndim < 2 and jnp.issubdtype(array.dtype, jnp.integer)
+    if not whole or (not isinstance(array, Tracer) and (array != array.astype(np.int32)).any()):
         raise TypeError(f"{name} must be an int or integers [k], of 32 bits, got {given!r}")
     return jnp.atleast_1d(array).astype(jnp.int32)
 

@@ -21,6 +21,7 @@ from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._hints import OF_LAYERS, of_calls, translated
 from jattn.nn._options import AnyMask, Asked, Gates, LayerOptions, Mods, as_mask, join, several
+from jattn.nn._tree import tree
 from jattn.nn.cache._record import Cache
 from jattn.nn.multi_head import MultiHeadAttention
 
@@ -212,10 +213,12 @@ class LocalAttention(nnx.Module):
         mods: Mods = (),
         gates: Gates = (),
         bias: ArrayLike | None = None,
+        parents: Int[ArrayLike, "*b t"] | Sequence[int] | None = None,
     ) -> tuple[Float[Array, "*b t features"], Cache]:
         """The next t positions, to themselves and to what the cache holds near their centres; nothing is dropped.
 
-        They are the last t rows of a call on all positions so far, whose number is S where centres are predicted.
+        They are the last t rows of a call on all positions so far, whose number is S where centres are predicted.  Of a
+        draft S is how many it sees: the cache, its ancestors and itself.
 
         Args:
           x: `[.., t, features]`.
@@ -226,6 +229,7 @@ class LocalAttention(nnx.Module):
           mods: as in `MultiHeadAttention.decode`.
           gates: likewise; they come after the Gaussian.
           bias: likewise.
+          parents: likewise, where the t positions are a tree of drafts.
 
         Returns:
           `[.., t, features]`, and the cache with t more positions, or `lengths`.
@@ -249,11 +253,16 @@ class LocalAttention(nnx.Module):
             own = join(own, masks.window(self.left, self.right))
         else:
             lead = x.shape[:-2]
-            real = t if lengths is None else _checks.as_lengths(lengths, lead, t)
-            near, gate = self._near(x, cache.length + real, cache.positions(t))
+            if parents is not None and t:
+                places = cache.length[..., None] + tree(parents, lead, t).depth
+                keys = places + 1
+            else:
+                places = cache.positions(t)
+                keys = cache.length + (t if lengths is None else _checks.as_lengths(lengths, lead, t))
+            near, gate = self._near(x, keys, places)
             mask = near if mask is None else near & as_mask(mask, lead)
         asked = Asked(mask, mods, (*gate, *several(gates)), bias)
-        return self.attention._decoded(own, x, cache, asked, None, values, lengths)
+        return self.attention._decoded(own, x, cache, asked, None, values, lengths, parents)
 
     def _slides(self) -> int | None:
         """How many positions before its own a query can see, where that is known."""
@@ -265,7 +274,7 @@ class LocalAttention(nnx.Module):
 
         Args:
           x: `[.., t, features]`.
-          length: S, how many keys are real: numbers `[..]`, or one for all.
+          length: S, how many keys are real: numbers `[..]`, or one for all; or `[.., t]`, for each query.
 
         Returns:
           `[.., h, t]`, in positions of the keys, float32 or wider.
@@ -279,7 +288,9 @@ class LocalAttention(nnx.Module):
         direction = self.direction[...].astype(hidden.dtype)
         logit = jnp.einsum("...thd,hd->...ht", hidden, direction, precision=self.attention.precision)
         wide = jnp.promote_types(logit.dtype, jnp.float32)  # bfloat16 does not have every position
-        return jnp.asarray(length, wide)[..., None, None] * jax.nn.sigmoid(logit.astype(wide))
+        reach = jnp.asarray(length, wide)
+        reach = reach[..., None, :] if reach.ndim == x.ndim - 1 else reach[..., None, None]
+        return reach * jax.nn.sigmoid(logit.astype(wide))
 
     def _near(
         self, x: AnyArray, length: ArrayLike, positions: ArrayLike | None

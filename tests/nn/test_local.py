@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jattn import gates, masks, normalizers
-from jattn.nn import LocalAttention, MultiHeadAttention
+from jattn.nn import LocalAttention, MultiHeadAttention, cache
 from tests.layers import LOOSE, TIGHT, normal, pure, randomised
 from tests.tolerances import assert_close
 
@@ -351,14 +351,33 @@ def test_centres_that_are_not_predicted():
 def test_decoding_gives_the_last_rows_of_a_call_on_all_so_far(options, kind):
     mask, x = options.pop("mask", None), normal((2, 8, 8))
     layer = randomised(LocalAttention(8, 2, **options, rngs=nnx.Rngs(0)))
-    cache, n = layer.cache(8, 2, **kind), 0
+    state, n = layer.cache(8, 2, **kind), 0
     for t in (4, 1, 1, 2):
-        out, cache = layer.decode(x[:, n : n + t], cache, mask=mask)
+        out, state = layer.decode(x[:, n : n + t], state, mask=mask)
         n += t
         assert_close(out, layer(x[:, :n], mask=mask)[:, -t:], LOOSE)
-    assert cache.length.tolist() == [8, 8]
+    assert state.length.tolist() == [8, 8]
     out, _ = layer.decode(x[:, :4], layer.cache(8, 2, **kind), mask=mask, lengths=jnp.array([4, 2]))
     assert_close(out[1, :2], layer(x[1:, :2], mask=mask)[0], LOOSE)
-    out, same = layer.decode(x[:, :0], cache, mask=mask)
+    out, same = layer.decode(x[:, :0], state, mask=mask)
     assert out.shape == (2, 0, 8)
-    jax.tree.map(np.testing.assert_array_equal, same, cache)
+    jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
+@pytest.mark.parametrize("options", [{}, {"pace": 0.5}, {"center": "predicted"}], ids=["window", "pace", "predicted"])
+def test_a_draft_gives_what_its_path_gives(options):
+    """Where they are decoded one after the other, after prompts of unequal length."""
+    layer = make(3, context_features=None, head_dim=4, rotary_base=100.0, mask=masks.causal(), **options)
+    x, drafts, parents = normal((2, 5, F), 1), normal((2, 4, F), 2), [-1, 0, 0, 2]
+    lengths = jnp.array([5, 3])
+    _, state = layer.decode(x, layer.cache(12, 2), lengths=lengths)
+    out, after = jax.jit(layer.decode)(drafts, state, parents=jnp.array(parents))
+    for n in range(4):
+        path = [n]
+        while parents[path[0]] >= 0:
+            path.insert(0, parents[path[0]])
+        alone, _ = layer.decode(drafts[:, np.array(path)], state)
+        assert_close(out[:, n], alone[:, -1], LOOSE)
+    kept = cache.accept(after, 4, jnp.array([[0, 2, 3]] * 2), 3)
+    one, want = (layer.decode(x[:, :1], y)[0] for y in (kept, layer.decode(drafts[:, np.array([0, 2, 3])], state)[1]))
+    assert_close(one, want, LOOSE)
