@@ -113,10 +113,9 @@ def step(
     told = taken = None if lengths is None else _checks.as_lengths(lengths, lead, t).astype(jnp.int32)
     if taken is not None:
         taken = jnp.clip(taken, 0, t)
-    if cache.pages is None:
-        along = lambda given: None if given is None else _along(given, cache)
-        x, values, told, taken = _along(x, cache), along(values), along(told), along(taken)
-        cache = cache._replace(length=_along(cache.length, cache), first=along(cache.first))
+    along = lambda given: None if given is None else _along(given, cache)
+    x, values, told, taken = _along(x, cache), along(values), along(told), along(taken)
+    cache = cache._replace(length=_along(cache.length, cache), first=along(cache.first))
     _kinds.check_room(cache, t, taken)
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
@@ -233,13 +232,15 @@ def _rows_of(options: Options, at: dict[str, jax.Array], sizes: dict[str, int]) 
 
 def _along(x: AnyArray, cache: Cache) -> jax.Array:
     """x with its batch axes where those of the cache lie: along Explicit axes one array per example goes with another
-    only where both lie alike."""
-    x, placed = jnp.asarray(x), jax.typeof(cache.key).sharding
-    if AxisType.Explicit not in placed.mesh.axis_types:
+    only where both lie alike.  Pages have no examples, so that theirs lie where the lengths do."""
+    lead, x = cache.length.ndim, jnp.asarray(x)
+    placed, own = (jax.typeof(y).sharding for y in (cache.key if cache.pages is None else cache.length, x))
+    axes, mesh = placed.spec[:lead], placed.mesh
+    if AxisType.Explicit not in mesh.axis_types:  # made where no mesh was set: every device has all of it
+        axes, mesh = (None,) * lead, own.mesh
+    if AxisType.Explicit not in mesh.axis_types:
         return x
-    lead = cache.key.ndim - 3
-    spec = PartitionSpec(*placed.spec[:lead], *jax.typeof(x).sharding.spec[lead:])
-    return jax.sharding.reshard(x, NamedSharding(placed.mesh, spec))
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*axes, *own.spec[lead:])))
 
 
 def dropped(out: Float[Array, "*b t features"], fits: Bool[Array, "*b t"]) -> Float[Array, "*b t features"]:

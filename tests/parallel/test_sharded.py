@@ -104,3 +104,17 @@ def test_a_cache_stays_where_its_examples_lie(options, placed):
         got, after = jax.jit(step)(put(x[:, 4:]) if "x" in placed else x[:, 4:], cache, lengths)
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert {x.sharding.spec[0] for x in (got, after.key, after.length)} == {"x"}
+
+
+def test_a_cache_in_pages_takes_what_lies_along_an_explicit_axis():
+    """Its pages are of no example, so that a step is computed where the pages are."""
+    layer = jattn.nn.MultiHeadAttention(16, 4, mask=masks.causal(), rotary_base=1e4, rngs=nnx.Rngs(0))
+    x, lengths = jax.random.normal(jax.random.key(1), (4, 6, 16)), jnp.array([2, 0, 1, 1])
+    _, cache = layer.decode(x[:, :4], layer.cache(12, 4, page=4))
+    wanted, _ = layer.decode(x[:, 4:], cache, lengths=lengths)
+    mesh = _mesh(jax.sharding.AxisType.Explicit)
+    put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("x")))
+    with jax.set_mesh(mesh):
+        got, after = jax.jit(layer.decode)(put(x[:, 4:]), cache, lengths=put(lengths))
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert after.length.tolist() == [6, 4, 5, 5]
