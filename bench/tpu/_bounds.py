@@ -1,4 +1,5 @@
-"""Which settings of splash need not be compiled, because a sibling's count says that they cannot be the fastest.
+"""Which settings of splash need not be compiled, because they cannot be the fastest: the on-chip memory is too small
+for them, or a sibling's count says it.
 
 Siblings are counts of one setting for one shape that differ in mask, direction or chip. A kernel with a mask visits
 fewer tiles and spends no less on each of them than without; one that keeps the logsumexp does more than one that does
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from jattn_kernels.chips import MIB
 
 from bench.tpu._cases import WINDOW, Case, Setting
 
@@ -24,6 +26,9 @@ _CHIPS = {
     "v5p": ("v5e", {"fwd": 0.49, "lse": 0.49, "bwd": 0.98}),
     "tpu7x": ("v6e", {"fwd": 0.9, "lse": 0.9, "bwd": 0.88}),
 }
+
+_LANES = 128
+_UNASKED = {"v4": 16 * MIB, "v5e": 16 * MIB, "v5p": 16 * MIB, "v6e": 32 * MIB, "tpu7x": 32 * MIB}  # as chips.py says
 
 
 class Sibling(NamedTuple):
@@ -67,10 +72,23 @@ def least(part: Case, setting: Setting, known: Known) -> float:
 
 
 def hopeless(part: Case, setting: Setting, settings: Sequence[Setting], known: Known) -> bool:
-    """Whether a setting takes at least as long as the fastest of the settings that are known."""
+    """Whether a setting needs too much memory, or takes at least as long as the fastest of those that are known."""
+    if memory(part, setting) > _UNASKED[part.chip]:
+        return True
     replies = (known(part, one) for one in settings)
     times = [cycles(part, reply) for reply in replies if reply is not None and "error" not in reply]
     return bool(times) and least(part, setting, known) >= min(times)
+
+
+def memory(part: Case, setting: Setting) -> int:
+    """Bytes that a kernel of splash holds at least: its blocks of bfloat16 twice, so that one is copied while the other
+    is worked on, its accumulators and the scores of a step in float32."""
+    query, key, step = setting["tiles"]
+    width = part.d if setting["transposed"] else max(part.d, _LANES)
+    if part.direction == "bwd":  # of queries q and dout; of keys k, v, dk and dv, and the sums of the last two
+        return 2 * 2 * (2 * query + 4 * key) * width + 2 * 4 * key * width + 4 * query * step
+    # of queries q and out, the sum of the latter, the row's maximum and sum; of keys k and v
+    return 2 * 2 * (2 * query + 2 * key) * width + 4 * query * (width + 2 * _LANES) + 4 * query * step
 
 
 def cycles(part: Case, reply: Reply) -> float:

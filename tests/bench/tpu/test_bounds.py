@@ -37,35 +37,55 @@ def test_visited_tiles_hold_a_visible_pair(mask):
         assert (share if mask != "full" else None) == (None if sibling is None else sibling.factor)
 
 
-def test_every_kept_count_is_above_what_its_siblings_say():
-    """The factors of `_bounds` are measured: here is how near they are."""
-    kept: dict[tuple[str, str], dict[str, dict]] = {}
+def kept() -> dict[tuple[str, str], dict[str, dict]]:
+    """By name and shape of a part, the answers by the text of their setting."""
+    answers: dict[tuple[str, str], dict[str, dict]] = {}
     for key, reply in json.loads(KEPT.read_text()).items():
         head, brace, setting = key.partition("{")
         name, shape = head.split()[-2:]
-        kept.setdefault((name, shape), {})[brace + setting] = reply
+        answers.setdefault((name, shape), {})[brace + setting] = reply
+    return answers
+
+
+PARTS = [part for case in cases() for part in splash_parts(case.walked())]
+
+
+def test_every_kept_count_is_above_what_its_siblings_say():
+    """The factors of `_bounds` are measured: here is how near they are."""
+    answers = kept()
     nearest: dict[str, float] = {}
     pairs: Counter[str] = Counter()
-    for case in cases():
-        for part in splash_parts(case.walked()):
-            for text, reply in kept.get((part.name, part.shape), {}).items():
-                setting = json.loads(text)
-                for sibling in _bounds.siblings(part, setting) if "tiles" in setting else ():
-                    there = kept.get((sibling.part.name, sibling.part.shape), {}).get(text)
-                    if there is None or ("error" in there and not sibling.memory):
-                        continue
-                    assert "error" in reply or "error" not in there, (part.name, setting)
-                    if "error" in reply or "error" in there:
-                        continue
-                    lse = sibling.part.direction != part.direction
-                    kind = "lse" if lse else part.mask if part.mask != "full" else f"{part.chip} {part.direction}"
-                    share = _bounds.cycles(part, reply) / (sibling.factor * _bounds.cycles(sibling.part, there))
-                    nearest[kind] = min(share, nearest.get(kind, share))
-                    pairs[kind] += 1
+    for part in PARTS:
+        for text, reply in answers.get((part.name, part.shape), {}).items():
+            setting = json.loads(text)
+            for sibling in _bounds.siblings(part, setting) if "tiles" in setting else ():
+                there = answers.get((sibling.part.name, sibling.part.shape), {}).get(text)
+                if there is None or ("error" in there and not sibling.memory):
+                    continue
+                assert "error" in reply or "error" not in there, (part.name, setting)
+                if "error" in reply or "error" in there:
+                    continue
+                lse = sibling.part.direction != part.direction
+                kind = "lse" if lse else part.mask if part.mask != "full" else f"{part.chip} {part.direction}"
+                share = _bounds.cycles(part, reply) / (sibling.factor * _bounds.cycles(sibling.part, there))
+                nearest[kind] = min(share, nearest.get(kind, share))
+                pairs[kind] += 1
     print({kind: (pairs[kind], round(share, 3)) for kind, share in sorted(nearest.items())})
     assert min(nearest.values()) >= 1
     assert min(pairs.values()) >= 15
     assert {"lse", "causal", "window", "v5p fwd", "v5p bwd", "tpu7x fwd", "tpu7x bwd"} <= set(pairs)
+
+
+def test_what_compiled_needs_no_more_memory_than_there_is():
+    answers, refused = kept(), Counter[bool]()
+    for part in PARTS:
+        for text, reply in answers.get((part.name, part.shape), {}).items():
+            if "tiles" not in json.loads(text):
+                continue
+            too_large = _bounds.memory(part, json.loads(text)) > _bounds._UNASKED[part.chip]
+            assert "error" in reply or not too_large, (part.name, text)
+            refused[too_large] += "error" in reply
+    assert refused[True] >= 50
 
 
 def test_hopeless_settings():
