@@ -164,3 +164,10 @@ def check_sequence(x: ArrayLike, mask: ArrayLike | None, features: int, axes: st
         raise TypeError(f"mask must be booleans, True where {name} is real, got {mask.dtype}: give mask != 0")
     if mask.shape != shape[:-1]:
         raise ValueError(f"mask must be [.., {axes}] = {list(shape[:-1])}, as {name} is, got shape {list(mask.shape)}")
+
+
+def real_steps(x: ArrayLike, mask: ArrayLike | None) -> jax.Array:
+    """x `[.., s, features]` with 0 where a step is not real: what stands there, NaN too, then reaches no gradient, also
+    of what is computed of all steps before some are left out."""
+    x = jnp.asarray(x)
+    return x if mask is None else jnp.where(jnp.asarray(mask)[..., None], x, 0)

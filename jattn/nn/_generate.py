@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jattn._call import modes
 from jattn.nn import _checks
+from jattn.nn._scaling import DynamicScaling
 from jattn.nn.cache import _kinds
 from jattn.nn.cache._record import BlockCache, Cache
 
@@ -31,8 +32,9 @@ class Decodes(Protocol[C]):
     def decode(self, tokens: Array, cache: C, /) -> tuple[Array, C]:
         """Logits `[b, t, tokens]` of what follows each of the next t tokens `[b, t]`, and the cache with them.
 
-        One that takes `lengths=` as well is told how many tokens of each prompt are real, as layers' `decode` is: a
-        cache that slides must know, and a cache in pages takes none for padding.
+        One that takes `lengths=` as well is told how many tokens of each prompt are real, as layers' `decode` is.  One
+        that does not is given prompts as they are, and reads what padding they have as text: where its caches are those
+        of layers, these are made to forget it.
         """
         ...
 
@@ -86,14 +88,17 @@ def generate(
 
     The prompts are read at once, and each token is one step of one compiled loop, which ends when every example has
     stopped.  It is compiled once for prompts of up to 16, 32, 64, .. tokens, and for counts likewise, whatever the
-    lengths, the seed and the numbers of the sampling.
+    lengths, the seed and the numbers of the sampling; for every length of prompts where `decode` takes no `lengths`,
+    or the cache is given.
 
     Args:
-      model: a module of Flax with `cache(n, batch)` and `decode(tokens, cache)`, which returns logits and a cache; or
-        `decode(tokens, cache, *, lengths=None)`, which hands `lengths` on to its layers, where a cache slides.
+      model: a module of Flax with `cache(n, batch)` and `decode(tokens, cache, *, lengths=None)`, which returns logits
+        and a cache, and hands `lengths` on to its layers; or `decode(tokens, cache)`, see `lengths`.
       prompt: tokens `[b, t]`, padded at the end where they are of unequal length.
       count: the most tokens that are written.
-      lengths: how many tokens of each prompt are real, each from 1 to t; None for all t.
+      lengths: how many tokens of each prompt are real, each from 1 to t; None for all t.  A model whose `decode` takes
+        none reads padding as text, and its caches are shortened afterwards: that needs caches of layers, none of which
+        slides, and embeddings that do not scale by the length of the text.
       temperature: one number, 0 for the most likely token each time.
       top_k: draws from this many of the most likely alone.
       top_p: draws from the most likely alone whose weights together reach this.
@@ -111,8 +116,9 @@ def generate(
 
     Raises:
       ValueError: prompts without a token, lengths that are known not to be from 1 to t, a count < 1, or numbers of the
-        sampling out of their range; a cache that slides, and a model that cannot tell it where padded prompts end; a
-        cache of another batch, or one that is known to have too little room.
+        sampling out of their range; padded prompts, and a model that would read the padding as text and has a cache
+        that slides or is none of a layer, or a `DynamicScaling`; a cache of another batch, or one that is known to have
+        too little room.
       TypeError: prompts, a seed or tokens to stop or fill with that are no integers.
 
     >>> import jax.numpy as jnp, jattn
@@ -125,8 +131,8 @@ def generate(
     ...     def cache(self, n, batch):
     ...         return self.decoder.cache(n, batch)
     ...
-    ...     def decode(self, tokens, cache):
-    ...         x, cache = self.decoder.decode(self.embed(tokens), cache)
+    ...     def decode(self, tokens, cache, *, lengths=None):
+    ...         x, cache = self.decoder.decode(self.embed(tokens), cache, lengths=lengths)
     ...         return self.embed.attend(x), cache
     >>> prompts = jnp.array([[3, 1, 4, 1], [5, 9, 0, 0]])
     >>> lengths = jnp.array([4, 2])
@@ -144,8 +150,11 @@ def generate(
         raise ValueError(f"prompt must have a token to start from, got {list(prompt.shape)}")
     _checks.check_sizes(count=count)
     sampling = _sampling(temperature, top_k, top_p, min_p)
-    lengths = _checks.as_lengths(np.full(b, t) if lengths is None else lengths, (b,), t, least=1).astype(jnp.int32)
-    width, room = (t, count) if cache is not None else (_bucket(t), _bucket(count))
+    given = _checks.as_lengths(np.full(b, t) if lengths is None else lengths, (b,), t, least=1)
+    padded = lengths is not None and (isinstance(given, Tracer) or bool((given < t).any()))
+    lengths = given.astype(jnp.int32)
+    told = "lengths" in inspect.signature(model.decode).parameters
+    width, room = (t, count) if cache is not None else (_bucket(t) if told else t, _bucket(count))
     prompt = jnp.pad(prompt, ((0, 0), (0, width - t)))
     key = _key(seed)
     graph, state = nnx.split(model)
@@ -155,14 +164,22 @@ def generate(
     if cache is not None:
         _check_cache(graph, state, cache, prompt, lengths, count)
     inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, filling[0], key)
-    tokens, length = _written(graph, room, callback, *inputs)
+    tokens, length = _written(graph, room, _Reading(told, padded), callback, *inputs)
     return Generated(tokens[:, :count], length)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+class _Reading(NamedTuple):
+    """How prompts are read: whether the model is told their lengths, and whether some may end before others."""
+
+    told: bool
+    padded: bool
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _written(
     graph: Any,
     room: int,
+    reading: _Reading,
     callback: Callable[[int, np.ndarray], None] | None,
     state: Any,
     cache: Any,
@@ -185,7 +202,7 @@ def _written(
     ) -> tuple[Array, Array, Bool[Array, "b"], Array]:
         token = jnp.where(done, fill, _drawn(logits, jax.random.fold_in(key, n), sampling))
         if callback is not None:
-            io_callback(callback, None, n, token, ordered=True)
+            io_callback(lambda n, token: callback(int(n), np.asarray(token)), None, n, token, ordered=True)
         return tokens.at[:, n].set(token), token, done | (token[:, None] == stop).any(-1), length + ~done
 
     def step(carry: Any) -> Any:
@@ -195,24 +212,38 @@ def _written(
 
     if cache is None:
         cache = nnx.merge(graph, state).cache(t + room, b)
-    told = "lengths" in inspect.signature(nnx.merge(graph, state).decode).parameters
-    if _kinds.slides(cache) and not told:
-        raise ValueError(
-            "a cache that slides must know where padded prompts end: let the model's decode(tokens, cache, *,"
-            " lengths=None) hand lengths on to its layers"
-        )
-    if told:
+    if reading.told:
         logits, cache = nnx.merge(graph, state).decode(prompt, cache, lengths=lengths)
     else:
-        before = _kinds.lengths(cache)
-        logits, cache = decode(prompt, cache)
-        cache = _kinds.shortened(cache, before, lengths)
+        before = cache
+        logits, cache = decode(prompt, before)
+        if reading.padded:
+            _check_shortened(nnx.merge(graph, state), before, cache)
+            cache = _kinds.shortened(cache, _kinds.lengths(before), lengths)
     last = jnp.take_along_axis(logits, (lengths - 1)[:, None, None], axis=1)[:, 0]
     empty = jnp.full((b, room), fill, jnp.int32)
     first = put(empty, jnp.int32(0), last, jnp.zeros(b, bool), jnp.zeros(b, jnp.int32))
     going = lambda carry: (carry[0] < count) & ~carry[3].all()
     _, tokens, _, _, length, _ = jax.lax.while_loop(going, step, (jnp.int32(1), *first, cache))
     return tokens, length
+
+
+def _check_shortened(model: Any, before: Any, after: Any) -> None:
+    """Raises where what a model made of padding cannot be taken back."""
+    rest = [[x for x in jax.tree.leaves(y, is_leaf=_kinds.is_cache) if not _kinds.is_cache(x)] for y in (before, after)]
+    scaled = (getattr(getattr(x, "rotary", None), "scaling", None) for _, x in nnx.iter_graph(model))
+    if _kinds.slides(after):
+        why = "a cache that slides"
+    elif any(x is not y for x, y in zip(*rest, strict=False)):
+        why = "a cache that is none of a layer's"
+    elif any(isinstance(x, DynamicScaling) for x in scaled):
+        why = "an embedding that scales by the length of the text"
+    else:
+        return
+    raise ValueError(
+        f"{why} must know where padded prompts end: let the model's decode(tokens, cache, *, lengths=None) hand lengths"
+        " on to its layers"
+    )
 
 
 def _check_cache(
@@ -268,14 +299,15 @@ def _drawn(logits: Float[Array, "b v"], key: Array, sampling: Sampling) -> Int[A
 
     def draw() -> Int[Array, "b"]:
         scaled = logits / sampling.temperature
-        best = -jnp.sort(-scaled, axis=-1)
+        order = jnp.argsort(-scaled, axis=-1)
+        best = jnp.take_along_axis(scaled, order, axis=-1)
         places = jnp.arange(best.shape[-1])
         weights = jax.nn.softmax(jnp.where(places < sampling.top_k, best, -jnp.inf), axis=-1)
-        # a token is kept where those before it do not reach top_p, so that the first always is
-        kept = (jnp.cumsum(weights, axis=-1) - weights < sampling.top_p) & (places < sampling.top_k)
+        # A token is kept where those before it do not reach top_p, so that the first always is.
+        kept = (places == 0) | (jnp.cumsum(weights, axis=-1) - weights < sampling.top_p) & (places < sampling.top_k)
         kept &= best - best[:, :1] >= jnp.log(jnp.asarray(sampling.min_p, best.dtype))
-        least = jnp.min(jnp.where(kept, best, jnp.inf), axis=-1, keepdims=True)
-        return jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf), axis=-1)
+        place = jax.random.categorical(key, jnp.where(kept, best, -jnp.inf), axis=-1)
+        return jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0]
 
     greedy = lambda: jnp.argmax(logits, axis=-1)
     return jax.lax.cond(jnp.asarray(sampling.temperature) > 0, draw, greedy).astype(jnp.int32)

@@ -158,6 +158,6 @@ class HierarchicalAttention(nnx.Module):
         """States of words `[.., n, m, 2 hidden]` and of sentences `[.., n, 2 hidden]`; which of these are real."""
         _checks.check_sequence(x, mask, self.features, axes="n, m")
         mask = None if mask is None else jnp.asarray(mask)
-        words = self.words.states(jnp.asarray(x), mask)
+        words = self.words.states(_checks.real_steps(x, mask), mask)
         real = None if mask is None else mask.any(axis=-1)
         return words, self.sentences.states(self.words.summary(words, mask), real), real

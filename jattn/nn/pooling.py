@@ -142,7 +142,8 @@ class AttentionPooling(nnx.Module):
     def _attend(self, fn: Callable[..., Array], x: AnyArray, mask: AnyArray | None) -> Array:
         """`fn` with the vectors c as the one query of each head, and u as the one key head that serves them all."""
         _checks.check_sequence(x, mask, self.features)
-        u = jnp.tanh(self.hidden(jnp.asarray(x)))
+        x = _checks.real_steps(x, mask)
+        u = jnp.tanh(self.hidden(x))
         value, context = (jnp.asarray(y, u.dtype) for y in (x, self.context[...]))
         lead = u.shape[:-2]
         query = jnp.broadcast_to(context, (*lead, 1, *context.shape))

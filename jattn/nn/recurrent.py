@@ -121,4 +121,4 @@ class RecurrentAttention(nnx.Module):
 
     def _states(self, x: AnyArray, mask: AnyArray | None) -> Float[Array, "*b s hidden"]:
         _checks.check_sequence(x, mask, self.features)
-        return read(self.cell, jnp.asarray(x), mask)
+        return read(self.cell, _checks.real_steps(x, mask), mask)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from jattn import masks
-from jattn.nn import Decoder, EncoderDecoder, MultiHeadAttention, _generate, generate
+from jattn.nn import Decoder, DynamicScaling, EncoderDecoder, MultiHeadAttention, Rotary, _generate, generate
 from tests.layers import normal, randomised
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -64,7 +64,8 @@ class Fixed(nnx.Module):
     def cache(self, n, batch):
         return jnp.zeros(batch)
 
-    def decode(self, tokens, cache):
+    def decode(self, tokens, cache, *, lengths=None):
+        del lengths
         return jnp.broadcast_to(self.logits[...], (*tokens.shape, self.logits.size)), cache + 1
 
 
@@ -85,9 +86,12 @@ def test_the_most_likely_tokens_of_prompts_of_unequal_length():
     want = [alone(model, prompt[:n], 6) for prompt, n in zip(PROMPTS.tolist(), LENGTHS, strict=True)]
     assert len(set(map(tuple, want))) == 2
     seen: list[Any] = []
-    got = generate(
-        model, PROMPTS, 6, lengths=LENGTHS, callback=lambda n, tokens: seen.append((int(n), tokens.tolist()))
-    )
+
+    def see(n, tokens):
+        assert (type(n), type(tokens)) == (int, np.ndarray)
+        seen.append((n, tokens.tolist()))
+
+    got = generate(model, PROMPTS, 6, lengths=LENGTHS, callback=see)
     jax.effects_barrier()
     assert got.tokens.tolist() == want
     assert got.length.tolist() == [6, 6]
@@ -145,6 +149,17 @@ def test_tokens_are_drawn_with_their_weights(name):
     assert found == pytest.approx(want, abs=5 * 0.5 / np.sqrt(tokens.size))
 
 
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.3}, {"top_k": 5, "top_p": 0.45}], ids=str)
+def test_of_equally_likely_tokens_no_more_are_drawn_from(options):
+    tokens = generate(Fixed(np.zeros(10)), np.zeros((64, 1), int), 16, temperature=1.0, **options).tokens
+    assert len(np.unique(tokens)) == 3
+
+
+def test_the_first_is_drawn_where_no_other_may_be():
+    tokens = generate(Fixed(np.log(WEIGHTS)), PROMPTS, 8, temperature=1.0, top_p=1e-46).tokens
+    assert (tokens == 1).all()
+
+
 def test_what_seeds_and_stops_may_be():
     model = Fixed(np.log(WEIGHTS))
     draw = lambda **options: generate(model, PROMPTS, 16, temperature=1.0, **options).tokens
@@ -162,6 +177,71 @@ def test_what_seeds_and_stops_may_be():
     assert (until != want).any()
     for stop in (1, {1}, [jnp.array(1)], jnp.array([1])):
         np.testing.assert_array_equal(draw(seed=5, stop=stop), until)
+
+
+class Sum(nnx.Module):
+    """Its cache is none of a layer's: the next token is the sum of all so far."""
+
+    def cache(self, n, batch):
+        return jnp.zeros(batch, int)
+
+    def decode(self, tokens, total):
+        sums = total[:, None] + jnp.cumsum(tokens + 1, 1)
+        return jax.nn.one_hot(sums % 10, 10), sums[:, -1]
+
+
+class Scaled(Writer):
+    """One that is turned by the length of the text, and says nothing of padding."""
+
+    def __init__(self):
+        super().__init__()
+        rotary = Rotary(100.0, scaling=DynamicScaling(8.0, 4))
+        self.decoder = Decoder(F, H, 2, rotary=rotary, rngs=nnx.Rngs(0))
+
+
+class Placed(Writer):
+    """One whose table of positions is shorter than what prompts are filled up to."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = nnx.Embed(12, F, rngs=nnx.Rngs(1))
+
+    def decode(self, tokens, cache):
+        places = self.places(cache.rest[0].past.positions(tokens.shape[1]))
+        x, cache = self.decoder.decode(self.embed(tokens) + places, cache)
+        return self.embed.attend(x), cache
+
+    def whole(self, tokens):
+        return self.embed.attend(self.decoder(self.embed(tokens) + self.places(jnp.arange(tokens.shape[1]))))
+
+
+def test_a_model_that_is_not_told_lengths_reads_prompts_as_they_are():
+    assert generate(Sum(), PROMPTS[:1], 3).tokens.tolist() == [[9, 9, 9]]
+    want, prompt = [], list(PROMPTS[0])
+    placed, scaled = randomised(Placed()), randomised(Scaled())
+    got = [generate(model, PROMPTS[:1], 6).tokens[0].tolist() for model in (placed, scaled)]
+    assert got[0] == alone(placed, PROMPTS[0].tolist(), 6)
+    for _ in range(6):  # what is turned by the length of the text cannot be padded
+        want.append(int(scaled.whole(jnp.array([prompt]))[0, -1].argmax()))
+        prompt.append(want[-1])
+    cached = generate(scaled, PROMPTS[:1], 6, cache=scaled.cache(10, 1)).tokens[0].tolist()
+    assert got[1] == cached
+    assert got[1][0] == want[0]  # later ones were turned before as for a shorter text
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (Careless(), "a cache that slides must know where padded prompts end: let the model's decode"),
+        (Sum(), "a cache that is none of a layer's must know where padded prompts end"),
+        (Scaled(), "an embedding that scales by the length of the text must know where padded prompts end"),
+    ],
+    ids=["slides", "own", "scaled"],
+)
+def test_padding_that_cannot_be_taken_back(model, why):
+    with pytest.raises(ValueError, match=why):
+        generate(model, PROMPTS, 3, lengths=LENGTHS)
+    assert generate(model, PROMPTS, 3, lengths=np.array([5, 5])).tokens.shape == (2, 3)
 
 
 def test_a_cache_of_ones_own():
@@ -293,5 +373,3 @@ def test_caches_that_slide_and_caches_in_pages():
     model, kept = randomised(Writer()), randomised(Keeper())
     want = generate(model, PROMPTS, 6, lengths=LENGTHS)
     np.testing.assert_array_equal(generate(kept, PROMPTS, 6, lengths=LENGTHS).tokens, want.tokens)
-    with pytest.raises(ValueError, match="must know where padded prompts end"):
-        generate(Careless(), PROMPTS, 6, lengths=LENGTHS)

@@ -62,12 +62,12 @@ def limit(cache: Cache) -> Int[Array, "..."]:
 
 def slides(caches: object) -> bool:
     """Whether a cache in a pytree slides."""
-    return any(x.first is not None for x in jax.tree.leaves(caches, is_leaf=_is_cache) if _is_cache(x))
+    return any(x.first is not None for x in jax.tree.leaves(caches, is_leaf=is_cache) if is_cache(x))
 
 
 def lengths(caches: object) -> list[Int[Array, "..."]]:
     """How many positions each of the caches in a pytree holds."""
-    return [x.length for x in jax.tree.leaves(caches, is_leaf=_is_cache) if _is_cache(x)]
+    return [x.length for x in jax.tree.leaves(caches, is_leaf=is_cache) if is_cache(x)]
 
 
 def shortened(caches: object, before: list[Int[Array, "..."]], taken: Int[Array, "b"]) -> object:
@@ -83,10 +83,11 @@ def shortened(caches: object, before: list[Int[Array, "..."]], taken: Int[Array,
         start = next(starts)
         return x._replace(length=jnp.where(x.length > start, start + taken, x.length))
 
-    return jax.tree.map(shorten, caches, is_leaf=_is_cache)
+    return jax.tree.map(shorten, caches, is_leaf=is_cache)
 
 
-def _is_cache(x: object) -> bool:
+def is_cache(x: object) -> bool:
+    """Whether x is a cache of a layer: a leaf, where caches are looked for in a pytree."""
     return isinstance(x, Cache)
 
 

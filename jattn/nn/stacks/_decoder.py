@@ -19,7 +19,7 @@ from jattn.nn._hints import of_calls
 from jattn.nn._options import AnyMask, Gates, Mods
 from jattn.nn.cache._kinds import check_room
 from jattn.nn.cache._record import BlockCache, StackCache
-from jattn.nn.stacks._encoder import Encoder, EncoderOptions
+from jattn.nn.stacks._encoder import Encoder, EncoderOptions, settled
 from jattn.nn.transformer import TransformerBlock
 
 
@@ -91,7 +91,11 @@ class Decoder(Encoder):
         Raises:
           ValueError, TypeError: as `TransformerBlock.cache` does.
         """
-        make = lambda block: block.cache(n, batch, context, dtype, slack=slack, page=page, pages=pages)
+
+        def make(block: TransformerBlock) -> BlockCache:
+            read = self._read(block, context)
+            return block.cache(n, batch, read, dtype, slack=slack, page=page, pages=pages)
+
         return StackCache(tuple(nnx.vmap(make)(x) for x in self.blocks), tuple(make(x) for x in self.rest))
 
     @of_calls
@@ -134,7 +138,7 @@ class Decoder(Encoder):
         if not isinstance(cache, StackCache):
             raise TypeError(f"cache must be made by the decoder's cache(), got {type(cache).__name__}")
         call = {"mask": mask, "mods": self._mods(mods), "gates": gates, "bias": bias}
-        call |= {"context_mask": context_mask, "positions": positions, "lengths": lengths, "parents": parents}
+        call |= {"context_mask": context_mask, "lengths": lengths, "parents": parents}
         graph, state = nnx.split(self.blocks)  # `jax.lax.scan` inside another takes arrays, and no modules
 
         def through(
@@ -142,7 +146,7 @@ class Decoder(Encoder):
         ) -> tuple[Array, tuple[BlockCache, ...]]:
             after = []
             for block, cache in zip(blocks, caches, strict=True):
-                x, cache = block.decode(x, cache, **call)
+                x, cache = block.decode(x, cache, positions=self._turned(block, positions), **call)
                 after.append(cache)
             return x, tuple(after)
 
@@ -150,7 +154,7 @@ class Decoder(Encoder):
         if blocks:
             _check_room(blocks, x, lengths)  # inside the loop lengths are traced, and nobody could raise
             turn = lambda x, layer: through(x, nnx.merge(graph, layer[0]), layer[1])
-            x, blocks = jax.lax.scan(turn, x, (state, blocks))
+            x, blocks = jax.lax.scan(turn, settled(turn, x, (state, blocks)), (state, blocks))
         x, rest = through(x, self.rest, cache.rest)
         return x if self.norm is None else self.norm(x), StackCache(blocks, rest)
 

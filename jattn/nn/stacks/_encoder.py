@@ -156,13 +156,13 @@ class Encoder(nnx.Module):
 
         Args:
           x: `[.., t, features]`, with any number of batch axes, or none.
-          context: `[.., s, context_features]`, for blocks with cross-attention.
+          context: `[.., s, context_features]`, for the blocks with cross-attention.
           mask: of every block, beside its own, as are the others.
           mods: after those of `positional`.
           gates: likewise.
           bias: array broadcastable to `[.., h, t, s]`, added to every scaled score.
           context_mask: of cross-attentions.
-          positions: for rotary embeddings alone: numbers broadcastable to `[.., t]`, 0, 1, ... by default.
+          positions: for the blocks with a rotary embedding: numbers broadcastable to `[.., t]`, 0, 1, ... by default.
           deterministic: in the place of the blocks' own.
           rngs: where this call's dropout comes from, in the place of the blocks' own streams.
 
@@ -183,8 +183,9 @@ class Encoder(nnx.Module):
         out: Array = jnp.asarray(x)
         if kinds:
             turn, state = self._turn(self.blocks, context, call)
-            first = None if first is None else first.reshape(-1, kinds)
-            out, changed = jax.lax.scan(lambda x, layer: turn(x, *layer), out, (state, first))
+            layers = state, None if first is None else first.reshape(-1, kinds)
+            through = lambda x, layer: turn(x, *layer)
+            out, changed = jax.lax.scan(through, settled(through, out, layers), layers)
             _keep(self.blocks, changed)
         if self.rest:
             turn, state = self._turn(self.rest, context, call)
@@ -203,13 +204,25 @@ class Encoder(nnx.Module):
             merged = nnx.merge(graph, state)
             before = _variables(merged)
             for n, block in enumerate(merged):
-                x = block(x, context, rngs=None if keys is None else nnx.Rngs(dropout=keys[n]), **call)
+                own = {**call, "positions": self._turned(block, call["positions"])}
+                own |= {"rngs": None if keys is None else nnx.Rngs(dropout=keys[n])}
+                x = block(x, self._read(block, context), **own)
             # How far a stream of dropout has come, statistics of a norm, a loss that an MLP sows.
             after = _variables(merged)
             unchanged = {path for path, x in after.items() if path in before and before[path] is x}
             return x, nnx.state(merged, lambda path, _: path not in unchanged)
 
         return jax.checkpoint(turn) if self.remat else turn, state
+
+    def _read(self, block: TransformerBlock, context: Any) -> Any:
+        """The context, for a block that reads one; for all where none does, so that it is they who say so."""
+        reads = any(x.cross_attention is not None for x in (*self.blocks, *self.rest))
+        return None if reads and block.cross_attention is None else context
+
+    def _turned(self, block: TransformerBlock, positions: ArrayLike | None) -> ArrayLike | None:
+        """The positions, likewise, for a block with a rotary embedding."""
+        turned = any(x.attention.rotary is not None for x in (*self.blocks, *self.rest))
+        return None if turned and block.attention.rotary is None else positions
 
     def _mods(self, mods: Mods) -> tuple[mods_.Mod, ...]:
         """Those that the blocks share, and those of the call."""
@@ -223,6 +236,12 @@ class Encoder(nnx.Module):
         if isinstance(rngs, nnx.Rngs):
             return jax.random.split(rngs["dropout"](), self.layers) if _dropout.feeds(rngs) else None
         return jax.random.split(rngs(), self.layers)
+
+
+def settled(turn: Callable[[Array, Any], tuple[Array, Any]], x: Array, layers: Any) -> Array:
+    """x in the dtype that a turn of blocks gives: a scan carries but one."""
+    first = lambda x, layers: turn(x, jax.tree.map(lambda array: array[0], layers))[0]
+    return x.astype(jax.eval_shape(first, x, layers).dtype)
 
 
 def _variables(blocks: nnx.List[TransformerBlock]) -> dict[Any, Any]:

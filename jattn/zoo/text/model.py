@@ -86,13 +86,16 @@ class LanguageModel(nnx.Module):
         """Room for n bytes of as many sources, in every block."""
         return nnx.vmap(lambda block: block.cache(n, batch))(self.blocks)
 
-    def decode(self, source: jax.Array, caches: BlockCache) -> tuple[jax.Array, BlockCache]:
-        """The next bytes `[b, t]` -> logits `[b, t, 256]` of the byte after each, and the caches with them."""
+    def decode(
+        self, source: jax.Array, caches: BlockCache, *, lengths: jax.Array | None = None
+    ) -> tuple[jax.Array, BlockCache]:
+        """The next bytes `[b, t]`, of which `lengths` are real -> logits `[b, t, 256]` of the byte after each, and the
+        caches with them."""
         graph, blocks = nnx.split(self.blocks)  # `jax.lax.scan` inside another takes arrays, and no modules
 
         def through(x, layer):
             block, cache = layer
-            return nnx.merge(graph, block).decode(x, cache)
+            return nnx.merge(graph, block).decode(x, cache, lengths=lengths)
 
         x, caches = jax.lax.scan(through, self.embed(source), (blocks, caches))
         return self.out(self.norm(x)), caches

@@ -51,6 +51,20 @@ def test_an_encoder_sees_both_sides_and_a_decoder_one():
     assert (sees(Decoder(F, H, 1, rngs=nnx.Rngs(0))) == np.tri(T, dtype=bool)).all()
 
 
+def test_positions_a_context_and_dtypes_are_for_the_blocks_that_take_them():
+    """Rotary embeddings in some layers and cross-attention in others, in bfloat16 with parameters of float32."""
+    pattern = ({"rotary_base": 50.0}, {"context_features": 6})
+    stack = randomised(Decoder(F, H, 3, pattern=pattern, rngs=nnx.Rngs(0)))
+    x, context, positions = normal((2, T, F)).astype(jnp.bfloat16), normal((2, 3, 6), 1), jnp.arange(T) + 5
+    whole, cache = stack(x, context, positions=positions), stack.cache(T, 2, context)
+    rows = []
+    for n in (slice(0, 3), slice(3, T)):
+        out, cache = stack.decode(x[:, n], cache, positions=positions[n])
+        rows.append(out)
+    assert whole.dtype == rows[0].dtype == jnp.float32
+    assert_close(jnp.concatenate(rows, 1), whole, LOOSE)
+
+
 def test_errors():
     rngs = nnx.Rngs(0)
     with pytest.raises(TypeError, match="Decoder takes no is_causal: here it is mask="):

@@ -58,6 +58,36 @@ def test_dropout(remat):
         bare(x)
 
 
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [({}, jnp.bfloat16), ({}, jnp.float16), ({"residual": Residual("post"), "dtype": jnp.bfloat16}, jnp.float32)],
+    ids=["bfloat16", "float16", "post"],
+)
+def test_blocks_may_give_another_dtype_than_they_take(options, dtype):
+    stack, x = Encoder(F, H, 3, pattern=({}, {}), **options, rngs=nnx.Rngs(0)), normal((B, T, F)).astype(dtype)
+    got, want = stack(x), looped(stack, x)
+    assert got.dtype == want.dtype != dtype
+    assert_close(got.astype(jnp.float32), want.astype(jnp.float32), 0.05 if got.dtype == jnp.bfloat16 else LOOSE)
+
+
+def test_positions_and_a_context_are_for_the_blocks_that_take_them():
+    pattern = ({"rotary_base": 50.0}, {"context_features": 6}, {})
+    stack = randomised(Encoder(F, H, 4, pattern=pattern, rngs=nnx.Rngs(0)))
+    x, context, positions = normal((B, T, F)), normal((B, 3, 6), 1), jnp.arange(T) * 2 + 1
+    want = x
+    for block, read, places in zip(
+        blocks_of(stack), (None, context, None, None), (positions, None, None, positions), strict=True
+    ):
+        want = block(want, read, positions=places)
+    assert_close(stack(x, context, positions=positions), stack.norm(want), LOOSE)
+    with pytest.raises(ValueError, match="context must be an array: this block has cross-attention"):
+        stack(x)
+    with pytest.raises(ValueError, match="make the block with context_features for cross-attention"):
+        Encoder(F, H, 2, rngs=nnx.Rngs(0))(x, context)
+    with pytest.raises(ValueError, match="positions are those of the rotary embedding"):
+        Encoder(F, H, 2, pattern=({}, {}), rngs=nnx.Rngs(0))(x, positions=positions)
+
+
 def test_errors():
     rngs = nnx.Rngs(0)
     with pytest.raises(ValueError, match="pattern must have options of blocks for each kind"):
