@@ -143,10 +143,7 @@ class Terms(Term):
         live = fresh
         if masked and self.mask is not None:
             live = self.attends(i, j) & fresh
-        if live is not True and not finite(self.mods):
-            # The same number, whose derivative is 0 where the pair is hidden: log(i - j + 1) has none there.
-            score = jnp.where(live, score, jax.lax.stop_gradient(score))
-        score = modified(score, self.mods, *self.offsets.at(i, j))
+        score = modified(score, self.mods, *self.offsets.at(i, j), live)
         return score if live is True else jnp.where(live, score, -jnp.inf)
 
     def attends(self, i: jax.Array, j: jax.Array) -> jax.Array:
@@ -167,12 +164,30 @@ class Terms(Term):
         if not hides or all(gate.finite for gate in self.gates):
             return self._gated(weight, i, j)
         live = weight != 0 if live is None else live
-        return jnp.where(live, self._gated(jnp.where(live, weight, jax.lax.stop_gradient(weight)), i, j), 0)
+        return jnp.where(live, self._gated(weight, i, j, live), 0)
 
-    def _gated(self, weight: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    def _gated(self, weight: jax.Array, i: jax.Array, j: jax.Array, live: bool | jax.Array = True) -> jax.Array:
+        held = False
         for gate in self.gates:
+            if live is not True and (held or not gate.finite):
+                weight = _kept(weight, live, held)
             weight = _whole(gate(weight, i, j), weight)
+            held = held or _holds(gate)
         return weight
+
+
+def _kept(tile: jax.Array, live: bool | jax.Array, held: bool) -> jax.Array:
+    """A tile whose derivative is 0 where pairs are hidden: log(i - j + 1) has none there.
+
+    It is the same number there, which costs the forward nothing; but if a term may have made it NaN (`held`), then it
+    is 0, for the derivatives of what the next term learns.
+    """
+    return jnp.where(live, tile, 0 if held else jax.lax.stop_gradient(tile))
+
+
+def _holds(term: Mod | Gate) -> bool:
+    """Whether a term may make NaN of a hidden pair: of its own, or because an operand is NaN there."""
+    return not term.finite or bool(jax.tree.leaves(term))
 
 
 def _whole(result: jax.Array, tile: jax.Array) -> jax.Array:
@@ -190,23 +205,27 @@ def finite(mods: Iterable[Mod]) -> bool:
     for mod in mods:
         if not mod.finite or (held and not mod.affine):
             return False
-        held = held or bool(jax.tree.leaves(mod))
+        held = held or _holds(mod)
     return True
 
 
-def modified(score: jax.Array, mods: Iterable[Mod], i: jax.Array, j: jax.Array) -> jax.Array:
-    """The score after the mods.  One that is -inf is hidden: it stays so, and no mod after that sees it.
+def modified(
+    score: jax.Array, mods: Iterable[Mod], i: jax.Array, j: jax.Array, live: bool | jax.Array = True
+) -> jax.Array:
+    """The score after the mods; nothing that they make of pairs that are not `live` has a derivative.
 
-    -inf times a temperature or under a soft cap would come back to life, and make the gradient of either NaN.
+    One that is -inf is hidden: it stays so, and no mod after that sees it.  -inf times a temperature or under a soft
+    cap would come back to life, and make the gradient of either NaN.
     """
-    hides = False
+    hides = held = False
     for mod in mods:
+        keep = live is not True and not (mod.finite and (mod.affine or not held))
         if hides:
-            live = score != -jnp.inf
-            score = jnp.where(live, mod(jnp.where(live, score, 0), i, j), -jnp.inf)
+            shown = (score != -jnp.inf) & (live if keep else True)
+            score = jnp.where(shown, mod(jnp.where(shown, score, 0), i, j), -jnp.inf)
         else:
-            score = _whole(mod(score, i, j), score)
-        hides = hides or mod.hides
+            score = _whole(mod(_kept(score, live, held) if keep else score, i, j), score)
+        hides, held = hides or mod.hides, held or _holds(mod)
     return score
 
 

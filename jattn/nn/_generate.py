@@ -164,12 +164,12 @@ def generate(
     if cache is not None:
         _check_cache(graph, state, cache, prompt, lengths, count)
     inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, filling[0], key)
-    tokens, length = _written(graph, room, _Reading(told, padded), callback, *inputs)
+    tokens, length = _written(graph, room, _Reading(told, padded and not told), callback, *inputs)
     return Generated(tokens[:, :count], length)
 
 
 class _Reading(NamedTuple):
-    """How prompts are read: whether the model is told their lengths, and whether some may end before others."""
+    """How prompts are read: whether the model is told their lengths, and if not, whether some may end before others."""
 
     told: bool
     padded: bool

@@ -56,6 +56,35 @@ def _terms(defined):
     }
 
 
+def _learned(defined):
+    """Named functions of a number or array that other terms learn, to a call; and where that starts."""
+    terms = _terms(defined)
+    root, weigh, cap = terms["mod"]["mods"], terms["gate"]["gates"], mods.softcap(3.0)
+    over, of_keys = mods.function, terms["cap-after-a-bias"]["mods"][0]
+    causal, until = {"mask": masks.causal()}, {"mask": masks.lengths(UNTIL)}
+    wide = jnp.linspace(-1, 1, 8)
+    centres = jnp.full((2, T), 20.0)
+    return {
+        "number": (lambda x: {**causal, "mods": (*root, over(lambda s, i, j: s / x))}, 2.0),
+        "number-after-a-bias": (lambda x: {**until, "mods": (of_keys, over(lambda s, i, j: s / x))}, 2.0),
+        "slopes": (lambda x: {**causal, "mods": (*root, mods.alibi(x), cap)}, jnp.arange(1.0, 5.0)),
+        "slopes-after-a-bias": (lambda x: {**until, "mods": (of_keys, mods.alibi(x), cap)}, jnp.arange(1.0, 5.0)),
+        "cap-after-a-bias": (lambda x: {**until, "mods": (of_keys, mods.softcap(x))}, jnp.float32(2)),
+        "bias-before": (lambda x: {**causal, "mods": (mods.bias(x, "ts"), *root)}, jnp.zeros((T, S))),
+        "scale": (lambda x: {**until, "mods": (of_keys, cap), "score": scores.dot(x)}, jnp.float32(0.5)),
+        "concat": (lambda x: {**causal, "mods": (*root, cap), "score": scores.concat(x, x[::-1])}, wide),
+        "temperature": (
+            lambda x: {**until, "mods": of_keys, "normalizer": normalizers.gumbel(jax.random.key(1), x)},
+            jnp.float32(2),
+        ),
+        "sigma": (lambda x: {**causal, "gates": (*weigh, gates.gaussian(centres, x))}, jnp.float32(9)),
+        "gate": (
+            lambda x: {**causal, "gates": (*weigh, gates.function(_times, jattn.operand(x, "s")))},
+            jnp.cos(jnp.arange(S)),
+        ),
+    }
+
+
 OTHERS = {
     "additive": {"score": scores.additive(jnp.eye(8), jnp.eye(8), jnp.ones(8))},
     "sparsemax": {"normalizer": normalizers.sparsemax()},
@@ -92,6 +121,23 @@ def _check(terms, expected, implementation):
 def test_what_is_not_defined_where_pairs_are_hidden_reaches_nothing(monkeypatch, name, implementation):
     monkeypatch.setenv("JATTN_INTERPRET", "1")
     _check(_terms(False)[name], _terms(True)[name], implementation)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "blockwise", "pallas_tpu"])
+@pytest.mark.parametrize("name", _learned(True))
+def test_what_one_term_makes_of_hidden_pairs_reaches_nothing_that_another_learns(monkeypatch, name, implementation):
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+
+    def derivatives(defined, implementation):
+        options, x = _learned(defined)[name]
+        attend = lambda x, *arrays: jattn.attention(*arrays, **options(x), implementation=implementation)
+        inputs = jnp.asarray(x), *_arrays()
+        gradients = jax.grad(lambda *inputs: jnp.sum(jnp.sin(attend(*inputs))), (0, 1, 2, 3))(*inputs)
+        return gradients, jax.jvp(attend, inputs, tuple(jnp.cos(y) for y in inputs))
+
+    got, want = derivatives(False, implementation), derivatives(True, "reference")
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_close(x, y, 3e-4)
 
 
 @pytest.mark.parametrize("other", OTHERS)

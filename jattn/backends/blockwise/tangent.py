@@ -59,10 +59,10 @@ def tangent(
                 _steady(x) if d is None else here.operand(d, a)
                 for x, d, a in zip(tiles, doperands, walk.axes, strict=True)
             ]
-            scores, ds = jax.jvp(walk.scores(here), (query, key, tiles), (dquery, dkey, dtiles))
             shown = walk.shown(tile, tiles)
+            scores, ds = jax.jvp(walk.scores(here, shown), (query, key, tiles), (dquery, dkey, dtiles))
             p = probabilities(hide(scores, shown), strip_lse, strip_remainder)
-            pds = p * walk.derivative(ds, shown)
+            pds = p * ds
             w, dw = jax.jvp(walk.weights(tile), (p, tiles), (pds, dtiles))
             add = walk.products.rows(dw, value) + walk.products.rows(w, dvalue)
             return state[0] + add, state[1] + jnp.sum(pds, -1)

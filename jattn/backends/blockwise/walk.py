@@ -176,10 +176,6 @@ class Walk:
         some = lambda: self.live(tile.place(), tiles)
         return tile.choose(some, lambda: jnp.ones_like(some()))
 
-    def derivative(self, ds: jax.Array, shown: jax.Array | None) -> jax.Array:
-        """Derivatives of a tile's scores, 0 where pairs are not `shown`: a mod may have none there."""
-        return ds if shown is None or _terms.finite(self.terms.mods) else jnp.where(shown, ds, 0)
-
     def seen(self, tile: VisitedTile, tiles: list[jax.Array]) -> Any:
         """Which keys of a tile some query of it sees, `[b|1, g|1, bs]`; None where the mask is not looked at.
 
@@ -209,11 +205,17 @@ class Walk:
         times = _terms.lift(lambda x, tiles: x * tiles[0], (self.axes[at],), ("bgr",))
         return jax.vjp(lambda x, y: times(x, [y]), query, step.operand(self.arrays[at], self.axes[at]))
 
-    def finish(self, step: Step) -> Callable:
-        """Scores of a tile `[b, g, r, bt, bs]`, without the mask, as a function of its products and operand tiles."""
+    def finish(self, step: Step, shown: jax.Array | None = None) -> Callable:
+        """Scores of a tile `[b, g, r, bt, bs]`, without the mask, as a function of its products and operand tiles.
+
+        Where pairs are not `shown` it has no derivative, which a mod may not have there.
+        """
         i, j = step.positions()
-        one = lambda score, tiles: self.spec.signature.fill(tiles).finish(score, i, j, masked=False)
-        return _terms.lift(one, self.axes, ("bgr",))
+        one = lambda score, live, tiles: self.spec.signature.fill(tiles).finish(score, i, j, masked=False, fresh=live)
+        if shown is None or _terms.finite(self.terms.mods):
+            return _terms.lift(lambda score, tiles: one(score, True, tiles), self.axes, ("bgr",))
+        every = _terms.lift(one, self.axes, ("bgr", "bgr"))
+        return lambda score, tiles: every(score, jnp.broadcast_to(shown, score.shape), tiles)
 
     def compared(self) -> Callable:
         """Query against key for the pairs of a tile, as a function of its scaled query, key and operand tiles."""
@@ -222,9 +224,9 @@ class Walk:
         one = lambda query, key, tiles: self.spec.signature.fill(tiles).compare(query, key)
         return _terms.lift(one, self.axes, ("bgr", "bg"))
 
-    def scores(self, step: Step) -> Callable:
-        """Scores of a tile, without the mask, as a function of the same."""
-        compared, finish = self.compared(), self.finish(step)
+    def scores(self, step: Step, shown: jax.Array | None = None) -> Callable:
+        """Scores of a tile, as `finish` has them, as a function of the same."""
+        compared, finish = self.compared(), self.finish(step, shown)
         return lambda query, key, tiles: finish(compared(query, key, tiles), tiles)
 
     def pull_scores(
@@ -235,11 +237,11 @@ class Walk:
             compared, pull = self.products.scores(query, key), self._pull_product(query, key)
         else:
             compared, pull = jax.vjp(self.compared(), query, key, tiles)
-        scores, pull_finish = jax.vjp(self.finish(step), compared, tiles)
+        scores, pull_finish = jax.vjp(self.finish(step, shown), compared, tiles)
 
         def pull_all(ds: jax.Array):
             ds, of_mods = pull_finish(ds)
-            dquery, dkey, dtiles = pull(self.derivative(ds, shown))
+            dquery, dkey, dtiles = pull(ds)
             add = lambda x, y: y if x is None or y.dtype == jax.dtypes.float0 else x + y
             return dquery, dkey, list(map(add, dtiles, of_mods))
 
