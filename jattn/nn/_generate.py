@@ -202,7 +202,7 @@ def _written(
     ) -> tuple[Array, Array, Bool[Array, "b"], Array]:
         token = jnp.where(done, fill, _drawn(logits, jax.random.fold_in(key, n), sampling))
         if callback is not None:
-            io_callback(lambda n, token: callback(int(n), np.asarray(token)), None, n, token, ordered=True)
+            io_callback(functools.partial(_call_back, callback), None, n, token, ordered=True)
         return tokens.at[:, n].set(token), token, done | (token[:, None] == stop).any(-1), length + ~done
 
     def step(carry: Any) -> Any:
@@ -226,6 +226,10 @@ def _written(
     going = lambda carry: (carry[0] < count) & ~carry[3].all()
     _, tokens, _, _, length, _ = jax.lax.while_loop(going, step, (jnp.int32(1), *first, cache))
     return tokens, length
+
+
+def _call_back(callback: Callable[[int, np.ndarray], None], n: Array, token: Array) -> None:
+    callback(int(n), np.asarray(token))
 
 
 def _check_shortened(model: Any, before: Any, after: Any) -> None:
@@ -323,7 +327,7 @@ def _tokens(given: object, name: str) -> Int[Array, "k"]:
     if array is not None and not array.size:
         return jnp.zeros(0, jnp.int32)
     whole = array is not None and array.ndim < 2 and jnp.issubdtype(array.dtype, jnp.integer)
-    if not whole or (not isinstance(array, Tracer) and (array != array.astype(np.int32)).any()):
+    if array is None or not whole or (not isinstance(array, Tracer) and (array != array.astype(np.int32)).any()):
         raise TypeError(f"{name} must be an int or integers [k], of 32 bits, got {given!r}")
     return jnp.atleast_1d(array).astype(jnp.int32)
 
