@@ -116,6 +116,19 @@ def test_vmap_over_a_number_beside_documents():
     _check(got, [jnp.stack(x) for x in zip(*(jax.value_and_grad(loss)(cap) for cap in caps), strict=True)])
 
 
+def test_what_a_mod_makes_of_hidden_pairs_reaches_nothing_that_another_learns():
+    q, k, v, bias = _arrays()
+    log = lambda least: mods.function(lambda s, i, j: s + jnp.log(jnp.maximum(i - j, least) + 1.0))
+
+    def attend(q, k, v, slopes, least=-99, implementation="pallas_gpu"):
+        terms = mods.bias(bias, "hts"), log(least), mods.alibi(slopes), mods.softcap(3.0)
+        return jattn.attention(q, k, v, mask=masks.causal(), mods=terms, implementation=implementation)
+
+    arrays = q, k, v, jnp.asarray([0.5, 1.0])
+    want = _gradients(functools.partial(attend, least=0, implementation="reference"), arrays)
+    _check(_gradients(attend, arrays), want)
+
+
 def test_a_learned_bias_that_all_shards_share():
     """In one shard: the simulator has one GPU, whose memories several would mix up."""
     arrays, mesh = _arrays(), jax.sharding.Mesh(np.array(jax.devices()[:1]), ("b",))
