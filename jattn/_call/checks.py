@@ -240,11 +240,8 @@ def _origin(given: Mapping[str, ArrayLike] | ArrayLike | None, sizes: dict[str, 
                 f" {list(value.array.shape)}: where the first {'query' if axis == 't' else 'key'} stands"
             )
     for axis, value in (("t", t), ("s", s)):
-        if (
-            isinstance(value, int)
-            and isinstance(sizes[axis], int)
-            and not 0 <= value + sizes[axis] - 1 <= integers.LAST
-        ):
+        length = sizes[axis] if isinstance(sizes[axis], int) else 1
+        if isinstance(value, int) and not 0 <= value <= integers.LAST - max(length - 1, 0):
             raise ValueError(
                 f"{name(axis)} must leave positions within 0 and 2^30, got {value} and {axis} = {sizes[axis]}"
             )

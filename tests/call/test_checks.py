@@ -63,6 +63,8 @@ BAD = {
     "traced layout": (lambda: jax.jit(lambda x: masks.blocks(x, 4))(np.ones((2, 2), bool)), ValueError,
                       ["layout", "while tracing", "masks.function"]),
     "far positions": (attend(mask=masks.causal(), positions=2**31 - 1), ValueError, ["positions", "2^30", "2147483647"]),
+    "position before the first": (attend(positions=-1), ValueError, ["positions", "within 0 and 2^30", "-1", "t = 6"]),
+    "key before the first": (attend(positions={"s": -2}), ValueError, ["positions['s']", "-2", "s = 5"]),
     "truth of a mask": (lambda: masks.causal() and masks.window(3), TypeError, ["&", "and"]),
     "centre": (lambda: masks.around(3.0, 1, 1), ValueError, ["center", "[t], [b, t] or [b, h, t]", "float32[]"]),
     "float window": (lambda: masks.window(2.5), TypeError, ["left", "integer", "2.5"]),
@@ -120,6 +122,12 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name):
     check_named(BAD[name])
+
+
+@pytest.mark.parametrize("positions", [0, 6, jnp.int32(6), {"t": 2**30, "s": 2**30}])
+def test_no_queries_and_no_keys_stand_anywhere(positions):
+    assert jattn.attention(Q[:, :0], K[:, :0], V[:, :0], positions=positions).shape == (2, 0, 4, 3)
+    assert not jattn.attention(Q[:, :1], K[:, :0], V[:, :0], positions=positions).any()
 
 
 @pytest.mark.parametrize("backend", ["pallas_tpu", "pallas_gpu", "cudnn"])
