@@ -61,6 +61,8 @@ def causal(offset: ArrayLike = 0) -> Mask:
 
     Source: Vaswani et al. 2017, section 3.2.3.
     """
+    if offset is None:
+        raise TypeError("offset must be an integer, got None, which leaves no side: write mask=None to hide nothing")
     return Window(None, _side(offset, "offset"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,13 @@ def test_each_is_its_formula(name):
 def test_answers(name, tilings):
     """Those of windows around centres are on the safe side: centres of a block of queries need not lie together."""
     check_answers(FORMULAS[name][0], *tilings_of(tilings), exact=name.startswith(("causal", "window")))
+
+
+def test_an_offset_is_an_integer():
+    """None leaves a side of a window open, and would hide nothing here."""
+    wrong: Any = None
+    with pytest.raises(TypeError, match=r"^offset must be an integer, got None"):
+        masks.causal(wrong)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "uint32"])
