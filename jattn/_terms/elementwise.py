@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,34 @@ def across(jaxpr: Jaxpr) -> str:
             if hasattr(inner, "eqns") and (mixes := across(inner)):
                 return mixes
     return ""
+
+
+def across_rows(jaxpr: Jaxpr) -> str:
+    """The first primitive that adds up, sorts or the like the entries of several rows of the tile, "" if there is none.
+
+    It says nothing of those that may as well look along each row by itself, a gather say.
+    """
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        shape = _shape(equation.invars[0]) if equation.invars else ()
+        axes = _axes(params, ()) if name.startswith(_ACROSS) else ()
+        if name == "dot_general":
+            axes = params["dimension_numbers"][0][0]
+        if any(shape[x] and shape[x] % ROWS == 0 for x in axes):  # of rows that were joined too
+            return name
+        # a loop that runs until all rows are done is each row's own
+        inner = {x: y for x, y in params.items() if x != "cond_jaxpr"}
+        for value in jax.tree.leaves(list(inner.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            within = getattr(value, "jaxpr", value)
+            if hasattr(within, "eqns") and (mixes := across_rows(within)):
+                return mixes
+    return ""
+
+
+def _axes(params: Mapping[str, Any], otherwise: Sequence[int]) -> Sequence[int]:
+    """The axes of its first argument that an equation looks along."""
+    axes = next((params[x] for x in ("axes", "axis", "dimension", "dimensions") if x in params), otherwise)
+    return [int(x) for x in ((axes,) if isinstance(axes, int) else axes)]
 
 
 def _looks_along(equation: JaxprEqn) -> bool:
@@ -57,8 +85,7 @@ def _looks_along(equation: JaxprEqn) -> bool:
             return any(n in (ROWS, COLUMNS) and m != n for n, m in zip(shape, params["slice_sizes"], strict=True))
         return _lengths(shape) != _lengths(result)
     if name.startswith(_ACROSS) and name != "reduce_precision":
-        axes = next((params[x] for x in ("axes", "axis", "dimension", "dimensions") if x in params), range(len(shape)))
-        return of_tile(shape, (axes,) if isinstance(axes, int) else axes)
+        return of_tile(shape, _axes(params, range(len(shape))))
     return False
 
 

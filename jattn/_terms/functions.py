@@ -22,7 +22,7 @@ from jax.interpreters import partial_eval
 from jattn import gates, masks, mods, normalizers
 from jattn._terms import Operand, Origin, Signature, split, working
 from jattn._terms.closures import Closure
-from jattn._terms.elementwise import COLUMNS, ROWS, across, text_of
+from jattn._terms.elementwise import COLUMNS, ROWS, across, across_rows, text_of
 from jattn._terms.linear import nonlinear
 from jattn._terms.untraced import untraced
 
@@ -241,29 +241,45 @@ def _check(
         raise ValueError(
             f"{who} must be elementwise: of a tile [bt, bs] it returns {_shown(out.shape)}, must return {_shown(least)}"
         )
-    mixed = "" if of_rows else across(traced.jaxpr)
-    if mixed:
+    if not of_rows:
+        _say_unless_alone(who, traced, lambda: trace(_OTHER)[1], "i and j say where an entry stands")
+    elif mixed := across_rows(traced.jaxpr):
         raise ValueError(
-            f"{who} must be elementwise, but {mixed} {'counts' if mixed == 'iota' else 'mixes'} the entries of a tile:"
-            " its result would depend on the tile sizes; i and j say where an entry stands"
-        )
-    if not of_rows and text_of(traced, (ROWS, COLUMNS)) != text_of(trace(_OTHER)[1], _OTHER):
-        raise ValueError(
-            f"{who} must be elementwise, but computes with the shape of its tile: its result would depend on the tile"
-            " sizes; i and j say where an entry stands"
+            f"{who} must look at each row of scores [bt, s] by itself, but {mixed} mixes rows: its result would depend"
+            " on the tile sizes; give it the axis of the keys, as in scores.sum(axis=-1, keepdims=True)"
         )
     if name == "gates.function":
         _say_unless_linear(who, traced, len(held))
     return tuple(held_used), told_used
 
 
+def _say_unless_alone(who: str, traced: ClosedJaxpr, other: Callable[[], ClosedJaxpr], way_out: str) -> None:
+    """Raises unless each entry of a tile is computed of itself alone; `other` traces the same of another tile."""
+    if mixed := across(traced.jaxpr):
+        raise ValueError(
+            f"{who} must be elementwise, but {mixed} {'counts' if mixed == 'iota' else 'mixes'} the entries of a tile:"
+            f" its result would depend on the tile sizes; {way_out}"
+        )
+    if text_of(traced, (ROWS, COLUMNS)) != text_of(other(), _OTHER):
+        raise ValueError(
+            f"{who} must be elementwise, but computes with the shape of its tile: its result would depend on the tile"
+            f" sizes; {way_out}"
+        )
+
+
 @functools.lru_cache(maxsize=512)
 def _check_bucket(who: str, closure: Closure, held: tuple[_Description, ...]) -> None:
-    """Raises unless a bucket maps integers to as many."""
-    relative = jax.ShapeDtypeStruct((COLUMNS,), jnp.int32)
-    (out,) = _trace(who, lambda held, relative: closure.build(held)(relative), held, [relative]).out_avals
-    if out.shape != relative.shape or not jnp.issubdtype(out.dtype, jnp.integer):
+    """Raises unless a bucket maps integers to as many, each by itself."""
+
+    def trace(n: int) -> ClosedJaxpr:
+        relative = jax.ShapeDtypeStruct((n,), jnp.int32)
+        return _trace(who, lambda held, relative: closure.build(held)(relative), held, [relative])
+
+    traced = trace(COLUMNS)
+    (out,) = traced.out_avals
+    if out.shape != (COLUMNS,) or not jnp.issubdtype(out.dtype, jnp.integer):
         raise TypeError(f"{who} must map integers [n] to as many, returns {out.dtype}{_shown(out.shape)}")
+    _say_unless_alone(who, traced, lambda: trace(_OTHER[1]), "it maps each j - i by itself")
 
 
 def _of_shapes(who: str, error: Exception) -> ValueError | None:

@@ -55,4 +55,4 @@ def test_relative_looks_up_diagonals_not_pairs():
     q = jnp.ones((1, 64, 1, 2))
     loss = lambda table: blockwise((16, 32))(q, q, q, mods=mods.relative(table, bucket)).sum()
     jax.jit(jax.grad(loss)).lower(jnp.ones((1, 4)))
-    assert set(looked) - {(2003,)} == {(16 + 32 - 1,)}  # the numbers on which it is checked
+    assert set(looked) - {(2003,), (2011,)} == {(16 + 32 - 1,)}  # the numbers on which it is checked

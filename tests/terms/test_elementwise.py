@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jattn import gates, masks, mods
-from jattn._terms.elementwise import COLUMNS, ROWS, across, text_of
+from jattn._terms.elementwise import COLUMNS, ROWS, across, across_rows, text_of
 from tests.bad_input import attend, check_named
 
 BAD = {
@@ -106,3 +106,31 @@ def test_the_shape_of_a_tile_is_told_from_numbers_that_look_like_it():
     assert same(lambda s, i, j: jnp.zeros(s.shape) + s * 1009.0 + 2003 * i)
     assert not same(lambda s, i, j: s * s.shape[0])
     assert not same(lambda s, i, j: s + jnp.asarray(np.arange(s.shape[1])))
+
+
+def _halved(row):
+    return jax.lax.while_loop(lambda x: jnp.sum(x) > 1, lambda x: x / 2, row)
+
+
+def _top(scores):
+    kept, at = jax.lax.top_k(scores, 3)
+    return jnp.zeros_like(scores).at[jnp.arange(len(scores))[:, None], at].set(jax.nn.softmax(kept))
+
+
+OF_ROWS = {
+    "softmax": lambda s: jax.nn.softmax(s, axis=-1),
+    "sorted": lambda s: jnp.take_along_axis(s, jnp.argsort(s), -1),
+    "running sum of the turned": lambda s: jnp.cumsum(s.T, 0).T,
+    "the best": _top,
+    "product of each row": lambda s: s * (s[:, None] @ s[:, :, None])[:, 0],
+    "vmap": jax.vmap(lambda row: row / jnp.linalg.norm(row) + jnp.median(row)),
+    "a loop of each row": jax.vmap(_halved),
+    "a loop until all are done": lambda s: jax.lax.while_loop(lambda x: jnp.any(x.sum(-1) > 1), lambda x: x / 2, s),
+    "a loop over rows": lambda s: jax.lax.map(jax.nn.softmax, s),
+    "transformed": lambda s: jnp.fft.fft(s).real,
+}
+
+
+@pytest.mark.parametrize("name", OF_ROWS)
+def test_what_looks_along_each_row_by_itself_mixes_none(name):
+    assert across_rows(jax.make_jaxpr(OF_ROWS[name])(jax.ShapeDtypeStruct(SIZE, jnp.float32)).jaxpr) == ""

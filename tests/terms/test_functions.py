@@ -59,6 +59,17 @@ BAD = {
     # normalisers of a user's own
     "one weight a row": (attend(normalizer=normalizers.function(lambda s: s.max(-1, keepdims=True))), ValueError,
                          ["normalizers.function", "weights [bt, s]", "[bt, 1]"]),
+    **{
+        f"rows: {name}": (attend(normalizer=normalizers.function(fn)), ValueError,
+                          ["normalizers.function", "each row", "mixes rows", "axis=-1"])
+        for name, fn in {
+            "a sum of all": lambda s: jnp.maximum(s, 0) / jnp.maximum(s, 0).sum(),
+            "flat": lambda s: jax.nn.softmax(s.reshape(-1)).reshape(s.shape),
+            "of columns": lambda s: jnp.cumsum(s, 0),
+            "turned": lambda s: jnp.sort(s.T).T,
+            "product": lambda s: s @ s.T @ s,
+        }.items()
+    },
     "random weights": (attend(normalizer=normalizers.function(lambda s: s * jax.random.uniform(KEY, s.shape))), ValueError,
                        ["random numbers", "gumbel"]),
     "not elementwise: a sum": (attend(normalizer=normalizers.function(lambda s: s / s.sum(-1, keepdims=True), elementwise=True)),
@@ -79,6 +90,14 @@ BAD = {
                        ["bucket", "jnp.where"]),
     "bucket by a list": (attend(mods=RELATIVE(np.ones((4, 3)), lambda r: [1, 2][r])), TypeError, ["bucket", "jnp.asarray"]),
     "shorter bucket": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: r[:2])), TypeError, ["bucket", "as many"]),
+    "bucket from the least": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: r - r.min())), ValueError,
+                              ["mods.relative: bucket", "elementwise", "reduce_min", "j - i"]),
+    "bucket that counts": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: jnp.arange(len(r)))), ValueError,
+                           ["mods.relative: bucket", "elementwise", "iota"]),
+    "bucket by how many": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: r % len(r))), ValueError,
+                           ["mods.relative: bucket", "shape of its tile"]),
+    "bucket of content": (attend(mods=mods.relative_content(np.ones((2, 6, 4, 8)), np.ones((3, 8)), lambda r: jnp.sort(r))),
+                          ValueError, ["mods.relative_content: bucket", "elementwise", "sort"]),
     "bucket of floats": (attend(mods=mods.relative(np.ones((4, 3)), lambda r: r * 0.5)), TypeError, ["bucket", "integers"]),
 }  # fmt: skip
 
