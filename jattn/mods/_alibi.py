@@ -31,7 +31,7 @@ def alibi(slopes: ArrayLike) -> Mod:
       slopes: numbers `[h]`, which get gradients; `alibi_slopes(h)` gives the paper's.
 
     Raises:
-      ValueError: `slopes` has no axis.  When `attention` is called: it is not as long as the query has heads.
+      ValueError: `slopes` has other axes.  When `attention` is called: it is not as long as the query has heads.
       TypeError: it is not an array.
 
     >>> import jax.numpy as jnp, jattn
@@ -41,7 +41,10 @@ def alibi(slopes: ArrayLike) -> Mod:
 
     Source: Press et al. 2022, section 3.
     """
-    return Alibi(operand(slopes, "h"))
+    named = operand(slopes, "h")
+    if named.array.ndim != 1:
+        raise ValueError(f"slopes must be [h], got shape {named.array.shape}; mods.bias takes a number for each pair")
+    return Alibi(named)
 
 
 def alibi_slopes(heads: int) -> jax.Array:

@@ -79,6 +79,7 @@ BAD = {
     "score name": (attend(score="dot"), TypeError, ["score", "'dot'"]),
     "normalizer name": (attend(normalizer="softmax"), TypeError, ["normalizer", "'softmax'"]),
     "slopes": (attend(mods=(mods.alibi(np.ones(3)),)), ValueError, ["mods", '"h"', "h = 4", "[3]"]),
+    "slopes of pairs": (lambda: mods.alibi(np.ones((4, 6))), ValueError, ["slopes", "[h]", "(4, 6)"]),
     "operand axes": (lambda: jattn.operand(np.ones((2, 3)), "hb"), ValueError, ["bhts", "'hb'"]),
     "operand rank": (lambda: jattn.operand(np.ones(2), "hs"), ValueError, ["'hs'", "(2,)"]),
     "cap": (lambda: mods.softcap(0), ValueError, ["cap", "> 0", "0"]),
