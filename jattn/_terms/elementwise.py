@@ -62,7 +62,7 @@ def _looks_along(equation: JaxprEqn) -> bool:
     """Whether an entry of the result depends on where in the tile it lies, or on others of its row or column."""
     name, params = equation.primitive.name, equation.params
     shape, *others = [_shape(x) for x in equation.invars] or [()]
-    result = _shape(equation.outvars[0])
+    result = _shape(equation.outvars[0]) if equation.outvars else ()
     of_tile = lambda shape, axes: any(shape[x] in (ROWS, COLUMNS) for x in axes)
     if name == "iota":  # it counts from 0 in every tile
         return of_tile(params["shape"], [params["dimension"]])

@@ -27,6 +27,7 @@ from jattn._terms.linear import nonlinear
 from jattn._terms.untraced import untraced
 
 T = TypeVar("T")
+_EFFECTS = {"debug_print", "debug_callback", "io_callback"}
 _OTHER = 1013, 2011  # another tile, of which an elementwise function computes the same
 
 
@@ -148,6 +149,11 @@ def _trace(
             f"{who} uses NumPy, a list's index or a number's conversion on positions or scores, which are traced tiles:"
             " take jax.numpy, and jnp.asarray(table)[i] to look something up"
         ) from error
+    if effects := sorted(primitives(traced.jaxpr) & _EFFECTS):
+        raise ValueError(
+            f"{who} has an effect ({', '.join(effects)}), as jax.debug.print has: tiles are computed inside kernels, as"
+            " often as it takes; leave it out, and to look at numbers call the function by itself"
+        )
     return traced
 
 
