@@ -257,19 +257,8 @@ def explain(
     'blockwise'
     >>> empty, partial, full = plan.blocks
     """
-    named, with_batch = _named("explain", options), lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
-    narrow = named.get("scales") is not None
-    arrays: list[Any] = [
-        checks.array(query, "query"), checks.array(key, "key", narrow), checks.array(value, "value", narrow)
-    ]  # fmt: skip
-    if arrays[0].ndim == 3 and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
-        if named.get("pages") is None:
-            arrays = [with_batch(x) for x in arrays]
-            if narrow:
-                named["scales"] = [with_batch(x) for x in named["scales"]]
-        else:
-            arrays[0], named["pages"] = with_batch(arrays[0]), with_batch(jnp.asarray(named["pages"]))
-    return plan(checks.problem(*arrays, **named), implementation, checks.blocks(blocks), device)
+    problem = checks.problem(query, key, value, **_named("explain", options))
+    return plan(problem, implementation, checks.blocks(blocks), device)
 
 
 @modes.ordinary

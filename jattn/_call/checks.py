@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -104,12 +104,12 @@ def problem(
     shapes(query, *seen, equal_width=not isinstance(score, (scores.General, scores.Concat, scores.Additive)))
     sizes = dict(zip("bth", (1, *query.shape)[-4:-1], strict=True)) | {"s": seen[0].shape[-3]}
     if query.ndim == 3:
-        query = query[None]
+        query = _in_batch(query)
         if table is None:
-            key, value = key[None], value[None]
-            factors = None if factors is None else (factors[0][None], factors[1][None])
+            key, value = _in_batch(key), _in_batch(value)
+            factors = None if factors is None else (_in_batch(factors[0]), _in_batch(factors[1]))
         else:
-            table = table[None]
+            table = _in_batch(table)
 
     if isinstance(mask, (list, tuple)) and any(isinstance(x, masks.Mask) for x in mask):
         raise TypeError("mask must be one mask, got a sequence of them: join them with & or |")
@@ -146,6 +146,11 @@ def problem(
     whole = dataclasses.replace(whole, mask=mask, mods=mods_, gates=gates, normalizer=normalizer)
     places.check(whole)
     return _narrowed(whole)
+
+
+def _in_batch(x: Any) -> Any:
+    """The array, or the shape of one, with a batch axis."""
+    return jax.ShapeDtypeStruct((1, *x.shape), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x[None]
 
 
 def _adopted(terms: T) -> T:

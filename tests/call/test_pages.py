@@ -120,8 +120,9 @@ def test_explain_says_what_is_copied():
         assert plan.copied == B * M * PAGE * G * (D + E) * 4
         assert "pages" in str(plan)
     assert jattn.explain(Q[:, :1], Q, Q).copied is None
-    lone = jattn.explain(shape((T, H, D), "float32"), KEYS, VALUES, pages=TABLE[0])
-    assert lone.shape == f"b 1, t {T}, s {M * PAGE}, h {H}, g {G}, d {D}, e {E}, float32"
+    for pages in (TABLE[0], TABLE[0].tolist(), shape((M,), "int32")):
+        lone = jattn.explain(shape((T, H, D), "float32"), KEYS, VALUES, pages=pages)
+        assert lone.shape == f"b 1, t {T}, s {M * PAGE}, h {H}, g {G}, d {D}, e {E}, float32"
 
 
 BAD = {
