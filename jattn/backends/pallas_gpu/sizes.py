@@ -37,6 +37,10 @@ Generation = Literal["ampere", "hopper", "blackwell"]
 _HEIGHTS: dict[Generation, int] = {"ampere": 64, "hopper": 64, "blackwell": 128}
 """Rows of a warpgroup's tile, which the matrix unit forces."""
 
+_ROWS: dict[Generation, tuple[int, ...]] = {"ampere": (64,), "hopper": (128,), "blackwell": (128, 256)}
+"""Query rows that a tile of the forward kernel may have: of one warpgroup, of two, of either."""
+_COLUMNS = (16, 32, 64, 128)
+
 
 def generation(target: Target) -> Generation:
     """Whose kernels run there; the simulator runs Hopper's, unless a chip is named."""
@@ -72,7 +76,7 @@ def tile_sizes(
     source = "the largest that fit"
     if spec.blocks is not None:
         if kernel == "forward":
-            rows, columns = spec.blocks
+            rows, columns = _asked_for(spec.blocks, spec.target)
         source = "as asked for"
     both = _widths_of_pairs(spec, operands)
     room = _room(spec.target, sum(map(_is_vector, spec.signature.axes)))
@@ -94,6 +98,18 @@ def tile_sizes(
     while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room:
         steps += 1
     return TileSizes(rows, columns, steps, piece, height), source
+
+
+def _asked_for(blocks: tuple[int, int], target: Target) -> tuple[int, int]:
+    """The caller's tile.  Raises unless the forward kernel takes it."""
+    here = generation(target)
+    if blocks[0] not in _ROWS[here] or blocks[1] not in _COLUMNS:
+        rows, columns = (" or ".join(map(str, x)) for x in (_ROWS[here], _COLUMNS))
+        raise ValueError(
+            f"blocks must be ({rows} query rows, {columns} key rows) for pallas_gpu on {here.capitalize()}, got"
+            f" {blocks}: leave it out for sizes that fit"
+        )
+    return blocks
 
 
 def _measured(spec: Spec, k: Shaped, v: Shaped, kernel: Kernel, entries: Sequence[tables.Entry]) -> tables.Entry | None:
@@ -201,7 +217,7 @@ def _on_ampere(spec: Spec, operands: Sequence[Shaped], kernel: Kernel, d: int, e
     rows, source = 64, "the largest that fit"
     if spec.blocks is not None:
         if kernel == "forward":
-            rows, columns = spec.blocks
+            rows, columns = _asked_for(spec.blocks, spec.target)
         source = "as asked for"
     # A thread's registers hold what 32 columns need: two pieces of them spilled more, not less.
     piece = _PIECE if columns > 32 and kernel != "forward" and _has_terms(terms) else columns

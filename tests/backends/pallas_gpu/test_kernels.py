@@ -317,7 +317,7 @@ def test_scores_that_a_cap_bounds(monkeypatch, chip, cap, dtype):
 def test_tiles_as_asked_for():
     q, k, v = _arrays()
     chex.assert_trees_all_close(_attend(q, k, v, blocks=(128, 64)), _attend(q, k, v), atol=2.0**-8)
-    with pytest.raises(ValueError, match="a tile has 128 rows, 64 for each warpgroup, not 64"):
+    with pytest.raises(ValueError, match=r"^blocks must be \(128 query rows, .* got \(64, 64\)"):
         _attend(q, k, v, blocks=(64, 64))
 
 

@@ -113,6 +113,25 @@ def test_tiles_as_asked_for():
     assert (sizes.rows, sizes.columns, source) == (64, 32, "as asked for")
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "blocks"),
+    [
+        ("a100", "64", (128, 64)),
+        ("h100", "128", (32, 64)),
+        ("h100", "128", (64, 64)),
+        ("h100", "128", (128, 48)),
+        ("h100", "128", (128, 256)),
+        ("b200", "128 or 256", (64, 64)),
+    ],
+)
+def test_tiles_that_no_kernel_has_are_named(name, rows, blocks):
+    wanted = (
+        rf"^blocks must be \({rows} query rows, 16 or 32 or 64 or 128 key rows\) .*got \({blocks[0]}, {blocks[1]}\)"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        _sizes(name, "forward", 64, blocks=blocks)
+
+
 def test_numbers_of_pairs_are_counted_as_kernels_hold_them():
     """Booleans take 16 bits, small integers 32."""
     seen, ids = jnp.ones((1, 4, 512, 512), bool), jnp.zeros((512, 512), jnp.int8)
