@@ -13,9 +13,10 @@ from jax.core import Tracer
 
 from jattn import _terms
 from jattn._call import dispatch, layouts, pages, places, scales, targets
-from jattn._call.problem import Problem, reduce
+from jattn._call.problem import Problem, reduce, tile_width
 from jattn._terms import Terms
 from jattn._terms.moved import moved
+from jattn.backends import whole_rows
 from jattn.backends.contract import Backend, Cut, Fused, Spec
 
 
@@ -129,10 +130,12 @@ def plan(
     copied = None if dispatch.reads_pages(problem, chosen, override, target) else pages.bytes_copied(problem)
     problem = scales.outlined(pages.outlined(problem))
     size_of = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    cut, tiled = Cut((0, 0), None), False
+    found = None
     pairs: int | None = sizes["b"] * sizes["h"] * sizes["t"] * sizes["s"]
-    if isinstance(chosen, Fused) and chosen.cut and problem.normalizer.is_softmax and not problem.empty:
-        cut, tiled = _cut(problem, chosen, override, target), True
+    if isinstance(chosen, Fused) and not problem.empty:
+        found = _cut(problem, chosen, override, target)
+    cut = Cut((0, 0), None) if found is None else found
+    if found is not None:
         pairs = cut.pairs
         if pairs is None and cut.blocks is not None:
             pairs = (cut.blocks[1] + cut.blocks[2]) * cut.tile[0] * cut.tile[1]
@@ -140,7 +143,7 @@ def plan(
         backend=chosen.name,
         others=others,
         shape=", ".join(f"{a} {n}" for a, n in sizes.items()) + f", {problem.query.dtype}",
-        tile=cut.tile if tiled else None,
+        tile=None if found is None else cut.tile,
         blocks=cut.blocks,
         flops=None if pairs is None else 2 * pairs * (sizes["d"] + sizes["e"]),
         bytes=size_of(problem) + size_of(jax.eval_shape(run, shapes_of(problem))),
@@ -154,8 +157,11 @@ def plan(
     )
 
 
-def _cut(problem: Problem, backend: Fused, override: tuple[int, int] | None, target: targets.Target) -> Cut:
-    signature = []
+def _cut(problem: Problem, backend: Fused, override: tuple[int, int] | None, target: targets.Target) -> Cut | None:
+    """How a call is cut, None where rows are whole or the backend does not say."""
+    softmax, signature = problem.normalizer.is_softmax, []
+    if backend.cut is None if softmax else not problem.normalizer.elementwise:
+        return None
 
     def arrays(problem: Problem) -> list[Any]:
         *reduced, static = reduce(problem)
@@ -167,5 +173,8 @@ def _cut(problem: Problem, backend: Fused, override: tuple[int, int] | None, tar
     mask = _terms.bind(problem.mask, *problem.origin.indices(q.shape[0], q.shape[2]))
     mask = moved(Terms(None, mask=mask, offsets=problem.origin.offsets))
     known = not any(isinstance(x, (Tracer, jax.ShapeDtypeStruct)) for x in jax.tree.leaves(mask))
+    if not softmax:
+        (b, t, h, _), s = q.shape, k.shape[1]
+        return whole_rows.cut(b, h, t, s, tile_width(spec.terms(operands), q), mask, known)
     assert backend.cut is not None
     return backend.cut(spec, q, k, v, operands, mask, known)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 from jax.typing import DTypeLike
 
@@ -27,8 +28,9 @@ from jattn._terms import AnyArray, Operand, Signature, Terms
 from jattn._terms.block_tables import Tiling, answers
 from jattn._terms.moved import moved
 from jattn._terms.rows import THRESHOLD
-from jattn.backends.contract import Precision
+from jattn.backends.contract import Cut, Precision
 from jattn.backends.steps import Step
+from jattn.masks import Mask
 from jattn.normalizers import Normalizer
 
 _KEPT = jax.checkpoint_policies.save_only_these_names(THRESHOLD)
@@ -102,8 +104,7 @@ def _rows(
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     terms = signature.fill(operands[:own])
     masked, width = terms.mask is not None, tile_width(terms, q)
-    key = Tiling(s, max(1, min(s, max(most.keys, -(-s // most.blocks)) if most.blocks > 1 else s)))
-    query = Tiling(t, min(t, max(most.rows, most.scores // max(1, b * h * key.block * width))))
+    query, key = _tilings(most, b * h, t, s, width)
     whole = Step({"b": (0, b), "g": (0, g), "h": (0, h), "s": (0, s)}, h // g)
     columns = [whole.columns(x).astype(dtype) for x in (k, v)]
     visited = None  # which blocks of keys a strip visits, where there are several
@@ -150,6 +151,27 @@ def _rows(
         return strip(0, columns)
     strips = jax.lax.map(lambda n: strip(n, columns), jnp.arange(query.count))
     return jax.tree.map(lambda x: _join(x, t), strips)
+
+
+def _tilings(most: StripSize, heads: int, t: int, s: int, width: int) -> tuple[Tiling, Tiling]:
+    """Strips of queries and blocks of keys, of so many heads over all batch elements."""
+    key = Tiling(s, max(1, min(s, max(most.keys, -(-s // most.blocks)) if most.blocks > 1 else s)))
+    return Tiling(t, min(t, max(most.rows, most.scores // max(1, heads * key.block * width)))), key
+
+
+def cut(b: int, h: int, t: int, s: int, width: int, mask: Mask | None, known: bool) -> Cut | None:
+    """How the keys of an elementwise normaliser are cut; None where rows stay whole.  A block that the mask leaves to
+    any head is computed for all of them."""
+    query, key = _tilings(_STRIP_SIZE, b * h, t, s, width)
+    if key.count == 1:
+        return None
+    tile = query.block, key.block
+    if not known:
+        return Cut(tile, None)
+    answer = answers(mask, query, key)
+    some, every = np.asarray(answer.some).any((0, 1)), np.asarray(answer.every).all((0, 1))
+    full, visited = b * h * int((some & every).sum()), b * h * int(some.sum())
+    return Cut(tile, (b * h * some.size - visited, visited - full, full))
 
 
 def _zeros(compute: Callable[..., Any], arrays: Iterable[jax.Array], tiles: list[jax.Array]) -> Any:

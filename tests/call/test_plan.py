@@ -129,3 +129,19 @@ def test_normalisers_without_tiles_have_a_plan():
     assert plan.backend == "blockwise"
     assert plan.tile is None
     assert plan.peak_memory < 3000 * 3000 * 4 * 8
+
+
+def test_blocks_of_keys_that_an_elementwise_normaliser_leaves_out():
+    options: dict[str, Any] = {"mask": masks.causal() & masks.window(100), "normalizer": normalizers.sigmoid()}
+    plan: Any = jattn.explain(SHAPE, SHAPE, SHAPE, **options)
+    rows, columns = plan.tile
+    assert rows < 3000 and columns == 3000 // 8
+    starts = lambda block: np.minimum(np.arange(-(-3000 // block)) * block, 3000 - block)
+    some = np.array([[a + rows > c and a - 100 < c + columns for c in starts(columns)] for a in starts(rows)])
+    assert sum(plan.blocks) == 2 * 4 * some.size
+    assert plan.blocks[0] == 2 * 4 * (~some).sum()
+    assert plan.flops == 2 * (plan.blocks[1] + plan.blocks[2]) * rows * columns * (32 + 32)
+    everything: Any = jattn.explain(SHAPE, SHAPE, SHAPE, normalizer=normalizers.sigmoid())
+    assert everything.blocks[:2] == (0, 0) and everything.flops > 2 * plan.flops
+    few: Any = jattn.explain(*[jnp.ones((1, 64, 2, 4))] * 3, **options)
+    assert few.tile is None and few.flops == 2 * 2 * 64 * 64 * 8
