@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jattn import masks
 from jattn._terms import Operand
 from jattn._terms.operand import as_array, broadcast_operand, indices, number, operand, repeated, wide, working
 
@@ -53,6 +54,18 @@ def test_bytes_in_the_other_order_are_turned():
 def test_what_is_no_array_is_named(x):
     with pytest.raises(TypeError, match=rf"^table must be an array, got {type(x).__name__}$"):
         as_array(x, "table")
+
+
+def test_arrays_are_equal_where_they_are_one():
+    """Else equality of masks would be an array, of which Python asks whether it is true."""
+    array, traced = np.ones(2), []
+    assert operand(array, "b") == operand(array, "b") != operand(array, "h")
+    assert operand(array, "b") != operand(array.copy(), "b") and operand(array, "b") != array.tolist()
+    assert masks.lengths(array.astype(int)) != masks.lengths(jnp.arange(2))
+    jax.jit(lambda x: traced.append(masks.lengths(x) == masks.lengths(x + 1)))(jnp.arange(2))
+    assert traced == [False]
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(operand(array, "b"))
 
 
 # Axes of length 1 are axes along which nothing varies
