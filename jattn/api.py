@@ -357,11 +357,12 @@ def sample(
     Source: Xu et al. 2015, section 4.1; REINFORCE: Williams 1992; the draw: Gumbel 1954.
     """
     rest: dict[str, Any] = {**options}
-    for name in ("normalizer", "gates", "dropout", "sinks", "return_lse"):
+    others = "normalizer", "gates", "dropout", "sinks", "return_lse"
+    for name in others:
         given = rest.pop(name, None)
         if bool(given) if isinstance(given, (tuple, list, bool)) else given is not None:
             raise ValueError(f"sample draws from a plain softmax of the scores: it takes no {name}")
-    named = _named("sample", rest, ("implementation", "blocks"))
+    named = _named("sample", rest, (*others, "implementation", "blocks"))
     problem = checks.problem(query, key, value, **{**named, "normalizer": normalizers.gumbel(random_key)})
     drawn = sampling.sample(scales_.whole(pages_.gathered(problem)))
     return jax.tree.map(lambda x: x[0], drawn) if jnp.ndim(query) == 3 else drawn

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, counter_hash, number, operand, term
 from jattn._terms.of_user import OfUser
+from jattn._terms.operand import as_array
 
 __all__ = ["Gate", "dropout", "function", "gaussian"]
 
@@ -132,7 +133,7 @@ def gaussian(center: ArrayLike, sigma: ArrayLike) -> Gate:
 
     Source: Luong et al. 2015, equation 10 ("local-p").
     """
-    center = center if isinstance(center, (jax.Array, np.ndarray)) else jnp.asarray(center)
+    center = as_array(center, "center")
     if center.ndim not in (2, 3):
         raise ValueError(f"center must be [b, t] or [b, h, t], got shape {center.shape}")
     width = number(sigma, "sigma")

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, Term, number, repeated, term, wide
+from jattn._terms.operand import as_array
 from jattn.mods import Bias, Mod
 
 __all__ = ["Product", "Reduced", "Score", "additive", "concat", "cosine", "dot", "general"]
@@ -302,7 +303,7 @@ def additive(w_q: ArrayLike, w_k: ArrayLike, v: ArrayLike) -> Score:
 
 
 def _weight(array: ArrayLike, name: str, ndim: int) -> Operand:
-    array = array if isinstance(array, (jax.Array, np.ndarray)) else jnp.asarray(array)
+    array = as_array(array, name)
     if array.ndim not in (ndim, ndim + 1):
         raise ValueError(f"{name} must have {ndim} axes, or {ndim + 1} with a leading h, got shape {array.shape}")
     return Operand(array, "h" if array.ndim > ndim else "")

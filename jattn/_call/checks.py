@@ -132,11 +132,14 @@ def problem(
         if logits.shape != (sizes["h"],):
             raise ValueError(f"sinks must be [h] = [{sizes['h']}], got shape {list(logits.shape)}")
         sink = Operand(logits, "h")
+    if not isinstance(return_lse, (bool, np.bool_)):
+        raise TypeError(f"return_lse must be True or False, known while tracing, got {_short(return_lse)}")
     if return_lse and not normalizer.is_softmax:
         raise ValueError(f"return_lse needs normalizer softmax, got {_name(normalizer)}: it has no denominator to log")
     try:
+        precision = precision.lower() if isinstance(precision, str) else precision
         precision = None if precision is None else jax.lax.Precision(precision)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"precision must be a jax.lax.Precision or its name, got {precision!r}") from None
     score, normalizer, mask, mods_, gates = _adopted((score, normalizer, mask, mods_, gates))
     whole = Problem(query, key, value, score, normalizer, mask, mods_, gates, sink, precision, origin, table, factors)
@@ -199,8 +202,13 @@ def _name(x: object) -> str:
 def _instance(x: object, kind: type[T], name: str, example: str) -> T:
     if isinstance(x, kind):
         return x
-    called = " (call it)" if callable(x) and inspect.getmodule(x) in (scores, normalizers, gates_, mods, masks) else ""
-    raise TypeError(f"{name} must be made like jattn.{example}, got {_short(x)}{called}")
+    raise TypeError(f"{name} must be made like jattn.{example}, got {_short(x)}{' (call it)' if _makes(x) else ''}")
+
+
+def _makes(x: object) -> bool:
+    """Whether it is one of the library's functions that make terms, which was not called."""
+    made_by = scores, normalizers, gates_, mods, masks
+    return callable(x) and not isinstance(x, Term) and inspect.getmodule(x) in made_by
 
 
 def _short(x: object) -> str:
@@ -217,7 +225,9 @@ def _sequence(value: object, kind: type[T], name: str, example: str) -> tuple[T,
 
 
 def _mask_array(mask: object) -> masks.Mask:
-    if callable(mask):
+    if _makes(mask):
+        raise TypeError("mask must be a mask, got the function that makes one: call it, like jattn.masks.causal()")
+    if callable(mask) and not isinstance(mask, Term):
         raise TypeError("mask must be a mask or a boolean array, got a function: wrap it in jattn.masks.function")
     if not isinstance(mask, (jax.Array, np.ndarray, list, tuple)):
         raise TypeError(f"mask must be made like jattn.masks.causal(), or a boolean array, got {_short(mask)}")
@@ -318,5 +328,7 @@ def _score(score: scores.Score, d: int, key_width: int) -> None:
             raise ValueError(
                 f"scores.{_name(score)}: {name} must be [{shown}], or [h, {shown}], got {list(weight.array.shape)}"
             )
+    if 0 in hidden:
+        raise ValueError("scores.additive: w_q, w_k and v must have a hidden unit, m >= 1, got m = 0")
     if len(hidden) > 1:
         raise ValueError(f"scores.additive: w_q, w_k and v must agree in their last axis m, got {sorted(hidden)}")

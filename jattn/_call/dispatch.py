@@ -115,7 +115,7 @@ class Choice(NamedTuple):
 
 def choose(
     problem: Problem,
-    implementation: str | Backend | None,
+    implementation: object,
     target: Target,
     confirmed: Sequence[tables.Confirmed] | None = None,
 ) -> Choice:
@@ -160,13 +160,13 @@ def choose(
     return Choice(backend, others, evidence)
 
 
-def _known(implementation: str | Backend | None) -> tuple[dict[str, Backend], str | None]:
+def _known(implementation: object) -> tuple[dict[str, Backend], str | None]:
     """All backends by name, in order of preference, and the name of the one that was asked for."""
     known = {x.name: x for x in BACKENDS}
     if isinstance(implementation, Backend):
         known[implementation.name] = implementation
         return known, implementation.name
-    if implementation is not None and implementation not in known:
+    if implementation is not None and not (isinstance(implementation, str) and implementation in known):
         raise ValueError(f"implementation must be None or one of {', '.join(sorted(known))}, got {implementation!r}")
     return known, implementation
 

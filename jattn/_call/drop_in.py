@@ -138,6 +138,8 @@ def dot_product_attention(
         parts.append(masks.causal())
     if local_window_size is not None:
         sides = local_window_size if isinstance(local_window_size, (tuple, list)) else (local_window_size,) * 2
+        if len(sides) != 2:
+            raise ValueError(f"local_window_size must be an int or (left, right), got {local_window_size!r}")
         parts.append(masks.window(*sides))
     for name, lengths, axis in (
         ("query_seq_lengths", query_seq_lengths, "t"),

@@ -27,7 +27,10 @@ def checked(pages: ArrayLike | jax.ShapeDtypeStruct, query: jax.Array, key: jax.
       TypeError: it has no integers.
       ValueError: shapes do not go together, or there is no page.
     """
-    table = np.asarray(pages) if isinstance(pages, (list, tuple)) else pages
+    try:
+        table = np.asarray(pages) if isinstance(pages, (list, tuple)) else pages
+    except ValueError:
+        raise ValueError("pages must be integers [b, m], got rows of unequal lengths; any page fills them up") from None
     if not isinstance(table, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         raise TypeError(f"pages must be integers [b, m], got {type(pages).__name__}")
     shape = list(table.shape)

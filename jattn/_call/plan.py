@@ -17,7 +17,7 @@ from jattn._call.problem import Problem, reduce, tile_width
 from jattn._terms import Terms
 from jattn._terms.moved import moved
 from jattn.backends import whole_rows
-from jattn.backends.contract import Backend, Cut, Fused, Spec
+from jattn.backends.contract import Cut, Fused, Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _short(n: int, unit: int) -> str:
 
 def plan(
     problem: Problem,
-    implementation: str | Backend | None,
+    implementation: object,
     override: tuple[int, int] | None,
     device: str | None,
     confirmed: Sequence[tables.Confirmed] | None = None,

@@ -142,7 +142,11 @@ def _trace(
             " so use & | ~ and jnp.where"
         ) from None
     except TypeError as error:
-        conversions = jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError
+        conversions = (
+            jax.errors.TracerArrayConversionError,
+            jax.errors.TracerIntegerConversionError,
+            jax.errors.ConcretizationTypeError,
+        )
         if not isinstance(error, conversions) and "can be converted to" not in str(error):
             raise _of_shapes(who, error) or error from None
         raise TypeError(

@@ -31,7 +31,8 @@ def integer(value: ArrayLike, name: str) -> int | Operand:
     """An int or an int32 operand, within the positions that there can be."""
     held = number(value, name)
     if isinstance(held, float) or (isinstance(held, Operand) and not jnp.issubdtype(held.array.dtype, jnp.integer)):
-        raise TypeError(f"{name} must be an integer, got {held!r}")
+        got = f"{held.array.dtype}{list(held.array.shape)}" if isinstance(held, Operand) else repr(held)
+        raise TypeError(f"{name} must be an integer, got {got}")
     if isinstance(held, Operand):
         return Operand(int32(held.array), held.axes)
     return max(-FAR, min(held, FAR))

@@ -101,6 +101,8 @@ def blocks(layout: ArrayLike, block: int) -> Mask:
             "layout must be known while tracing (NumPy, lists), got a traced array: a mask of one is"
             " masks.function(lambda i, j, x: x[i // block, j // block], jattn.operand(layout))"
         ) from None
+    except ValueError:
+        raise ValueError("layout must be booleans [.., ..] or [h, .., ..], got rows of unequal lengths") from None
     if array.ndim not in (2, 3) or array.dtype != bool:
         raise ValueError(
             f"layout must be a boolean array [.., ..] or [h, .., ..], got {array.dtype}{list(array.shape)}"

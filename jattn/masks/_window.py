@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, Operand, positions, term, wide
 from jattn._terms.block_tables import Answer, Range, ends
+from jattn._terms.operand import as_array
 from jattn.masks._mask import Mask
 
 
@@ -136,7 +137,7 @@ def around(center: ArrayLike, left: ArrayLike | None, right: ArrayLike | None) -
 
     Source: Luong et al. 2015, section 3.2 ("local-p").
     """
-    centers = center if isinstance(center, (np.ndarray, jax.Array)) else jnp.asarray(center)
+    centers = center if isinstance(center, (np.ndarray, jax.Array)) else jnp.asarray(as_array(center, "center"))
     if centers.ndim not in (1, 2, 3) or centers.dtype == bool:
         raise ValueError(f"center must be numbers [t], [b, t] or [b, h, t], got {centers.dtype}{list(centers.shape)}")
     # centres are held as wide as pairs compare them: rounded otherwise, blocks would be judged by other numbers

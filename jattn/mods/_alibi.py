@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import ArrayLike
 
 from jattn._terms import FieldValue, operand, term
@@ -55,7 +56,7 @@ def alibi_slopes(heads: int) -> jax.Array:
       heads: how many, an int >= 1.
 
     Raises:
-      ValueError: `heads` is less.
+      ValueError, TypeError: `heads` is less, or no int.
 
     >>> import jattn
     >>> jattn.mods.alibi_slopes(4).tolist()
@@ -63,6 +64,8 @@ def alibi_slopes(heads: int) -> jax.Array:
 
     Source: Press et al. 2022, section 3, and its code for other numbers of heads.
     """
+    if not isinstance(heads, (int, np.integer)):
+        raise TypeError(f"heads must be an int >= 1, got {heads!r}")
     if heads < 1:
         raise ValueError(f"heads must be >= 1, got {heads}")
     n = 2 ** math.floor(math.log2(heads))

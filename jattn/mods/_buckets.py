@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jattn._terms import FieldValue, Operand, term
 from jattn._terms.closures import Closure
@@ -115,6 +116,7 @@ def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -
 
     Raises:
       ValueError: there are too few buckets, or `max_distance` lies within the exact ones.
+      TypeError: one of the two is no int.
 
     >>> import jax.numpy as jnp, jattn
     >>> bucket = jattn.mods.t5_bucket(bidirectional=False)
@@ -123,9 +125,11 @@ def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -
 
     Source: Raffel et al. 2020, section 2.1, and its code.
     """
+    if not all(isinstance(x, (int, np.integer)) for x in (buckets, max_distance)):
+        raise TypeError(f"buckets and max_distance must be ints, got {buckets!r}, {max_distance!r}")
     side = buckets // 2 if bidirectional else buckets
     if buckets < 2 + 2 * bidirectional or max_distance <= side // 2:
         raise ValueError(
             f"buckets must be >= {2 + 2 * bidirectional} and max_distance > {side // 2}, got {buckets}, {max_distance}"
         )
-    return T5Bucket(bool(bidirectional), buckets, max_distance)
+    return T5Bucket(bool(bidirectional), int(buckets), int(max_distance))

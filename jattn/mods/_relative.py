@@ -51,7 +51,7 @@ def relative(table: ArrayLike, bucket: Callable[[jax.Array], jax.Array] | None =
         the last the last.
 
     Raises:
-      ValueError: `table` has other axes.
+      ValueError: `table` has other axes, no bucket, or too few or too many of them for the bucket that None is.
       TypeError: `bucket` is not a function; when `attention` is called: it does not map integers to as many.
 
     >>> import jax.numpy as jnp, jattn
@@ -65,5 +65,10 @@ def relative(table: ArrayLike, bucket: Callable[[jax.Array], jax.Array] | None =
     named = operand(table, "h")
     if named.array.ndim != 2:
         raise ValueError(f"table must be [h, buckets], got shape {named.array.shape}")
-    bucket = t5_bucket(True, named.array.shape[1]) if bucket is None else bucket
-    return Relative(named, *Relative.parts(bucket))
+    columns = named.array.shape[1]
+    if columns == 0 or (bucket is None and not 4 <= columns < 512):
+        raise ValueError(
+            f"table must have a bucket, and 4 to 511 where T5's of distances up to 128 are taken, got {columns}:"
+            " give bucket, a function of j - i"
+        )
+    return Relative(named, *Relative.parts(t5_bucket(True, columns) if bucket is None else bucket))

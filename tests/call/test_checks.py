@@ -35,7 +35,8 @@ BAD = {
     "int mask": (attend(mask=np.ones((6, 5), int)), TypeError, ["boolean", "int64"]),
     "mask shape": (attend(mask=np.ones((5, 6), bool)), ValueError, ["mask", "[2, 4, 6, 5]", "[5, 6]"]),
     "mask function": (attend(mask=lambda i, j: i >= j), TypeError, ["mask", "jattn.masks.function"]),
-    "mask factory": (attend(mask=masks.causal), TypeError, ["mask", "function"]),
+    "mask factory": (attend(mask=masks.causal), TypeError, ["mask", "call it", "masks.causal()"]),
+    "mod for a mask": (attend(mask=mods.softcap(3.0)), TypeError, ["mask", "masks.causal()", "got SoftCap(cap=3.0)"]),
     "mask string": (attend(mask="causal"), TypeError, ["mask", "masks.causal()", "'causal'"]),
     "segment ids": (attend(mask=masks.segments(np.zeros((2, 7), int), np.zeros((2, 5), int))), ValueError,
                     ['mask', '"bt"', "t = 6", "[2, 7]"]),
@@ -67,6 +68,10 @@ BAD = {
     "key before the first": (attend(positions={"s": -2}), ValueError, ["positions['s']", "-2", "s = 5"]),
     "truth of a mask": (lambda: masks.causal() and masks.window(3), TypeError, ["&", "and"]),
     "centre": (lambda: masks.around(3.0, 1, 1), ValueError, ["center", "[t], [b, t] or [b, h, t]", "float32[]"]),
+    "no centre": (lambda: masks.around(None, 1, 1), TypeError, ["center must be an array", "NoneType"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    "float position": (attend(positions=jnp.float32(1)), TypeError, ["positions must be an integer, got float32[]"]),
+    "float offset": (lambda: masks.causal(jnp.float32(1)), TypeError, ["offset must be an integer, got float32[]"]),
+    "ragged layout": (lambda: masks.blocks([[True], [True, False]], 2), ValueError, ["layout", "unequal lengths"]),
     "float window": (lambda: masks.window(2.5), TypeError, ["left", "integer", "2.5"]),
     "stride": (lambda: masks.dilated(0), ValueError, ["stride", ">= 1", "0"]),
     "layout dtype": (lambda: masks.blocks(np.ones((2, 2)), 4), ValueError, ["layout", "boolean", "float64"]),
@@ -74,6 +79,7 @@ BAD = {
     # mods, gates, score, normaliser
     "mods not a tuple": (attend(mods=3), TypeError, ["mods", "tuple", "3"]),
     "a gate among mods": (attend(mods=(gates.dropout(0.1, 0),)), TypeError, ["mods[0]", "jattn.mods.softcap"]),
+    "a mod for dropout": (attend(dropout=mods.softcap(3.0)), TypeError, ["dropout", "got SoftCap(cap=3.0)"]),
     "mods factory": (attend(mods=(mods.softcap,)), TypeError, ["mods[0]", "call it"]),
     "score factory": (attend(score=scores.dot), TypeError, ["score", "scores.dot()", "call it"]),
     "score name": (attend(score="dot"), TypeError, ["score", "'dot'"]),
@@ -84,6 +90,11 @@ BAD = {
     "operand rank": (lambda: jattn.operand(np.ones(2), "hs"), ValueError, ["'hs'", "(2,)"]),
     "cap": (lambda: mods.softcap(0), ValueError, ["cap", "> 0", "0"]),
     "table": (lambda: mods.relative(np.ones(3)), ValueError, ["table", "[h, buckets]", "(3,)"]),
+    "table of many": (lambda: mods.relative(np.ones((2, 600))), ValueError, ["table", "4 to 511", "600", "give bucket"]),
+    "table of few": (lambda: mods.relative(np.ones((2, 2))), ValueError, ["table", "4 to 511", "got 2"]),
+    "table of none": (lambda: mods.relative(np.ones((2, 0)), lambda r: r), ValueError, ["table", "a bucket", "got 0"]),
+    "heads of slopes": (lambda: mods.alibi_slopes(4.0), TypeError, ["heads", "int", "4.0"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    "half a bucket": (lambda: mods.t5_bucket(True, 32.5), TypeError, ["buckets", "ints", "32.5"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "bucket": (lambda: mods.t5_bucket(True, 32, 4), ValueError, ["max_distance", "4"]),
     "bias is a mod": (attend(bias=mods.softcap(3.0)), TypeError, ["bias", "mods="]),
     "bias shape": (attend(bias=np.ones((4, 5, 6), np.float32)), ValueError, ["bias", "[2, 4, 6, 5]", "[4, 5, 6]"]),
@@ -95,12 +106,16 @@ BAD = {
     "seed": (lambda: gates.dropout(0.1, -1), ValueError, ["seed", "2^32", "-1"]),
     "key for a seed": (lambda: gates.dropout(0.1, jax.random.key(0)), TypeError, ["seed", "jax.random.bits"]),
     "center": (lambda: gates.gaussian(np.ones(3), 1.0), ValueError, ["center", "[b, t]", "(3,)"]),
+    "no center": (lambda: gates.gaussian(None, 1.0), TypeError, ["center must be an array", "NoneType"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "sigma": (lambda: gates.gaussian(np.ones((2, 6)), 0.0), ValueError, ["sigma", "> 0"]),
     "random key": (lambda: normalizers.gumbel(0), TypeError, ["key", "jax.random", "0"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "temperature": (lambda: normalizers.gumbel(jax.random.key(0), -1.0), ValueError, ["temperature", "> 0"]),
     "dropout": (attend(dropout=0.1), TypeError, ["dropout", "gates.dropout(0.1, seed)", "0.1"]),
     "general": (attend(score=scores.general(np.ones((8, 7)))), ValueError, ["scores.general", "w", "[8, 8]", "[8, 7]"]),
     "additive": (attend(score=scores.additive(np.ones((8, 3)), np.ones((8, 4)), np.ones(3))), ValueError, ["m", "[3, 4]"]),
+    "additive of nothing": (attend(score=scores.additive(np.ones((8, 0)), np.ones((8, 0)), np.ones(0))), ValueError,
+                            ["scores.additive", "m >= 1", "m = 0"]),
+    "no weight": (lambda: scores.general(None), TypeError, ["w must be an array", "NoneType"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "concat": (attend(score=scores.concat(np.ones(7), np.ones(8))), ValueError, ["w_q", "[8]", "[7]"]),
     # the rest
     "sinks": (attend(sinks=np.ones(2, np.float32)), ValueError, ["sinks", "[4]", "[2]"]),
@@ -110,7 +125,10 @@ BAD = {
                          ["return_lse", "softmax", "sparsemax"]),
     "implementation": (attend(implementation="cuda"), ValueError, ["implementation", "blockwise", "'cuda'"]),
     "blocks": (attend(blocks=(0, 4)), ValueError, ["blocks", ">= 1", "(0, 4)"]),
+    "precision of each": (attend(precision={}), ValueError, ["precision", "jax.lax.Precision", "{}"]),
     "precision": (attend(precision="tops"), ValueError, ["precision", "jax.lax.Precision", "'tops'"]),
+    "several implementations": (attend(implementation=["blockwise"]), ValueError, ["implementation", "['blockwise']"]),
+    "lse of an array": (attend(return_lse=jnp.array(True)), TypeError, ["return_lse", "True or False"]),
     "merge": (lambda: jattn.merge((OUT, OUT[..., 0]), (OUT, OUT)), ValueError, ["merge", "[2, 6, 4, 8]"]),
     "merge of one array": (lambda: jattn.merge(Q), TypeError, ["pairs", "return_lse=True"]),  # pyright: ignore[reportArgumentType]  # wrong on purpose
     "sample of gates": (call(jattn.sample, jax.random.key(0), Q, K, V, gates=(gates.dropout(0.1, 0),)), ValueError,
@@ -123,6 +141,18 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name):
     check_named(BAD[name])
+
+
+def test_what_was_called_is_not_told_to_be():
+    for wrong in ({"dropout": mods.softcap(3.0)}, {"mods": (gates.dropout(0.1, 0),)}, {"mask": mods.softcap(3.0)}):
+        with pytest.raises(TypeError) as caught:
+            attend(**wrong)()
+        assert "call it" not in str(caught.value) and "wrap it" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["highest", "HIGHEST", jax.lax.Precision.HIGHEST])
+def test_a_precision_has_a_name(precision):
+    np.testing.assert_array_equal(attend(precision=precision)(), attend(precision="highest")())
 
 
 @pytest.mark.parametrize("positions", [0, 6, jnp.int32(6), {"t": 2**30, "s": 2**30}])

@@ -284,6 +284,7 @@ def test_takes_more_than_jax():
         ({"mask": np.ones((S, T), bool)}, ValueError, "mask must be broadcastable"),
         ({"bias": draw(S, T)}, ValueError, "bias must be broadcastable"),
         ({"local_window_size": 2.5}, TypeError, "left must be an integer"),
+        ({"local_window_size": (1, 2, 3)}, ValueError, "local_window_size must be an int or"),
         ({"scale": "large"}, TypeError, "scale must be a number"),
     ],
 )

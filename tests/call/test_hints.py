@@ -18,6 +18,8 @@ BAD = {
     "weights and lse": (call(jattn.weights, Q, K, V, return_lse=True), TypeError, ["weights", "return_lse"]),
     "weights by a backend": (call(jattn.weights, Q, K, V, implementation="nonsense"), TypeError, ["weights", "implementation"]),
     "sample by a backend": (call(jattn.sample, jax.random.key(0), Q, K, V, blocks=(4, 4)), TypeError, ["sample", "blocks"]),
+    "sample of what is not": (call(jattn.sample, jax.random.key(0), Q, K, V, maks=1), TypeError,
+                              ["maks", "there are score, mask, mods, bias, precision, positions, pages, scales"]),
     "explain of another": (call(jattn.explain, Q, K, V, is_causal=True), TypeError, ["explain", "masks.causal()"]),
     "unknown option": (call(jattn.weights, Q, K, V, masks=None), TypeError, ["masks", "jattn.attention"]),
 }  # fmt: skip

@@ -129,6 +129,7 @@ BAD = {
     "floats": ({"pages": np.ones((B, M))}, TypeError, ["pages", "integers", "float64"]),
     "a name": ({"pages": "table"}, TypeError, ["pages", "str"]),
     "batch": ({"pages": TABLE[:1]}, ValueError, ["pages", "b = 2", "[1, 3]"]),
+    "ragged": ({"pages": [[1, 2], [3]]}, ValueError, ["pages", "[b, m]", "unequal lengths"]),
     "one row": ({"pages": TABLE[0]}, ValueError, ["pages", "[b, m]", "[3]"]),
     "no pool": ({"k": KEYS[0], "v": VALUES[0], "pages": TABLE}, ValueError, ["pools", "[4, 2, 8]"]),
     "other pools": ({"v": VALUES[1:], "pages": TABLE}, ValueError, ["as many pages", "[6, 4, 2, 5]"]),

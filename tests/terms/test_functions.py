@@ -36,6 +36,7 @@ BAD = {
     "mod of one row": (attend(mods=mods.function(lambda s, i, j: s[:1])), ValueError, ["elementwise", "[1, bs]", "[bt, bs]"]),
     "mask of one row": (attend(mask=masks.function(lambda i, j: (j >= i)[:1])), ValueError, ["elementwise", "[1, bs]"]),
     "NumPy on a tile": (attend(mask=masks.function(lambda i, j: np.eye(8, dtype=bool)[i, j])), TypeError, ["jax.numpy"]),
+    "an item of a tile": (attend(mask=masks.function(lambda i, j: i >= j.item())), TypeError, ["masks.function", "jax.numpy"]),
     "a list by a tile": (attend(mask=masks.function(lambda i, j: [1, 2, 3][i] > j)), TypeError, ["jax.numpy"]),
     "mask turned": (attend(mask=masks.function(lambda i, j: (j >= i).T)), ValueError, ["elementwise", "[bs, bt]"]),
     "random mod": (attend(mods=mods.function(lambda s, i, j: s + jax.random.normal(KEY, s.shape))),
