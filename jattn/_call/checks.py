@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -151,9 +151,11 @@ def problem(
     return _narrowed(whole)
 
 
-def _in_batch(x: Any) -> Any:
+def _in_batch(x: jax.Array) -> jax.Array:
     """The array, or the shape of one, with a batch axis."""
-    return jax.ShapeDtypeStruct((1, *x.shape), x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x[None]
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((1, *x.shape), x.dtype)  # type: ignore[return-value]
+    return x[None]
 
 
 def _adopted(terms: T) -> T:
