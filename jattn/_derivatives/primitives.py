@@ -177,7 +177,8 @@ def effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, An
 
 
 def _primitive(name: str, compute: Callable, shapes: Callable, roles: Callable[..., Roles]) -> Primitive:
-    compute = ordinary(compute)  # what is lowered is traced later, under the settings of then
+    # Both are asked later too, under the settings of then: as a call is lowered, and where a traced one is bound again.
+    compute, shapes = ordinary(compute), ordinary(shapes)
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(compute)

@@ -24,6 +24,31 @@ def test_donated_arrays():
     assert_close(got, wanted, 1e-5)
 
 
+AGAIN = {
+    "grad of jit": lambda f: jax.grad(jax.jit(f)),
+    "vmap of jit": lambda f: lambda q: jax.vmap(jax.jit(f))(q[None])[0],
+    "linearize of jit": lambda f: lambda q: jax.linearize(jax.jit(f), q)[1](q),
+    "grad of checkpoint": lambda f: jax.grad(jax.checkpoint(f)),
+    "grad of cond": lambda f: jax.grad(lambda q: jax.lax.cond(q[0, 0, 0, 0] < 9, f, lambda q: -f(q), q)),
+    "grad of scan": lambda f: jax.grad(lambda q: jax.lax.scan(lambda c, _: (f(q) + c, None), f(q), length=2)[0]),
+    "hessian of jit": lambda f: jax.hessian(jax.jit(f)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_traced_call_is_bound_again_under_strict_promotion(name, dtype):
+    q = jnp.sin(jnp.arange(6.0)).reshape(1, 3, 1, 2).astype(dtype)
+    fn = AGAIN[name](lambda q: jattn.attention(q, q, q, mask=masks.causal()).sum())
+    wanted = fn(q)
+    jax.clear_caches()  # what is already traced would not be traced under other settings
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        got = fn(q)
+    assert got.dtype == dtype
+    assert_close(got, wanted, 0)
+
+
 def test_export():
     x = floats(1)
     arrays = x["q"], x["k"], x["v"]
