@@ -223,7 +223,7 @@ _TOGETHER: dict[str, tuple[str, str, str]] = {
     },
     "jattn/zoo": ("errors task", "tests/zoo/test_main.py", "an error and a record of functions, seen by the command line alone"),
     "jattn/nn": ("hierarchical", "tests/nn/test_recurrent.py", "the layers over recurrent networks are tried side by side"),
-    "jattn/parallel/_ring": ("backward ring tangent twin", "tests/parallel/test_attention.py", _ROUND),
+    "jattn/parallel/_ring": ("backward tangent twin", "tests/parallel/test_attention.py", _ROUND),
     "jattn/backends/pallas": ("patterns", "tests/backends/pallas/test_work.py", "patterns are numbered for lists of work, and read by them"),
     "jattn/backends/blockwise": ("backward forward tangent", "tests/backends/blockwise/test_blockwise.py", _STAGES),
     "jattn/backends/cudnn": ("backward cut forward settings", "tests/backends/cudnn/test_call.py", _STAGES),

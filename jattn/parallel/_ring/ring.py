@@ -175,9 +175,9 @@ class Ring:
 
     def add(self, whole: jax.Array, part: jax.Array, axes: str, piece: Piece) -> jax.Array:
         """The sums of a gradient with those of a piece."""
-        start = [0] * whole.ndim
-        for dim, first, _ in self._window(axes, piece):
-            start[dim] = first
+        first = {dim: start for dim, start, _ in self._window(axes, piece)}
+        # Of one dtype, as JAX asks: under 64-bit types Python's ints are not of the others'.
+        start = [jnp.asarray(first.get(n, 0), jnp.int32) for n in range(whole.ndim)]
         old = lax.dynamic_slice(whole, start, part.shape)
         return lax.dynamic_update_slice(whole, old + part.astype(whole.dtype), start)
 
