@@ -20,10 +20,11 @@ from jattn._terms import AnyArray
 from jattn.backends.contract import Spec
 
 
-def lengths(arrays: Sequence[Any], axes: Sequence[str], mapped: int) -> tuple[int, ...]:
+def lengths(shapes: Sequence[Sequence[int]], axes: Sequence[str], mapped: int) -> tuple[int, ...]:
     """The lengths of the mapped axes, and last of the batch; `axes` are the arrays' own, after the mapped ones."""
-    over = [max(x.shape[n] for x in arrays) for n in range(mapped)]
-    return *over, max(x.shape[mapped] for x, a in zip(arrays, axes, strict=True) if "b" in a)
+    having = [x for x, a in zip(shapes, axes, strict=True) if "b" in a]
+    # The length that is not 1, which the greatest is not where it is 0.
+    return tuple(next((x[n] for x in (shapes if n < mapped else having) if x[n] != 1), 1) for n in range(mapped + 1))
 
 
 class BatchFold:
@@ -31,8 +32,9 @@ class BatchFold:
 
     def __init__(self, spec: Spec, args: Sequence[AnyArray], rows: Sequence[AnyArray] = ()):
         self.spec, self.mapped = spec, len(spec.mapped)
-        self.lengths = lengths([*args, *rows], [*spec.axes, *["bth"] * len(rows)], self.mapped)
-        self.shapes = [x.shape for x in args]
+        shapes = [x.shape for x in (*args, *rows)]
+        self.lengths = lengths(shapes, [*spec.axes, *["bth"] * len(rows)], self.mapped)
+        self.shapes = shapes[: len(args)]
         self.outermost = [self._outermost(x) for x in args]
 
     def _outermost(self, x: AnyArray) -> int:

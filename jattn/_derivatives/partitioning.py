@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jattn._call.layouts import Axes, as_axes, named
+from jattn._derivatives.mapped import lengths
 from jattn._terms import Operand
 from jattn.backends.contract import Spec
 from jattn.masks import Blocks, Function
@@ -58,8 +59,7 @@ class PrimitiveCall:
     ):
         self.compute, self.spec, self.roles, self.shapes, self.results = compute, spec, roles, shapes, results
         n = self.n = len(spec.mapped)
-        over = [max(x[m] for x in shapes) for m in range(n)]
-        self.lengths = *over, max(x[n] for x, a in zip(shapes, roles.inputs, strict=True) if "b" in a)
+        self.lengths = lengths(shapes, roles.inputs, n)
         self.h, self.g = shapes[0][n + 2], shapes[1][n + 2]
 
     def misfit(self, sizes: MeshSizes, placement: Placement) -> str | None:

@@ -141,7 +141,7 @@ def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 def _rows_shapes(args: Sequence[ShapedArray], axes: Sequence[str], spec: Spec) -> tuple[ShapedArray, ShapedArray]:
     """Shapes of out and lse, of which each axis lies in a mesh as it does in the first array that has it there."""
     q, v, n = args[0], args[2], len(spec.mapped)
-    rows = *lengths(args, axes, n), *q.shape[n + 1 : n + 3]
+    rows = *lengths([x.shape for x in args], axes, n), *q.shape[n + 1 : n + 3]
 
     def lies(at: int) -> Any:
         having = [x for x, a in zip(args, axes, strict=True) if at < n or a.startswith("b")] if at <= n else [q]
@@ -176,9 +176,20 @@ def effects(compute: Callable, args: Sequence[ShapedArray], params: dict[str, An
     return set(jax.make_jaxpr(functools.partial(compute, **params))(*plain(args)).effects)
 
 
+def _unless_empty(compute: Callable, shapes: Callable) -> Callable:
+    """`compute`, but zeros where a vmap is over nothing: all that has elements are gradients of what it shares."""
+
+    def run(*args: jax.Array, spec: Spec, **params: Any):
+        if any(0 in x.shape[: len(spec.mapped)] for x in args):
+            return [jnp.zeros(x.shape, x.dtype) for x in shapes(*map(jax.typeof, args), spec=spec, **params)]
+        return compute(*args, spec=spec, **params)
+
+    return run
+
+
 def _primitive(name: str, compute: Callable, shapes: Callable, roles: Callable[..., Roles]) -> Primitive:
     # Both are asked later too, under the settings of then: as a call is lowered, and where a traced one is bound again.
-    compute, shapes = ordinary(compute), ordinary(shapes)
+    compute, shapes = ordinary(_unless_empty(compute, shapes)), ordinary(shapes)
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(compute)

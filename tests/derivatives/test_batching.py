@@ -8,7 +8,22 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import strategies as st
 
-from tests.derivatives.problem import LEVELS, SHAPES, N, along, assert_same, floats, integers, loss, run
+from tests.derivatives.problem import (
+    LEVELS,
+    SHAPES,
+    B,
+    E,
+    H,
+    N,
+    T,
+    along,
+    assert_same,
+    attend,
+    floats,
+    integers,
+    loss,
+    run,
+)
 
 INNER = {
     "values": lambda f, x, dx: f(x),
@@ -55,6 +70,24 @@ def test_vmap_over_one_array(name):
 @pytest.mark.parametrize("name", ["q", "v", "cap"])
 def test_vmap_over_tangents_alone(name):
     check_vmap([((), 0)], "values", "jvp", tangents=[(name,)])
+
+
+@pytest.mark.parametrize("implementation", ["blockwise", "pallas_tpu", "reference"])
+@pytest.mark.parametrize("name", ["q", "k", "bias", "table", "q_ids"])
+def test_vmap_over_nothing(name, implementation, monkeypatch):
+    """Its results are empty, and so are gradients inside; those outside, of what it shares, are zero."""
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    x, n = ({y: z[:0] if y == name else z for y, z in of(1, [((name,), 0)]).items()} for of in (floats, integers))
+    fn = lambda x, n: attend(x, n, implementation)
+    over = lambda fn: jax.vmap(fn, ({y: 0 if y == name else None for y in x}, {y: 0 if y == name else None for y in n}))
+    out, lse = over(fn)(x, n)
+    assert out.shape == (0, B, T, H, E) and lse.shape == (0, B, T, H)
+    assert out.dtype == lse.dtype == jnp.float32
+    inside = over(jax.grad(lambda x, n: loss(x, n, implementation)))(x, n)
+    assert all(inside[y].shape == (0, *SHAPES[y]) for y in x)
+    outside = jax.jit(jax.grad(lambda x: sum(map(jnp.sum, over(fn)(x, n)))))(x)
+    for y in x:
+        assert outside[y].shape == x[y].shape and outside[y].dtype == x[y].dtype and not outside[y].any()
 
 
 @st.composite

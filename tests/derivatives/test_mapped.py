@@ -30,10 +30,14 @@ def _numbers(*shape):
     return jnp.arange(np.prod(shape), dtype=jnp.float32).reshape(shape)
 
 
-def test_lengths_are_the_longest_of_each_axis():
-    arrays = [jnp.zeros((M, 1, B, 1)), jnp.zeros((1, N, 1, 1)), jnp.zeros((1, 1, 9))]
-    assert mapped.lengths(arrays, ["bt", "bt", "h"], 2) == (M, N, B)
-    assert mapped.lengths(arrays[:1], ["bt"], 2) == (M, 1, B)
+def test_lengths_are_those_of_the_arrays_that_have_an_axis():
+    shapes = [(M, 1, B, 1), (1, N, 1, 1), (1, 1, 9)]
+    assert mapped.lengths(shapes, ["bt", "bt", "h"], 2) == (M, N, B)
+    assert mapped.lengths(shapes[:1], ["bt"], 2) == (M, 1, B)
+
+
+def test_an_axis_of_length_0_is_not_that_of_an_array_without_it():
+    assert mapped.lengths([(1, B, T), (0, 1, T)], ["bt", "bt"], 1) == (0, B)
 
 
 def test_without_mapped_axes_nothing_is_done():
