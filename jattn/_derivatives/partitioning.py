@@ -48,6 +48,24 @@ class Roles:
     """Whether results are gradients, which are summed over devices that have a part of them."""
 
 
+def read(
+    specs: Sequence[PartitionSpec], axes: Sequence[str], shapes: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> Placement:
+    """Where arrays lie: each axis as in the first of them that is split along it, by what no other axis lies along."""
+    n, used = len(lengths) - 1, set[str]()
+
+    def find(at: int, has: Callable[[str], bool]) -> Axes:
+        for spec, own, shape in zip(specs, axes, shapes, strict=True):
+            split = as_axes(spec[at]) if has(own) and at < len(spec) else ()
+            if split and (at > n or shape[at] == lengths[at]) and not used & {*split}:
+                used.update(split)
+                return split
+        return ()
+
+    batch = tuple(find(m, lambda own, m=m: m < n or "b" in own) for m in range(n + 1))
+    return Placement(batch, find(n + 2, lambda own: own in ("bth", "bsg")))
+
+
 class PrimitiveCall:
     """What partitioning knows of one call of a primitive: `shapes` are those of its arrays, `results` of its results.
 
@@ -86,19 +104,8 @@ class PrimitiveCall:
         return Placement(batch, longest(placement.heads, lambda x: Placement(nowhere, x)))
 
     def read(self, specs: Sequence[PartitionSpec]) -> Placement:
-        """Where the arrays lie: each axis as in the first of them that is split along it."""
-        used: set[str] = set()
-
-        def find(at: int, has: Callable[[str], bool]) -> Axes:
-            for spec, axes, shape in zip(specs, self.roles.inputs, self.shapes, strict=True):
-                split = as_axes(spec[at]) if has(axes) and at < len(spec) else ()
-                if split and (at > self.n or shape[at] == self.lengths[at]) and not used & {*split}:
-                    used.update(split)
-                    return split
-            return ()
-
-        batch = tuple(find(m, lambda axes, m=m: m < self.n or "b" in axes) for m in range(self.n + 1))
-        return Placement(batch, find(self.n + 2, lambda axes: axes in ("bth", "bsg")))
+        """Where the arrays lie."""
+        return read(specs, self.roles.inputs, self.shapes, self.lengths)
 
     def sequence(self, specs: Sequence[PartitionSpec]) -> Axes:
         """Mesh axes along which the queries or keys of q, k or v lie."""

@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jattn._call.layouts import as_axes
 from jattn._call.modes import ordinary
 from jattn._derivatives import lowering, twin
 from jattn._derivatives.lowering import plain
 from jattn._derivatives.mapped import BatchFold, lengths
-from jattn._derivatives.partitioning import Roles
+from jattn._derivatives.partitioning import Roles, read
 from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
@@ -114,11 +115,14 @@ def _backward(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 
 
 def _of_active(spec: Spec, args: Sequence[jax.Array], active: tuple[bool, ...]) -> Callable:
-    """`twin.attend` as a function of the active args."""
+    """`twin.attend` as a function of the active args, with results that lie where those of `attend` do."""
 
     def fn(*values: jax.Array):
         full = [a if x is None else x for a, x in zip(args, placed(values, active), strict=True)]
-        return list(twin.attend(spec, full))
+        rows, shapes = twin.attend(spec, full), _rows_shapes([*map(jax.typeof, full)], spec.axes, spec)
+        if AxisType.Explicit not in shapes[0].sharding.mesh.axis_types:
+            return list(rows)
+        return [jax.sharding.reshard(x, y.sharding) for x, y in zip(rows, shapes, strict=True)]
 
     return fn
 
@@ -139,15 +143,14 @@ def backward_twin(*flat: jax.Array, spec: Spec, active: tuple[bool, ...]):
 
 
 def _rows_shapes(args: Sequence[ShapedArray], axes: Sequence[str], spec: Spec) -> tuple[ShapedArray, ShapedArray]:
-    """Shapes of out and lse, of which each axis lies in a mesh as it does in the first array that has it there."""
+    """Shapes of out and lse, which lie in a mesh where the call does, and along queries as q."""
     q, v, n = args[0], args[2], len(spec.mapped)
-    rows = *lengths([x.shape for x in args], axes, n), *q.shape[n + 1 : n + 3]
-
-    def lies(at: int) -> Any:
-        having = [x for x, a in zip(args, axes, strict=True) if at < n or a.startswith("b")] if at <= n else [q]
-        return next((x.sharding.spec[at] for x in having if x.shape[at] == rows[at] and x.sharding.spec[at]), None)
-
-    where = PartitionSpec(*map(lies, range(n + 3)))
+    shapes = [x.shape for x in args]
+    over = lengths(shapes, axes, n)
+    there = read([x.sharding.spec for x in args], axes, shapes, over)
+    queries, taken = as_axes(q.sharding.spec[n + 1]), {*there.heads}.union(*there.batch)
+    lies = *there.batch, () if taken & {*queries} else queries, there.heads
+    where, rows = PartitionSpec(*(x or None for x in lies)), (*over, *q.shape[n + 1 : n + 3])
     of = lambda shape, dtype, where: q.update(
         shape, dtype, weak_type=False, sharding=NamedSharding(q.sharding.mesh, where)
     )

@@ -46,6 +46,41 @@ def test_sharded_arrays(axes, normalizer, kind):
         assert_close(y, z, 1e-5)
 
 
+PLACES = {
+    "a mask along the batch": ("heads", "heads", "batch", (), "batch"),
+    "a bias along the batch": ("heads", "heads", (), "batch", "batch"),
+    "keys along the batch": ("heads", "batch", (), (), "batch"),
+    "keys along heads": ("batch", "heads", (), (), "batch"),
+    "keys alone along heads": ((), "heads", (), (), "heads"),
+}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("name", PLACES)
+def test_arrays_along_one_explicit_axis_each_in_its_own_way(name, devices):
+    """The first to lie along it says where the call does."""
+    x = floats(1)
+    *places, where = (PartitionSpec(*AXES.get(y, ())) for y in PLACES[name])
+    inputs = x["q"], x["k"], x["v"], jnp.array([3, 5]), jnp.stack([x["bias"], -x["bias"]])
+
+    def fn(q, k, v, n, bias):
+        return jattn.attention(q, k, v, mask=masks.lengths(n), bias=bias, blocks=(2, 3))
+
+    gradient = jax.grad(lambda q, k, v, n, bias: jnp.sum(jnp.sin(fn(q, k, v, n, bias))), (0, 1, 2, 4))
+    along = lambda q, *rest: jax.jvp(lambda q: gradient(q, *rest), (q,), (q,))[1]
+    all_of = lambda *args: (fn(*args), gradient(*args), along(*args))
+    wanted = all_of(*inputs)
+    mesh = jax.make_mesh((devices,), ("devices",), axis_types=(KINDS[1],), devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        lie = (places[0], places[1], places[1], *places[2:])
+        put = [jax.device_put(y, NamedSharding(mesh, z)) for y, z in zip(inputs, lie, strict=True)]
+        for got in (all_of(*put), jax.jit(all_of)(*put)):
+            assert got[0].sharding.spec == PartitionSpec(*where, *[None] * (4 - len(where)))
+            assert [y.sharding.spec for y in got[1]] == [jax.typeof(put[n]).sharding.spec for n in (0, 1, 2, 4)]
+            for y, z in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+                assert_close(y, z, 1e-5)
+
+
 @pytest.mark.parametrize("axes", AXES.values(), ids=AXES)
 def test_shard_map(axes):
     """The gradient of what is the same on all devices (here `cap`) is summed over them."""
