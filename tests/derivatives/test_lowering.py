@@ -75,7 +75,7 @@ def test_arrays_along_one_explicit_axis_each_in_its_own_way(name, devices):
         lie = (places[0], places[1], places[1], *places[2:])
         put = [jax.device_put(y, NamedSharding(mesh, z)) for y, z in zip(inputs, lie, strict=True)]
         for got in (all_of(*put), jax.jit(all_of)(*put)):
-            assert got[0].sharding.spec == PartitionSpec(*where, *[None] * (4 - len(where)))
+            assert jax.typeof(got[0]).sharding.spec == PartitionSpec(*where, *[None] * (4 - len(where)))
             assert [y.sharding.spec for y in got[1]] == [jax.typeof(put[n]).sharding.spec for n in (0, 1, 2, 4)]
             for y, z in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
                 assert_close(y, z, 1e-5)
