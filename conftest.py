@@ -3,14 +3,21 @@
 import os
 import sys
 
+from tests.flags import flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags(2)}"
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # shared by the workers of one run, and kept between runs of CI
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 if sys.version_info >= (3, 12):  # where there may be a simulator of GPUs, whose threads wait for one another
     os.environ.setdefault("NPROC", "16")
 
+import jax
+
 from tests import signatures
+
+jax.devices()  # has read the flags
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(flags(2), "").strip()  # for programs that tests run
 
 signatures.install()  # imports jattn, without which collecting doctests would import its modules once more, as others

@@ -142,7 +142,6 @@ def test_it_runs(path, tmp_path):
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels"))),
         "IPYTHONDIR": str(tmp_path / "ipython"),  # nobody's own settings
     }
-    environment.pop("XLA_FLAGS", None)  # the tests' second device
     client = NotebookClient(
         notebook,
         timeout=600,  # seconds for a cell; both are for machines with much else to do

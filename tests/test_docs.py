@@ -85,7 +85,6 @@ def test_the_copies_that_reshaping_activations_costs():
     page = (DOCS / "performance.md").read_text()
     shown = {name: [int(x), int(y)] for name, x, y in re.findall(r"\| `(\w+)` \| (\d+) \| (\d+) \|", page)}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))}
-    environment.pop("XLA_FLAGS", None)  # the tests' second device
     done = subprocess.run(
         [sys.executable, DOCS / "copies.py"], env=environment, capture_output=True, text=True, timeout=900
     )

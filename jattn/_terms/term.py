@@ -8,7 +8,7 @@ dataclass: the term then computes on plain arrays and never learns what a tile i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias, TypeVar, dataclass_transform
 
 import jax
@@ -201,12 +201,15 @@ def finite(mods: Iterable[Mod]) -> bool:
     So it is where derivatives are finite, but for one that the score is part of (that of a soft cap), once an operand
     is part of the score: it may be NaN where a pair is hidden.
     """
+    return not any(needs for _, needs, _ in _guarded(mods))
+
+
+def _guarded(mods: Iterable[Mod]) -> Iterator[tuple[Mod, bool, bool]]:
+    """Each mod, whether hidden pairs must be kept from it, and whether a mod before it may have made them NaN."""
     held = False
     for mod in mods:
-        if not mod.finite or (held and not mod.affine):
-            return False
+        yield mod, not (mod.finite and (mod.affine or not held)), held
         held = held or _holds(mod)
-    return True
 
 
 def modified(
@@ -217,15 +220,15 @@ def modified(
     One that is -inf is hidden: it stays so, and no mod after that sees it.  -inf times a temperature or under a soft
     cap would come back to life, and make the gradient of either NaN.
     """
-    hides = held = False
-    for mod in mods:
-        keep = live is not True and not (mod.finite and (mod.affine or not held))
+    hides = False
+    for mod, needs, held in _guarded(mods):
+        keep = live is not True and needs
         if hides:
             shown = (score != -jnp.inf) & (live if keep else True)
             score = jnp.where(shown, mod(jnp.where(shown, score, 0), i, j), -jnp.inf)
         else:
             score = _whole(mod(_kept(score, live, held) if keep else score, i, j), score)
-        hides, held = hides or mod.hides, held or _holds(mod)
+        hides = hides or mod.hides
     return score
 
 

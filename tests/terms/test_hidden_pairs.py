@@ -104,10 +104,19 @@ def _derivatives(terms, implementation):
     def attend(*arrays):
         return jattn.attention(*arrays, **terms, implementation=implementation)
 
-    arrays = _arrays()
-    loss = lambda *arrays: jnp.sum(jnp.sin(attend(*arrays)))
-    out, tangent = jax.jvp(attend, arrays, [jnp.cos(x) for x in arrays])
-    return out, tangent, jax.grad(loss, (0, 1, 2))(*arrays)
+    return _both_modes(attend, *_arrays())
+
+
+def _both_modes(attend, *inputs):
+    """What a call gives, its derivative in forward mode, and its gradients, of one program."""
+
+    @jax.jit
+    def derivatives(*inputs):
+        loss = lambda *inputs: jnp.sum(jnp.sin(attend(*inputs)))
+        tangents = tuple(jnp.cos(x) for x in inputs)
+        return jax.jvp(attend, inputs, tangents), jax.grad(loss, tuple(range(len(inputs))))(*inputs)
+
+    return derivatives(*inputs)
 
 
 def _check(terms, expected, implementation):
@@ -131,9 +140,7 @@ def test_what_one_term_makes_of_hidden_pairs_reaches_nothing_that_another_learns
     def derivatives(defined, implementation):
         options, x = _learned(defined)[name]
         attend = lambda x, *arrays: jattn.attention(*arrays, **options(x), implementation=implementation)
-        inputs = jnp.asarray(x), *_arrays()
-        gradients = jax.grad(lambda *inputs: jnp.sum(jnp.sin(attend(*inputs))), (0, 1, 2, 3))(*inputs)
-        return gradients, jax.jvp(attend, inputs, tuple(jnp.cos(y) for y in inputs))
+        return _both_modes(attend, jnp.asarray(x), *_arrays())
 
     got, want = derivatives(False, implementation), derivatives(True, "reference")
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
