@@ -3,10 +3,10 @@
 import os
 import sys
 
-from tests.flags import flags
+from tests.flags import FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags(2)}"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # shared by the workers of one run, and kept between runs of CI
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -18,6 +18,6 @@ import jax
 from tests import signatures
 
 jax.devices()  # has read the flags
-os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(flags(2), "").strip()  # for programs that tests run
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(FLAGS, "").strip()  # for programs that tests run
 
 signatures.install()  # imports jattn, without which collecting doctests would import its modules once more, as others
