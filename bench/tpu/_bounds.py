@@ -1,10 +1,11 @@
 """Which settings of splash need not be compiled, because they cannot be the fastest: the on-chip memory is too small
 for them, or a sibling's count says it.
 
-Siblings are counts of one setting for one shape that differ in mask, direction or chip. A kernel with a mask visits
-fewer tiles and spends no less on each of them than without; one that keeps the logsumexp does more than one that does
-not; and two chips of one generation differ little. The factors lie below those of every pair of siblings in
-`kept.json`; `tests/bench/tpu/test_bounds.py` holds them to it, and prints by how much.
+Siblings are counts that differ in one thing: in mask, direction, chip, or in what a setting says beside its tiles. A
+kernel with a mask visits fewer tiles and spends more on each of them than without, on a window's more than on a causal
+mask's; one that keeps the logsumexp does more than one that does not; two chips of one generation differ little; what
+lies transposed saves little. The factors lie below those of every pair of siblings in `kept.json`;
+`tests/bench/tpu/test_bounds.py` holds them to it, and prints by how much.
 """
 
 import math
@@ -20,27 +21,36 @@ from bench.tpu._cases import WINDOW, Case, Setting
 Reply = Mapping[str, Any]
 Known = Callable[[Case, Setting], Reply | None]
 
-_WITH_LSE = 0.9  # of the forward without: the compiler orders instructions anew
+# Of the forward without; the compiler orders its instructions anew.
+_WITH_LSE = {"full": 0.9, "causal": 1.01, "window": 1.04}
+_WIDER = {
+    "causal": ("full", {"fwd": 1.01, "lse": 1.03, "bwd": 1.01}),
+    "window": ("causal", {"fwd": 1.03, "lse": 1.05, "bwd": 1.7}),
+}
 # Of two cores each takes half of a forward's heads; splash's backward runs on one.
 _CHIPS = {
-    "v5p": ("v5e", {"fwd": 0.49, "lse": 0.49, "bwd": 0.98}),
-    "tpu7x": ("v6e", {"fwd": 0.9, "lse": 0.9, "bwd": 0.88}),
+    "v5p": ("v5e", {"fwd": 0.475, "lse": 0.475}, {"full": 0.98, "causal": 0.93, "window": 0.75}),
+    "tpu7x": ("v6e", {"fwd": 0.9, "lse": 0.9}, {"full": 0.88, "causal": 0.78, "window": 0.6}),
 }
+_TRANSPOSED = 0.93  # of what nothing lies transposed for
+_UNSCHEDULED = 0.75  # of what the scheduler orders; a backward is the same kernel either way
 
 _LANES = 128
 _UNASKED = {"v4": 16 * MIB, "v5e": 16 * MIB, "v5p": 16 * MIB, "v6e": 32 * MIB, "tpu7x": 32 * MIB}  # as chips.py says
 
 
 class Sibling(NamedTuple):
-    """A part with the same settings.
+    """A count from which something follows for another.
 
     Attributes:
         part: which.
-        factor: the share of a setting's cycles there that it takes here at least.
-        memory: whether a setting that has too little memory there has too little here.
+        setting: of that part.
+        factor: the share of the cycles there that it takes here at least.
+        memory: whether too little memory there is too little here.
     """
 
     part: Case
+    setting: Setting
     factor: float
     memory: bool
 
@@ -48,21 +58,31 @@ class Sibling(NamedTuple):
 def siblings(part: Case, setting: Setting) -> Iterator[Sibling]:
     """Those from which something follows for a setting of a part."""
     if part.direction == "lse":
-        yield Sibling(replace(part, direction="fwd"), _WITH_LSE, True)
-    if part.mask != "full":
-        yield Sibling(replace(part, mask="full"), _visited(part, setting) / part.t**2, False)
-    elif part.chip in _CHIPS:
-        chip, factors = _CHIPS[part.chip]
-        yield Sibling(replace(part, chip=chip), factors[part.direction], chip == "v5e")
+        yield Sibling(replace(part, direction="fwd"), setting, _WITH_LSE[part.mask], True)
+    if part.mask in _WIDER:
+        mask, factors = _WIDER[part.mask]
+        wider = replace(part, mask=mask)
+        yield Sibling(
+            wider, setting, factors[part.direction] * _visited(part, setting) / _visited(wider, setting), False
+        )
+    if part.chip in _CHIPS:
+        chip, forward, backward = _CHIPS[part.chip]
+        factor = backward[part.mask] if part.direction == "bwd" else forward[part.direction]
+        yield Sibling(replace(part, chip=chip), setting, factor, chip == "v5e")
+    if setting["transposed"]:
+        yield Sibling(part, {**setting, "transposed": ""}, _TRANSPOSED, False)
+    if not setting["scheduler"]:
+        factor = 1.0 if part.direction == "bwd" else _UNSCHEDULED
+        yield Sibling(part, {**setting, "scheduler": True}, factor, True)
 
 
 def least(part: Case, setting: Setting, known: Known) -> float:
     """The cycles that a setting takes at least; infinite where its siblings say that it has too little memory."""
     bounds = [0.0]
     for sibling in siblings(part, setting):
-        reply = known(sibling.part, setting)
+        reply = known(sibling.part, sibling.setting)
         if reply is None:
-            there = least(sibling.part, setting, known)
+            there = least(sibling.part, sibling.setting, known)
             bounds.append(sibling.factor * there if there < math.inf or sibling.memory else 0.0)
         elif "error" not in reply:
             bounds.append(sibling.factor * cycles(part, reply))
@@ -101,7 +121,7 @@ def _visited(part: Case, setting: Setting) -> int:
     """Pairs in the tiles that hold a pair that the mask lets through; splash works on all of a tile or on none."""
     query, key, _ = setting["tiles"]
     first_query, first_key = np.arange(0, part.t, query)[:, None], np.arange(0, part.t, key)
-    visited = first_key <= first_query + query - 1
+    visited = (first_key <= first_query + query - 1) | (part.mask == "full")
     if part.mask == "window":
         visited &= first_key + key > first_query - (WINDOW - 1)
     return int(visited.sum()) * query * key
