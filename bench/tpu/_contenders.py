@@ -151,7 +151,8 @@ def _scheduled(part: Case, choices: Iterable[tuple[Tiles, str]]) -> list[Setting
 
 
 def _setting(part: Case, tiles: Tiles, transposed: str, scheduler: bool) -> Setting:
-    """In a form that JSON keeps."""
+    """In a form that JSON keeps. A backward of splash is compiled by the same scheduler whatever it is told."""
+    scheduler = scheduler or part.direction == "bwd"
     return {"tiles": [min(size, part.t) for size in tiles], "transposed": transposed, "scheduler": scheduler}
 
 

@@ -41,9 +41,9 @@ util: useful flops over the peak of the matrix units; 4 d flops for every head a
   in the cache, splash would need the same transposes as jattn.
 ratio: jattn's ms over splash's; below 1, jattn is faster. splash: tokamax's kernel at the best of the settings that are
   counted, forward and backward each at its own best, causal and window with its own mask tables. Its settings: those
-  of tokamax's tuning cache and tiles of 4096, with use_experimental_scheduler both ways, and eight more for every mask.
-  Not compiled are those that cannot be the best by counts that differ in one thing: the mask, the logsumexp, the chip,
-  what lies transposed, the scheduler.
+  of tokamax's tuning cache and tiles of 4096, a forward with use_experimental_scheduler both ways, and eight more for
+  every mask. Not compiled are those that cannot be the best by counts that differ in one thing: the mask, the
+  logsumexp, the chip, what lies transposed, the scheduler.
   What does not fit the on-chip memory that the compiler gives a kernel unasked is out.
 v4, v5p: one chip with two cores. 7x: one of a chip's two cores, which is one JAX device.
 Masks: full; causal; window: causal, 1024 keys a query."""
