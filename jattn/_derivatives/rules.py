@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import jet
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.extend.core.primitives import remat_p
-from jax.interpreters import ad
+from jax.interpreters import ad, partial_eval
 
 from jattn._call.modes import ordinary
 from jattn._derivatives.primitives import (
@@ -63,13 +63,28 @@ def _attend_transpose(cotangents: Sequence[Tangent], *args: Any, spec: Spec):
         raise NotImplementedError(
             "attention is linear in the values alone: jax.linear_transpose takes a function of them"
         )
-    values = args[2].aval
-    filled = [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
+    filled = _without_values(args, args[2].aval)
     held = without_infinity(attend_p.bind(*filled, spec=spec))
     active = (True,) * 3 + (False,) * (len(args) - 3)
     dout, dlse, _ = (ad.instantiate_zeros(x) for x in cotangents)
     _, _, dv = attend_backward.bind(*filled, *held, dout, dlse, spec=spec, active=active)
     return [None, None, dv, *[None] * (len(args) - 3)]
+
+
+@ordinary
+def _attend_partial(trace: Any, *tracers: Any, spec: Spec):
+    """Where the values alone are unknown, as in `jax.linear_transpose`, lse is known: what a call makes of it, such as
+    the sinks' share, is then a number that a linear function is scaled by."""
+    outs = trace.default_process_primitive(attend_p, tracers, {"spec": spec})
+    if [n for n, x in enumerate(tracers) if not x.is_known()] != [2]:
+        return outs
+    known = [None if n == 2 else x.pval.get_known() for n, x in enumerate(tracers)]
+    held = attend_p.bind(*_without_values(known, tracers[2].aval), spec=spec)
+    return [outs[0], *held[1:]]
+
+
+def _without_values(args: Sequence[Any], values: jax.ShapeDtypeStruct) -> list[Any]:
+    return [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
 
 
 def _attend_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[jax.Array]], *, spec: Spec):
@@ -132,6 +147,7 @@ ad.primitive_jvps[attend_p] = _attend_jvp
 ad.primitive_jvps[attend_tangent] = _twin_jvp(tangent_twin)
 ad.primitive_jvps[attend_backward] = _twin_jvp(backward_twin)
 ad.primitive_transposes[attend_p] = _attend_transpose
+partial_eval.custom_partial_eval_rules[attend_p] = _attend_partial
 ad.primitive_transposes[attend_tangent] = _attend_tangent_transpose
 jet.jet_rules[attend_p] = ordinary(_attend_jet)
 # What computes whole rows is rematerialised, for which Taylor mode has no rule of its own.

@@ -176,12 +176,27 @@ def test_saved_residuals_leave_the_kernel_without_a_second_run(names, kernels):
 @pytest.mark.usefixtures("x64")
 def test_linear_transpose_in_the_values():
     x = floats(1)
-    fn = lambda v: jattn.attention(x["q"], x["k"], v, mask=masks.causal(-1), bias=x["bias"], blocks=(2, 3))
+    options = {"mask": masks.causal(-1), "bias": x["bias"], "blocks": (2, 3)}
+    fn = lambda v: jattn.attention(x["q"], x["k"], v, **options)
     u = jnp.cos(jnp.arange(B * T * H * E, dtype=float)).reshape(B, T, H, E)
     (got,), (wanted,) = jax.linear_transpose(fn, x["v"])(u), jax.vjp(fn, x["v"])[1](u)
     assert_close(got, wanted, 1e-12)
     with pytest.raises(NotImplementedError, match="linear in the values alone"):
         jax.linear_transpose(lambda q: jattn.attention(q, x["k"], x["v"]), x["q"])(u)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("around", [lambda fn: fn, jax.jit, jax.checkpoint], ids=["plain", "jit", "checkpoint"])
+def test_what_is_made_of_lse_is_linear_in_the_values(around):
+    x = floats(1)
+
+    def fn(v):
+        out, lse = jattn.attention(x["q"], x["k"], v, sinks=x["sinks"], return_lse=True, implementation="blockwise")
+        return out * jnp.sin(lse)[..., None]
+
+    u = jnp.cos(jnp.arange(B * T * H * E, dtype=float)).reshape(B, T, H, E)
+    (got,), (wanted,) = jax.linear_transpose(around(fn), x["v"])(u), jax.vjp(fn, x["v"])[1](u)
+    assert_close(got, wanted, 1e-12)
 
 
 @pytest.mark.usefixtures("x64")
