@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import strategies as st
 
+import jattn
+from jattn import masks, mods
 from tests.derivatives.problem import (
     LEVELS,
     SHAPES,
@@ -64,6 +66,24 @@ def check_vmap(levels, outer, inner, tangents=(), implementation="blockwise"):
 @pytest.mark.parametrize("name", ["q", "k", "v", "bias", "table", "cap", "center", "q_ids", "length", "dense", "seed"])
 def test_vmap_over_one_array(name):
     check_vmap([((name,), 0)], "values", "grad")
+
+
+@pytest.mark.usefixtures("quick")
+def test_vmap_over_what_is_learned_alone(monkeypatch):
+    """The rest keeps a batch of its own in kernels, shorter than that of the call."""
+    monkeypatch.setenv("JATTN_INTERPRET", "1")
+    x = floats(1, [(("table", "cap"), 0)])
+    q, k, v = (x[name].astype(jnp.float32) for name in "qkv")
+
+    def out(table, cap, implementation):
+        terms = mods.relative(table), mods.softcap(cap)
+        return jattn.attention(q, k, v, mods=terms, mask=masks.causal(-1), implementation=implementation)
+
+    def gradients(implementation):
+        over = jax.vmap(lambda table, cap: jnp.sum(out(table, cap, implementation) ** 3))
+        return jax.jit(jax.grad(lambda *args: jnp.sum(over(*args)), (0, 1)))(x["table"], x["cap"])
+
+    assert_same(gradients("pallas_tpu"), gradients("reference"), 1e-5)
 
 
 @pytest.mark.usefixtures("x64")

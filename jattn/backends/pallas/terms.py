@@ -145,7 +145,8 @@ def of_32_bits(x: AnyArray) -> AnyArray:
 def of_rows_that_see(x: jax.Array, lse: jax.Array) -> jax.Array:
     """`[b, t, h, ..]` with 0 in the place of rows that see nothing."""
     blind = jnp.isneginf(lse).reshape(lse.shape + (1,) * (x.ndim - 3))
-    return jnp.where(blind, jnp.zeros_like(x), spread(x, lse.shape[0]))
+    x = spread(x, lse.shape[0])
+    return jnp.where(blind, jnp.zeros_like(x), x)
 
 
 class TileTerms:
@@ -226,10 +227,10 @@ class TileTerms:
         slot: Operand,
         operands: Sequence[AnyArray],
         relative: jax.Array,
-        columns: Callable[[jax.Array, jax.Array], jax.Array] = lambda table, at: table[:, at],
+        columns: Callable[[jax.Array, jax.Array], jax.Array] = lambda table, at: table[..., at],
     ) -> tuple[jax.Array, str]:
         """The table of relative positions that a slot comes from, looked up at j - i of the call's own positions; and
-        the axes that it then has; `columns`: table `[h, n]` and columns inside it to what stands there."""
+        the axes that it then has; `columns`: table `[.., h, n]` and columns inside it to what stands there."""
         term = self.relative[slot.array]
         term = dataclasses.replace(term, held=tuple(operands[x.array] for x in term.held))
         table = _terms.wide(operands[slot.array])

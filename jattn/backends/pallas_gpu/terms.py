@@ -87,9 +87,9 @@ class StagedDropout(gates.Gate):
 
 @jax.custom_vjp
 def _columns(table: jax.Array, at: jax.Array) -> jax.Array:
-    """table[:, at] of columns inside the table; its gradient is added up by column, since what scatters adds in any
+    """table[..., at] of columns inside the table; its gradient is added up by column, since what scatters adds in any
     order, and bits would differ from run to run."""
-    return table[:, at]
+    return table[..., at]
 
 
 def _columns_forward(table: jax.Array, at: jax.Array) -> Any:
@@ -98,8 +98,8 @@ def _columns_forward(table: jax.Array, at: jax.Array) -> Any:
 
 def _columns_backward(saved: Any, gradient: jax.Array) -> Any:
     at, columns = saved
-    here = (at[None] == columns[:, None])[None]
-    sums = jnp.sum(jnp.where(here, gradient[:, None], jnp.zeros_like(gradient[:, None])), -1)
+    here, gradient = at == columns[:, None], gradient[..., None, :]
+    sums = jnp.sum(jnp.where(here, gradient, jnp.zeros_like(gradient)), -1)
     return sums, np.zeros(at.shape, jax.dtypes.float0)
 
 

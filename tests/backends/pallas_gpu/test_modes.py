@@ -39,7 +39,7 @@ def _simulated(monkeypatch):
 
 
 def _attend(q, k, v, bias, implementation="pallas_gpu", **options):
-    biased = {"mask": masks.causal(3), "mods": (mods.bias(bias, "hts"),), **options}
+    biased = {"mask": masks.causal(3), "mods": () if bias is None else mods.bias(bias, "hts"), **options}
     return jattn.attention(q, k, v, **biased, implementation=implementation)
 
 
@@ -98,6 +98,17 @@ def test_vmap_over_a_learned_bias():
     arrays = q, k, v, jnp.stack([bias, -2 * bias])
     over = lambda fn: jax.vmap(fn, (None, None, None, 0))
     _check(_gradients(over(_attend), arrays), _definition(arrays, over))
+
+
+def test_vmap_over_a_learned_table():
+    q, k, v, _ = _arrays()
+    table = jnp.asarray(np.random.default_rng(1).standard_normal((3, 2, 6)), jnp.float32)
+
+    def gradients(implementation):
+        fn = lambda q, k, v, table: _attend(q, k, v, None, implementation, mods=mods.relative(table))
+        return _gradients(jax.vmap(fn, (None, None, None, 0)), (q, k, v, table))
+
+    _check(gradients("pallas_gpu"), gradients("reference"))
 
 
 def test_vmap_over_a_number_beside_documents():
