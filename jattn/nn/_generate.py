@@ -117,9 +117,9 @@ def generate(
     Raises:
       ValueError: prompts without a token, lengths that are known not to be from 1 to t, a count < 1, or numbers of the
         sampling out of their range; padded prompts, and a model that would read the padding as text and has a cache
-        that slides or is none of a layer, or a `DynamicScaling`; a cache of another batch, or one that is known to have
-        too little room.
-      TypeError: prompts, a seed or tokens to stop or fill with that are no integers.
+        that slides or is none of a layer, or a `DynamicScaling`; a cache of another batch, or one, given or made by the
+        model, that is known to have too little room.
+      TypeError: prompts, a seed or tokens to stop or fill with that are no integers; a model without these methods.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -153,6 +153,7 @@ def generate(
     given = _checks.as_lengths(np.full(b, t) if lengths is None else lengths, (b,), t, least=1)
     padded = lengths is not None and (isinstance(given, Tracer) or bool((given < t).any()))
     lengths = given.astype(jnp.int32)
+    _check_callables(model, cache, callback)
     told = "lengths" in inspect.signature(model.decode).parameters
     width, room = (t, count) if cache is not None else (_bucket(t) if told else t, _bucket(count))
     prompt = jnp.pad(prompt, ((0, 0), (0, width - t)))
@@ -161,8 +162,7 @@ def generate(
     ends, filling = _tokens(stop, "stop"), _tokens(fill, "fill")
     if filling.shape != (1,):
         raise TypeError(f"fill must be one int, got {fill!r}")
-    if cache is not None:
-        _check_cache(graph, state, cache, prompt, lengths, count)
+    _check_cache(graph, width + room, state, cache, prompt, lengths, count)
     inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, filling[0], key)
     tokens, length = _written(graph, room, _Reading(told, padded and not told), callback, *inputs)
     return Generated(tokens[:, :count], length)
@@ -250,21 +250,36 @@ def _check_shortened(model: Any, before: Any, after: Any) -> None:
     )
 
 
+def _check_callables(model: Any, cache: Any, callback: Any) -> None:
+    """Raises where the model has no step, or the callback is none."""
+    absent = [x for x in ("decode", "cache") if not callable(getattr(model, x, None))]
+    if "decode" in absent or (absent and cache is None):
+        raise TypeError(
+            f"model must have decode(tokens, cache) and, unless cache= is given, cache(n, batch), got"
+            f" {type(model).__name__} without {' and '.join(absent)}"
+        )
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be a function of n and tokens [b], got {callback!r}")
+
+
 def _check_cache(
-    graph: Any, state: Any, cache: Any, prompt: Int[Array, "b t"], lengths: Int[Array, "b"], count: int
+    graph: Any, room: int, state: Any, cache: Any, prompt: Int[Array, "b t"], lengths: Int[Array, "b"], count: int
 ) -> None:
     """Raises where a cache has another batch than the prompts, or is known to have too little room.
 
     The loop cannot raise: there the lengths are traced, and what does not fit gives NaN.  The last token is not read,
     so that it needs no room.
     """
-    b, held = prompt.shape[0], _held(cache)
+    b = prompt.shape[0]
+    held = _held(cache) if cache is not None else _made(graph, room, b, state)
+    of = "cache" if cache is not None else f"the cache({room}, {b}) of the model"
+    grown = lambda: _grown(graph, room, state, cache, prompt)
     others = {x.length.shape[-1] for x in held if x.length.ndim} - {b}
     if others:
         try:
-            _grown(graph, state, cache, prompt)
+            grown()
         except (TypeError, ValueError) as error:
-            raise ValueError(f"cache must be of as many examples as prompts, {b}, got {others.pop()}") from error
+            raise ValueError(f"{of} must be of as many examples as prompts, {b}, got {others.pop()}") from error
         return
     needed = lengths + (count - 1)
     if isinstance(needed, Tracer):
@@ -274,9 +289,9 @@ def _check_cache(
         try:
             _kinds.check_room(x, most, jnp.broadcast_to(needed, x.length.shape))
         except ValueError as error:
-            if _grown(graph, state, cache, prompt)[n] > 0:
+            if grown()[n] > 0:
                 raise ValueError(
-                    f"cache must have room for {most} positions more, for prompts of up to {most - count + 1} tokens"
+                    f"{of} must have room for {most} positions more, for prompts of up to {most - count + 1} tokens"
                     f" and all but the last of count = {count} after them: {error}"
                 ) from error
 
@@ -287,13 +302,23 @@ def _held(caches: Any) -> list[Cache]:
     return [x for x in (x.past if isinstance(x, BlockCache) else x for x in leaves) if isinstance(x, Cache)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _grown(graph: Any, state: Any, cache: Any, prompt: Int[Array, "b t"]) -> list[Int[Array, ""]]:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _made(graph: Any, room: int, b: int, state: Any) -> list[Cache]:
+    """The caches that the model makes, with rows of no width: what is known of their room, without their memory."""
+    bare = {"key_scale": None, "value_scale": None}
+    held = _held(nnx.merge(graph, state).cache(room, b))
+    return [x._replace(key=x.key[..., :0], value=x.value[..., :0], **bare) for x in held]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _grown(graph: Any, room: int, state: Any, cache: Any, prompt: Int[Array, "b t"]) -> list[Int[Array, ""]]:
     """By how much a token lengthens each of the caches: one that stays as it is needs no room.
 
     Only lengths are returned, so that next to nothing of the model is compiled.
     """
-    _, after = nnx.merge(graph, state).decode(prompt[:, :1], cache)
+    model = nnx.merge(graph, state)
+    cache = model.cache(room, prompt.shape[0]) if cache is None else cache
+    _, after = model.decode(prompt[:, :1], cache)
     return [jnp.max(y.length - x.length) for x, y in zip(_held(cache), _held(after), strict=True)]
 
 

@@ -332,6 +332,25 @@ def test_a_cache_without_room():
     assert jax.jit(lambda cache: generate(model, PROMPTS, 9, cache=cache))(chunk()).tokens.shape == (2, 9)
 
 
+@pytest.mark.parametrize(("room", "kinds"), [(6, {}), (12, {"page": 4, "pages": 3})], ids=["rows", "pages"])
+def test_a_cache_of_the_models_own_without_room(room, kinds):
+    class Short(Keeper):
+        def cache(self, n, batch):
+            return self.decoder.cache(room, batch, **kinds)
+
+    model = randomised(Short())
+    assert generate(model, PROMPTS, 2, lengths=LENGTHS).tokens.shape == (2, 2)
+    with pytest.raises(ValueError, match=r"the cache\(\d+, 2\) of the model must have room for 1. positions more"):
+        generate(model, PROMPTS, 9, lengths=LENGTHS)
+
+
+def test_what_a_model_must_have():
+    with pytest.raises(TypeError, match="got Linear without decode and cache"):
+        generate(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), PROMPTS, 2)  # pyright: ignore[reportArgumentType]  # wrong on purpose
+    with pytest.raises(TypeError, match="callback must be a function of n and tokens"):
+        generate(Keeper(), PROMPTS, 2, callback=3)  # pyright: ignore[reportArgumentType]  # wrong on purpose
+
+
 def test_a_cache_that_slides_has_room_for_ever():
     layer = Keeper()
     layer.decoder = Decoder(F, H, 2, mask=masks.causal() & masks.window(2), rotary_base=1e4, rngs=nnx.Rngs(0))
