@@ -171,3 +171,12 @@ def real_steps(x: ArrayLike, mask: ArrayLike | None) -> jax.Array:
     of what is computed of all steps before some are left out."""
     x = jnp.asarray(x)
     return x if mask is None else jnp.where(jnp.asarray(mask)[..., None], x, 0)
+
+
+def real_rows(x: ArrayLike, lengths: ArrayLike | None) -> jax.Array:
+    """x `[.., s, features]` with 0 past the end of each example, as `real_steps` has it."""
+    x = jnp.asarray(x)
+    if lengths is None:
+        return x
+    real = as_lengths(lengths, x.shape[:-2], x.shape[-2])
+    return real_steps(x, jnp.arange(x.shape[-2]) < real[..., None])

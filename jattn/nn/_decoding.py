@@ -112,6 +112,7 @@ def step(
     lead, t, n = x.shape[:-2], x.shape[-2], cache.room
     told = taken = None if lengths is None else _checks.as_lengths(lengths, lead, t).astype(jnp.int32)
     if taken is not None:
+        x, values = _checks.real_rows(x, taken), None if values is None else _checks.real_rows(values, taken)
         taken = jnp.clip(taken, 0, t)
     along = lambda given: None if given is None else _along(given, cache)
     x, values, told, taken = _along(x, cache), along(values), along(told), along(taken)

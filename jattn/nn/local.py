@@ -161,6 +161,11 @@ class LocalAttention(nnx.Module):
         near, gate = self._near(x, keys if real is None else real, positions)
         if real is not None:
             near &= masks.lengths(real.reshape(-1))
+            values = None if values is None else _checks.real_rows(values, real)
+            if context is None:
+                x = _checks.real_rows(x, real)
+            elif not isinstance(context, Cache):
+                context = _checks.real_rows(context, real)
         if mask is not None:
             _checks.check_padding(mask, x.shape[-2], s, lead)
             near &= as_mask(mask, lead)

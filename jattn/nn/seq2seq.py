@@ -170,8 +170,8 @@ class Seq2SeqAttention(nnx.Module):
         """
         _checks.check_array(states, "states", "s", self.memory_features)
         lead, s = states.shape[:-2], states.shape[-2]
+        states = _checks.real_rows(states, lengths)
         lengths = jnp.full(lead, s, jnp.int32) if lengths is None else _checks.as_lengths(lengths, lead, s)
-        states = jnp.asarray(states)
         return Cache(self.key(states), self.value(states), lengths)
 
     @of_calls

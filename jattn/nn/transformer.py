@@ -353,7 +353,7 @@ class TransformerBlock(nnx.Module):
             return out
 
         read = self._reads(cache.context, mask=context_mask, deterministic=True)
-        return self._summed(jnp.asarray(x), attend, read), BlockCache(past, cache.context)
+        return self._summed(_checks.real_rows(x, lengths), attend, read), BlockCache(past, cache.context)
 
     def _reads(self, context: AnyArray | Cache | None, **call: Any) -> Callable[[Array], Array] | None:
         """What the cross-attention reads of a context, as a function of x."""
