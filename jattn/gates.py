@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, Term, counter_hash, number, operand, term
+from jattn._terms import FieldValue, Operand, Term, counter_hash, number, operand, plain, term
 from jattn._terms.of_user import OfUser
 from jattn._terms.operand import as_array
 
@@ -93,6 +93,7 @@ def dropout(rate: float, seed: ArrayLike) -> Gate:
 
     Source: Srivastava et al. 2014; of attention weights: Vaswani et al. 2017 (their code).
     """
+    rate = plain(rate)
     if not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
         raise ValueError(f"rate must be a static number in [0, 1), got {rate!r}")
     return Dropout(float(rate), counter_hash.seed(seed))

@@ -19,7 +19,7 @@ from jattn._call import pages as pages_
 from jattn._call import places
 from jattn._call import scales as scales_
 from jattn._call.problem import Problem
-from jattn._terms import AXES, Offsets, Operand, Origin, Shaped, Term, broadcast_operand, functions
+from jattn._terms import AXES, Offsets, Operand, Origin, Shaped, Term, broadcast_operand, functions, plain
 from jattn._terms import positions as integers
 
 T = TypeVar("T")
@@ -32,6 +32,7 @@ def array(x: ArrayLike | jax.ShapeDtypeStruct, name: str, narrow: bool = False) 
 
     `narrow`: whether it may be of few bits, as keys and values with scales are.
     """
+    x = plain(x)
     if not isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct)):
         try:
             x = jnp.asarray(x)
@@ -161,9 +162,9 @@ def _in_batch(x: jax.Array) -> jax.Array:
 def _adopted(terms: T) -> T:
     """The terms, those of a user's own class too: plain arrays in them are operands without axes, which reach them
     whole."""
-    is_operand = lambda x: isinstance(x, Operand)
+    is_one = lambda x: isinstance(x, Operand) or plain(x) is not x
     adopt = lambda x: Operand(x, "") if isinstance(x, (jax.Array, np.ndarray)) else x
-    return jax.tree.map(adopt, terms, is_leaf=is_operand)
+    return jax.tree.map(lambda x: adopt(plain(x)), terms, is_leaf=is_one)
 
 
 def _narrowed(whole: Problem) -> Problem:
@@ -227,6 +228,7 @@ def _sequence(value: object, kind: type[T], name: str, example: str) -> tuple[T,
 
 
 def _mask_array(mask: object) -> masks.Mask:
+    mask = plain(mask)
     if _makes(mask):
         raise TypeError("mask must be a mask, got the function that makes one: call it, like jattn.masks.causal()")
     if callable(mask) and not isinstance(mask, Term):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jattn._call.problem import Problem
-from jattn._terms import Shaped, positions
+from jattn._terms import Shaped, plain, positions
 
 
 def checked(pages: ArrayLike | jax.ShapeDtypeStruct, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -27,6 +27,7 @@ def checked(pages: ArrayLike | jax.ShapeDtypeStruct, query: jax.Array, key: jax.
       TypeError: it has no integers.
       ValueError: shapes do not go together, or there is no page.
     """
+    pages = plain(pages)
     try:
         table = np.asarray(pages) if isinstance(pages, (list, tuple)) else pages
     except ValueError:

@@ -10,6 +10,7 @@ from jattn._terms.operand import broadcast_operand as broadcast_operand
 from jattn._terms.operand import indices as indices
 from jattn._terms.operand import number as number
 from jattn._terms.operand import operand as operand
+from jattn._terms.operand import plain as plain
 from jattn._terms.operand import repeated as repeated
 from jattn._terms.operand import wide as wide
 from jattn._terms.operand import working as working

@@ -10,13 +10,14 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
-from jattn._terms.operand import Operand
+from jattn._terms.operand import Operand, plain
 
 _U = np.uint32
 
 
 def seed(value: ArrayLike) -> Operand:
     """A seed as a uint32 operand."""
+    value = plain(value)
     if isinstance(value, (int, np.integer)):
         if not 0 <= value < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), got {value}")

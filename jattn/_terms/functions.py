@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.interpreters import partial_eval
 
 from jattn import gates, masks, mods, normalizers
-from jattn._terms import Operand, Origin, Signature, split, working
+from jattn._terms import Operand, Origin, Signature, plain, split, working
 from jattn._terms.closures import Closure
 from jattn._terms.elementwise import COLUMNS, ROWS, across, across_rows, text_of
 from jattn._terms.linear import nonlinear
@@ -126,7 +126,7 @@ def _trace(
     tiles = [_tile(*x) for x in arrays]
 
     def one(*given: Any) -> Any:
-        result = fn(*given)
+        result = plain(fn(*given))
         if not isinstance(result, (jax.Array, np.ndarray, np.generic, bool, int, float)):
             raise TypeError(f"{who} must return one array, returns {type(result).__name__}")
         return result

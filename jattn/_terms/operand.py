@@ -93,8 +93,16 @@ def operand(array: ArrayLike, axes: str = "") -> Operand:
     return Operand(array, axes)
 
 
+def plain(x: Any) -> Any:
+    """The array that `x` holds, as a variable of Flax does, or `x` itself."""
+    # a class has the method of its instances, and a traced array None in its place
+    method = None if isinstance(x, type) else getattr(x, "__jax_array__", None)
+    return x if method is None else method()
+
+
 def as_array(x: ArrayLike, name: str) -> AnyArray:
     """`x` as an array.  Raises where JAX would wrap its integers around, as ids of 64 bits where x64 is off."""
+    x = plain(x)
     if not isinstance(x, (jax.Array, np.ndarray)):
         try:
             x = np.asarray(x) if isinstance(x, (list, tuple, bool, int, float, np.generic)) else jnp.asarray(x)
@@ -174,6 +182,7 @@ def repeated(x: jax.Array, n: int, axis: int) -> jax.Array:
 
 def number(value: ArrayLike, name: str) -> float | Operand:
     """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
+    value = plain(value)
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):
         raise TypeError(f"{name} must be a number or a scalar array, got {value!r}")
     if isinstance(value, (np.ndarray, jax.Array)):

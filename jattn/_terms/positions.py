@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms.operand import AnyArray, Operand, number
+from jattn._terms.operand import AnyArray, Operand, number, plain
 
 FAR = 2**31 - 1
 """Beyond every position: a side of a window that reaches so far is open."""
@@ -40,6 +40,7 @@ def integer(value: ArrayLike, name: str) -> int | Operand:
 
 def lengths(value: ArrayLike, name: str) -> int | Operand:
     """An int, or integers `[b]` as an operand."""
+    value = plain(value)
     if isinstance(value, (list, tuple)):
         value = np.asarray(value)
     if isinstance(value, (np.ndarray, jax.Array)) and value.ndim:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import register_pytree_node
 
-from jattn._terms.operand import Operand
+from jattn._terms.operand import Operand, plain
 
 if TYPE_CHECKING:
     from jattn.gates import Gate
@@ -84,7 +84,7 @@ def bind(value: T, b: Operand, h: Operand) -> T:
 def _dynamic(value: object) -> bool:
     if isinstance(value, tuple):
         return any(map(_dynamic, value))
-    return isinstance(value, (Operand, Term, jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+    return isinstance(plain(value), (Operand, Term, jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
 @dataclass_transform(frozen_default=True)

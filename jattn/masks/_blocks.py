@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, indices, term
+from jattn._terms import FieldValue, Operand, indices, plain, term
 from jattn._terms.block_tables import Answer, Range
 from jattn.masks._dense import Dense
 from jattn.masks._mask import Mask
@@ -95,7 +95,7 @@ def blocks(layout: ArrayLike, block: int) -> Mask:
     Source: Child et al. 2019 (their block-sparse kernels); Zaheer et al. 2020 (random and global blocks).
     """
     try:
-        array = np.asarray(layout)
+        array = np.asarray(plain(layout))
     except jax.errors.TracerArrayConversionError:
         raise ValueError(
             "layout must be known while tracing (NumPy, lists), got a traced array: a mask of one is"

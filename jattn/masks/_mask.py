@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jattn._terms import Term, term
+from jattn._terms import Term, plain, term
 from jattn._terms.block_tables import Answer, Range
 
 
@@ -69,6 +69,7 @@ class Mask(Term):
 
 def _joined(kind: type[And] | type[Or], left: Mask, right: object) -> Mask:
     """`left & right` or `left | right`."""
+    right = plain(right)
     if isinstance(right, (np.ndarray, jax.Array)):
         raise TypeError(
             f"& and | join masks, got an array {list(right.shape)}: make a mask of it with jattn.masks.dense"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, positions, term, wide
+from jattn._terms import FieldValue, Operand, plain, positions, term, wide
 from jattn._terms.block_tables import Answer, Range, ends
 from jattn._terms.operand import as_array
 from jattn.masks._mask import Mask
@@ -87,6 +87,7 @@ def window(left: ArrayLike | None, right: ArrayLike | None = 0) -> Mask:
 
     Source: Beltagy et al. 2020, section 3.1.
     """
+    left, right = plain(left), plain(right)
     if isinstance(left, (int, np.integer)) and isinstance(right, (int, np.integer)) and int(left) + int(right) < 0:
         raise ValueError(f"a window must leave a key: left + right must be >= 0, got left {left}, right {right}")
     return Window(_side(left, "left"), _side(right, "right"))

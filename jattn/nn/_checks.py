@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jattn import masks
+from jattn._terms import plain
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
 
@@ -32,6 +33,7 @@ def is_array(x: object) -> TypeGuard[AnyArray]:
 
 def check_mask_dtype(mask: object) -> None:
     """Raises where a mask is an array of anything but booleans."""
+    mask = plain(mask)
     if is_array(mask) and mask.dtype != bool:
         raise TypeError(
             f"mask must be boolean, True = attend, got {mask.dtype}{list(mask.shape)}; {_PADDING}, and numbers to add"
@@ -41,11 +43,13 @@ def check_mask_dtype(mask: object) -> None:
 
 def is_mask(x: object) -> bool:
     """Whether it is a mask, or an array of booleans."""
+    x = plain(x)
     return isinstance(x, masks.Mask) or (is_array(x) and x.dtype == bool)
 
 
 def check_padding(mask: object, t: int, s: int, lead: tuple[int, ...]) -> None:
     """Raises where booleans are `[.., s]`, of batch axes and keys, and cannot be `[t, s]`."""
+    mask = plain(mask)
     if not is_array(mask) or mask.dtype != bool or mask.shape != (*lead, s):
         return
     if mask.shape[-2:-1] not in ((), (1,), (t,)):

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jattn._call import modes
+from jattn._terms import plain
 from jattn.nn import _checks
 from jattn.nn._scaling import DynamicScaling
 from jattn.nn.cache import _kinds
@@ -359,6 +360,7 @@ def _tokens(given: object, name: str) -> Int[Array, "k"]:
 
 def _key(seed: object) -> Array:
     """The key that a seed stands for; raises where it is neither a seed nor one key."""
+    seed = plain(seed)
     if _checks.is_array(seed):
         if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
             key, whole = not seed.ndim, False
@@ -376,6 +378,7 @@ def _key(seed: object) -> Array:
 
 def _sampling(temperature: ArrayLike, top_k: int | None, top_p: float | None, min_p: float | None) -> Sampling:
     """The numbers as arrays; raises where one is out of its range."""
+    temperature = plain(temperature)
     if _checks.is_array(temperature) and not isinstance(temperature, Tracer) and not temperature.ndim:
         temperature = temperature.item()  # so that its value is checked as well
     if isinstance(temperature, Tracer):

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jattn._call import modes
+from jattn._terms import plain
 from jattn.nn import _checks
 from jattn.nn._scaling import Scaling, geometric
 
@@ -57,6 +58,7 @@ def rotary(
     d, wide = x.shape[-1], jnp.promote_types(x.dtype, jnp.float32)
     if d % 2:
         raise ValueError(f"rotary turns pairs of features: the width d must be even, got x {list(x.shape)}")
+    base = plain(base)
     if _checks.is_array(base):
         if base.ndim or not jnp.issubdtype(base.dtype, jnp.number):
             raise ValueError(f"base must be one number > 0, got {base.dtype}{list(base.shape)}")

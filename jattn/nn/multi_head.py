@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn import api, masks
 from jattn._call import modes
+from jattn._terms import plain
 from jattn.nn import _checks, _decoding, _dropout
 from jattn.nn._batching import batch_axes, batched
 from jattn.nn._checks import AnyArray
@@ -501,6 +502,7 @@ def _keys(context: object, key: Array) -> int:
 
 def _sinks(sinks: bool | ArrayLike, heads: int, dtype: DTypeLike) -> Float[Array, "h"] | None:
     """The logits `[h]` that a layer's sinks start at, or None for none."""
+    sinks = plain(sinks)
     if isinstance(sinks, (bool, np.bool_)):
         return jnp.zeros(heads, dtype) if sinks else None
     if not _checks.is_array(sinks) or sinks.shape != (heads,) or sinks.dtype == bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, counter_hash, number, term
+from jattn._terms import FieldValue, Operand, counter_hash, number, plain, term
 from jattn.mods import Mod
 from jattn.normalizers._hard import Hard
 from jattn.normalizers._normalizer import Normalizer
@@ -80,6 +80,7 @@ def gumbel(key: jax.Array, temperature: ArrayLike = 1.0, hard: bool = False) -> 
     divisor = number(temperature, "temperature")
     if not isinstance(divisor, Operand) and not divisor > 0:
         raise ValueError(f"temperature must be > 0, got {divisor}")
+    key = plain(key)
     try:
         seed = jax.random.bits(key, (), "uint32")
     except (TypeError, ValueError):

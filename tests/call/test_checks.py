@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jattn
 from jattn import gates, masks, mods, normalizers, scores
+from jattn._call import checks
 from tests.bad_input import K, Q, V, attend, call, check_named
 
 KEY = jax.random.key(0)
@@ -34,6 +36,10 @@ BAD = {
     "float mask": (attend(mask=np.zeros((6, 5), np.float32)), TypeError, ["boolean", "float32", "bias="]),
     "int mask": (attend(mask=np.ones((6, 5), int)), TypeError, ["boolean", "int64"]),
     "mask shape": (attend(mask=np.ones((5, 6), bool)), ValueError, ["mask", "[2, 4, 6, 5]", "[5, 6]"]),
+    "float mask of a variable": (attend(mask=nnx.Variable(np.ones((6, 5)))), TypeError, ["boolean", "float64", "bias="]),
+    "mask and variable": (lambda: masks.causal() & nnx.Variable(np.ones((6, 5), bool)), TypeError, ["masks.dense", "[6, 5]"]),
+    "window of a variable": (lambda: masks.window(nnx.Variable(3), -4), ValueError, ["left + right", "-4"]),
+    "rate of a variable": (lambda: gates.dropout(nnx.Variable(jnp.float32(0.1)), 0), ValueError, ["rate", "static number"]),
     "mask function": (attend(mask=lambda i, j: i >= j), TypeError, ["mask", "jattn.masks.function"]),
     "mask factory": (attend(mask=masks.causal), TypeError, ["mask", "call it", "masks.causal()"]),
     "mod for a mask": (attend(mask=mods.softcap(3.0)), TypeError, ["mask", "masks.causal()", "got SoftCap(cap=3.0)"]),
@@ -166,6 +172,56 @@ def test_a_backend_that_cannot_says_who_can(backend):
     with pytest.raises(jattn.UnsupportedError, match=f"'{backend}'.*(runs on TPU|runs on GPU).*blockwise"):
         jattn.attention(Q, K, V, implementation=backend)
     assert issubclass(jattn.UnsupportedError, NotImplementedError)
+
+
+class _Tempered(mods.Mod):
+    def __init__(self, heat):
+        self.heat = heat
+
+    def __call__(self, score, i, j):
+        return score / self.heat
+
+
+_PLAIN = {"score": scores.dot(), "normalizer": normalizers.softmax()}
+_HEAT, _HOW_MANY, _WHICH = jnp.float32(2.0), jnp.array([2, 4]), np.tri(6, 5, dtype=bool)
+TAKES_VARIABLES = {
+    "cap": lambda hold: {"mods_": mods.softcap(hold(_HEAT))},
+    "scale": lambda hold: {"score": scores.dot(hold(_HEAT))},
+    "sigma": lambda hold: {"gates": gates.gaussian(hold(np.ones((2, 6), np.float32)), hold(_HEAT))},
+    "sigmoid": lambda hold: {"normalizer": normalizers.sigmoid(hold(_HEAT))},
+    "gumbel": lambda hold: {"normalizer": normalizers.gumbel(hold(KEY), hold(_HEAT))},
+    "lengths": lambda hold: {"mask": masks.lengths(hold(_HOW_MANY), hold(np.int32(5)))},
+    "window": lambda hold: {"mask": masks.window(hold(np.int32(3)), hold(jnp.int32(1)))},
+    "layout": lambda hold: {"mask": masks.blocks(hold(_WHICH), 1)},
+    "positions": lambda hold: {"mask": masks.causal(), "positions": {"t": hold(_HOW_MANY), "h": hold(jnp.int32(1))}},
+    "seed": lambda hold: {"dropout": gates.dropout(hold(0.5), hold(jnp.uint32(3)))},
+    "mask": lambda hold: {"mask": hold(_WHICH)},
+    "pages": lambda hold: {"pages": hold(np.array([[1], [0]]))},
+    "own term": lambda hold: {"mods_": _Tempered(hold(_HEAT))},
+}
+
+
+@pytest.mark.parametrize("name", TAKES_VARIABLES)
+def test_variables_are_the_arrays_that_they_hold(name):
+    got, want = (
+        checks.problem(Q, K, V, **{**_PLAIN, **TAKES_VARIABLES[name](hold)}) for hold in (nnx.Variable, lambda x: x)
+    )
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_variables_get_the_gradients_of_their_arrays():
+    x = np.arange(V.size, dtype=np.float32).reshape(V.shape) / V.size
+
+    def loss(heat):
+        itself = mods.function(lambda score, i, j: heat)
+        terms = (mods.softcap(heat), _Tempered(heat))
+        either = jattn.attention(x, x, x, mods=terms, score=scores.dot(heat)), jattn.attention(x, x, x, mods=itself)
+        return (either[0] ** 2 + either[1]).sum()
+
+    want = jax.grad(loss)(_HEAT)
+    assert want != 0
+    np.testing.assert_allclose(jax.grad(loss)(nnx.Param(_HEAT))[...], want, 1e-6)
 
 
 def test_errors_come_before_tracing():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jattn import masks
 from jattn.nn import (
@@ -69,6 +70,7 @@ def test_random_keys_come_from_rngs(layer):
 CALLS = {
     "integer padding": ({"mask": np.ones((B, T), int)}, TypeError, r"mask must be boolean.* got int64\[2, 6\].*jattn.masks.lengths\(mask.sum\(-1\)\).*\(mask != 0\)\[..., None, None, :\]"),
     "float padding": ({"mask": jnp.ones((B, T))}, TypeError, r"mask must be boolean.*jattn.masks.lengths.*bias="),
+    "padding of a variable": ({"mask": nnx.Variable(np.ones((B, T), bool))}, ValueError, r"a padding mask \[.., s\] is mask\[..., None, None, :\]"),
     "boolean padding": ({"mask": np.ones((B, T), bool)}, ValueError, r"t = 6 and s = 6, got \[2, 6\]; a padding mask \[.., s\] is mask\[..., None, None, :\], or jattn.masks.lengths"),
     "mask by position": ({"context": np.ones((B, T), bool)}, TypeError, "mask"),
     "Mask by position": ({"context": masks.causal()}, TypeError, "mask: give it by name, as mask="),

@@ -170,6 +170,7 @@ def test_what_seeds_and_stops_may_be():
         np.asarray(jax.random.PRNGKey(5)),
         np.int64(5),
         jnp.array(5),
+        nnx.Variable(jnp.array(5)),
     ):
         np.testing.assert_array_equal(draw(seed=seed), want)
     np.testing.assert_array_equal(draw(seed=5, top_k=2**40), want)

@@ -73,13 +73,15 @@ def test_masks_of_the_other_layers_do_not_learn():
     assert learnt(Seq2SeqAttention(F, H, mask=keys, score="cosine", rngs=rngs())) == [()]
 
 
-def test_sinks_start_where_an_array_says():
+def test_sinks_start_where_an_array_says_or_a_variable():
     start, x = normal((H,), dtype="float32"), normal((B, T, F), dtype="float32")
     layer, zeros = (MultiHeadAttention(F, H, sinks=y, rngs=rngs()) for y in (start, True))
     assert isinstance(layer.sinks, nnx.Param) and isinstance(zeros.sinks, nnx.Param)
     assert abs(layer(x) - zeros(x)).max() > 1e-3
     zeros.sinks[...] = start
     np.testing.assert_array_equal(layer(x), zeros(x))
+    of_variable = MultiHeadAttention(F, H, sinks=nnx.Param(jnp.asarray(start)), rngs=rngs())
+    np.testing.assert_array_equal(of_variable.sinks, layer.sinks)
 
 
 # Errors

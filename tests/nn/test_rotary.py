@@ -67,6 +67,11 @@ def test_rotary_is_that_of_flax():
     assert_close(rotary(x, base=500.0), jax.vmap(nnx.RoPE(theta=500.0), -2, -2)(x), LOOSE)  # pyright: ignore[reportAttributeAccessIssue]  # of newer releases
 
 
+def test_a_variable_is_a_base():
+    x = normal((B, T, H, D))
+    np.testing.assert_array_equal(rotary(x, base=nnx.Variable(jnp.float32(500.0))), rotary(x, base=jnp.float32(500.0)))
+
+
 def test_rotary_of_an_odd_width():
     with pytest.raises(ValueError, match=r"d must be even, got x \[6, 4, 3\]"):
         rotary(jnp.ones((T, H, 3)))

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jattn import masks
 from jattn._terms import Operand
-from jattn._terms.operand import as_array, broadcast_operand, indices, number, operand, repeated, wide, working
+from jattn._terms.operand import as_array, broadcast_operand, indices, number, operand, plain, repeated, wide, working
 
 SIZES = {"b": 2, "h": 4, "t": 3, "s": 5}
 
@@ -54,6 +55,24 @@ def test_bytes_in_the_other_order_are_turned():
 def test_what_is_no_array_is_named(x):
     with pytest.raises(TypeError, match=rf"^table must be an array, got {type(x).__name__}$"):
         as_array(x, "table")
+
+
+def test_what_holds_an_array_stands_for_it():
+    held = jnp.ones(2)
+    for x in (nnx.Param(held), nnx.Variable(held), Holder(held)):
+        assert plain(x) is held is as_array(x, "table")
+    for x in (held, np.ones(2), Holder, nnx.Param, "text", None):
+        assert plain(x) is x
+    assert isinstance(number(nnx.Variable(2.5), "cap"), float)
+    jax.jit(lambda x: as_array(x, "table"))(held)  # a traced array has the attribute, which is None
+
+
+class Holder:
+    def __init__(self, held: jax.Array):
+        self.held = held
+
+    def __jax_array__(self):
+        return self.held
 
 
 def test_arrays_are_equal_where_they_are_one():
