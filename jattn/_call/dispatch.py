@@ -178,10 +178,11 @@ def _reasons(problem: Problem, known: dict[str, Backend], asked: str | None, tar
         return {name: x.refuses(problem, target) for name, x in known.items()}
     # sizes of `jax.export`: tiles are cut while tracing
     reason = f"takes sizes that are numbers, not {' and '.join(dict.fromkeys(symbolic))}"
-    if asked is None:
+    if asked is None or not isinstance(known[asked], Direct):
+        who = "attention in tiles" if asked is None else f"implementation={asked!r}"
         raise UnsupportedError(
-            f"attention in tiles {reason}: export it for each size, or with implementation='reference', which"
-            " computes all pairs at once"
+            f"{who} {reason}: export it for each size, or with implementation='reference', which computes all pairs at"
+            " once"
         )
     return {name: None if isinstance(x, Direct) else reason for name, x in known.items()}
 

@@ -55,8 +55,10 @@ def test_export():
     (n,) = export.symbolic_shape("n")
     shapes = [jax.ShapeDtypeStruct((n, *y.shape[1:]), y.dtype) for y in arrays]
     of = lambda **options: jax.jit(lambda q, k, v: jattn.attention(q, k, v, mask=masks.causal(), **options))
-    with pytest.raises(jattn.UnsupportedError, match="numbers, not n.*implementation='reference'"):
-        export.export(of())(*shapes)
+    for asked in (None, "blockwise", "pallas_tpu", "pallas_gpu", "cudnn"):
+        with pytest.raises(jattn.UnsupportedError, match="numbers, not n.*implementation='reference'") as caught:
+            export.export(of(implementation=asked))(*shapes)
+        assert (asked or "attention in tiles") in str(caught.value) and "pass None" not in str(caught.value)
     got = export.export(of(implementation="reference"))(*shapes).call(*arrays)
     assert_close(got, of()(*arrays), 1e-6)
     with pytest.warns(UserWarning, match=r"traced for cpu and is compiled for tpu.*jax\.set_mesh"):
