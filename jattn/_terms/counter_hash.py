@@ -15,7 +15,7 @@ from jattn._terms.operand import Operand, plain
 _U = np.uint32
 
 
-def seed(value: ArrayLike) -> Operand:
+def seed(value: Any) -> Operand:
     """A seed as a uint32 operand."""
     value = plain(value)
     if isinstance(value, (int, np.integer)):

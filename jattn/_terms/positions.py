@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike
 
 from jattn._terms.operand import AnyArray, Operand, number, plain
 
@@ -27,7 +28,7 @@ def shifted(position: AnyArray, by: int | AnyArray) -> AnyArray:
     return jnp.clip(position, -FAR - jnp.minimum(by, 0), FAR - jnp.maximum(by, 0)) + by
 
 
-def integer(value: ArrayLike, name: str) -> int | Operand:
+def integer(value: Any, name: str) -> int | Operand:
     """An int or an int32 operand, within the positions that there can be."""
     held = number(value, name)
     if isinstance(held, float) or (isinstance(held, Operand) and not jnp.issubdtype(held.array.dtype, jnp.integer)):
@@ -38,7 +39,7 @@ def integer(value: ArrayLike, name: str) -> int | Operand:
     return max(-FAR, min(held, FAR))
 
 
-def lengths(value: ArrayLike, name: str) -> int | Operand:
+def lengths(value: Any, name: str) -> int | Operand:
     """An int, or integers `[b]` as an operand."""
     value = plain(value)
     if isinstance(value, (list, tuple)):
