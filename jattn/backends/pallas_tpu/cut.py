@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -10,9 +11,12 @@ from jattn_kernels import chips, tables
 from jattn_kernels.tiles.work import Frame
 from jattn_kernels.tpu.decode.fold import Fold
 
-from jattn._terms import block_tables
+from jattn import masks
+from jattn._terms import Offsets, block_tables, split
+from jattn._terms.reach import span
 from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.count import Count, count
+from jattn.backends.pallas.terms import terms_of
 from jattn.backends.pallas.work import lengths
 from jattn.backends.pallas_tpu.decode import fold_of
 from jattn.backends.pallas_tpu.sizes import case_of, tile_sizes
@@ -24,7 +28,7 @@ _COLUMN, _PAIR = 0.1, 1 / 240  # cycles for each column of a chunk, and for each
 
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; blocks are counted where the mask is `known`."""
-    (b, t, h, d), (s, e) = q.shape, (v.shape[1], v.shape[-1])
+    (b, t, h, _), (s, e) = q.shape, (v.shape[1], v.shape[-1])
     fold = fold_of(spec, q, k, v)
     if fold is None:
         sizes, source = tile_sizes(spec, q, k, v, "forward")
@@ -42,13 +46,31 @@ def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped],
     if fold is not None:
         share = counted.pairs / (b * h * t * s)
         return Cut(tile, counted.blocks, source, _folded(fold, counted, h, small + share * keys, chip), counted.pairs)
-    entry = tables.find(spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
-    worked_off = (
-        (counted.full + counted.partial / 2) * tile[0] * tile[1]
-    )  # with rows that fill a tile up; of a partial tile about half
-    seconds = 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
+    # The table's pairs cost the more the less of their tiles a mask leaves; but a mask that hides more never takes
+    # longer, and in few tiles a window hides hardly more than a causal mask.
+    right = span(mask).right
+    wider = [None] if right >= s - 1 else [None, masks.Window(None, int(right))]
+    seconds = min(_computing(spec, q, k, v, counted, tile), *(_of_another(spec, q, k, v, x) for x in wider))
     seconds = seconds if chip is None else max(seconds, (small + keys) / chip.bandwidth)
     return Cut(tile, counted.blocks, source, 1e3 * seconds, counted.pairs)
+
+
+def _of_another(spec: Spec, q: Shaped, k: Shaped, v: Shaped, mask: Mask | None) -> float:
+    """`_computing` of the same call with another mask, in tiles of its own."""
+    terms = dataclasses.replace(terms_of(spec), mask=mask, offsets=Offsets())
+    spec = dataclasses.replace(spec, signature=split(terms)[1])
+    sizes, _ = tile_sizes(spec, q, k, v, "forward")
+    tilings = (block_tables.Tiling(n, x, overhang=True) for n, x in lengths(Frame(q.shape[1], k.shape[1], sizes)))
+    return _computing(spec, q, k, v, count(mask, q.shape[0], q.shape[2], *tilings), (sizes.query, sizes.key))
+
+
+def _computing(spec: Spec, q: Shaped, k: Shaped, v: Shaped, counted: Count, tile: tuple[int, int]) -> float:
+    """Seconds for what is counted, by the entry of the table that the call goes by."""
+    (t, d), (s, e) = (q.shape[1], q.shape[-1]), (v.shape[1], v.shape[-1])
+    entry = tables.find(spec.target.chip, max(d, e), max(t, s), *case_of(spec, t, s, "forward")).entry
+    # with rows that fill a tile up; of a partial tile about half
+    worked_off = (counted.full + counted.partial / 2) * tile[0] * tile[1]
+    return 1e-3 * entry.milliseconds * worked_off / entry.pairs * (d + e) / (2 * entry.d)
 
 
 def _folded(fold: Fold, counted: Count, h: int, moved: float, chip: chips.Tpu | None) -> float | None:

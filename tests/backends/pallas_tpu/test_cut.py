@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jattn_kernels import tables
 
 import jattn
 from jattn import masks, mods
@@ -68,6 +69,31 @@ def test_time_is_at_least_bytes_over_bandwidth():
     plan: Any = jattn.explain(q, k, k, device="v5e")
     assert plan.milliseconds >= 1e3 * plan.bytes / 819e9 > 0.32
     assert plan.flops == 2 * 8 * 32 * 8192 * (128 + 128)  # rows that fill a tile up are none
+
+
+@pytest.mark.parametrize(
+    ("device", "t"), [("v4", 2048), ("v5e", 1000), ("v5p", 3000), ("v6e", 1024), ("v6e", 3000), ("tpu7x", 2048)]
+)
+def test_what_hides_more_takes_no_longer(device, t):
+    x = jax.ShapeDtypeStruct((1, t, 8, 64), "bfloat16")
+    time = lambda mask: jattn.explain(x, x, x, mask=mask, device=device).milliseconds
+    causal, full = masks.causal(), time(None)
+    windows = [masks.window(n) for n in (100, 700, t - 2)]
+    times = [*map(time, (*windows, causal, masks.causal(900))), full]
+    assert times == sorted(times)
+    assert time(masks.window(100, 100)) <= full and time(masks.dilated(2)) <= full
+    assert time(causal & masks.segments(jnp.arange(t) // 300)) <= time(causal)
+
+
+@pytest.mark.parametrize(
+    "entry", [x for x in tables.read("tpu") if x.direction == "forward" and x.d == 64], ids=lambda x: x.name
+)
+def test_what_was_counted_is_the_estimate(entry):
+    x = jax.ShapeDtypeStruct((1, entry.t, 1, entry.d), "bfloat16")
+    mask = {"full": None, "causal": masks.causal(), "window": masks.window(1023)}[entry.mask]
+    plan: Any = jattn.explain(x, x, x, mask=mask, device=entry.chip)
+    assert plan.tuned == f"tuned for {entry.name}"
+    assert plan.milliseconds == pytest.approx(entry.milliseconds, rel=0.05)
 
 
 def test_a_window_as_wide_as_the_sequence_is_none():
