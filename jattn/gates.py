@@ -94,7 +94,7 @@ def dropout(rate: float, seed: ArrayLike) -> Gate:
     Source: Srivastava et al. 2014; of attention weights: Vaswani et al. 2017 (their code).
     """
     rate = plain(rate)
-    if not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
+    if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0 <= rate < 1:
         raise ValueError(f"rate must be a static number in [0, 1), got {rate!r}")
     return Dropout(float(rate), counter_hash.seed(seed))
 

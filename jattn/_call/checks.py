@@ -19,7 +19,7 @@ from jattn._call import pages as pages_
 from jattn._call import places
 from jattn._call import scales as scales_
 from jattn._call.problem import Problem
-from jattn._terms import AXES, Offsets, Operand, Origin, Shaped, Term, broadcast_operand, functions, plain
+from jattn._terms import AXES, Offsets, Operand, Origin, Shaped, Term, broadcast_operand, functions, is_whole, plain
 from jattn._terms import positions as integers
 
 T = TypeVar("T")
@@ -193,9 +193,9 @@ def blocks(value: object) -> tuple[int, int] | None:
     if value is None:
         return None
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if len(pair) != 2 or not all(isinstance(x, int) and x >= 1 for x in pair):
+    if len(pair) != 2 or not all(is_whole(x) and x >= 1 for x in pair):
         raise ValueError(f"blocks must be (query rows, key rows) of a tile, two ints >= 1, got {value!r}")
-    return pair  # type: ignore[return-value]
+    return int(pair[0]), int(pair[1])
 
 
 def _name(x: object) -> str:

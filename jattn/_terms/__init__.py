@@ -8,6 +8,7 @@ from jattn._terms.operand import Size as Size
 from jattn._terms.operand import as_array as as_array
 from jattn._terms.operand import broadcast_operand as broadcast_operand
 from jattn._terms.operand import indices as indices
+from jattn._terms.operand import is_whole as is_whole
 from jattn._terms.operand import number as number
 from jattn._terms.operand import operand as operand
 from jattn._terms.operand import plain as plain

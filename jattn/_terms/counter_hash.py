@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from numpy.typing import ArrayLike
 
-from jattn._terms.operand import Operand, plain
+from jattn._terms.operand import Operand, is_whole, plain
 
 _U = np.uint32
 
@@ -18,7 +18,7 @@ _U = np.uint32
 def seed(value: Any) -> Operand:
     """A seed as a uint32 operand."""
     value = plain(value)
-    if isinstance(value, (int, np.integer)):
+    if is_whole(value):
         if not 0 <= value < 2**32:
             raise ValueError(f"seed must be in [0, 2^32), got {value}")
         return Operand(np.asarray(value, np.uint32), "")

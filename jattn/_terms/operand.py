@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -178,6 +178,11 @@ def repeated(x: jax.Array, n: int, axis: int) -> jax.Array:
     shape = list(x.shape)
     spread = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), (*shape[: axis + 1], n, *shape[axis + 1 :]))
     return spread.reshape(*shape[:axis], shape[axis] * n, *shape[axis + 1 :])
+
+
+def is_whole(x: object) -> TypeGuard[int | np.integer]:
+    """Whether it is a whole number of Python or NumPy; a bool is none."""
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def number(value: ArrayLike, name: str) -> float | Operand:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, Operand, indices, plain, term
+from jattn._terms import FieldValue, Operand, indices, is_whole, plain, term
 from jattn._terms.block_tables import Answer, Range
 from jattn.masks._dense import Dense
 from jattn.masks._mask import Mask
@@ -107,6 +107,6 @@ def blocks(layout: ArrayLike, block: int) -> Mask:
         raise ValueError(
             f"layout must be a boolean array [.., ..] or [h, .., ..], got {array.dtype}{list(array.shape)}"
         )
-    if not isinstance(block, (int, np.integer)) or block < 1:
+    if not is_whole(block) or block < 1:
         raise ValueError(f"block must be an int >= 1, got {block!r}")
     return Blocks(_layout(array), int(block), None)

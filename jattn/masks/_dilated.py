@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 
-from jattn._terms import positions, term
+from jattn._terms import is_whole, positions, term
 from jattn._terms.block_tables import Answer, Range
 from jattn.masks._mask import Mask
 
@@ -41,6 +40,6 @@ def dilated(stride: int) -> Mask:
 
     Source: Child et al. 2019, section 4 (the strided pattern); Beltagy et al. 2020, section 3.1.
     """
-    if not isinstance(stride, (int, np.integer)) or stride < 1:
+    if not is_whole(stride) or stride < 1:
         raise ValueError(f"stride must be an int >= 1, got {stride!r}")
     return Dilated(min(int(stride), positions.FAR))

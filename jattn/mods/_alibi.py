@@ -6,10 +6,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpy.typing import ArrayLike
 
-from jattn._terms import FieldValue, operand, term
+from jattn._terms import FieldValue, is_whole, operand, term
 from jattn.mods._mod import Mod
 
 
@@ -64,7 +63,7 @@ def alibi_slopes(heads: int) -> jax.Array:
 
     Source: Press et al. 2022, section 3, and its code for other numbers of heads.
     """
-    if not isinstance(heads, (int, np.integer)):
+    if not is_whole(heads):
         raise TypeError(f"heads must be an int >= 1, got {heads!r}")
     if heads < 1:
         raise ValueError(f"heads must be >= 1, got {heads}")

@@ -8,9 +8,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jattn._terms import FieldValue, Operand, term
+from jattn._terms import FieldValue, Operand, is_whole, term
 from jattn._terms.closures import Closure
 from jattn._terms.of_user import function_parts
 from jattn.mods._bias import Bias
@@ -125,7 +124,7 @@ def t5_bucket(bidirectional: bool, buckets: int = 32, max_distance: int = 128) -
 
     Source: Raffel et al. 2020, section 2.1, and its code.
     """
-    if not all(isinstance(x, (int, np.integer)) for x in (buckets, max_distance)):
+    if not all(map(is_whole, (buckets, max_distance))):
         raise TypeError(f"buckets and max_distance must be ints, got {buckets!r}, {max_distance!r}")
     side = buckets // 2 if bidirectional else buckets
     if buckets < 2 + 2 * bidirectional or max_distance <= side // 2:

@@ -16,6 +16,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jattn import masks
+from jattn._terms import is_whole as is_whole
 from jattn._terms import plain
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
@@ -82,11 +83,6 @@ def check_range(given: ArrayLike | Sequence[int], name: str, least: int, most: i
     if (array < least).any() or (most is not None and (array > most).any()):
         span = f"{least} or more" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be {span}, got {array.tolist()}")
-
-
-def is_whole(x: object) -> TypeGuard[int | np.integer]:
-    """Whether it is a whole number of Python or NumPy; a bool is none."""
-    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 def is_number(x: object) -> TypeGuard[int | float | np.integer | np.floating]:

@@ -16,6 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
+from jattn._terms import is_whole
+
 # Devices are Any: JAX's type of them is none to type checkers.
 
 
@@ -40,7 +42,7 @@ def mesh(*, sequence_axis: str = "sequence", devices: Sequence[Any] | None = Non
     >>> mesh.axis_names
     ('data', 'sequence')
     """
-    if not sizes or any(not isinstance(n, (int, np.integer)) or n < 1 for n in sizes.values()):
+    if not sizes or any(not is_whole(n) or n < 1 for n in sizes.values()):
         raise ValueError(f"mesh: sizes must be ints >= 1, one for each axis, got {sizes}")
     devices, names, shape = list(jax.devices() if devices is None else devices), tuple(sizes), tuple(sizes.values())
     if math.prod(shape) != len(devices):

@@ -145,7 +145,7 @@ def _draw(axes: Axes, kinds: np.ndarray, query: block_tables.Tiling, key: block_
 
 def _sizes(shape: object) -> tuple[int, int]:
     pair = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    if len(pair) != 2 or not all(isinstance(x, int) and x >= 1 for x in pair):
+    if len(pair) != 2 or not all(_terms.is_whole(x) and x >= 1 for x in pair):
         raise ValueError(f"shape must be (t, s), the numbers of queries and keys, two ints >= 1, got {shape!r}")
     return pair  # type: ignore[return-value]
 

@@ -38,7 +38,7 @@ def test_a_layout_is_equal_by_value():
     assert masks.blocks(LAYOUT, 4) != masks.blocks(LAYOUT.reshape(5, 4), 4)
 
 
-@pytest.mark.parametrize("block", [0, -1, 2.0, "4"])
+@pytest.mark.parametrize("block", [0, -1, 2.0, "4", True])
 def test_a_block_that_is_none_is_named(block):
     with pytest.raises(ValueError, match=rf"block must be an int >= 1, got {block!r}"):
         masks.blocks(LAYOUT, block)

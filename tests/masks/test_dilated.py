@@ -30,7 +30,7 @@ def test_a_stride_beyond_all_positions_leaves_the_diagonal():
     check_formula(masks.dilated(2**40), I == J)
 
 
-@pytest.mark.parametrize("stride", [0, -2, 2.0, None])
+@pytest.mark.parametrize("stride", [0, -2, 2.0, None, True])
 def test_a_stride_that_is_none_is_named(stride):
     with pytest.raises(ValueError, match=rf"stride must be an int >= 1, got {stride!r}"):
         masks.dilated(stride)

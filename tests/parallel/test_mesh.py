@@ -66,3 +66,5 @@ def test_a_mesh_of_what_is_here():
         parallel.mesh(data=2, sequence=3, devices=one)
     with pytest.raises(ValueError, match="ints >= 1"):
         parallel.mesh(data=0)
+    with pytest.raises(ValueError, match="ints >= 1"):
+        parallel.mesh(data=True)
