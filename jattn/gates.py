@@ -157,7 +157,8 @@ def function(fn: Callable[..., ArrayLike], *operands: ArrayLike | Operand) -> Ga
     Args:
       fn: takes the weight `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
         each operand; returns weights `[bt, bs]`.  It is elementwise, and linear in the weight: `weight * f(i, j)`.
-        At pairs that the mask hides f may be NaN.
+        At pairs that the mask hides f may be NaN; the gradient of an array in it is 0 there only if its derivative is
+        defined.
         With two arguments more it is told b and h before the positions, as in `jattn.mods.function`.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.  See `jattn.mods.function`
         for arrays that `fn` closes over.

@@ -31,7 +31,8 @@ def function(fn: Callable[..., ArrayLike], *operands: ArrayLike | Operand) -> Mo
     Args:
       fn: takes the score `[bt, bs]` in float32 or wider, int32 positions i `[bt, 1]` and j `[1, bs]`, and an array for
         each operand; returns scores `[bt, bs]`.  It is elementwise: no pair may depend on which others are in its tile.
-        At pairs that the mask hides it may be NaN; the gradient of an operand is 0 there only if its derivative is.
+        At pairs that the mask hides it may be NaN; the gradient of an array in it is 0 there only if its derivative is
+        defined.
         Where it has two arguments more, the int32 scalars b and h come before the positions: which batch element and
         which query head the tile is of.
       *operands: made with `jattn.operand`; each reaches `fn` broadcastable to `[bt, bs]`.
