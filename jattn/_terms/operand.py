@@ -100,7 +100,7 @@ def plain(x: Any) -> Any:
     return x if method is None else method()
 
 
-def as_array(x: ArrayLike, name: str) -> AnyArray:
+def as_array(x: Any, name: str) -> AnyArray:
     """`x` as an array.  Raises where JAX would wrap its integers around, as ids of 64 bits where x64 is off."""
     x = plain(x)
     if not isinstance(x, (jax.Array, np.ndarray)):
@@ -185,7 +185,7 @@ def is_whole(x: object) -> TypeGuard[int | np.integer]:
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
-def number(value: ArrayLike, name: str) -> float | Operand:
+def number(value: Any, name: str) -> float | Operand:
     """A Python number stays static; an array becomes an operand without axes, and gets a gradient."""
     value = plain(value)
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.number, np.ndarray, jax.Array)):

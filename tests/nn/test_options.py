@@ -80,7 +80,8 @@ def test_sinks_start_where_an_array_says_or_a_variable():
     assert abs(layer(x) - zeros(x)).max() > 1e-3
     zeros.sinks[...] = start
     np.testing.assert_array_equal(layer(x), zeros(x))
-    of_variable = MultiHeadAttention(F, H, sinks=nnx.Param(jnp.asarray(start)), rngs=rngs())
+    logits: Any = nnx.Param(jnp.asarray(start))  # which type checkers do not take for an array
+    of_variable = MultiHeadAttention(F, H, sinks=logits, rngs=rngs())
     np.testing.assert_array_equal(of_variable.sinks, layer.sinks)
 
 

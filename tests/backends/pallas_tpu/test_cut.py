@@ -76,7 +76,8 @@ def test_time_is_at_least_bytes_over_bandwidth():
 )
 def test_what_hides_more_takes_no_longer(device, t):
     x = jax.ShapeDtypeStruct((1, t, 8, 64), "bfloat16")
-    time = lambda mask: jattn.explain(x, x, x, mask=mask, device=device).milliseconds
+    plan: Any = lambda mask: jattn.explain(x, x, x, mask=mask, device=device)
+    time = lambda mask: plan(mask).milliseconds
     causal, full = masks.causal(), time(None)
     windows = [masks.window(n) for n in (100, 700, t - 2)]
     times = [*map(time, (*windows, causal, masks.causal(900))), full]
