@@ -20,7 +20,8 @@ def read(
     A step that is not real leaves the state as it was, so that neither padding nor holes change what comes after.
     """
     dtype = jnp.promote_types(x.dtype, cell.param_dtype) if cell.dtype is None else cell.dtype
-    zeros = jnp.zeros((*x.shape[:-2], cell.hidden_features), dtype)
+    # Made of x, so that the states begin where it lies, along Explicit axes and inside jax.shard_map: a scan keeps types.
+    zeros = jnp.broadcast_to(jnp.zeros_like(x.sum((-2, -1))[..., None], dtype), (*x.shape[:-2], cell.hidden_features))
     start = (zeros, zeros) if isinstance(cell, nnx.OptimizedLSTMCell) else zeros
     steps = jnp.moveaxis(x, -2, 0)
     real = None if mask is None else jnp.moveaxis(jnp.asarray(mask), -1, 0)[..., None]
@@ -56,7 +57,7 @@ class Summary(nnx.Module):
         """`[.., s]`, all 0 where no step is real."""
         if self.attention is not None:
             return self.attention.weights(x, mask)
-        real = jnp.ones(x.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+        real = jnp.ones_like(x[..., 0], bool) & (True if mask is None else jnp.asarray(mask))  # lies where x does
         count = real.sum(axis=-1, keepdims=True)
         if self.kind == "last":
             return (real & (real.cumsum(axis=-1) == count)).astype(x.dtype)
