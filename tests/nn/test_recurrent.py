@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jattn import normalizers
 from jattn.nn import HierarchicalAttention, RecurrentAttention
@@ -161,6 +162,23 @@ def test_batch_axes_and_no_mask(kind):
     assert_close(call(layer, x[0, 0]), out[0, 0], TIGHT)
     assert_close(nnx.jit(nnx.vmap(lambda m, x: m(x), in_axes=(None, 0)))(layer, x), out, TIGHT)
     assert call(layer, normal(*[1] * len(sequence), F)).shape == (width,)
+
+
+@pytest.mark.parametrize("name", ["recurrent_last", "documents"])
+def test_batches_along_an_explicit_axis(name):
+    """Whatever the mask hides, and wherever the mask lies."""
+    kind, _, _, options = CASES[name]
+    mask = np.resize([[1, 0, 1], [0, 0, 0], [1, 1, 0]], (2, 3) if kind is RecurrentAttention else (2, 2, 3)) > 0
+    x = jnp.where(mask[..., None], normal(*mask.shape, F, dtype=jnp.float32), jnp.nan)
+    layer = made(kind, param_dtype=jnp.float32, **options)
+    loss = jax.jit(jax.value_and_grad(lambda m, x: jnp.sum(m(x, jnp.asarray(mask)) ** 2), (0, 1)))
+    wanted = loss(layer, x)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+        got, out = loss(layer, placed), jax.eval_shape(layer, placed, jnp.asarray(mask))
+    jax.tree.map(lambda a, b: assert_close(np.asarray(a), b, LOOSE), got, wanted)
+    assert out.sharding.spec[0] == got[1][1].sharding.spec[0] == "batch"
 
 
 @pytest.mark.parametrize("kind", [RecurrentAttention, HierarchicalAttention])
