@@ -23,7 +23,7 @@ from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._options import Asked, Options, join
 from jattn.nn._projections import Projections
-from jattn.nn._tree import tree
+from jattn.nn._tree import DraftTree, tree
 from jattn.nn.cache import _kinds, _paged, _rows
 from jattn.nn.cache._record import Cache
 
@@ -114,14 +114,15 @@ def step(
     if taken is not None:
         x, values = _checks.real_rows(x, taken), None if values is None else _checks.real_rows(values, taken)
         taken = jnp.clip(taken, 0, t)
-    along = lambda given: None if given is None else _along(given, cache)
+    given, cache = cache, _paged.gathered(cache)
+    along = lambda x: None if x is None else _along(x, cache)
     x, values, told, taken = _along(x, cache), along(values), along(told), along(taken)
     cache = cache._replace(length=_along(cache.length, cache), first=along(cache.first))
     _kinds.check_room(cache, t, taken)
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
     after = start + (t if taken is None else taken.reshape(-1))
-    drafts = tree(parents, lead, t) if parents is not None and t else None
+    drafts = DraftTree(*map(along, tree(parents, lead, t))) if parents is not None and t else None
     deep = places if drafts is None else cache.length[..., None] + drafts.depth
     angles = deep if positions is None else positions
     if positions is None and taken is not None:
@@ -150,7 +151,8 @@ def step(
         options = drafts.options(options, start, at["t"], at["s"])
     options = join(options, masks.prefix(after))
     firsts = start if seen.first is None else {"t": start, "s": seen.first.reshape(-1)}
-    return DecodingStep(query, seen, cache, {**options, **stored(projections, seen), "positions": firsts}, fits)
+    options = {**options, **stored(projections, seen), "positions": firsts}
+    return DecodingStep(query, seen, _paged.back(cache, given), options, fits)
 
 
 def stored(projections: Projections, cache: Cache) -> Options:
@@ -233,7 +235,7 @@ def _rows_of(options: Options, at: dict[str, jax.Array], sizes: dict[str, int]) 
 
 def _along(x: AnyArray, cache: Cache) -> jax.Array:
     """x with its batch axes where those of the cache lie: along Explicit axes one array per example goes with another
-    only where both lie alike.  Pages have no examples, so that theirs lie where the lengths do."""
+    only where both lie alike.  Pages have no examples, so that what goes with them is on every device."""
     lead, x = cache.length.ndim, jnp.asarray(x)
     placed, own = (jax.typeof(y).sharding for y in (cache.key if cache.pages is None else cache.length, x))
     axes, mesh = placed.spec[:lead], placed.mesh

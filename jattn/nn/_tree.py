@@ -37,7 +37,7 @@ class DraftTree(NamedTuple):
         t, draft = self.depth.shape[-1], rows - start[:, None]
         depth = jnp.broadcast_to(self.depth.reshape(-1, t), (len(start), t))
         found = jnp.take_along_axis(depth, jnp.clip(draft, 0, t - 1), 1)
-        return jnp.where((draft >= 0) & (draft < t), start[:, None] + found, rows)
+        return start[:, None] + jnp.where((draft >= 0) & (draft < t), found, draft)
 
     def mask(self, start: Int[Array, "b"]) -> masks.Mask:
         """Of each query the keys before `start`, its ancestors and itself, by their rows in the cache."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
@@ -24,7 +25,7 @@ def _examples(given: ArrayLike | Sequence[int], name: str) -> Int[Array, "k"]:
     if array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be an int or integers [k], which examples of the batch, got {array.dtype}"
                         f"{list(array.shape)}")  # fmt: skip
-    return jnp.atleast_1d(array).astype(jnp.int32)
+    return _paged.everywhere(jnp.atleast_1d(array).astype(jnp.int32))
 
 
 def _counts(given: ArrayLike | Sequence[int], name: str, most: int | None = None) -> Int[Array, "*b"]:
@@ -33,7 +34,7 @@ def _counts(given: ArrayLike | Sequence[int], name: str, most: int | None = None
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be an int or integers [..], got {array.dtype}{list(array.shape)}")
     check_range(given, name, 0, most)
-    return jnp.asarray(array, jnp.int32)
+    return _paged.everywhere(jnp.asarray(array, jnp.int32))
 
 
 def _check_lead(array: Int[Array, "*b"], cache: Cache, name: str) -> None:
@@ -94,9 +95,9 @@ def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[Arr
             check_range(np.ravel(source)[(into >= 0) & (into < b)], "source", 0, b - 1)
         if cache.pages is not None:
             return _paged.held_by(cache, at, to)
-        return _along(cache, lambda x, axis: _put(x, jnp.take(x, at, axis, mode="clip"), to, axis))
+        return _along(cache, lambda x, axis: _put(x, _take(x, at, axis), to, axis))
 
-    return each(one, caches)
+    return each(_in_place(one), caches)
 
 
 @modes.ordinary
@@ -130,7 +131,7 @@ def free(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
         kept = ~jnp.zeros(b, bool).at[jnp.where(gone < 0, b, gone)].set(True, mode="drop")
         return _cut(cache, jnp.where(kept, cache.length, 0))
 
-    return each(one, caches, contexts=False)
+    return each(_in_place(one), caches, contexts=False)
 
 
 @modes.ordinary
@@ -162,7 +163,7 @@ def shorten(caches: C, length: Int[ArrayLike, "*b"] | Sequence[int]) -> C:
         _check_lead(kept, cache, "length")
         return _cut(cache, jnp.minimum(cache.length, kept))
 
-    return each(one, caches, contexts=False)
+    return each(_in_place(one), caches, contexts=False)
 
 
 @modes.ordinary
@@ -196,7 +197,7 @@ def take(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
     def one(cache: Cache) -> Cache:
         _check_batch(cache)
         _counts(examples, "examples", cache.length.shape[-1] - 1)
-        return _along(cache, lambda x, axis: jnp.take(x, at, axis, mode="clip"))
+        return _along(_paged.gathered(cache), lambda x, axis: _take(x, at, axis))
 
     return each(one, caches)
 
@@ -234,10 +235,11 @@ def put(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int], part: C) -> C:
         lead = [*cache.length.shape[:-1], *at.shape]
         if [*of.length.shape] != lead:
             raise ValueError(f"part must have the batch axes {lead}, as examples say, got {list(of.length.shape)}")
+        of = _paged.gathered(of)
         whole = cache if cache.pages is None else with_rows(cache, rows_of(of))._replace(holders=of.holders)
         return _along(whole, lambda x, axis, y: _put(x, y, at, axis), of)
 
-    return each(one, caches, part)
+    return each(_in_place(one), caches, part)
 
 
 @modes.ordinary
@@ -288,14 +290,14 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
 
     def one(cache: Cache) -> Cache:
         _check_lead(counts, cache, "count")
-        paths = _spread(path, (*cache.length.shape, k)).astype(jnp.int32)
+        paths = _paged.everywhere(_spread(path, (*cache.length.shape, k)).astype(jnp.int32))
         if is_known((given, count)):
             looked = np.arange(k) < np.broadcast_to(count, cache.length.shape)[..., None]
             check_range(np.broadcast_to(given, paths.shape)[looked], "path", 0, drafts - 1)
         if is_known(cache.length) and (np.asarray(cache.length) < drafts).any():
             raise ValueError(f"drafts must be no more than an example has positions, {cache.length}, got {drafts}")
         start = jnp.maximum(cache.length - drafts, 0)
-        kept = jnp.broadcast_to(counts, start.shape)
+        kept = counts + jnp.zeros_like(start)  # along an Explicit axis it lies where the lengths do
         base = start if cache.first is None else start - cache.first
         rows = base[..., None] + paths
         to = base[..., None] + jnp.arange(k, dtype=jnp.int32)
@@ -305,7 +307,7 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
         new, moves = _paged.at_positions(cache, rows), (rows != to).any(-1)
         return _again(_cut(cache, start + kept), start, new, jnp.where(moves, kept, 0))
 
-    return each(one, caches, contexts=False)
+    return each(_in_place(one), caches, contexts=False)
 
 
 def _again(cache: Cache, start: Int[Array, "*b"], new: Rows, taken: Int[Array, "*b"]) -> Cache:
@@ -330,9 +332,28 @@ def _cut(cache: Cache, length: Int[Array, "*b"]) -> Cache:
     return cache._replace(length=length) if cache.pages is None else _paged.released(cache, length)
 
 
+def _take(x: Array, at: Array, axis: int) -> Array:
+    """What it has there along an axis, the nearest for what is out of range.
+
+    It is on every device along an Explicit axis, since as few examples as it may have can lie along none.
+    """
+    x = jnp.moveaxis(x, axis, 0)
+    placed = jax.typeof(x).sharding
+    lies = NamedSharding(placed.mesh, PartitionSpec(None, *placed.spec[1:])) if any(placed.spec) else None
+    return jnp.moveaxis(x.at[jnp.clip(at, 0, len(x) - 1)].get(mode="clip", out_sharding=lies), 0, axis)
+
+
 def _put(x: Array, new: Array, at: Array, axis: int) -> Array:
     at = jnp.where(at < 0, x.shape[axis], at)
-    return jnp.moveaxis(jnp.moveaxis(x, axis, 0).at[at].set(jnp.moveaxis(new, axis, 0), mode="drop"), 0, axis)
+    x, new = (jnp.moveaxis(y, axis, 0) for y in (x, new))
+    placed = jax.typeof(x).sharding
+    lies = placed if any(placed.spec) else None
+    return jnp.moveaxis(x.at[at].set(new, mode="drop", out_sharding=lies), 0, axis)
+
+
+def _in_place(change: Callable[..., Cache]) -> Callable[..., Cache]:
+    """The change, made where the tables of pages are on every device, and the cache where it lay."""
+    return lambda cache, *others: _paged.back(change(_paged.gathered(cache), *others), cache)
 
 
 def _along(cache: Cache, change: Callable[..., Array], *others: Cache) -> Cache:

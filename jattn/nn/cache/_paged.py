@@ -11,9 +11,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from jattn.nn.cache._record import Cache, Rows, rows_of, with_rows
+
+
+_TABLES = "length", "pages", "holders"
 
 
 class PageTable(NamedTuple):
@@ -36,6 +40,43 @@ class PageTable(NamedTuple):
     def none(self) -> int:
         """What stands for no page."""
         return self.holders.shape[-1]
+
+
+def everywhere(x: Array) -> Array:
+    """x on every device, where it lies along Explicit axes."""
+    placed = jax.typeof(x).sharding
+    return jax.sharding.reshard(x, NamedSharding(placed.mesh, PartitionSpec())) if any(placed.spec) else x
+
+
+def gathered(cache: Cache) -> Cache:
+    """The cache with its tables on every device: a page is of no example, so that no axis of examples can divide pages.
+
+    Raises:
+      ValueError: pages lie along an Explicit axis.
+    """
+    if cache.pages is None:
+        return cache
+    heads = cache.key.ndim - 2
+    for name, pool in rows_of(cache)._asdict().items():
+        if pool is not None and any((placed := jax.typeof(pool).sharding.spec)[heads - 2 : heads]):
+            raise ValueError(
+                f"{name} of a cache in pages lies along {placed}, but pages are of no example: along Explicit axes lay"
+                " out length and pages alone, by cache._replace(length=.., pages=..), or heads; or make the axes Auto"
+            )
+    tables = {name: everywhere(getattr(cache, name)) for name in _TABLES}
+    return cache._replace(**tables)
+
+
+def back(cache: Cache, given: Cache) -> Cache:
+    """A cache that was gathered with its tables where those of the given one lie, so that a loop can carry it."""
+    if cache.pages is None:
+        return cache
+
+    def one(x: Array, like: Array) -> Array:
+        placed = jax.typeof(like).sharding
+        return jax.sharding.reshard(x, placed) if any(placed.spec) else x
+
+    return cache._replace(**{name: one(getattr(cache, name), getattr(given, name)) for name in _TABLES})
 
 
 def wanted(table: PageTable, length: Int[Array, "b"], taken: Int[Array, "b"], t: int, page: int) -> tuple[Array, ...]:

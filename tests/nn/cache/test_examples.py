@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jattn import masks
 from jattn.nn import Decoder, cache
@@ -203,3 +204,32 @@ def test_only_examples_that_there_are_are_forked(kind):
     assert late.length.tolist() == [2, 4, 2]
     if state.pages is not None:
         held(late)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "both"])
+def test_examples_along_an_explicit_axis(kind):
+    """In pages it is lengths and tables that lie there, and all of it lies afterwards where it did."""
+    layer, drafts = make(), X[:2, 5:7]
+    _, state = layer.decode(X[:2, :5], layer.cache(N, 2, **KINDS[kind]))
+
+    def served(state, drafts):
+        out, state = layer.decode(drafts, state, parents=[-1, -1])
+        state = cache.accept(state, 2, jnp.array([[1], [0]]), jnp.array([1, 0]))
+        state = cache.put(state, [1], cache.take(cache.fork(state, [0], [1]), [0]))
+        return out, cache.shorten(cache.free(state, [0]), 5)
+
+    wanted = jax.jit(served)(state, drafts)
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Explicit,))
+    put = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("batch")))
+    everything = jax.tree.map(put, state)
+    pools = everything if state.pages is None else state
+    placed = pools._replace(length=put(state.length), pages=everything.pages)
+    with jax.set_mesh(mesh):
+        got = jax.jit(served)(placed, put(drafts))
+        if state.pages is not None:
+            with pytest.raises(ValueError, match="key of a cache in pages lies along .*length and pages alone"):
+                cache.free(everything, 0)
+    jax.tree.map(lambda a, b: assert_close(np.asarray(a), b, near(kind)), got, wanted)
+    along = lambda x: jax.tree.map(lambda x: jax.typeof(x).sharding.spec, x)
+    assert along(got[1].length) == along(placed.length) == PartitionSpec("batch")
+    assert (along(got[1].key)[0], along(got[1].pages)) == (along(placed.key)[0], along(placed.pages))
