@@ -20,7 +20,7 @@ def read(
     A step that is not real leaves the state as it was, so that neither padding nor holes change what comes after.
     """
     dtype = jnp.promote_types(x.dtype, cell.param_dtype) if cell.dtype is None else cell.dtype
-    # Made of x, so that the states begin where it lies, along Explicit axes and inside jax.shard_map: a scan keeps types.
+    # Made of x, so that states begin where it lies, along Explicit axes and inside jax.shard_map: a scan keeps types.
     zeros = jnp.broadcast_to(jnp.zeros_like(x.sum((-2, -1))[..., None], dtype), (*x.shape[:-2], cell.hidden_features))
     start = (zeros, zeros) if isinstance(cell, nnx.OptimizedLSTMCell) else zeros
     steps = jnp.moveaxis(x, -2, 0)

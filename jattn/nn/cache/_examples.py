@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +20,33 @@ from jattn.nn.cache._record import Cache, Rows, each, rows_of, with_rows
 C = TypeVar("C")
 
 
+def _integers(given: Any, expected: str) -> Any:
+    """An array of integers.
+
+    Raises:
+      TypeError: it is none.
+    """
+    try:
+        array = jnp.asarray(given) if isinstance(given, jax.Array) or not is_known(given) else np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{expected}, got {given!r}") from error
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        found = repr(given) if array.dtype.kind in "OSU" else f"{array.dtype}{list(array.shape)}"
+        raise TypeError(f"{expected}, got {found}")
+    return array
+
+
 def _examples(given: ArrayLike | Sequence[int], name: str) -> Int[Array, "k"]:
-    array = jnp.asarray(given)
-    if array.ndim > 1 or not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be an int or integers [k], which examples of the batch, got {array.dtype}"
-                        f"{list(array.shape)}")  # fmt: skip
-    return _paged.everywhere(jnp.atleast_1d(array).astype(jnp.int32))
+    expected = f"{name} must be an int or integers [k], which examples of the batch"
+    array = _integers(given, expected)
+    if array.ndim > 1:
+        raise TypeError(f"{expected}, got {array.dtype}{list(array.shape)}")
+    return _paged.everywhere(jnp.atleast_1d(jnp.asarray(given)).astype(jnp.int32))
 
 
 def _counts(given: ArrayLike | Sequence[int], name: str, most: int | None = None) -> Int[Array, "*b"]:
     """Integers from 0 to `most`, as far as they are known: arguments of a function that is traced are not."""
-    array = np.asarray(given) if is_known(given) else jnp.asarray(given)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"{name} must be an int or integers [..], got {array.dtype}{list(array.shape)}")
+    array = _integers(given, f"{name} must be an int or integers [..]")
     check_range(given, name, 0, most)
     return _paged.everywhere(jnp.asarray(array, jnp.int32))
 
@@ -49,6 +63,31 @@ def _check_lead(array: Int[Array, "*b"], cache: Cache, name: str) -> None:
 def _check_batch(cache: Cache) -> None:
     if not cache.length.ndim:
         raise ValueError("the cache has one example and no batch axis: make it with layer.cache(n, batch)")
+
+
+def _check_apart(examples: ArrayLike | Sequence[int], name: str, cache: Cache) -> None:
+    """Raises where two of the examples in the cache are known to be the same."""
+    if not is_known(examples):
+        return
+    given = np.ravel(examples)
+    inside = given[(given >= 0) & (given < cache.length.shape[-1])]
+    if len(np.unique(inside)) < len(inside):
+        raise ValueError(f"{name} must be examples of which no two are the same, got {given.tolist()}")
+
+
+def _check_part(cache: Cache, part: object, k: int) -> None:
+    """Raises unless the part is as `take` gives k examples of the cache."""
+    if not isinstance(part, Cache):
+        raise ValueError(f"part must be a Cache where caches have one, as take gives it, got {type(part).__name__}")
+    lead = [*cache.length.shape[:-1], k]
+    if [*part.length.shape] != lead:
+        raise ValueError(f"part must have the batch axes {lead}, as examples say, got {list(part.length.shape)}")
+    few = lambda x, axis: jax.ShapeDtypeStruct((*x.shape[:axis], k, *x.shape[axis + 1 :]), x.dtype)
+    kind = lambda name, x: x.dtype if name in Rows._fields else ""
+    said = lambda x: ", ".join(f"{n} {kind(n, y)}{list(y.shape)}" for n, y in x._asdict().items() if y is not None)
+    expected, found = said(_along(cache, few)), said(part)
+    if found != expected:
+        raise ValueError(f"part must be what take gave of the same caches, with {expected}, got {found}")
 
 
 @modes.ordinary
@@ -69,9 +108,9 @@ def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[Arr
       The caches after it.
 
     Raises:
-      TypeError: no integers.
+      TypeError: no integers; no cache.
       ValueError: as many sources as targets there are not; a cache without a batch axis; a source that is known not to
-        be in it, of a target that is.
+        be in it, of a target that is; targets that are known to be the same.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -90,6 +129,7 @@ def fork(caches: C, source: Int[ArrayLike, "k"] | Sequence[int], target: Int[Arr
 
     def one(cache: Cache) -> Cache:
         _check_batch(cache)
+        _check_apart(target, "target", cache)
         if is_known((source, target)):
             b, into = cache.length.shape[-1], np.ravel(target)
             check_range(np.ravel(source)[(into >= 0) & (into < b)], "source", 0, b - 1)
@@ -113,7 +153,7 @@ def free(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
       The caches after it.
 
     Raises:
-      TypeError: no integers.
+      TypeError: no integers; no cache.
       ValueError: a cache without a batch axis.
 
     >>> import jax.numpy as jnp, jattn
@@ -147,7 +187,7 @@ def shorten(caches: C, length: Int[ArrayLike, "*b"] | Sequence[int]) -> C:
       The caches after it.
 
     Raises:
-      TypeError: no integers.
+      TypeError: no integers; no cache.
       ValueError: one of them is known to be negative; not as many as examples.
 
     >>> import jax.numpy as jnp, jattn
@@ -181,8 +221,8 @@ def take(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
       Caches of a batch of k.
 
     Raises:
-      TypeError: no integers.
-      ValueError: a cache without a batch axis; an example that is known not to be in it.
+      TypeError: no integers; no cache.
+      ValueError: a cache without a batch axis; an example that is known not to be in it, or to be there twice.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -197,6 +237,7 @@ def take(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int]) -> C:
     def one(cache: Cache) -> Cache:
         _check_batch(cache)
         _counts(examples, "examples", cache.length.shape[-1] - 1)
+        _check_apart(examples, "examples", cache)
         return _along(_paged.gathered(cache), lambda x, axis: _take(x, at, axis))
 
     return each(one, caches)
@@ -217,8 +258,9 @@ def put(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int], part: C) -> C:
       The caches after it.
 
     Raises:
-      TypeError: no integers.
-      ValueError: a cache without a batch axis; a part of not as many examples.
+      TypeError: no integers; no cache.
+      ValueError: a cache without a batch axis; a part of not as many examples, or of other caches; examples that are
+        known to be the same.
 
     >>> import jax.numpy as jnp, jattn
     >>> from flax import nnx
@@ -232,13 +274,15 @@ def put(caches: C, examples: Int[ArrayLike, "k"] | Sequence[int], part: C) -> C:
 
     def one(cache: Cache, of: Cache) -> Cache:
         _check_batch(cache)
-        lead = [*cache.length.shape[:-1], *at.shape]
-        if [*of.length.shape] != lead:
-            raise ValueError(f"part must have the batch axes {lead}, as examples say, got {list(of.length.shape)}")
+        _check_apart(examples, "examples", cache)
+        _check_part(cache, of, len(at))
         of = _paged.gathered(of)
         whole = cache if cache.pages is None else with_rows(cache, rows_of(of))._replace(holders=of.holders)
         return _along(whole, lambda x, axis, y: _put(x, y, at, axis), of)
 
+    places, found = (jax.tree.structure(x, is_leaf=_kinds.is_cache) for x in (caches, part))
+    if found != places:
+        raise ValueError(f"part must have caches where those it was taken from have them, {places}, got {found}")
     return each(_in_place(one), caches, part)
 
 
@@ -261,7 +305,7 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
       The caches after it.
 
     Raises:
-      TypeError: no integers.
+      TypeError: no integers; no cache.
       ValueError: drafts below 1; a count or what a path has up to it that is known to be out of range, or drafts that
         are known to be more than an example has positions; a path or count with other batch axes; no free page for what
         has to move in a page that others hold, as in `decode`.  Where that is not known, the rows that are decoded
@@ -279,8 +323,8 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
     Source: Miao et al. 2024, "SpecInfer"; Cai et al. 2024, "Medusa".
     """
     check_sizes(drafts=drafts)
-    given, path = path, jnp.asarray(path)
-    if not jnp.issubdtype(path.dtype, jnp.integer) or not path.ndim:
+    given, path = path, _integers(path, "path must be integers [.., k]")
+    if not path.ndim:
         raise TypeError(f"path must be integers [.., k], got {path.dtype}{list(path.shape)}")
     k = path.shape[-1]
     if count is None and k > drafts:

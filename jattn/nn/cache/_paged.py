@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Int
 
 from jattn.nn.cache._record import Cache, Rows, rows_of, with_rows
 
-
 _TABLES = "length", "pages", "holders"
 
 

@@ -136,7 +136,14 @@ def each(change: Callable[..., Cache], caches: Any, *others: Any, contexts: bool
     """The pytree of caches with each changed, together with those at its place in the others.
 
     `contexts`: whether those that are only read are changed too.
+
+    Raises:
+      TypeError: there is no cache in it.
     """
+    is_cache = lambda x: isinstance(x, (Cache, BlockCache))
+    if not any(map(is_cache, jax.tree.leaves(caches, is_leaf=is_cache))):
+        expected = "a cache or a pytree of them, which a layer's cache(), read() or decode() gives"
+        raise TypeError(f"caches must be {expected}, got {type(caches).__name__} without any")
 
     def one(x: Any, *rest: Any) -> Any:
         if isinstance(x, BlockCache):
@@ -147,4 +154,4 @@ def each(change: Callable[..., Cache], caches: Any, *others: Any, contexts: bool
             return BlockCache(past, context)
         return change(x, *rest) if isinstance(x, Cache) else x
 
-    return jax.tree.map(one, caches, *others, is_leaf=lambda x: isinstance(x, (Cache, BlockCache)))
+    return jax.tree.map(one, caches, *others, is_leaf=is_cache)

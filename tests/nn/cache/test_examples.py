@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jattn import masks
 from jattn.nn import Decoder, cache
 from tests.layers import randomised
-from tests.nn.cache.serving import KINDS, B, F, N, X, held, make, near
+from tests.nn.cache.serving import KINDS, PAGE, B, F, N, X, held, make, near
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -166,7 +166,9 @@ def test_a_stack_is_shortened_as_one():
     [
         (TypeError, 2.0, [0], None, "drafts must be an int, got 2.0"),
         (ValueError, 0, [0], None, "drafts must be at least 1, got 0"),
-        (TypeError, 2, [0.0], None, r"path must be integers \[\.\., k\], got float32\[1\]"),
+        (TypeError, 2, "ab", None, r"path must be integers \[\.\., k\], got 'ab'"),
+        (TypeError, 2, [[0], [0, 1]], None, r"path must be integers \[\.\., k\], got \[\[0\], \[0, 1\]\]"),
+        (TypeError, 2, jnp.array([0.0]), None, r"path must be integers \[\.\., k\], got float32\[1\]"),
         (ValueError, 2, [[0], [1]], None, r"path must be \[k\] or \[3, 1\], one of each example, got \[2, 1\]"),
         (TypeError, 2, [0], 1.0, "count must be an int or integers"),
         (ValueError, 2, [0], 2, "count must be from 0 to 1, got 2"),
@@ -181,7 +183,7 @@ def test_a_stack_is_shortened_as_one():
 def test_what_no_cache_can_accept(error, drafts, path, count, words):
     _, state = make().decode(X[:, :4], make().cache(N, B))
     with pytest.raises(error, match=words):
-        cache.accept(state, drafts, jnp.array(path), count if count is None else jnp.array(count))
+        cache.accept(state, drafts, path, count if count is None else jnp.array(count))
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "paged"])
@@ -199,11 +201,50 @@ def test_only_examples_that_there_are_are_forked(kind):
             cache.fork(state, source, target)
         with pytest.raises(ValueError, match="source must be from 0 to 2"):
             jax.jit(lambda state, source=source, target=target: cache.fork(state, source, target))(state)
+    with pytest.raises(ValueError, match=r"target must be .* no two are the same, got \[2, 2\]"):
+        cache.fork(state, [0, 1], [2, 2])
     assert cache.fork(state, [0, 3], [1, 3]).length.tolist() == [4, 4, 2]  # what is left out may be of anybody
     late = jax.jit(cache.fork)(state, jnp.array([9, -1]), jnp.array([0, 1]))
     assert late.length.tolist() == [2, 4, 2]
     if state.pages is not None:
         held(late)
+
+
+@pytest.mark.parametrize("examples", ["a", None, [[0], [0, 1]]])
+def test_what_names_no_examples(examples):
+    with pytest.raises(TypeError, match=r"examples must be an int or integers \[k\].*, got (None|'a'|\[\[0\])"):
+        cache.free(make().cache(N, B), examples)
+
+
+def test_what_holds_no_cache():
+    for call in (lambda: cache.fork(None, 0, 1), lambda: cache.free(jnp.ones(3), 0), lambda: cache.shorten([], 0)):
+        with pytest.raises(TypeError, match="caches must be a cache or a pytree of them, .* got .* without any"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("contiguous", lambda: None, r"part must have caches where .*, PyTreeDef\(\*\), got PyTreeDef\(None\)"),
+        ("contiguous", lambda: 0, "part must be a Cache where caches have one, as take gives it, got int"),
+        (
+            "contiguous",
+            lambda: make(kv_heads=1).cache(N, 1),
+            r"key float32\[1, 14, 2, 4\].* got key float32\[1, 14, 1, 4\]",
+        ),
+        ("contiguous", lambda: make().cache(N, 1, page=PAGE), "length \\[1\\], got key .* pages .* holders"),
+        (
+            "paged",
+            lambda: make().cache(N, 1, page=PAGE, pages=4),
+            r"holders \[12\], got key float32\[4, 4, 2, 4\].* \[4\]",
+        ),
+        ("paged", lambda: make().cache(N, 1, "int8", page=PAGE, pages=12), "key float32.* got key int8.* key_scale"),
+        ("paged", lambda: make().cache(N, 2, page=PAGE, pages=12), r"part must have the batch axes \[1\]"),
+    ],
+)
+def test_no_part_of_other_caches_is_put_in(kind, given, words):
+    with pytest.raises(ValueError, match=words):
+        cache.put(make().cache(N, B, **KINDS[kind]), 1, given())
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "both"])
