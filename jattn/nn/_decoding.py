@@ -122,7 +122,7 @@ def step(
     _checks.check_padding(asked.mask, t, n, lead)
     places, start = cache.positions(t), cache.length.reshape(-1)
     after = start + (t if taken is None else taken.reshape(-1))
-    drafts = DraftTree(*map(along, tree(parents, lead, t))) if parents is not None and t else None
+    drafts = DraftTree(*(_along(y, cache) for y in tree(parents, lead, t))) if parents is not None and t else None
     deep = places if drafts is None else cache.length[..., None] + drafts.depth
     angles = deep if positions is None else positions
     if positions is None and taken is not None:

@@ -20,14 +20,14 @@ from jattn.nn.cache._record import Cache, Rows, each, rows_of, with_rows
 C = TypeVar("C")
 
 
-def _integers(given: Any, expected: str) -> Any:
+def _integers(given: Any, expected: str) -> Array:
     """An array of integers.
 
     Raises:
       TypeError: it is none.
     """
     try:
-        array = jnp.asarray(given) if isinstance(given, jax.Array) or not is_known(given) else np.asarray(given)
+        array: Any = jnp.asarray(given) if isinstance(given, jax.Array) or not is_known(given) else np.asarray(given)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{expected}, got {given!r}") from error
     if not jnp.issubdtype(array.dtype, jnp.integer):
@@ -400,7 +400,7 @@ def _in_place(change: Callable[..., Cache]) -> Callable[..., Cache]:
     return lambda cache, *others: _paged.back(change(_paged.gathered(cache), *others), cache)
 
 
-def _along(cache: Cache, change: Callable[..., Array], *others: Cache) -> Cache:
+def _along(cache: Cache, change: Callable[..., Any], *others: Cache) -> Cache:
     """The cache with `change(array, axis, ..)` of all that examples have of their own along their axis."""
     axis = cache.length.ndim - 1
     pools = dict.fromkeys(("key", "value", "key_scale", "value_scale", "holders"))
