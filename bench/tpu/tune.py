@@ -91,8 +91,7 @@ def candidates(case: Case) -> dict[str, list[Fields]]:
         for grain in grains
     ]
     tiles = [(1024, 1024, 512), (1024, 1024, 1024 if case.d > 128 else 256)]
-    if case.d <= 128:
-        tiles.append((2048, 2048, 512))
+    tiles.append((2048, 2048, 512 if case.d <= 128 else 1024))
     if small:
         tiles = [(512, 512, 512), (256, 512, 256)]
     if case.mask == "window":
