@@ -15,6 +15,8 @@ from jattn.backends.contract import Shaped, Spec
 from jattn.backends.pallas.terms import terms_of
 from jattn.backends.pallas.work import MOST_SCALARS, class_of
 
+_ROWS = 2**20  # bytes of an array in a backward tile at most: the largest of the table, which was tuned for 16 bits
+
 
 def case_of(spec: Spec, t: int, s: int, direction: Direction) -> tuple[str, str]:
     """Mask class and pass, as the tables name them."""
@@ -29,6 +31,9 @@ def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction
     tuned = tables.find(spec.target.chip, d, max(t, s), *case_of(spec, t, s, direction))
     sizes, source = TileSizes(**tuned.entry.sizes), str(tuned)
     query, key, chunk = sizes.query, sizes.key, sizes.chunk
+    width = d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize)  # bytes
+    if direction == "backward":  # a tile holds rows of queries, keys, values and the gradients of all of them
+        query, key = (min(x, max(LANES, 1 << (_ROWS // width).bit_length() - 1)) for x in (query, key))
     if spec.blocks is not None:
         (query, key), source = spec.blocks, "as asked for"
     if any("t" in axes and "s" in axes for axes in spec.signature.axes):  # two of their blocks in an eighth of memory
@@ -41,7 +46,7 @@ def tile_sizes(spec: Spec, q: Shaped, k: Shaped, v: Shaped, direction: Direction
     query, key = (min(x, -(-n // LANES) * LANES) for x, n in ((query, t), (key, s)))
     query = max(query, -(-t * RUN // MOST_SCALARS))
     query, key = (-(-x // LANES) * LANES for x in (query, key))
-    most = chunk * tuned.entry.d * 2 // (d * max(q.dtype.itemsize, k.dtype.itemsize, v.dtype.itemsize))
+    most = chunk * tuned.entry.d * 2 // width
     chunk = max(key, min(chunk, most, -(-s // key) * key) // key * key)
     rows = sizes.height if query % sizes.height == 0 else 0
     return dataclasses.replace(sizes, query=query, key=key, step=math.gcd(key, step), chunk=chunk, rows=rows), source
