@@ -83,8 +83,9 @@ def _attend_partial(trace: Any, *tracers: Any, spec: Spec):
     return [outs[0], *held[1:]]
 
 
-def _without_values(args: Sequence[Any], values: jax.ShapeDtypeStruct) -> list[Any]:
-    return [*args[:2], jnp.zeros(values.shape, values.dtype), *args[3:]]
+def _without_values(args: Sequence[Any], values: jax.core.ShapedArray) -> list[Any]:
+    """The arguments with zeros for values, which lie where the values do along Explicit axes."""
+    return [*args[:2], ad.instantiate_zeros(ad.Zero(values)), *args[3:]]
 
 
 def _attend_jet(primals: Sequence[AnyArray], series: Sequence[Sequence[jax.Array]], *, spec: Spec):

@@ -72,6 +72,12 @@ def plain(q: Any, k: Any, v: Any, slopes: Any, cap: Any, **more: Any) -> Any:
     )  # fmt: skip
 
 
+def transposed(q: Any, k: Any, v: Any) -> Any:
+    """The transpose of what is linear in the values, at the queries."""
+    (dv,) = jax.linear_transpose(lambda v: jattn.attention(q, k, v, sinks=SINKS, mask=masks.causal()), v)(q)
+    return dv
+
+
 def total(fn: Callable) -> Callable:
     floating = lambda x: jnp.issubdtype(x.dtype, jnp.floating)
     return lambda *args: sum(jnp.sum(jnp.sin(x)) for x in jax.tree.leaves(fn(*args)) if floating(x))
@@ -90,6 +96,7 @@ def second(fn: Callable, n: int) -> Callable:
 BOTH = [SPECS["both"]] * 3
 DROPOUT = {"dropout": gates.dropout(0.3, 1), "mask": masks.causal()}
 LEARNED = normal(4, H), normal(5) + 3
+SINKS = normal(6, H)
 CALLS: dict[str, tuple[Callable, Any, Any]] = {
     **{f"plain {name}": (plain, (*qkv(), *LEARNED), [x] * 3 + [P()] * 2) for name, x in SPECS.items()},
     "shared keys": (of(lambda: {"mask": masks.causal()}), qkv(2), [BOTH[0], P("data"), P("data")]),
@@ -104,9 +111,10 @@ CALLS: dict[str, tuple[Callable, Any, Any]] = {
     "blocks": (of(lambda: {"mask": masks.blocks(LAYOUT, 4)}), qkv(), BOTH),
     "weights": (of(lambda: DROPOUT, jattn.weights), qkv(), BOTH),
     "sample": (lambda *x: jattn.sample(jax.random.key(1), *x), qkv(), BOTH),
+    "linear transpose": (transposed, qkv(), BOTH),
 }
 """Function, arrays, and where each of them lies."""
-EXPLICIT = "plain both", "vmap of both", "sparsemax", "weights"
+EXPLICIT = "plain both", "vmap of both", "sparsemax", "weights", "linear transpose"
 TWICE = "plain both", "vmap of both"
 
 

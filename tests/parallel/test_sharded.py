@@ -32,7 +32,7 @@ def _run(where: str, environment: dict[str, str]) -> dict[str, dict]:
 def test_simulated_devices():
     """Every kind of call, differentiated, vmapped and inside shard_map; only gradients of what is shared are summed."""
     found = _run("cpu", {**os.environ, "JAX_PLATFORMS": "cpu"})
-    assert len(found) == 21
+    assert len(found) == 23
     for name, one in found.items():
         assert "error" not in one, (name, one)
         assert one["gap"] < 2e-5, (name, one)
