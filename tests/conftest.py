@@ -1,5 +1,6 @@
 """What every test runs under."""
 
+import gc
 import pathlib
 
 import chex
@@ -30,6 +31,7 @@ def _room_for_programs():
     maps = pathlib.Path("/proc/self/maps")
     if maps.exists() and len(maps.read_bytes().splitlines()) > 16_384:
         jax.clear_caches()
+        gc.collect()  # of programs that stand in cycles
 
 
 @pytest.fixture
