@@ -76,7 +76,7 @@ def rows(
     fn: Any = functools.partial(_rows, signature, extra_signature, finish, strip)
     placed = jax.typeof(q).sharding
     if AxisType.Explicit in placed.mesh.axis_types:  # loops over sharded arrays are for the partitioner to place
-        fn = jax.sharding.auto_axes(fn, out_sharding=PartitionSpec(*placed.spec[:3]))
+        fn = jax.sharding.auto_axes(fn, axes=placed.mesh.explicit_axes, out_sharding=PartitionSpec(*placed.spec[:3]))
     return fn(q, k, v, operands, more)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jattn
-from jattn import masks
+from jattn import masks, normalizers
 from tests import aot
 
 Q = jnp.ones((2, 8, 2, 4))
@@ -118,3 +118,17 @@ def test_a_cache_in_pages_takes_what_lies_along_an_explicit_axis():
         got, after = jax.jit(layer.decode)(put(x[:, 4:]), cache, lengths=put(lengths))
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     assert after.length.tolist() == [6, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    "options", [{"implementation": "reference"}, {"normalizer": normalizers.sparsemax()}], ids=["reference", "sparsemax"]
+)
+def test_whole_rows_inside_of_a_shard_map_over_some_of_the_explicit_axes(options):
+    q = jax.random.normal(jax.random.key(1), Q.shape)
+    attend = lambda q: jattn.attention(q, q, q, mask=masks.causal(), **options)
+    mesh = jax.make_mesh((2, 1), ("x", "y"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        put = jax.device_put(q, NamedSharding(mesh, PartitionSpec("x", None, "y")))
+        over = PartitionSpec("x")
+        got = jax.jit(jax.shard_map(attend, in_specs=over, out_specs=over, axis_names={"x"}))(put)
+    np.testing.assert_allclose(got, attend(q), atol=1e-6)
