@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jattn import masks
 from jattn._call import modes
-from jattn.nn._checks import AnyArray, as_lengths
+from jattn.nn._checks import AnyArray, as_lengths, check_array
 from jattn.nn._hints import of_calls
 from jattn.nn._options import AnyMask, Gates, Mods
 from jattn.nn.cache._kinds import check_room
@@ -137,6 +137,7 @@ class Decoder(Encoder):
         """
         if not isinstance(cache, StackCache):
             raise TypeError(f"cache must be made by the decoder's cache(), got {type(cache).__name__}")
+        check_array(x, "x", "t", self.features)
         call = {"mask": mask, "mods": self._mods(mods), "gates": gates, "bias": bias}
         call |= {"context_mask": context_mask, "lengths": lengths, "parents": parents}
         graph, state = nnx.split(self.blocks)  # `jax.lax.scan` inside another takes arrays, and no modules
@@ -161,8 +162,6 @@ class Decoder(Encoder):
 
 def _check_room(blocks: Sequence[BlockCache], x: Array, lengths: ArrayLike | None) -> None:
     """Raises where more positions are known not to fit in caches that have the layers in front of their axes."""
-    if x.ndim < 2:
-        return  # the layers say themselves what is wrong with it
     taken = None if lengths is None else as_lengths(lengths, x.shape[:-2], x.shape[-2]).astype(jnp.int32)
     for block in blocks:
         each = taken if taken is None else jnp.broadcast_to(taken, block.past.length.shape)
