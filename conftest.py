@@ -6,9 +6,6 @@ import sys
 
 from tests.flags import FLAGS
 
-# Tracing makes many objects, few of which are garbage: looking for it as often as by default took an eighth of the time.
-gc.set_threshold(50_000, 10, 10)
-
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # shared by the workers of one run, and kept between runs of CI
@@ -25,3 +22,6 @@ jax.devices()  # has read the flags
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(FLAGS, "").strip()  # for programs that tests run
 
 signatures.install()  # imports jattn, without which collecting doctests would import its modules once more, as others
+
+# Tracing makes many objects, few of them garbage: looking for it as often as by default took an eighth of the time.
+gc.set_threshold(50_000, 10, 10)

@@ -32,13 +32,13 @@ def batched(
             "query, key and value must have the same batch axes,"
             f" got query {list(query.shape)}, key {list(key.shape)}, value {list(value.shape)}"
         )
-    if fn is api.weights:  # what is looked at is the definition's, whatever runs the attention
+    if fn is not api.attention:  # what is looked at or drawn is the definition's, whatever runs the attention
         options = {name: x for name, x in options.items() if name not in ("implementation", "blocks")}
     if len(lead) < 2:
         return fn(query, key, value, **options)
     if options.get("scales") is not None:
-        options = {**options, "scales": [x.reshape(-1, *x.shape[-2:]) for x in options["scales"]]}
-    out = fn(*(x.reshape(-1, *x.shape[-3:]) for x in (query, key, value)), **options)
+        options = {**options, "scales": [x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]) for x in options["scales"]]}
+    out = fn(*(x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (query, key, value)), **options)
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 
 
@@ -54,7 +54,7 @@ def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> Array:
         )
     if math.prod(own) > 1:
         array = jnp.broadcast_to(array, (*lead, *array.shape[-3:]))
-    return array.reshape(-1, *array.shape[-3:])
+    return array.reshape(math.prod(array.shape[:-3]), *array.shape[-3:])
 
 
 def batch_axes(batch: int | np.integer | Sequence[int | np.integer]) -> tuple[int, ...]:

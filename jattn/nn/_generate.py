@@ -176,7 +176,7 @@ class _Reading(NamedTuple):
     padded: bool
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _written(
     graph: Any,
     room: int,
@@ -303,7 +303,7 @@ def _held(caches: Any) -> list[Cache]:
     return [x for x in (x.past if isinstance(x, BlockCache) else x for x in leaves) if isinstance(x, Cache)]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _made(graph: Any, room: int, b: int, state: Any) -> list[Cache]:
     """The caches that the model makes, with rows of no width: what is known of their room, without their memory."""
     bare = {"key_scale": None, "value_scale": None}
@@ -311,7 +311,7 @@ def _made(graph: Any, room: int, b: int, state: Any) -> list[Cache]:
     return [x._replace(key=x.key[..., :0], value=x.value[..., :0], **bare) for x in held]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=1)
 def _grown(graph: Any, room: int, state: Any, cache: Any, prompt: Int[Array, "b t"]) -> list[Int[Array, ""]]:
     """By how much a token lengthens each of the caches: one that stays as it is needs no room.
 

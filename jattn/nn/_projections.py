@@ -13,6 +13,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jattn._call import modes
 from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._rotary import RotaryFn
@@ -193,6 +194,7 @@ class L2Norm(nnx.Module):
         self.epsilon, self.dtype = epsilon, None if dtype is None else jnp.dtype(dtype)
         self.scale = nnx.Param(scale_init(rngs.params(), (features,), param_dtype))
 
+    @modes.ordinary
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """x / max(norm(x), epsilon) * scale.
 

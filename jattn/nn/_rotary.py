@@ -274,7 +274,7 @@ def _turned(x: _checks.AnyArray, angles: Array, factor: float = 1.0, interleaved
     angles = angles.reshape((1,) * (x.ndim - angles.ndim) + angles.shape)
     cos, sin = factor * jnp.cos(angles), factor * jnp.sin(angles)
     if interleaved:
-        pairs = wide.reshape(*shape[:-1], -1, 2)
+        pairs = wide.reshape(*shape[:-1], shape[-1] // 2, 2)
         first, second = pairs[..., 0], pairs[..., 1]
         return jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1).reshape(shape).astype(dtype)
     first, second = jnp.split(wide, 2, axis=-1)

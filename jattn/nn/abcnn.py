@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -223,7 +224,8 @@ class ABCNN(nnx.Module):
         def steps(sentence: ArrayLike, mask: AnyArray | None) -> _Steps:
             real = jnp.ones(jnp.shape(sentence)[:-1], bool) if mask is None else jnp.asarray(mask)
             values = jnp.where(real[..., None], jnp.asarray(sentence, dtype), 0)
-            return _Steps(values.reshape(-1, *values.shape[-2:]), real.reshape(-1, real.shape[-1]))
+            b = math.prod(real.shape[:-1])
+            return _Steps(values.reshape(b, *values.shape[-2:]), real.reshape(b, real.shape[-1]))
 
         return steps(x, x_mask), steps(y, y_mask)
 

@@ -158,14 +158,15 @@ class LocalAttention(nnx.Module):
         else:
             s = keys = (x if context is None else context).shape[-2]
         real = None if lengths is None else _checks.as_lengths(lengths, lead, s)
+        if real is not None:
+            values = None if values is None else _checks.real_rows(values, real)
+            if context is None:
+                x = _checks.real_rows(x, real)  # before centres are made of it, whose parameters learn as well
+            elif not isinstance(context, Cache):
+                context = _checks.real_rows(context, real)
         near, gate = self._near(x, keys if real is None else real, positions)
         if real is not None:
             near &= masks.lengths(real.reshape(-1))
-            values = None if values is None else _checks.real_rows(values, real)
-            if context is None:
-                x = _checks.real_rows(x, real)
-            elif not isinstance(context, Cache):
-                context = _checks.real_rows(context, real)
         if mask is not None:
             _checks.check_padding(mask, x.shape[-2], s, lead)
             near &= as_mask(mask, lead)
@@ -253,6 +254,7 @@ class LocalAttention(nnx.Module):
         """
         self.attention._projections().check_x(x, None)
         self.attention._projections().check_cache(cache, x)
+        x = _checks.real_rows(x, lengths)  # before centres are made of it
         own, gate, t = self.attention._own_options(), (), x.shape[-2]
         if self._slides() is not None:
             own = join(own, masks.window(self.left, self.right))

@@ -308,7 +308,8 @@ class MultiHeadAttention(nnx.Module):
           n: the most positions that will be decoded.
           batch: the batch axes of x; an int for one axis.
           dtype: in which keys and values are kept, by default the layer's `dtype`, or else that of its parameters.
-            Those of int8, float8_e4m3fn and float8_e5m2 have a scale for each head and position.
+            Those of int8, float8_e4m3fn and float8_e5m2 have a scale for each head and position.  Rounding to int8 has
+            no derivative: gradients reach such keys and values by their scales alone.
           slack: where the layer's own mask has a window to the left, keeps only as many positions as it reaches and
             this many more: when they are used up, those that no query can see any more make room.  Any number of
             positions may be decoded, at the positions where they are.  None keeps all n.

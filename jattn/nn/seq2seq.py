@@ -271,7 +271,8 @@ class Seq2SeqAttention(nnx.Module):
 
 
 def _side_by_side(heads: Float[Array, "*b t h d"]) -> Float[Array, "*b t hd"]:
-    return heads.reshape(*heads.shape[:-2], -1)
+    *lead, h, d = heads.shape
+    return heads.reshape(*lead, h * d)  # no -1, which is not known where another axis is 0
 
 
 def _drawn(name: ScoreName, shape: tuple[int, int], rngs: nnx.Rngs, dtype: DTypeLike) -> scores.Score:

@@ -400,5 +400,7 @@ class TransformerBlock(nnx.Module):
             raise ValueError(f"{name} must be an array: this block has cross-attention, from context_features")
         if _checks.is_mask(context):
             raise TypeError(f"{name} must not be a mask: give it by name, as mask= or context_mask=")
+        if isinstance(context, (str, type, np.dtype)):
+            raise TypeError(f"{name} must be an array, got {context!r}: give a cache's dtype by name, as dtype=")
         if context is not None and self.cross_attention is None:
             raise ValueError(f"{name} must be None: make the block with context_features for cross-attention")

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import jattn
+from jattn.nn import Rotary
 from jattn.nn._batching import batch_axes, batched, merge_lead
+from tests.nn.makers import MAKERS, F
 
 X = np.random.default_rng(0).standard_normal((2, 3, 5, 2, 4)).astype(np.float32)
 
@@ -21,6 +23,29 @@ def test_each_example_is_a_call_of_its_own(lead):
         wanted = jattn.attention(x[at], x[at], x[at], return_lse=True)
         np.testing.assert_allclose(out[at], wanted[0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(lse[at], wanted[1], rtol=1e-5, atol=1e-6)
+
+
+EMPTY = {
+    "MultiHeadAttention": lambda layer, x: layer(x),
+    "decode": lambda layer, x: layer.decode(x, layer.cache(4, x.shape[:-2], "int8"))[0],
+    "LocalAttention": lambda layer, x: layer(x),
+    "TransformerBlock": lambda layer, x: layer(x),
+    "Seq2SeqAttention": lambda layer, x: layer(x, layer.read(jnp.ones((*x.shape[:-2], 3, F)))),
+    "AttentionPooling": lambda layer, x: layer(x, jnp.ones(x.shape[:-1], bool)),
+    "HierarchicalAttention": lambda layer, x: layer(
+        x[..., None, :, :], jnp.ones((*x.shape[:-2], 1, x.shape[-2]), bool)
+    ),
+    "ABCNN": lambda layer, x: layer(x, jnp.ones((*x.shape[:-2], 3, F)))[0],
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 3), (2, 3, 0), (2, 0, 3)], ids=str)
+@pytest.mark.parametrize("name", EMPTY)
+def test_axes_of_size_0(name, shape):
+    options = {"rotary": Rotary(1e4, interleaved=True)} if name in ("MultiHeadAttention", "decode") else {}
+    layer = MAKERS.get(name, MAKERS["MultiHeadAttention"])(**options)
+    out = EMPTY[name](layer, jnp.zeros((*shape, F)))
+    assert out.shape[: len(shape) - 1] == shape[:-1] and np.isfinite(out).all()
 
 
 def test_weights_are_the_definitions_whatever_runs_the_attention():

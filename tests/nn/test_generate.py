@@ -313,6 +313,13 @@ def test_errors(error, arguments, options, message):
         generate(Fixed(np.zeros(V)), *arguments, **options)
 
 
+def test_a_model_may_hold_what_cannot_be_hashed():
+    model, plain = Writer(), Writer()
+    model.config = {"width": F, "windows": [2]}
+    for count in (3, 2):
+        np.testing.assert_array_equal(generate(model, PROMPTS, count).tokens, generate(plain, PROMPTS, count).tokens)
+
+
 def test_a_cache_without_room():
     """What the loop cannot raise is raised before it."""
     model = randomised(Keeper())

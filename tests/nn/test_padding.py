@@ -12,6 +12,7 @@ from tests.tolerances import assert_close
 B, T, F = 2, 3, 4
 LENGTHS = jnp.array([2, 0])
 REAL = (jnp.arange(T) < LENGTHS[:, None])[..., None]
+PREDICTED = LocalAttention(F, 2, 1, center="predicted", rngs=nnx.Rngs(0))
 CALLS = {
     "seq2seq": (
         Seq2SeqAttention(F, rngs=nnx.Rngs(0)),
@@ -19,12 +20,14 @@ CALLS = {
     ),
     "local": (LocalAttention(F, 2, 1, rngs=nnx.Rngs(0)), lambda layer, x: layer(normal((B, 2, F)), x, lengths=LENGTHS)),
     "local, of itself": (LocalAttention(F, 2, 1, rngs=nnx.Rngs(0)), lambda layer, x: layer(x, lengths=LENGTHS)),
+    "local, predicted": (PREDICTED, lambda layer, x: layer(x, lengths=LENGTHS)),
     **{
         f"decode {type(layer).__name__}": (
             layer,
             lambda layer, x: layer.decode(x, layer.cache(T, B), lengths=LENGTHS)[0],
         )
         for layer in (
+            PREDICTED,
             MultiHeadAttention(F, 2, qk_norm=True, rngs=nnx.Rngs(0)),
             TransformerBlock(F, 2, rngs=nnx.Rngs(0)),
             Decoder(F, 2, 1, rngs=nnx.Rngs(0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_norms_are_made_by_functions():
 def test_rows_of_an_l2_norm_are_as_long_as_its_scale(dtype):
     norm = L2Norm(6, rngs=nnx.Rngs(0), param_dtype=dtype)
     x = X.astype(dtype)
-    got = norm(x)
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        got = norm(x)
     assert got.dtype == dtype
     unit = np.asarray(x, np.float64) / np.linalg.norm(np.asarray(x, np.float64), axis=-1, keepdims=True)
     np.testing.assert_allclose(

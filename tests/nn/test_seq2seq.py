@@ -186,6 +186,13 @@ def test_static_attention_reads_the_same_at_every_step():
     assert len({int(n) for seed in range(9) for n in layer.sample(jax.random.key(seed), x, memory)[1][1, 0]}) > 2
 
 
+def test_what_is_drawn_is_the_definitions_whatever_runs_the_attention():
+    x, states = inputs(dtype=jnp.float32)
+    draw = lambda layer: layer.sample(jax.random.key(0), x, layer.read(states, LENGTHS))
+    got, want = draw(make(implementation="blockwise", blocks=(8, 8))), draw(make())
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_a_query_that_all_steps_share():
     """What static attention is where the query is not learned: dynamic attention called once."""
     layer = make()

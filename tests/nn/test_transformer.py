@@ -310,6 +310,11 @@ def test_errors():
     )
     with pytest.raises(ValueError, match="context must be an array: this block has cross-attention"):
         cross(x)
+    for dtype in ("int8", jnp.int8):
+        with pytest.raises(
+            TypeError, match=r"context must be an array, got .*int8.*: give a cache's dtype by name, as dtype="
+        ):
+            TransformerBlock(F, H, rngs=nnx.Rngs(0)).cache(3, 2, dtype)  # pyright: ignore[reportArgumentType]  # wrong on purpose
     with pytest.raises(ValueError, match="context must be None: make the block with context_features"):
         plain(x, x)
     with pytest.raises(ValueError, match="context must be an array"):

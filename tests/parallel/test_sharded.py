@@ -121,7 +121,9 @@ def test_a_cache_in_pages_takes_what_lies_along_an_explicit_axis():
 
 
 @pytest.mark.parametrize(
-    "options", [{"implementation": "reference"}, {"normalizer": normalizers.sparsemax()}], ids=["reference", "sparsemax"]
+    "options",
+    [{"implementation": "reference"}, {"normalizer": normalizers.sparsemax()}],
+    ids=["reference", "sparsemax"],
 )
 def test_whole_rows_inside_of_a_shard_map_over_some_of_the_explicit_axes(options):
     q = jax.random.normal(jax.random.key(1), Q.shape)

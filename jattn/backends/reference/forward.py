@@ -64,7 +64,8 @@ def attention(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
     of_rows = PartitionSpec(b, t, h)
     arrays, tree = jax.tree.flatten(problem)
     whole = lambda *arrays: _attention(jax.tree.unflatten(tree, arrays))
-    fn: Any = jax.sharding.auto_axes(whole, axes=placed.mesh.explicit_axes, out_sharding=(of_rows, of_rows, PartitionSpec(b, h, t)))
+    specs = of_rows, of_rows, PartitionSpec(b, h, t)
+    fn: Any = jax.sharding.auto_axes(whole, axes=placed.mesh.explicit_axes, out_sharding=specs)
     return fn(*arrays)
 
 

@@ -30,6 +30,8 @@ def _integers(given: Any, expected: str) -> Array:
         array: Any = jnp.asarray(given) if isinstance(given, jax.Array) or not is_known(given) else np.asarray(given)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{expected}, got {given!r}") from error
+    if not array.size and isinstance(given, (list, tuple)):
+        array = array.astype(np.int32)  # NumPy takes a list of nothing for floats
     if not jnp.issubdtype(array.dtype, jnp.integer):
         found = repr(given) if array.dtype.kind in "OSU" else f"{array.dtype}{list(array.shape)}"
         raise TypeError(f"{expected}, got {found}")

@@ -131,7 +131,7 @@ def _check_known_room(cache: Cache, t: int, taken: Int[Array, "*b"] | None) -> N
             f"the cache has room for n = {cache.room} positions and holds {longest}: {t} more do not fit;"
             " make a longer one with layer.cache(n, batch)"
         )
-    if cache.pages is not None:
+    if cache.pages is not None and after.size:
         needed, free = _paged.lacks(cache, t, taken)
         if needed > free:
             raise ValueError(

@@ -189,7 +189,7 @@ def released(cache: Cache, length: Int[Array, "*b"]) -> Cache:
 def at_positions(cache: Cache, at: Int[Array, "*b k"]) -> Rows:
     """The rows at these positions, NaN or with scales of NaN where there is no page."""
     flat = _flat(cache)
-    pages, row = _entries(flat, at.reshape(*flat.length.shape, -1))
+    pages, row = _entries(flat, at.reshape(*flat.length.shape, at.shape[-1]))
     pool = lambda x: _all(x).at[pages, row].get(mode="fill")
     return jax.tree.map(lambda x: pool(x).reshape(*at.shape, *x.shape[3:]), rows_of(flat))
 

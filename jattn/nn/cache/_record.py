@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Num
 
+from jattn._call import modes
+
 
 class Rows(NamedTuple):
     """What there is of each position; whatever is done with positions is done with all of these.
@@ -76,6 +78,7 @@ class Cache(NamedTuple):
         rows = self.key.shape[-3]
         return rows if self.pages is None else rows * self.pages.shape[-1]
 
+    @modes.ordinary
     def positions(self, t: int) -> Int[Array, "*b t"]:
         """Where the next t tokens stand, `[.., t]`: each example goes on from its own length.
 

@@ -177,7 +177,8 @@ class Encoder(nnx.Module):
             "mask": mask, "mods": self._mods(mods), "gates": gates, "bias": bias, "context_mask": context_mask,
             "positions": positions, "deterministic": deterministic,
         }  # fmt: skip
-
+        if isinstance(rngs, nnx.Rngs) and not _dropout.feeds(rngs):
+            call["rngs"] = rngs  # blocks that drop something say what it lacks
         keys, kinds = self._keys(rngs, deterministic), len(self.blocks)
         first, last = (None, None) if keys is None else jnp.split(keys, [self.layers - len(self.rest)])
         out: Array = jnp.asarray(x)
@@ -205,7 +206,8 @@ class Encoder(nnx.Module):
             before = _variables(merged)
             for n, block in enumerate(merged):
                 own = {**call, "positions": self._turned(block, call["positions"])}
-                own |= {"rngs": None if keys is None else nnx.Rngs(dropout=keys[n])}
+                if keys is not None:
+                    own["rngs"] = nnx.Rngs(dropout=keys[n])
                 x = block(x, self._read(block, context), **own)
             # How far a stream of dropout has come, statistics of a norm, a loss that an MLP sows.
             after = _variables(merged)

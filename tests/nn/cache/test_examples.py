@@ -216,6 +216,14 @@ def test_what_names_no_examples(examples):
         cache.free(make().cache(N, B), examples)
 
 
+def test_a_list_of_no_examples():
+    """What a loop that serves has where nobody is done."""
+    empty = make().cache(N, B)
+    for after in (cache.free(empty, []), cache.fork(empty, [], []), cache.put(empty, [], cache.take(empty, []))):
+        jax.tree.map(np.testing.assert_array_equal, after, empty)
+    assert cache.take(empty, []).length.shape == (0,)
+
+
 def test_what_holds_no_cache():
     for call in (lambda: cache.fork(None, 0, 1), lambda: cache.free(jnp.ones(3), 0), lambda: cache.shorten([], 0)):
         with pytest.raises(TypeError, match="caches must be a cache or a pytree of them, .* got .* without any"):

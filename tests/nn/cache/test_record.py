@@ -21,7 +21,8 @@ def _cache(n=5, batch=(2,), **changes: Any) -> Any:
 def test_the_next_positions_of_each_example_follow_its_own(batch):
     length = jnp.arange(np.prod(batch, dtype=int), dtype=jnp.int32).reshape(batch)
     cache = _cache(batch=batch, length=length)
-    got = cache.positions(3)
+    with jax.numpy_rank_promotion("raise"):
+        got = cache.positions(3)
     assert got.shape == (*batch, 3) and got.dtype == jnp.int32
     np.testing.assert_array_equal(got, np.asarray(length)[..., None] + np.arange(3))
     assert cache.positions(0).shape == (*batch, 0)

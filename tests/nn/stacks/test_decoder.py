@@ -73,7 +73,9 @@ def test_errors():
     with pytest.raises(TypeError, match=r"cache must be made by the decoder's cache\(\), got BlockCache"):
         stack.decode(normal((T, F)), TransformerBlock(F, H, rngs=rngs).cache(T))  # pyright: ignore[reportArgumentType]  # wrong on purpose
     with pytest.raises(ValueError, match=rf"x must be \[.., t, {F}\], got shape \[2, 3\]"):
-        stack.decode(jnp.ones((2, 3), jnp.int32), stack.cache(T, 2), lengths=jnp.array([3, 1]))  # tokens, as `generate` has them
+        stack.decode(
+            jnp.ones((2, 3), jnp.int32), stack.cache(T, 2), lengths=jnp.array([3, 1])
+        )  # tokens, as `generate` has them
 
 
 @pytest.mark.parametrize("kind", [{}, {"page": 2, "pages": 5}, {"dtype": "int8"}], ids=str)

@@ -54,8 +54,11 @@ def test_dropout(remat):
     assert (run(1) == run(1)).all()
     assert float(abs(run(1) - run(2)).max()) > 1e-3
     assert_close(bare(x, deterministic=True), stack(x, deterministic=True), LOOSE)
-    with pytest.raises(ValueError, match="needs a stream of random keys"):
-        bare(x)
+    no_stream = nnx.Rngs(params=0)
+    for call in (lambda: bare(x), lambda: stack(x, rngs=no_stream)):
+        with pytest.raises(ValueError, match="needs a stream of random keys"):
+            call()
+    assert_close(stack(x, rngs=no_stream, deterministic=True), stack(x, deterministic=True), 0)
 
 
 @pytest.mark.parametrize(
