@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.core import ShapedArray
 from jax.experimental import jet
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.extend.core.primitives import remat_p
@@ -83,7 +84,7 @@ def _attend_partial(trace: Any, *tracers: Any, spec: Spec):
     return [outs[0], *held[1:]]
 
 
-def _without_values(args: Sequence[Any], values: jax.core.ShapedArray) -> list[Any]:
+def _without_values(args: Sequence[Any], values: ShapedArray) -> list[Any]:
     """The arguments with zeros for values, which lie where the values do along Explicit axes."""
     return [*args[:2], ad.instantiate_zeros(ad.Zero(values)), *args[3:]]
 

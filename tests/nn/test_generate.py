@@ -314,8 +314,12 @@ def test_errors(error, arguments, options, message):
 
 
 def test_a_model_may_hold_what_cannot_be_hashed():
-    model, plain = Writer(), Writer()
-    model.config = {"width": F, "windows": [2]}
+    class Configured(Writer):
+        def __init__(self):
+            super().__init__()
+            self.config = {"width": F, "windows": [2]}
+
+    model, plain = Configured(), Writer()
     for count in (3, 2):
         np.testing.assert_array_equal(generate(model, PROMPTS, count).tokens, generate(plain, PROMPTS, count).tokens)
 
