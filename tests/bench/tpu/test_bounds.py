@@ -78,7 +78,9 @@ def test_every_setting_is_counted_or_cannot_be_the_best():
         return answers.get((part.name, part.shape), {}).get(json.dumps(setting, sort_keys=True))
 
     for part in PARTS:
-        settings = splash_settings(part)
+        # What is kept holds the best even where tokamax, whose tuning cache names it, is not installed.
+        counts_kept = [json.loads(text) for text in answers[part.name, part.shape]]
+        settings = [*splash_settings(part), *(one for one in counts_kept if "tiles" in one)]
         for setting in settings:
             counted = known(part, setting) is not None
             assert counted or _bounds.hopeless(part, setting, settings, known), (part.name, setting)
