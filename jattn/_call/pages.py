@@ -25,7 +25,7 @@ def checked(pages: ArrayLike | jax.ShapeDtypeStruct, query: jax.Array, key: jax.
 
     Raises:
       TypeError: it has no integers.
-      ValueError: shapes do not go together, or there is no page.
+      ValueError: shapes do not go together, or there is no page for what is in the table.
     """
     pages = plain(pages)
     try:
@@ -45,7 +45,7 @@ def checked(pages: ArrayLike | jax.ShapeDtypeStruct, query: jax.Array, key: jax.
     if query.ndim not in (3, 4) or table.ndim != query.ndim - 2 or table.shape[:-1] != query.shape[:-3]:
         axes = f"[b, m] with b = {query.shape[0]}" if query.ndim == 4 else "[m], as the query has no batch axis"
         raise ValueError(f"pages must be {axes}, got shape {shape}")
-    if 0 in key.shape[:2]:
+    if not key.shape[1] or (not key.shape[0] and math.prod(shape)):  # an empty batch is in no page
         raise ValueError(f"with pages, key and value must have a page and a row in it, got {list(key.shape)}")
     if isinstance(table, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(table.shape, jnp.int32)  # type: ignore[return-value]  # its entries are never asked for

@@ -345,11 +345,12 @@ def test_no_positions_are_none_and_leave_the_cache(kind, more):
 
 
 @pytest.mark.parametrize("kind", [{}, {"page": 4}, {"dtype": "int8"}], ids=["row", "pages", "int8"])
-def test_no_examples_are_none(kind):
-    layer, x = make(), normal((0, N, F))
-    out, cache = layer.decode(x[:, :3], layer.cache(N, 0, **kind))
-    rest, _ = jax.jit(lambda x, c, n: layer.decode(x, c, lengths=n))(x[:, 3:], cache, jnp.zeros(0, int))
-    assert out.shape == (0, 3, F) and rest.shape == (0, N - 3, F)
+@pytest.mark.parametrize("lead", [(0,), (0, 3)])
+def test_no_examples_are_none(kind, lead):
+    layer, x = make(), normal((*lead, N, F))
+    out, cache = layer.decode(x[..., :3, :], layer.cache(N, lead, **kind))
+    rest, _ = jax.jit(lambda x, c, n: layer.decode(x, c, lengths=n))(x[..., 3:, :], cache, jnp.zeros(lead, int))
+    assert out.shape == (*lead, 3, F) and rest.shape == (*lead, N - 3, F)
 
 
 @pytest.mark.parametrize("n", [0, 1.5, True])
