@@ -75,8 +75,10 @@ def _in_pages(
     problem: Problem, backend: Backend, blocks: tuple[int, int] | None, target: Target
 ) -> tuple[Any, ...] | None:
     """Query, pools, table, operands and spec of a problem whose keys a backend reads from their pages; None where they
-    are gathered: on several devices, and where a score makes other keys of them."""
+    are gathered: on several devices, where a score makes other keys of them, and of how many examples is not known."""
     if not isinstance(backend, Fused) or backend.in_pages is None or problem.pages is None:
+        return None
+    if not isinstance(problem.sizes["b"], int):
         return None
     mesh = jax.sharding.get_abstract_mesh()
     several = target.layout is not None or (not mesh.empty and mesh.size > 1)
@@ -173,7 +175,7 @@ def _known(implementation: object) -> tuple[dict[str, Backend], str | None]:
 
 def _reasons(problem: Problem, known: dict[str, Backend], asked: str | None, target: Target) -> dict[str, str | None]:
     """Why each backend cannot run the problem there."""
-    symbolic = [str(n) for n in problem.sizes.values() if not isinstance(n, int)]
+    symbolic = [str(n) for axis, n in problem.sizes.items() if axis != "b" and not isinstance(n, int)]
     if not symbolic:
         return {name: x.refuses(problem, target) for name, x in known.items()}
     # sizes of `jax.export`: tiles are cut while tracing

@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jattn._terms import AnyArray
+from jattn._terms import AnyArray, Size
 from jattn.backends.contract import Spec
 
 
-def lengths(shapes: Sequence[Sequence[int]], axes: Sequence[str], mapped: int) -> tuple[int, ...]:
+def lengths(shapes: Sequence[Sequence[Size]], axes: Sequence[str], mapped: int) -> tuple[Size, ...]:
     """The lengths of the mapped axes, and last of the batch; `axes` are the arrays' own, after the mapped ones."""
     having = [x for x, a in zip(shapes, axes, strict=True) if "b" in a]
     # The length that is not 1, which the greatest is not where it is 0.

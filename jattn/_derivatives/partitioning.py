@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from jattn._call.layouts import Axes, as_axes, named
 from jattn._derivatives.mapped import lengths
-from jattn._terms import Operand
+from jattn._terms import Operand, Size
 from jattn.backends.contract import Spec
 from jattn.masks import Blocks, Function
 
@@ -49,7 +49,7 @@ class Roles:
 
 
 def read(
-    specs: Sequence[PartitionSpec], axes: Sequence[str], shapes: Sequence[Sequence[int]], lengths: Sequence[int]
+    specs: Sequence[PartitionSpec], axes: Sequence[str], shapes: Sequence[Sequence[Size]], lengths: Sequence[Size]
 ) -> Placement:
     """Where arrays lie: each axis as in the first of them that is split along it, by what no other axis lies along."""
     n, used = len(lengths) - 1, set[str]()
@@ -73,7 +73,7 @@ class PrimitiveCall:
     """
 
     def __init__(
-        self, compute: Callable, spec: Spec, roles: Roles, shapes: Sequence[Sequence[int]], results: Sequence[Any]
+        self, compute: Callable, spec: Spec, roles: Roles, shapes: Sequence[Sequence[Size]], results: Sequence[Any]
     ):
         self.compute, self.spec, self.roles, self.shapes, self.results = compute, spec, roles, shapes, results
         n = self.n = len(spec.mapped)
@@ -117,7 +117,7 @@ class PrimitiveCall:
         return self.g % _devices(sizes, heads) == 0
 
     def specs(
-        self, sizes: MeshSizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[int]]
+        self, sizes: MeshSizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[Size]]
     ) -> tuple[PartitionSpec, ...]:
         """How arrays with these axes and shapes lie in the mesh."""
         keys = placement.heads if self.splits_keys(sizes, placement.heads) else ()

@@ -30,6 +30,7 @@ from jattn._derivatives import lowering, twin
 from jattn._derivatives.lowering import plain
 from jattn._derivatives.mapped import BatchFold, lengths
 from jattn._derivatives.partitioning import Roles, read
+from jattn._derivatives.symbolic import one_by_one
 from jattn._terms import AnyArray
 from jattn.backends.contract import Key, Lse, Out, Query, Result, Spec, Tangents, Value
 
@@ -192,7 +193,8 @@ def _unless_empty(compute: Callable, shapes: Callable) -> Callable:
 
 def _primitive(name: str, compute: Callable, shapes: Callable, roles: Callable[..., Roles]) -> Primitive:
     # Both are asked later too, under the settings of then: as a call is lowered, and where a traced one is bound again.
-    compute, shapes = ordinary(_unless_empty(compute, shapes)), ordinary(shapes)
+    compute = ordinary(_unless_empty(one_by_one(compute, shapes, roles), shapes))
+    shapes = ordinary(shapes)
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_impl(compute)

@@ -23,7 +23,8 @@ def attend(spec: Spec, args: Sequence[AnyArray]) -> tuple[jax.Array, jax.Array]:
         out = output(terms, scores, Softmax()(scores), value, i, j, spec.precision, spec.dtype)
         return out, logsumexp(scores)
 
-    together = math.prod(mapped.lengths([x.shape for x in args], spec.axes, len(spec.mapped))[:-1])
+    over = mapped.lengths([x.shape for x in args], spec.axes, len(spec.mapped))[:-1]
+    together = math.prod(n for n in over if isinstance(n, int))  # of `jax.export` one may be a symbol
     strip = StripSize(StripSize().scores // max(1, together))
 
     def one(q: jax.Array, k: jax.Array, v: jax.Array, *operands: AnyArray):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jattn._terms import Size
 
-def spread(x: jax.Array, b: int) -> jax.Array:
+
+def spread(x: jax.Array, b: Size) -> jax.Array:
     """The array with an entry for each of b batch elements."""
     if x.shape[0] == 1:
         return jnp.broadcast_to(x, (b, *x.shape[1:]))

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jattn._terms import AnyArray, wide
+from jattn._terms import AnyArray, Size, wide
 from jattn.backends.batches import spread
 from jattn.backends.pages import Paged
 
@@ -32,7 +32,7 @@ def split(n: int | jax.Array, size: int) -> tuple[Any, Any]:
 class Step:
     """One step's place: first index and length along every axis."""
 
-    at: dict[str, tuple[Any, int]]
+    at: dict[str, tuple[Any, Size]]
     group: int  # how many query heads share a key head
 
     def along(self, axis: str, start: int | jax.Array, size: int) -> Step:
@@ -43,7 +43,7 @@ class Step:
         (i, rows), (j, columns) = self.at["t"], self.at["s"]
         return (i + jnp.arange(rows, dtype=jnp.int32))[:, None], (j + jnp.arange(columns, dtype=jnp.int32))[None]
 
-    def _window(self, array: AnyArray | Paged, axes: str) -> tuple[list[Any], list[int]]:
+    def _window(self, array: AnyArray | Paged, axes: str) -> tuple[list[Any], list[Size]]:
         start, size = [0] * array.ndim, list(array.shape)
         for dim, axis in enumerate(axes):
             first, n = self.at[axis]

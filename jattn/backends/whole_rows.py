@@ -104,7 +104,7 @@ def _rows(
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     terms = signature.fill(operands[:own])
     masked, width = terms.mask is not None, tile_width(terms, q)
-    query, key = _tilings(most, b * h, t, s, width)
+    query, key = _tilings(most, b * h if isinstance(b, int) else h, t, s, width)  # of `jax.export` b may be a symbol
     whole = Step({"b": (0, b), "g": (0, g), "h": (0, h), "s": (0, s)}, h // g)
     columns = [whole.columns(x).astype(dtype) for x in (k, v)]
     visited = None  # which blocks of keys a strip visits, where there are several

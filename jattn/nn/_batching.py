@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from jattn import api
+from jattn._terms import Size
 from jattn.nn._checks import is_whole
 
 
@@ -42,7 +43,7 @@ def batched(
     return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), out)
 
 
-def merge_lead(array: Any, lead: tuple[int, ...], name: str) -> Array:
+def merge_lead(array: Any, lead: tuple[Size, ...], name: str) -> Array:
     """An array broadcastable to `[*lead, h, t, s]` as one broadcastable to `[b, h, t, s]`."""
     array = jnp.asarray(array)
     own = array.shape[:-3]

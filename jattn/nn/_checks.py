@@ -16,8 +16,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jattn import masks
+from jattn._terms import Size, plain
 from jattn._terms import is_whole as is_whole
-from jattn._terms import plain
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
 
@@ -48,7 +48,7 @@ def is_mask(x: object) -> bool:
     return isinstance(x, masks.Mask) or (is_array(x) and x.dtype == bool)
 
 
-def check_padding(mask: object, t: int, s: int, lead: tuple[int, ...]) -> None:
+def check_padding(mask: object, t: int, s: int, lead: tuple[Size, ...]) -> None:
     """Raises where booleans are `[.., s]`, of batch axes and keys, and cannot be `[t, s]`."""
     mask = plain(mask)
     if not is_array(mask) or mask.dtype != bool or mask.shape != (*lead, s):
@@ -60,7 +60,7 @@ def check_padding(mask: object, t: int, s: int, lead: tuple[int, ...]) -> None:
         )
 
 
-def as_lengths(given: ArrayLike, lead: tuple[int, ...], most: int, least: int = 0) -> jax.Array:
+def as_lengths(given: ArrayLike, lead: tuple[Size, ...], most: int, least: int = 0) -> jax.Array:
     """Integers of the shape `lead`, from `least` to `most` as far as they are known."""
     lengths = jnp.asarray(given)
     if lengths.shape != lead or not jnp.issubdtype(lengths.dtype, jnp.integer):

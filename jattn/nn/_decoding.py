@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float
 from jattn import masks
 from jattn._call import checks
 from jattn._call.scales import NARROW
-from jattn._terms import Operand, reach
+from jattn._terms import Operand, Size, reach
 from jattn.nn import _checks
 from jattn.nn._checks import AnyArray
 from jattn.nn._options import Asked, Options, join
@@ -50,7 +50,7 @@ class DecodingStep(NamedTuple):
 def empty(
     left: int | None,
     n: int | np.integer,
-    lead: tuple[int, ...],
+    lead: tuple[Size, ...],
     widths: tuple[int, int, int],
     dtype: DTypeLike,
     slack: int | None,
@@ -137,13 +137,13 @@ def step(
     seen = cache = _kinds.append(cache, *projections.kept(x, values, angles), taken)
     if left is not None and seen.room > room:
         cache = _rows.slid(seen, left, room)
-    at = {"t": deep.reshape(len(start), t).astype(jnp.int32)}
+    at = {"t": deep.reshape(start.shape[0], t).astype(jnp.int32)}
     if drafts is not None:
         rows = jnp.arange(seen.room, dtype=jnp.int32) + (0 if seen.first is None else seen.first.reshape(-1, 1))
-        at["s"] = drafts.keys(start, jnp.broadcast_to(rows, (len(start), seen.room)))
+        at["s"] = drafts.keys(start, jnp.broadcast_to(rows, (start.shape[0], seen.room)))
     if left is None:
         fits = places < _kinds.limit(seen)[..., None]
-        own = _rows_of(own, at, {"b": len(start), "h": query.shape[-2], "t": n, "s": n})
+        own = _rows_of(own, at, {"b": start.shape[0], "h": query.shape[-2], "t": n, "s": n})
     if taken is not None:
         fits = (fits | (jnp.arange(t) >= taken[..., None])) & (told == taken)[..., None]
     options = asked.beside(own, lead)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jattn import gates, masks, mods, normalizers, scores
+from jattn._terms import Size
 from jattn.backends.contract import Backend
 from jattn.nn import _checks
 from jattn.nn._batching import merge_lead
@@ -111,7 +112,7 @@ class Asked(NamedTuple):
     gates: Gates = ()
     bias: ArrayLike | None = None
 
-    def beside(self, own: Options, lead: tuple[int, ...]) -> Options:
+    def beside(self, own: Options, lead: tuple[Size, ...]) -> Options:
         """Options of `jattn.attention`: the layer's own and these, whose batch axes are `lead`."""
         options = join(own, self.mask, self.mods, self.gates, lead)
         return options if self.bias is None else {**options, "bias": merge_lead(self.bias, lead, "bias")}
@@ -126,7 +127,7 @@ def checked(options: Mapping[str, Any], known: Sequence[str], where: str) -> Opt
     return {**options, "mask": as_mask(mask)} if mask is not None else dict(options)
 
 
-def join(own: Options, mask: AnyMask, mods: Mods = (), gates: Gates = (), lead: tuple[int, ...] = ()) -> Options:
+def join(own: Options, mask: AnyMask, mods: Mods = (), gates: Gates = (), lead: tuple[Size, ...] = ()) -> Options:
     """Options of `jattn.attention`: both masks hold; the mods and gates of the call come after the layer's own."""
     both = [as_mask(x, lead) for x in (own.get("mask"), mask) if x is not None]
     return {
@@ -142,7 +143,7 @@ def several(terms: Mods | Gates) -> tuple[Any, ...]:
     return tuple(thawed(x) for x in (terms if isinstance(terms, (tuple, list)) else (terms,)))
 
 
-def as_mask(mask: object, lead: tuple[int, ...] = ()) -> masks.Mask:
+def as_mask(mask: object, lead: tuple[Size, ...] = ()) -> masks.Mask:
     """A mask, or a boolean array broadcastable to `[*lead, h, t, s]`, as a mask of one batch axis."""
     if isinstance(mask, masks.Mask):
         return mask

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from jattn._call import modes
-from jattn._terms import plain
+from jattn._terms import Size, plain
 from jattn.nn import _checks
 from jattn.nn._scaling import Scaling, geometric
 
@@ -244,7 +244,7 @@ def _check_heads(x: object) -> None:
         raise TypeError(f"rotary takes floating-point queries [.., t, h, d] or keys [.., s, g, d], got {got}")
 
 
-def _placed(positions: ArrayLike | None, lead: tuple[int, ...], sections: tuple[int, ...] | None = None) -> Array:
+def _placed(positions: ArrayLike | None, lead: tuple[Size, ...], sections: tuple[int, ...] | None = None) -> Array:
     """Positions, counted where none are given; raises unless they belong to rows of those leading axes."""
     if positions is None:
         return jnp.arange(lead[-1])

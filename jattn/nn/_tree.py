@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int
 
 from jattn import masks, operand
+from jattn._terms import Size
 from jattn._terms.placed import placed
 from jattn._terms.reach import span
 from jattn.nn._options import Options, join
@@ -35,14 +36,14 @@ class DraftTree(NamedTuple):
     def keys(self, start: Int[Array, "b"], rows: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """Where the keys in these rows of the cache stand: a draft `start` and its depth, all others in their row."""
         t, draft = self.depth.shape[-1], rows - start[:, None]
-        depth = jnp.broadcast_to(self.depth.reshape(-1, t), (len(start), t))
+        depth = jnp.broadcast_to(self.depth.reshape(-1, t), (start.shape[0], t))
         found = jnp.take_along_axis(depth, jnp.clip(draft, 0, t - 1), 1)
         return start[:, None] + jnp.where((draft >= 0) & (draft < t), found, draft)
 
     def mask(self, start: Int[Array, "b"]) -> masks.Mask:
         """Of each query the keys before `start`, its ancestors and itself, by their rows in the cache."""
         t = self.depth.shape[-1]
-        words = [operand(jnp.broadcast_to(x.reshape(-1, t), (len(start), t)), "bt") for x in _words(self.sees)]
+        words = [operand(jnp.broadcast_to(x.reshape(-1, t), (start.shape[0], t)), "bt") for x in _words(self.sees)]
         return masks.function(_seen, operand(start, "b"), *words)
 
     def options(self, options: Options, start: Int[Array, "b"], i: Int[Array, "b t"], j: Int[Array, "b s"]) -> Options:
@@ -79,7 +80,7 @@ def _words(sees: Bool[Array, "*b t t"]) -> list[Int[Array, "*b t"]]:
     return words
 
 
-def tree(parents: ArrayLike | Sequence[int], lead: tuple[int, ...], t: int) -> DraftTree:
+def tree(parents: ArrayLike | Sequence[int], lead: tuple[Size, ...], t: int) -> DraftTree:
     """The tree of t drafts whose parents are these, `[t]` or `[.., t]`, -1 for what comes right after the cache.
 
     Raises:

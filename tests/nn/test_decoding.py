@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 from jattn import gates, masks, mods, normalizers, operand, scores
 from jattn.nn import (
@@ -351,6 +352,21 @@ def test_no_examples_are_none(kind, lead):
     out, cache = layer.decode(x[..., :3, :], layer.cache(N, lead, **kind))
     rest, _ = jax.jit(lambda x, c, n: layer.decode(x, c, lengths=n))(x[..., 3:, :], cache, jnp.zeros(lead, int))
     assert out.shape == (*lead, 3, F) and rest.shape == (*lead, N - 3, F)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"slack": 2}, {"dtype": "int8"}, {"page": 2}], ids=["whole", "ring", "int8", "paged"]
+)
+def test_export_for_any_number_of_examples(more):
+    layer = MultiHeadAttention(F, H, mask=causal & masks.window(3), rotary_base=1e4, rngs=nnx.Rngs(0))
+    (b,) = export.symbolic_shape("b")
+    step = jax.jit(lambda x, lengths, cache: layer.decode(x, cache, lengths=lengths))
+    args = normal((B, 2, F)), jnp.array([2, 1]), layer.cache(N, B, **more)
+    size = lambda x: jax.ShapeDtypeStruct((b if x.shape[0] == B else x.shape[0], *x.shape[1:]), x.dtype)
+    for x, y in zip(
+        *map(jax.tree.leaves, (export.export(step)(*jax.tree.map(size, args)).call(*args), step(*args))), strict=True
+    ):
+        assert_close(x, y, 1e-5)
 
 
 @pytest.mark.parametrize("n", [0, 1.5, True])

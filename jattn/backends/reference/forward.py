@@ -49,7 +49,7 @@ def _head(
     return jnp.where(empty, 0, out), lse, weight
 
 
-def _positions(problem: Problem, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _positions(problem: Problem, shape: tuple[_terms.Size, ...]) -> tuple[jax.Array, jax.Array]:
     t, s = shape
     i, j = jnp.arange(t, dtype=jnp.int32)[:, None], jnp.arange(s, dtype=jnp.int32)[None]
     return problem.origin.offsets.at(i, j)

@@ -386,7 +386,7 @@ def _take(x: Array, at: Array, axis: int) -> Array:
     x = jnp.moveaxis(x, axis, 0)
     placed = jax.typeof(x).sharding
     lies = NamedSharding(placed.mesh, PartitionSpec(None, *placed.spec[1:])) if any(placed.spec) else None
-    return jnp.moveaxis(x.at[jnp.clip(at, 0, len(x) - 1)].get(mode="clip", out_sharding=lies), 0, axis)
+    return jnp.moveaxis(x.at[jnp.clip(at, 0, x.shape[0] - 1)].get(mode="clip", out_sharding=lies), 0, axis)
 
 
 def _put(x: Array, new: Array, at: Array, axis: int) -> Array:

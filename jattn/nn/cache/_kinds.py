@@ -8,13 +8,14 @@ from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from jattn._terms import Size
 from jattn.nn.cache import _paged, _rows
 from jattn.nn.cache._quantised import is_narrow, quantised
 from jattn.nn.cache._record import Cache, Rows
 
 
 def empty(
-    lead: tuple[int, ...],
+    lead: tuple[Size, ...],
     n: int,
     heads: int,
     d: int,
@@ -91,7 +92,7 @@ def is_cache(x: object) -> bool:
     return isinstance(x, Cache)
 
 
-def check(cache: object, lead: tuple[int, ...], heads: int, d: int, e: int) -> None:
+def check(cache: object, lead: tuple[Size, ...], heads: int, d: int, e: int) -> None:
     """Raises unless the cache is one of this layer and batch."""
     if not isinstance(cache, Cache):
         raise TypeError(f"cache must be made by the layer's cache() or read(), got {type(cache).__name__}")
