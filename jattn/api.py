@@ -174,6 +174,7 @@ def attention(
       out `[b, t, h, e]` in the query's dtype, or (out, lse).  A query that may attend to nothing gives 0, lse -inf
       (with `sinks`: the sink) and zero gradients.  Products, softmax and lse are computed in float32 or wider.  Every
       derivative exists, in forward and reverse mode; memory is linear in t + s but for `implementation="reference"`.
+      Of `jax.export`, b may be a symbol: batch elements are then computed one after the other.
 
     Raises:
       ValueError, TypeError: input that does not fit, before anything runs.
