@@ -116,6 +116,11 @@ def _placed(ctx: mlir.LoweringRuleContext, call: PrimitiveCall) -> Callable:
     alone = lambda *args: call.compute(*args, spec=spec)
     if _on_one_device(ctx):
         return alone
+    if symbols := [str(n) for shape in call.shapes for n in shape if not isinstance(n, int)]:
+        raise NotImplementedError(
+            f"attention on {_devices(ctx)} devices takes sizes that are numbers, not {symbols[0]}: export it for each"
+            " size, or with implementation='reference'"
+        )
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     if any(kinds.get(name) == AxisType.Explicit for name, _ in _free(ctx)):
         specs = [x.sharding.spec for x in avals]

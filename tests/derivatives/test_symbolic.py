@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jattn
 from jattn import masks, normalizers
@@ -109,3 +110,15 @@ def test_other_axes_are_numbers():
         export.export(of())(*shapes)
     got = export.export(of(implementation="reference"))(*shapes).call(x["q"], x["q"], x["q"])
     assert_close(got, of()(x["q"], x["q"], x["q"]), 1e-6)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_several_devices_take_numbers(kind):
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(kind,), devices=jax.devices()[:2])
+    (b,) = export.symbolic_shape("b", constraints=["mod(b, 2) == 0"])
+    lies = NamedSharding(mesh, PartitionSpec("x"))
+    fn = jax.jit(lambda x: jattn.attention(x, x, x), in_shardings=lies)
+    with jax.set_mesh(mesh):
+        x = jax.ShapeDtypeStruct((b, 16, 2, 8), jnp.float32, sharding=lies)
+        with pytest.raises(NotImplementedError, match="on 2 devices takes sizes .* not b: .*'reference'"):
+            export.export(fn)(x)
