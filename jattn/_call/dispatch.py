@@ -78,11 +78,10 @@ def _in_pages(
     are gathered: on several devices, where a score makes other keys of them, and of how many examples is not known."""
     if not isinstance(backend, Fused) or backend.in_pages is None or problem.pages is None:
         return None
-    if not isinstance(problem.sizes["b"], int):
-        return None
     mesh = jax.sharding.get_abstract_mesh()
     several = target.layout is not None or (not mesh.empty and mesh.size > 1)
-    if several or not problem.normalizer.is_softmax or not isinstance(problem.score, (Dot, General)):
+    symbolic = not isinstance(problem.sizes["b"], int)
+    if several or symbolic or not problem.normalizer.is_softmax or not isinstance(problem.score, (Dot, General)):
         return None
     own = pages.with_scales_gathered(problem)
     q, k, v, operands, signature = reduce(_whole_float32(scales.applied(own), target))

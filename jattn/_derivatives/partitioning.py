@@ -117,7 +117,7 @@ class PrimitiveCall:
         return self.g % _devices(sizes, heads) == 0
 
     def specs(
-        self, sizes: MeshSizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[Size]]
+        self, sizes: MeshSizes, placement: Placement, axes: Sequence[str], shapes: Sequence[Sequence[int]]
     ) -> tuple[PartitionSpec, ...]:
         """How arrays with these axes and shapes lie in the mesh."""
         keys = placement.heads if self.splits_keys(sizes, placement.heads) else ()
