@@ -24,7 +24,7 @@ from jattn._terms import Terms
 from jattn._terms.block_tables import Tiling
 from jattn.backends.contract import Cut, Shaped, Spec
 from jattn.backends.pallas.count import count
-from jattn.backends.pallas_gpu.decode import Fold, fold_of
+from jattn.backends.pallas_gpu.decode import Fold, fold_of, is_narrow, stored
 from jattn.backends.pallas_gpu.sizes import generation, tile_sizes
 from jattn.backends.pallas_gpu.terms import looked_up
 from jattn.masks import Mask
@@ -125,8 +125,12 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
 
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; see `jattn.backends.contract.Fused.cut`."""
-    sizes, source = tile_sizes(spec, k, v, operands, "forward")
-    fold = fold_of(spec, q, k, v, operands)
+    few = [stored(spec, x) if is_narrow(x) else x for x in (k, v)]
+    fold = fold_of(spec, q, *few, operands)
+    wide = [jax.ShapeDtypeStruct(x.shape, spec.dtype) if is_narrow(x) else x for x in (k, v)]
+    sizes, source = tile_sizes(spec, *(wide if fold is None else few), operands, "forward")
+    if fold is None and any(is_narrow(x) for x in (k, v)):
+        source += "; keys and values of 8 bits are cast beforehand"
     if fold is not None:
         source += f"; rows are queries of {fold.group} heads, keys in parts: {fold.parts}"
     rows = q.shape[1] if fold is None else fold.rows

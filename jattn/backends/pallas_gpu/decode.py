@@ -7,6 +7,7 @@ multiprocessors, several blocks have a part of the keys each, and their results 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,23 +17,23 @@ import numpy as np
 from jattn_kernels import chips
 from jattn_kernels.gpu.layout import OperandLayout, lay_out
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import Lengths, TileSizes
+from jattn_kernels.gpu.sizes import WIDENED, Lengths, TileSizes
 from jattn_kernels.tiles import work
 from jattn_kernels.tiles.functions import TileFunctions
 
+from jattn._call.scales import ScaledScore, ScaledWeight
 from jattn._terms import AnyArray, Operand, block_tables
 from jattn._terms.block_tables import Answer, Tiling
 from jattn._terms.moved import moved
 from jattn._terms.reach import SeenRun
 from jattn.backends.contract import Result, Shaped, Spec
-from jattn.backends.pallas.terms import Words
+from jattn.backends.pallas.terms import Words, parts_of, terms_of
 from jattn.backends.pallas_gpu.call import in_run, simulator
 from jattn.backends.pallas_gpu.kernels import kernels
-from jattn.backends.pallas_gpu.sizes import tile_sizes
+from jattn.backends.pallas_gpu.sizes import FEW, tile_sizes, widens
 from jattn.backends.pallas_gpu.terms import GpuTerms, Mixed
 from jattn.masks import Mask
 
-_MOST = 16  # queries of a head, as of a step that decodes
 _FEWEST = 4  # tiles of keys of a part, which take longer than its start and the merge
 
 
@@ -56,17 +57,37 @@ class Fold(NamedTuple):
 
 
 def fold_of(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped]) -> Fold | None:
-    """How the call folds; None where it has queries enough, or terms that tell rows of a tile apart by diagonals."""
+    """How the call folds; None where it has queries enough, or terms that tell rows of a tile apart by diagonals.
+
+    Keys and values are as `stored` says.
+    """
     (_, t, h, _), (_, s, g, _) = q.shape, k.shape
-    if not 0 < t <= _MOST or s == 0 or spec.blocks is not None or spec.backend.settings.forward is not None:
+    if not 0 < t <= FEW or s == 0 or spec.blocks is not None or spec.backend.settings.forward is not None:
         return None
     sizes, _ = tile_sizes(spec, k, v, operands, "forward")
-    if t * (h // g) > sizes.rows or not all(_folds(x, operands) for x in GpuTerms(spec, Lengths(t, s), "t").slots):
+    terms = _FoldedTerms(spec, Fold(t, h, g, 1, sizes), s)
+    own = [x for x in terms.slots if x.array not in terms.scales]
+    if t * (h // g) > sizes.rows or not all(_folds(x, operands) for x in own):
         return None
+    narrow = any(is_narrow(x) for x in (k, v))
+    if narrow and sizes.columns < WIDENED:
+        return None
+    if narrow and t * (h // g) <= sizes.height:  # to widen keys takes instructions that a second warpgroup would delay
+        sizes = dataclasses.replace(sizes, rows=sizes.height)
     b = max([x.shape[0] for x in (q, k, v)])
     chip = chips.nearest_gpu(spec.target.chip, spec.target.capability)
     parts = max(1, min(chip.cores // (b * g), -(-s // sizes.columns) // _FEWEST))
-    return Fold(t, h, g, parts, sizes) if parts > 1 or h > g else None
+    return Fold(t, h, g, parts, sizes) if parts > 1 or h > g or narrow else None
+
+
+def stored(spec: Spec, x: Shaped) -> jax.ShapeDtypeStruct:
+    """Keys or values as the kernel for few queries reads them: of 8 bits where it widens such, else cast before."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype if widens(spec.target, x) else spec.dtype)
+
+
+def is_narrow(x: Shaped) -> bool:
+    """Whether an array is of 8 bits."""
+    return x.dtype.itemsize == 1
 
 
 def _folds(slot: Operand, operands: Sequence[Shaped]) -> bool:
@@ -100,10 +121,16 @@ class _FoldedTerms(GpuTerms):
     def __init__(self, spec: Spec, fold: Fold, s: int):
         super().__init__(spec, Lengths(fold.t, s), "t")
         self.fold, self.padded = fold, Lengths(fold.rows, s).padded
+        terms = terms_of(spec)
+        self.scales = [x.scale.array for kind in (ScaledScore, ScaledWeight) for x in parts_of(terms, kind)]
 
     def laid_out(self, slot: Operand, operands: Sequence[AnyArray]) -> tuple[jax.Array, OperandLayout]:
         if isinstance(slot.array, Words):
             return super().laid_out(slot, operands)
+        if slot.array in self.scales:  # the same for all heads that share a key head
+            array = jnp.asarray(operands[slot.array])
+            array = array.reshape(len(array), self.fold.g, self.fold.group, -1)[:, :, 0]
+            return lay_out(array, slot.axes, self.padded, "t")
         array = slot.array.words(operands, self.lengths) if isinstance(slot.array, Mixed) else operands[slot.array]
         if array.ndim > len(slot.axes):  # it is a table that is looked up, and not folded
             return super().laid_out(slot, operands)

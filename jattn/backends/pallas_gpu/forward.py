@@ -14,7 +14,7 @@ from jattn._terms.reach import seen_run
 from jattn.backends.contract import Key, Query, Result, Shaped, Spec, Value
 from jattn.backends.pallas.terms import of_32_bits
 from jattn.backends.pallas_gpu.call import Call, cleaned, in_tiles, shows_all, without_unseen
-from jattn.backends.pallas_gpu.decode import Fold, decode, fold_of
+from jattn.backends.pallas_gpu.decode import Fold, decode, fold_of, is_narrow, stored
 from jattn.backends.pallas_gpu.kernels import kernels
 
 
@@ -22,10 +22,12 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
     """Softmax attention; see `jattn.backends.contract.Fused.forward`."""
     with jax.enable_x64(False):
         narrow, width = [of_32_bits(x) for x in operands], v.shape[-1]
-        q, k, v = (in_tiles(spec, x) for x in (q, k, v))
-        if fold := fold_of(spec, q, k, v, narrow):
-            out, *of_rows = _decoded(spec, q, k, v, narrow, fold)
+        q = in_tiles(spec, q)
+        few = [x if is_narrow(stored(spec, x)) else in_tiles(spec, x) for x in (k, v)]
+        if fold := fold_of(spec, q, *few, narrow):
+            out, *of_rows = _decoded(spec, q, *few, narrow, fold)
             return Result(out[..., :width], *of_rows)
+        k, v = (in_tiles(spec, x) for x in few)
         k, v = without_unseen(spec, narrow, q, k, v)
         call = Call(spec, k, v, narrow, q.shape[1], "forward")
         arrays, layouts = call.operands(narrow)
@@ -39,7 +41,9 @@ def takes_pages(spec: Spec, q: Shaped, k: Shaped, v: Shaped, table: Shaped, oper
     """Where few queries see pools that need no copy, of pages that make up tiles or are made up of them; see
     `jattn.backends.contract.InPages.takes`."""
     fold, page = fold_of(spec, q, flat(k, table), flat(v, table), operands), k.shape[1]
-    if fold is None or page % 8 or any(x.dtype != spec.dtype or x.shape[-1] % 16 for x in (q, k, v)):
+    if fold is None or page % 8 or q.dtype != spec.dtype or any(stored(spec, x).dtype != x.dtype for x in (k, v)):
+        return False
+    if any(x.shape[-1] % 16 for x in (q, k, v)):
         return False
     return page % fold.sizes.columns == 0 or fold.sizes.columns % page == 0
 

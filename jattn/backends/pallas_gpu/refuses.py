@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jattn._call.problem import Problem
+from jattn._call.scales import NARROW
 from jattn._call.targets import Target
 from jattn._terms import Operand
 from jattn._terms.closures import Closure
 from jattn.backends.pallas import fit
 from jattn.backends.pallas.fit import UserFunction
-from jattn.backends.pallas_gpu.sizes import unfit_operands
+from jattn.backends.pallas_gpu.sizes import FEW, generation, unfit_operands, widens
 
 _THREADS = 8  # the simulator was seen to need so many: warpgroups of a block, those that copy, and who waits for them
 LONGEST = 2**24  # queries or keys: positions up to here are exact in float32
@@ -25,7 +27,13 @@ DTYPES = ("bfloat16", "float16")
 
 def unfit(problem: Problem, target: Target) -> str | None:
     """Why the kernels cannot run a problem there, None if they can; a clause whose subject is the backend."""
-    return _unfit_target(target) or unfit_problem(problem) or unfit_terms(problem) or _unfit_operands(problem, target)
+    return (
+        _unfit_target(target)
+        or unfit_problem(problem)
+        or _unfit_narrow(problem, target)
+        or unfit_terms(problem)
+        or _unfit_operands(problem, target)
+    )
 
 
 def _unfit_target(target: Target) -> str | None:
@@ -58,7 +66,13 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
 
 def unfit_problem(problem: Problem) -> str | None:
     """Why there is no kernel for such a problem, None if there is."""
-    return fit.unfit_kind(problem) or _too_long(problem) or _unfit_dtypes(problem) or _too_wide(problem)
+    return fit.unfit_kind(problem) or _too_long(problem) or _unfit_dtypes(_widened(problem)) or _too_wide(problem)
+
+
+def _widened(problem: Problem) -> Problem:
+    """The problem as kernels multiply it: keys and values of few bits are cast to the query's dtype."""
+    wide = lambda x: jax.ShapeDtypeStruct(x.shape, problem.query.dtype) if x.dtype in NARROW else x
+    return dataclasses.replace(problem, key=wide(problem.key), value=wide(problem.value))
 
 
 def _too_long(problem: Problem) -> str | None:
@@ -78,6 +92,19 @@ def _unfit_dtypes(problem: Problem) -> str | None:
     if len(dtypes) > 1 and dtypes <= {*DTYPES}:
         return f"takes queries, keys and values of one dtype, not {' and '.join(sorted(dtypes))}"
     return fit.unfit_dtypes(problem, DTYPES)
+
+
+def _unfit_narrow(problem: Problem, target: Target) -> str | None:
+    """Keys of 8 bits that few queries see are cast in the kernel or nowhere: to cast all takes longer than the step."""
+    stored = [x for x in (problem.key, problem.value) if x.dtype in NARROW]
+    t = problem.sizes["t"]
+    if not isinstance(t, int) or t > FEW or all(widens(target, x) for x in stored):
+        return None
+    widths = " and ".join(sorted({str(x.shape[-1]) for x in stored}))
+    return (
+        f"widens keys and values of 8 bits for {FEW} queries and fewer on Hopper and Blackwell, where 32 divides their"
+        f" width: not of width {widths} on {generation(target).capitalize()}"
+    )
 
 
 def _too_wide(problem: Problem) -> str | None:

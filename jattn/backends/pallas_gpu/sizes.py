@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from jattn_kernels import chips, tables
-from jattn_kernels.gpu.sizes import TileSizes, stored_as
+from jattn_kernels.gpu.sizes import STORED, TileSizes, stored_as
 
 from jattn._call.targets import Target
 from jattn._terms.moved import moved
@@ -42,10 +42,20 @@ _ROWS: dict[Generation, tuple[int, ...]] = {"ampere": (64,), "hopper": (128,), "
 _COLUMNS = (16, 32, 64, 128)
 
 
+FEW = 16
+"""Queries of a head, as of a step that decodes: beyond them heads do not fold, and keys of 8 bits are cast at once."""
+_SWIZZLED = 32  # bytes of a row of the narrowest swizzle, of which rows of 8 bits in shared memory have a number
+
+
 def generation(target: Target) -> Generation:
     """Whose kernels run there; the simulator runs Hopper's, unless a chip is named."""
     generations: dict[int, Generation] = {8: "ampere", 9: "hopper", 10: "blackwell"}
     return generations.get((target.capability or (9, 0))[0], "hopper")
+
+
+def widens(target: Target, x: Shaped) -> bool:
+    """Whether the kernel for few queries reads keys or values of 8 bits as they are stored."""
+    return x.dtype.itemsize == 1 and x.shape[-1] % _SWIZZLED == 0 and generation(target) != "ampere"
 
 
 def tile_sizes(
@@ -86,7 +96,8 @@ def tile_sizes(
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
     fewest, most = _STEPS[kernel]
-    fits = lambda rows, columns: _bytes(kernel, rows, columns, d, e, fewest, both) <= room
+    stored = STORED * sum(x * y.dtype.itemsize for x, y in ((d, k), (e, v)) if y.dtype.itemsize == 1)
+    fits = lambda rows, columns: _bytes(kernel, rows, columns, d, e, fewest, both) + columns * stored <= room
     if height == 128 and not fits(rows, _FEWEST):  # one warpgroup alone
         rows = height
     while columns > _FEWEST and not fits(rows, columns):
@@ -95,7 +106,7 @@ def tile_sizes(
     if (kernel != "forward" or height == 128) and _has_terms(terms):
         piece = min(columns, _PIECE)
     steps = fewest
-    while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) <= room:
+    while steps < most and _bytes(kernel, rows, columns, d, e, steps + 1, both) + columns * stored <= room:
         steps += 1
     return TileSizes(rows, columns, steps, piece, height), source
 

@@ -1,7 +1,8 @@
 """Forward, on every machine: out and lse of softmax attention, with every mask, mod and gate as tile functions.
 
 A block is a query tile of one head: one warpgroup copies the key and value tiles that the lists name, the others, each
-with its own rows, compute.
+with its own rows, compute.  Keys and values of 8 bits are copied as they are, and the warpgroup that copies makes them
+what the others multiply.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jattn_kernels.gpu.block import REGISTERS, ThreadBlock, ThreadBlockOptions, entry, launch, tiles_in
 from jattn_kernels.gpu.layout import OperandLayout, Staging
 from jattn_kernels.gpu.lists import LineLists
-from jattn_kernels.gpu.sizes import EIGHT, Lengths, TileSizes
+from jattn_kernels.gpu.sizes import EIGHT, STORED, Lengths, TileSizes
 from jattn_kernels.tiles.functions import LOG2E, TileFunctions
+
+_WIDENING = 216, 72  # as `REGISTERS`, where the warpgroup that copies widens numbers of 8 bits too
+
+Copy = Callable[[jax.Ref, tuple[Any, ...], tuple[pl.Slice, ...]], None]
+"""(ref, at, rows): brings `ref[at]`, in global memory, to those rows of a tile; to all of it where none are named."""
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
 
@@ -53,8 +59,8 @@ class Forward(ThreadBlock):
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.out, *self.of_rows = rest[:3]
-        self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, *rest = rest[3:]
-        self.q_there, self.k_there, self.v_there, self.k_free, self.v_free, self.own, *self.staged = rest
+        self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, self.k_stored, self.v_stored, *rest = rest[3:]
+        self.q_there, self.k_there, self.v_there, self.k_free, self.v_free, self.stored, self.own, *self.staged = rest
         self.out_sm = self.q_sm if out_sm is None else out_sm  # the queries are read whole before it is written
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
         # The last rows first: of a causal mask they take longest, and what begins last should be short.
@@ -98,24 +104,70 @@ class Forward(ThreadBlock):
 
     # What all do alike
 
+    def divide_registers(self, action: Literal["increase", "decrease"]) -> None:
+        """Gives threads that compute more, and those that copy fewer; of two warpgroups all have enough as they are."""
+        if self.warpgroups(self.sizes) > 1:
+            computing, copying = REGISTERS if self.stored is None else _WIDENING
+            plgpu.set_max_registers(computing if action == "increase" else copying, action=action)
+
     def copy(self) -> None:
         """What the warpgroup that copies does."""
-        plgpu.set_max_registers(REGISTERS[1], action="decrease")
+        self.divide_registers("decrease")
+        self.stream(self.visits.total, (self.k_free, self.v_free), (self.bring_keys, self.bring_values))
+
+    def bring_keys(self, n: jax.Array, slot: jax.Array) -> None:
+        """Brings the n-th tile's keys, and what operands have there."""
+        there = self.k_there.at[slot]
+        places, copy = (self.first, self.visits.tile(n) * self.sizes.columns), self.copier(there)
+        beside = lambda: self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, copy)
+        self.bring_tile(n, self.keys, self.k_sm.at[slot], there, self.k_stored, beside)
+
+    def bring_values(self, n: jax.Array, slot: jax.Array) -> None:
+        """Brings the n-th tile's values."""
+        self.bring_tile(n, self.values, self.v_sm.at[slot], self.v_there.at[slot], self.v_stored, lambda: None)
+
+    def bring_tile(
+        self,
+        n: jax.Array,
+        source: Callable[[jax.Array, jax.Array, Copy], None],
+        to: jax.Ref,
+        there: jax.Ref,
+        stored: jax.Ref | None,
+        beside: Callable[[], None],
+    ) -> None:
+        """Brings the n-th tile of keys or values and tells those who wait `there`; `beside()` begins other copies.
+
+        What is `stored` in 8 bits comes by way of memory of its own, ahead of its turn, and is widened then.
+        """
         g = lax.div(self.h, jnp.int32(self.group))
 
-        def key(n: jax.Array, slot: jax.Array) -> None:
-            first, there = self.visits.tile(n) * self.sizes.columns, self.k_there.at[slot]
-            for at, rows in self.stretches(first, self.batches[1]):
-                plgpu.copy_gmem_to_smem(self.k.at[(*at, g)], self.k_sm.at[(slot, *rows)], there)
-            places, copy = (self.first, first), self.copier(there)
-            self.staging.copy_passing(self.operands, self.staged, self.b, self.h, slot, places, copy)
+        def begin(n: jax.Array, to: jax.Ref, there: jax.Ref) -> None:
+            place = lambda rows: to.at[rows] if rows else to
+            copy = lambda ref, at, rows: plgpu.copy_gmem_to_smem(ref.at[at], place(rows), there)
+            source(self.visits.tile(n), g, copy)
 
-        def value(n: jax.Array, slot: jax.Array) -> None:
-            there = self.v_there.at[slot]
-            copy = lambda ref, at, rows: plgpu.copy_gmem_to_smem(ref.at[at], self.v_sm.at[(slot, *rows)], there)
-            self.values(self.visits.tile(n), g, copy)
+        if stored is None:
+            begin(n, to, there)
+            return beside()
+        arrived = self.stored[0 if stored is self.k_stored else 1]
 
-        self.stream(self.visits.total, (self.k_free, self.v_free), (key, value))
+        def ahead(n: jax.Array) -> None:
+            place = lax.rem(n, jnp.int32(STORED))
+            pl.when(n < self.visits.total)(lambda: begin(n, stored.at[place], arrived.at[place]))
+
+        for first in range(STORED - 1):
+            pl.when(n == 0)(functools.partial(ahead, jnp.int32(first)))
+        ahead(n + (STORED - 1))
+        beside()
+        place = lax.rem(n, jnp.int32(STORED))
+        plgpu.barrier_wait(arrived.at[place])
+        self.machine.widen(stored.at[place], to)
+        plgpu.barrier_arrive(there)
+
+    def keys(self, tile: jax.Array, g: jax.Array, copy: Copy) -> None:
+        """Copies the keys of a tile, `copy(ref, at, rows)` those that are `rows` of it."""
+        for at, rows in self.stretches(tile * self.sizes.columns, self.batches[1]):
+            copy(self.k, (*at, g), rows)
 
     def stretches(self, first: jax.Array, batch: int) -> list[tuple[tuple[Any, ...], tuple[pl.Slice, ...]]]:
         """Where the keys or values of a tile from `first` on lie, and which rows of the tile they are: in a row, or in
@@ -131,7 +183,7 @@ class Forward(ThreadBlock):
             found.append(((page, pl.ds(lax.rem(place, jnp.int32(self.page)), size)), (pl.ds(row, size),)))
         return found
 
-    def values(self, tile: jax.Array, g: jax.Array, copy: Callable[[jax.Ref, tuple[Any, ...], Any], None]) -> None:
+    def values(self, tile: jax.Array, g: jax.Array, copy: Copy) -> None:
         """Copies the values of a tile, `copy(ref, at, rows)` those that are `rows` of it: of an edge, where what nobody
         sees is 0."""
         columns = self.sizes.columns
@@ -161,7 +213,7 @@ class Forward(ThreadBlock):
 
     def compute(self, wg: jax.Array) -> None:
         """What a warpgroup that computes does: out and lse of its rows."""
-        plgpu.set_max_registers(REGISTERS[0], action="increase")
+        self.divide_registers("increase")
         machine, height = self.machine, self.sizes.height
         first, arrived = self.first + wg * height, self.q_there.at[wg]
         rows = pl.ds(first, height)
@@ -236,7 +288,7 @@ class Forward(ThreadBlock):
             gates = self.functions.weights
             p = self.evaluate(lambda p, i, j, parts: gates(p, i, j, masked, parts), [p], given)
             self.leave(slot)
-        p = p.astype(self.v_sm.dtype)
+        p = p.astype(self.q_sm.dtype)
         # What follows is products alone: where warpgroups take turns at the matrix unit, all of the above comes before.
         out, total, new, p = lax.optimization_barrier((out, total, new, p))
         return self.add(wg, n, slot, out, p), new, total
@@ -278,7 +330,8 @@ def run(
     interpret: plgpu.InterpretGPUParams | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """out `[b, t, h, e]`, and in float32 lse `[b, t, h]` and what rounding took from it, of q `[b, t, h, d]`, k
-    `[b, s, g, d]`, v `[b, s, g, e]`, of one dtype of 16 bits; d and e are multiples of 16, at most 256.
+    `[b, s, g, d]`, v `[b, s, g, e]`, of one dtype of 16 bits; d and e are multiples of 16, at most 256.  But on
+    Ampere k and v may be of 8 bits, where d and e are multiples of 32.
 
     Batch axes may be shorter than the longest: element b uses entry b % length.  `listed` are the arrays of `lists`,
     whose lines are query tiles; `interpret`: how the simulator is to run, in the place of a GPU; `kind`: the machine's
@@ -309,6 +362,8 @@ def run(
         raise ValueError(f"keys in parts are for one tile of queries: {t} are more than the {sizes.rows} of {sizes}")
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
     stretch = kind.stretch(sizes)
+    is_narrow = lambda x: x.dtype.itemsize == 1
+    came = [1 if is_narrow(x) else pieces for x in (k, v)]  # who widens a tile tells of all its pieces
     of_rows = [jax.ShapeDtypeStruct((parts * b, h, tiles * sizes.rows), jnp.float32)] * 2
     barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
     out, *of_rows = launch(
@@ -323,11 +378,13 @@ def run(
             tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
             None if d == e else tiles_in(computing, sizes.height, e, q.dtype, stretch),
             plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32) if kind.copies else None,
+            *(tiles_in(STORED, sizes.columns, x.shape[-1], x.dtype, 128) if is_narrow(x) else None for x in (k, v)),
             kind.barrier(num_arrivals=1 + staging.resident, num_barriers=computing),
-            barriers(num_arrivals=pieces + staging.passing),
-            barriers(num_arrivals=pieces),
+            barriers(num_arrivals=came[0] + staging.passing),
+            barriers(num_arrivals=came[1]),
             barriers(num_arrivals=computing),
             barriers(num_arrivals=computing),
+            [kind.barrier(num_arrivals=pieces, num_barriers=STORED)] * 2 if any(map(is_narrow, (k, v))) else None,
             kind.scratch(d, e, q.dtype, sizes, interpret is not None),
             *staging.scratch(),
         ],

@@ -11,10 +11,12 @@ tile do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.mosaic.gpu import fragmented_array
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import ArrayLike
 
@@ -63,6 +65,13 @@ class Warpgroup:
     def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         """The numbers of a flat array in memory at indices."""
         return look_up(ref, index, self.layouts.get(kind))
+
+    def widen(self, stored: jax.Ref, to: jax.Ref) -> None:
+        """Writes a tile of 8 bits in shared memory to one of 16, which products then see."""
+        x = plgpu.layout_cast(stored[...], _stored_layout())
+        x = x if stored.dtype == jnp.int8 else x.astype(jnp.float32)
+        to[...] = x.astype(to.dtype)
+        plgpu.commit_smem()
 
     def write_in_order(self, ref: jax.Ref, tile: jax.Array) -> None:
         """Writes a tile to shared memory in the order of its rows, in which threads of a warp meet in one bank; all
@@ -171,6 +180,10 @@ class Simulated(Warpgroup):
     def take(self, ref: jax.Ref, index: jax.Array, kind: Kind) -> jax.Array:
         return ref[...].reshape(-1)[index]
 
+    def widen(self, stored: jax.Ref, to: jax.Ref) -> None:
+        to[...] = stored[...].astype(to.dtype)
+        plgpu.commit_smem()
+
     def full(self, value: ArrayLike, shape: tuple[int, ...], kind: Kind) -> jax.Array:
         return jnp.full(shape, value)
 
@@ -193,6 +206,13 @@ class Simulated(Warpgroup):
 
     def accumulate_all(self, sums: Sequence[tuple[jax.Array, jax.Array, jax.Ref]]) -> list[jax.Array]:
         return [total + _dot(x, b[...], 0) for total, x, b in sums]
+
+
+def _stored_layout() -> Any:
+    """Of a tile of 8 bits over a warpgroup's registers: a thread has four numbers of a row at once, and the threads of
+    a warp eight rows, which never meet in a bank of swizzled memory."""
+    tiling = fragmented_array.Tiling(((32, 16), (8, 16), (4,)))
+    return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
 
 
 def _dot(a: jax.Array, b: jax.Array, axis: int) -> jax.Array:

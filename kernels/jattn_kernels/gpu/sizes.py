@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 _COPIED = 128  # bytes, of which what it copies to shared memory begins at a multiple
+STORED = 4  # tiles of 8 bits in shared memory: as many bytes are on their way as memory takes to answer
+WIDENED = 32  # rows of such a tile that a warpgroup widens at once
 EIGHT = 8  # rows of a swizzled tile of shared memory that stand together
 
 
@@ -17,7 +19,8 @@ class TileSizes:
 
     Attributes:
       rows: rows of a block's tile: queries, or keys where their gradients are computed.  Its two warpgroups have half
-        of them each, or both of them all; on Blackwell there may be one warpgroup alone, and on Ampere there is.
+        of them each, or both of them all; forward and on Blackwell there may be one warpgroup alone, and on Ampere
+        there is.
       columns: columns of a tile, which go by.
       steps: tiles of the other side in shared memory at once; with 1 copies and products take turns.
       piece: columns that terms are evaluated for at once: fewer need fewer registers.

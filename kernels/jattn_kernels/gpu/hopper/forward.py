@@ -1,6 +1,6 @@
 """Forward on Hopper: sums stay in registers, and two warpgroups take turns at the matrix unit.
 
-While one is at its products, the other is at its exponentials.
+While one is at its products, the other is at its exponentials.  Of few queries one warpgroup has all.
 """
 
 # The type checker sees jax 0.10, and Mosaic is that of 0.11 and later.
@@ -29,13 +29,12 @@ _WIDE = 128  # heads wider than this have tiles of fewer keys, so that waits tak
 class _Forward(Forward):
     """A query tile of one head."""
 
-    needed = 2
     # Every row of a tile is in one warp: sums along it need no memory, which tiles then have.
     parameters = MappingProxyType({**Forward.parameters, "reduction_scratch_bytes": 0})
 
     def __init__(self, refs: Sequence[jax.Ref | None], **static: Any):
         super().__init__(refs, **static)
-        self.turns = turns.Turns(self.own)
+        self.turns = turns.Turns(self.own, alone=self.warpgroups(self.sizes) == 1)
 
     @classmethod
     def for_widths(cls, d: int, e: int) -> type[Forward]:

@@ -29,13 +29,15 @@ def scratch(simulated: bool) -> Any:
 
 
 class Turns:
-    """The turns of the warpgroups 0 and 1; nobody has one in the beginning."""
+    """The turns of the warpgroups 0 and 1; nobody has one in the beginning.  Who is `alone` takes none."""
 
-    def __init__(self, barriers: jax.Ref | None):
-        self.barriers = barriers
+    def __init__(self, barriers: jax.Ref | None, alone: bool = False):
+        self.barriers, self.alone = barriers, alone
 
     def give(self) -> None:
         """Makes it the other warpgroup's turn."""
+        if self.alone:
+            return
         other = 1 - lax.axis_index("wg")
         if self.barriers is None:
             _barrier("arrive", other)
@@ -44,6 +46,8 @@ class Turns:
 
     def wait(self) -> None:
         """Waits until the other warpgroup has given its turn away."""
+        if self.alone:
+            return
         own = lax.axis_index("wg")
         if self.barriers is None:
             _barrier("sync", own)
