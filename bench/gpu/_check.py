@@ -151,6 +151,8 @@ def draw(check: Check) -> tuple[dict[str, Any], dict[str, Any]]:
         name: jnp.asarray(rng.standard_normal([getattr(check, axis) for axis in letters]), check.dtype)
         for name, letters in axes.items()
     }
+    if check.stored:
+        drawn |= {name: (40 * drawn[name]).astype(check.stored) for name in ("key", "value")}
     cotangents = {"out": check.cotangent * drawn.pop("out")}
     if check.lse:
         cotangents["lse"] = jnp.asarray(rng.standard_normal((check.b, check.t, check.h)), jnp.float32)
@@ -167,7 +169,8 @@ def everything(
 
     import jattn
 
-    floats = {name: x for name, x in inputs.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    learns = lambda x: jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > 1
+    floats = {name: x for name, x in inputs.items() if learns(x)}
     rest = {name: x for name, x in inputs.items() if name not in floats}
 
     def attend(floats: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +197,7 @@ def reference(check: Check, inputs: Mapping[str, Any], cotangents: Mapping[str, 
 
 def _widen(x: ArrayLike) -> np.ndarray:
     array = np.asarray(x)
-    return array.astype(np.float64) if array.dtype.kind not in "biu" else array
+    return array.astype(np.float64) if array.dtype.kind not in "biu" and array.dtype.itemsize > 1 else array
 
 
 def errors(check: Check, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, dict[str, float]]:

@@ -24,6 +24,7 @@ class Check:
         options: from the arrays by name, the keyword arguments of `jattn.attention`; arrays of floating-point numbers
             get gradients.
         arrays: draws them; b, t, s, h are those of the sizes.
+        stored: the dtype of keys and values of 8 bits, which then have scales; without, they have the queries'.
         lse: whether lse is returned, and has a cotangent.
         tiny: whether a simulator can do it in seconds.
         cotangent: how large that of out is: tolerances are for gradients of order 1, and these sum over hundreds of
@@ -41,13 +42,15 @@ class Check:
     d: int = 128
     e: int = 128
     dtype: str = "bfloat16"
+    stored: str = ""
     lse: bool = False
     tiny: bool = False
     cotangent: float = 0.5
 
     @property
     def sizes(self) -> str:
-        return f"b{self.b} t{self.t} s{self.s} h{self.h} g{self.g} d{self.d} e{self.e} {self.dtype}"
+        shape = f"b{self.b} t{self.t} s{self.s} h{self.h} g{self.g} d{self.d} e{self.e} {self.dtype}"
+        return f"{shape} {self.stored}".rstrip()
 
 
 def _pieces() -> Any:
@@ -196,6 +199,24 @@ def _in_pages(x: dict[str, Any]) -> dict[str, Any]:
     return {"mask": _pieces().masks.lengths(x["keys"]), "pages": x["table"]}
 
 
+def _stored(kind: str) -> Callable[[np.random.Generator, Check], dict[str, Any]]:
+    """Scales of keys and values, and lengths; or a table of pages."""
+
+    def draw(rng: np.random.Generator, x: Check) -> dict[str, Any]:
+        more = _pages(70)(rng, x) if kind == "pages" else _lengths(rng, x)
+        return {**more, **{name: np.abs(_numbers(rng, x.b, x.s, x.g, scale=0.02)) for name in _SCALES}}
+
+    return draw
+
+
+_SCALES = ("of_keys", "of_values")
+
+
+def _narrow(x: dict[str, Any]) -> dict[str, Any]:
+    pages = {"pages": x["table"]} if "table" in x else {}
+    return {"mask": _pieces().masks.lengths(x["keys"]), "scales": tuple(x[name] for name in _SCALES), **pages}
+
+
 CHECKS = [
     Check("plain", lambda x: {}, t=256, s=256, tiny=True),
     Check("causal", _causal, t=256, s=256, lse=True, tiny=True),
@@ -222,6 +243,9 @@ CHECKS = [
     Check("decoding", lambda x: {"mask": _pieces().masks.lengths(x["keys"])}, _lengths, t=1, s=2049, h=8, lse=True),
     Check("pages-of-16", _in_pages, _pages(70), b=16, t=1, s=16, h=8, lse=True),
     Check("pages-of-256", _in_pages, _pages(5), b=4, t=2, s=256, h=8, lse=True),
+    Check("narrow-int8", _narrow, _stored("rows"), t=1, s=2049, h=8, stored="int8", lse=True),
+    Check("narrow-float8", _narrow, _stored("rows"), t=3, s=777, h=8, d=64, e=128, stored="float8_e4m3fn", lse=True),
+    Check("narrow-pages", _narrow, _stored("pages"), b=16, t=1, s=16, h=8, stored="int8", lse=True),
     Check("one-key", lambda x: {}, t=65, s=1, lse=True),
     Check("empty-rows", _without_rows, _lengths, lse=True),
     Check("causal-empty-rows", lambda x: {"mask": _pieces().masks.causal(-70)}, lse=True),

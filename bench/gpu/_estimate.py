@@ -94,8 +94,11 @@ def role_of(contender: Contender, kernel: CompiledKernel, place: int, d: int) ->
     return next((role for role in roles if loops and fits(role)), roles[0] if roles else None)
 
 
-def estimate(kernel: CompiledKernel, role: Role, case: Case, chip: Gpu) -> Estimate | None:
-    """What a kernel takes for a case; None where no hot loop says how many scores it computes."""
+def estimate(kernel: CompiledKernel, role: Role, case: Case, chip: Gpu, read: float | None = None) -> Estimate | None:
+    """What a kernel takes for a case; None where no hot loop says how many scores it computes.
+
+    `read`: bytes of keys and values that a step of decoding reads, if they are not of 16 bits.
+    """
     loops = [loop for loop in kernel.loops if scores(loop, role, case.d)]
     if not loops:
         return None
@@ -115,7 +118,8 @@ def estimate(kernel: CompiledKernel, role: Role, case: Case, chip: Gpu) -> Estim
     share = lines * rows * columns / (ROWS * tile_columns(role))
     totals = {unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles}
     if case.s:
-        totals["memory"] = 2 * _BYTES * math.prod(case.key) / chip.bandwidth * chip.clock * chip.cores
+        read = 2 * _BYTES * math.prod(case.key) if read is None else read
+        totals["memory"] = read / chip.bandwidth * chip.clock * chip.cores
     bound = max(totals, key=lambda unit: totals[unit])
     return Estimate(rows, columns, full, partial, bound, 1e3 * totals[bound] / chip.cores / chip.clock)
 

@@ -49,8 +49,9 @@ def confirmed(record: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
         raise ValueError("the check is not complete, or not of a chip in jattn_kernels.chips")
     if bad or not right:
         raise ValueError(f"not all is right: {', '.join(bad) or 'nothing ran'}")
-    paged = {row["dtype"] for row in rows if row["status"] == "right" and row["name"].startswith(tables.PAGES)}
-    passes = lambda dtype: [*tables.PASSES, *([tables.PAGES] if dtype in paged else [])]
+    named = [(row["name"], row["dtype"]) for row in rows if row["status"] == "right"]
+    has = lambda kind, dtype: any(name.startswith(kind) and x == dtype for name, x in named)
+    passes = lambda dtype: [*tables.PASSES, *(kind for kind in (tables.PAGES, tables.NARROW) if has(kind, dtype))]
     shared = {"chip": machine["chip"], "backend": record["implementation"]}
     dated = {"device": machine["device"], "date": str(machine["date"])[:10], "run": path}
     return [{**shared, "passes": passes(dtype), "dtype": dtype, **dated} for dtype in sorted(right)]

@@ -191,17 +191,19 @@ def _reasons(problem: Problem, known: dict[str, Backend], asked: str | None, tar
 def _run_of(
     backend: Backend, direction: str, problem: Problem, target: Target, confirmed: Sequence[tables.Confirmed]
 ) -> tables.Confirmed | None:
-    """The run that confirms a backend's pass on the chip, for the arrays' dtype; None if there is none, or if the
-    kernels would be interpreted.
+    """The run that confirms a backend's pass on the chip, for the arrays' dtype, and for keys and values of 8 bits if
+    there are such; None if there is none, or if the kernels would be interpreted.
 
     A run on another chip of the same compute capability will do: it ran the same machine code, on multiprocessors that
     are alike; an H200 is an H100 with other memory.
     """
-    dtypes = {x.dtype.name for x in (problem.query, problem.key, problem.value)}
+    arrays = problem.query, problem.key, problem.value
+    dtypes = {x.dtype.name for x in arrays if x.dtype not in scales.NARROW}
+    needed = {direction, *([tables.NARROW] if any(x.dtype in scales.NARROW for x in arrays) else [])}
     if target.capability is None or target.interpret or len(dtypes) > 1:
         return None
     here = (backend.name, *dtypes)
-    alike = [x for x in confirmed if x[1:3] == here and direction in x.passes and _capability(x) == target.capability]
+    alike = [x for x in confirmed if x[1:3] == here and needed <= {*x.passes} and _capability(x) == target.capability]
     return next((x for x in alike if x.chip == target.chip), next(iter(alike), None))
 
 

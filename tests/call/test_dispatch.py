@@ -92,6 +92,20 @@ def test_pages_are_gathered_until_a_run_has_read_some():
     assert choose("pallas_gpu", run) is PALLAS_GPU
 
 
+@pytest.mark.smoke
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the GPU kernels take jax 0.11 and later")
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_keys_of_8_bits_are_for_others_until_a_run_has_read_some(dtype):
+    run, posed = _run(backend="pallas_gpu"), _problem()
+    key, value = (jnp.zeros(x.shape, dtype) for x in (posed.key, posed.value))
+    scale = jnp.ones(key.shape[:-1])
+    posed = dataclasses.replace(posed, key=key, value=value, scales=(scale, scale))
+    choose = lambda asked, run: dispatch.choose(posed, asked, H100, [run]).backend
+    assert choose(None, run) is BLOCKWISE
+    assert choose(None, run._replace(passes=(*tables.PASSES, tables.NARROW))).name == "pallas_gpu"
+    assert choose("pallas_gpu", run) is PALLAS_GPU
+
+
 def test_who_insists_gets_it_confirmed_or_not():
     got = dispatch.choose(_problem(), "cudnn", H100, ())
     assert got.backend is CUDNN

@@ -61,5 +61,5 @@ def test_what_is_confirmed_was_run_and_the_record_is_kept():
         assert CHIPS[run.chip].is_kind(run.device)
         assert CHIPS[run.chip].platform == "gpu"
         assert run.backend in ("pallas_gpu", "cudnn")
-        assert run.passes and set(run.passes) <= {*tables.PASSES, tables.PAGES}
+        assert run.passes and set(run.passes) <= {*tables.PASSES, tables.PAGES, tables.NARROW}
         assert (root / run.run).is_file(), f"{run.run} is not there"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 PAGES = "pages"  # beside them, of forward passes that read keys from pages
+NARROW = "narrow"  # and of those whose keys and values are of 8 bits
 MASKS = ("full", "causal", "window")
 ELSEWHERE = "v5e"  # its sizes are those of TPUs without entries, and of the interpreter
 
@@ -61,8 +62,8 @@ class Confirmed(NamedTuple):
     Attributes:
         chip: its name in `jattn_kernels.chips`.
         backend: as `implementation=` takes it.
-        dtype: of query, key and value.
-        passes: those of `PASSES` that were run and found right, and `PAGES` alike.
+        dtype: of query, key and value; of the query, where `NARROW`.
+        passes: those of `PASSES` that were run and found right, and `PAGES` and `NARROW` alike.
         device: what the device called itself.
         date: of the run, as 2026-12-31.
         run: the record of the run, a path from the root of the repository.
