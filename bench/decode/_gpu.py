@@ -31,7 +31,7 @@ def estimate(case: Case, chip: str, ask: Ask = ask) -> Iterator[Row]:
         return
     step = Compiled("decode", case.b, 1, case.h, case.d, "fwd", chip, s=case.seen, g=case.g)
     # One that follows is in the branch that computes all once more, where something that nobody sees was NaN.
-    kernel = counted(from_json(answer["kernels"][0]), FORWARD, step, known)
+    kernel = counted(from_json(answer["kernels"][0]), FORWARD, step, known, case.bytes(2))
     if kernel is None:
         yield row(milliseconds=None, error="no loop of the kernel has products")
         return

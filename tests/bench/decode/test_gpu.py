@@ -7,7 +7,8 @@ from jattn_kernels.chips import GPUS
 
 from bench.decode import _gpu
 from bench.decode._cases import Case
-from bench.gpu._kernels import CompiledKernel
+from bench.gpu import _static, _tools
+from bench.gpu._kernels import CompiledKernel, from_json
 from bench.gpu._sass import Loop
 
 H100 = GPUS["h100"]
@@ -46,5 +47,23 @@ def test_a_window_reads_what_it_sees():
 
 
 def test_what_does_not_compile_has_a_reason():
-    (row,) = _gpu.estimate(Case("int8", 8, 8192), "h100", lambda request: {"error": "UnsupportedError: not int8"})
+    (row,) = _gpu.estimate(Case("int8", 8, 8192), "l4", lambda request: {"error": "UnsupportedError: not int8"})
     assert row.milliseconds is None and "int8" in row.error
+
+
+@pytest.mark.skipif(bool(_tools.obstacle()), reason=f"nothing compiles for GPUs here: {_tools.obstacle()}")
+@pytest.mark.gpu
+@pytest.mark.parametrize("chip", ["h100", "b200"])
+def test_keys_of_8_bits_are_compiled(chip):
+    """One warpgroup computes and one widens; memory takes longest, by what there is to read of 8 bits."""
+    kernels = []
+
+    def ask(request):
+        answer = _static.ask(request)
+        kernels.extend(map(from_json, answer["kernels"]))
+        return answer
+
+    (row,) = _gpu.estimate(Case("int8", 8, 8192), chip, ask)
+    assert row.error == "" and row.milliseconds is not None
+    assert row.milliseconds < 1.2 * row.limit
+    assert kernels[0].threads == 256 and kernels[0].spilled == 0
