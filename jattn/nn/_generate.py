@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
@@ -110,7 +111,7 @@ def generate(
       cache: in the place of `model.cache(..)`, of as many examples as there are prompts and with room for these and
         `count - 1` tokens more, whatever `stop` says; for a model that also reads something else, the cache that knows
         it.
-      callback: called with n = 0, 1, .. and the n-th tokens `[b]` as soon as they are there.
+      callback: called with n = 0, 1, .. and the n-th tokens `[b]` as soon as they are there; not inside of `jax.vmap`.
 
     Returns:
       The tokens, and how many each example has.
@@ -160,11 +161,13 @@ def generate(
     prompt = jnp.pad(prompt, ((0, 0), (0, width - t)))
     key = _key(seed)
     graph, state = nnx.split(model)
+    graph = _as_it_is(graph)
     ends, filling = _tokens(stop, "stop"), _tokens(fill, "fill")
     if filling.shape != (1,):
         raise TypeError(f"fill must be one int, got {fill!r}")
     _check_cache(graph, width + room, state, cache, prompt, lengths, count)
     inputs = (state, cache, prompt, lengths, jnp.int32(count), sampling, ends, filling[0], key)
+    inputs = inputs if callback is None else _unmapped(inputs)
     tokens, length = _written(graph, room, _Reading(told, padded and not told), callback, *inputs)
     return Generated(tokens[:, :count], length)
 
@@ -231,6 +234,35 @@ def _written(
 
 def _call_back(callback: Callable[[int, np.ndarray], None], n: Array, token: Array) -> None:
     callback(int(n), np.asarray(token))
+
+
+@jax.custom_batching.custom_vmap
+def _unmapped(inputs: Any) -> Any:
+    """What the loop begins with, none of which `jax.vmap` maps over."""
+    return inputs
+
+
+@_unmapped.def_vmap
+def _mapped(size: int, which: Any, inputs: Any) -> tuple[Any, Any]:
+    del which, inputs
+    raise ValueError(
+        f"callback is called with the tokens of one batch of prompts, but jax.vmap maps over {size}: give generate all"
+        " prompts as one batch, or no callback"
+    )
+
+
+def _as_it_is(graph: nnx.GraphDef) -> nnx.GraphDef:
+    """The graph of a model with copies of the lists, dicts and sets in it: a compiled program is found by comparing
+    graphs, and one that held the model's own would change with them."""
+    static = lambda x: nnx.graph.Static(_copied(x.value)) if isinstance(x, nnx.graph.Static) else x
+    return dataclasses.replace(graph, attributes=[(name, static(x)) for name, x in graph.attributes])
+
+
+def _copied(x: Any) -> Any:
+    """Containers as new ones, and what they contain as it is, since it may be compared by identity."""
+    if type(x) is dict:
+        return {name: _copied(y) for name, y in x.items()}
+    return type(x)(map(_copied, x)) if type(x) in (list, tuple, set) else x
 
 
 def _check_shortened(model: Any, before: Any, after: Any) -> None:

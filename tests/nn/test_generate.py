@@ -324,6 +324,45 @@ def test_a_model_may_hold_what_cannot_be_hashed():
         np.testing.assert_array_equal(generate(model, PROMPTS, count).tokens, generate(plain, PROMPTS, count).tokens)
 
 
+def test_what_a_model_holds_in_containers_may_change():
+    class Muted(Fixed):
+        def __init__(self):
+            super().__init__(np.arange(float(V)))
+            self.config = {"muted": [V - 1], "room": (set(),)}
+
+        def cache(self, n, batch):
+            return jnp.zeros((batch, len(self.config["room"][0])))
+
+        def decode(self, tokens, cache, *, lengths=None):
+            logits, _ = super().decode(tokens, cache)
+            return logits.at[..., jnp.array(self.config["muted"])].set(-jnp.inf), cache
+
+    model = Muted()
+    written: Any = _generate._written
+    drawn = lambda: generate(model, PROMPTS, 2).tokens.tolist()
+    assert drawn() == [[V - 2] * 2] * 2
+    model.config["muted"].append(V - 2)
+    assert drawn() == [[V - 3] * 2] * 2
+    before = written._cache_size()
+    model.config = {"muted": [V - 1, V - 2], "room": (set(),)}  # another, with the same in it
+    assert drawn() == [[V - 3] * 2] * 2
+    assert written._cache_size() == before
+    model.config["room"][0].add(0)
+    drawn()
+    assert written._cache_size() == before + 1
+
+
+def test_a_callback_inside_of_vmap():
+    prompts, model = np.stack([PROMPTS] * 3), Fixed(np.arange(float(V)))
+    several = lambda **options: jax.vmap(lambda x: generate(model, x, 2, **options).tokens)(prompts)
+    assert several().shape == (3, 2, 2)
+    keys = jax.random.split(jax.random.key(0), 3)
+    each = lambda key: generate(model, PROMPTS, 2, seed=key, temperature=1.0, callback=print)
+    for call in (lambda: several(callback=print), lambda: jax.vmap(each)(keys)):
+        with pytest.raises(ValueError, match="callback is called with the tokens of one batch .* jax.vmap maps over 3"):
+            call()
+
+
 def test_a_cache_without_room():
     """What the loop cannot raise is raised before it."""
     model = randomised(Keeper())
