@@ -132,7 +132,7 @@ def step(
     left = _window(own, cache)
     room = cache.room
     if left is not None:
-        fits = jnp.broadcast_to(_has_seen(cache, left)[..., None], places.shape)
+        fits = jnp.broadcast_to(has_seen(cache, left)[..., None], places.shape)
         cache = _rows.with_room(cache, t, left)
     seen = cache = _kinds.append(cache, *projections.kept(x, values, angles), taken)
     if left is not None and seen.room > room:
@@ -188,7 +188,7 @@ def _window(own: Options, cache: Cache) -> int | None:
     return left
 
 
-def _has_seen(cache: Cache, left: int) -> Bool[Array, "*b"]:
+def has_seen(cache: Cache, left: int) -> Bool[Array, "*b"]:
     """Whether a cache that slides still has what its next query sees: not where it was shortened by too much.
 
     Raises:

@@ -378,8 +378,9 @@ class MultiHeadAttention(nnx.Module):
 
         Raises:
           TypeError: x or the cache is of another type.
-          ValueError: the cache is not one of this layer and batch, or has no room or no free page for t more positions.
-            Where the length is traced nobody can raise: then the rows past the end are NaN, and their keys are dropped.
+          ValueError: the cache is not one of this layer and batch, or has no room or no free page for t more positions;
+            or it slides, and was shortened to before what it keeps.  Where the length is traced nobody can raise: then
+            the rows past the end, or all of them, are NaN, and keys past the end are dropped.
             Parents that are none.  Lengths that are known not to be from 0 to t.
 
         >>> import jax.numpy as jnp, jattn

@@ -293,7 +293,8 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
     """Keeps of the last positions those that a draft turned out right in: one path through a tree (Cai et al. 2024).
 
     After `decode(x, cache, parents=parents)` of t drafts, the cache holds all of them.  Those on the path move up to
-    where the drafts began, and the others are forgotten.
+    where the drafts began, and the others are forgotten.  A cache that slides needs a slack of t, or has lost what is
+    seen from there; then `decode` says so.
 
     Args:
       caches: as in `fork`; what cross-attention reads stays.
@@ -349,7 +350,8 @@ def accept(caches: C, drafts: int, path: Int[ArrayLike, "*b k"], count: Int[Arra
         to = base[..., None] + jnp.arange(k, dtype=jnp.int32)
         rows = jnp.where(jnp.arange(k) < kept[..., None], rows, to)
         if cache.pages is None:
-            return _cut(_rows.put(cache, rows_of(_rows.moved(cache, rows)), to), start + kept)
+            at = jnp.where(to < 0, cache.room, to)  # what a window has left behind is no row, and none from the end
+            return _cut(_rows.put(cache, rows_of(_rows.moved(cache, rows)), at), start + kept)
         new, moves = _paged.at_positions(cache, rows), (rows != to).any(-1)
         return _again(_cut(cache, start + kept), start, new, jnp.where(moves, kept, 0))
 

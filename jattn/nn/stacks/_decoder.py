@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from jattn import masks
 from jattn._call import modes
 from jattn.nn._checks import AnyArray, as_lengths, check_array
+from jattn.nn._decoding import has_seen, window
 from jattn.nn._hints import of_calls
 from jattn.nn._options import AnyMask, Gates, Mods
 from jattn.nn.cache._kinds import check_room
@@ -153,16 +154,22 @@ class Decoder(Encoder):
 
         x, blocks = jnp.asarray(x), cache.blocks
         if blocks:
-            _check_room(blocks, x, lengths)  # inside the loop lengths are traced, and nobody could raise
+            _check(self.blocks, blocks, x, lengths)  # inside the loop lengths are traced, and nobody could raise
             turn = lambda x, layer: through(x, nnx.merge(graph, layer[0]), layer[1])
             x, blocks = jax.lax.scan(turn, settled(turn, x, (state, blocks)), (state, blocks))
         x, rest = through(x, self.rest, cache.rest)
         return x if self.norm is None else self.norm(x), StackCache(blocks, rest)
 
 
-def _check_room(blocks: Sequence[BlockCache], x: Array, lengths: ArrayLike | None) -> None:
-    """Raises where more positions are known not to fit in caches that have the layers in front of their axes."""
+def _check(
+    blocks: Sequence[TransformerBlock], caches: Sequence[BlockCache], x: Array, lengths: ArrayLike | None
+) -> None:
+    """Raises where caches that have the layers in front of their axes are known to have no room for more positions, or
+    not what these see."""
     taken = None if lengths is None else as_lengths(lengths, x.shape[:-2], x.shape[-2]).astype(jnp.int32)
-    for block in blocks:
-        each = taken if taken is None else jnp.broadcast_to(taken, block.past.length.shape)
-        check_room(block.past, x.shape[-2], each)
+    for block, cache in zip(blocks, caches, strict=True):
+        past = cache.past
+        check_room(past, x.shape[-2], taken if taken is None else jnp.broadcast_to(taken, past.length.shape))
+        left = None if past.first is None else window(block.attention._own_options())
+        if left is not None:
+            has_seen(past, left)

@@ -107,6 +107,23 @@ def test_drafts_in_a_row_are_accepted_by_a_cache_that_slides():
         assert_close(out[n, 0], whole[-1], LOOSE)
 
 
+def test_drafts_that_a_window_has_left_behind():
+    """More drafts than the slack: all of a row of them may be kept, which writes nothing, and nothing less."""
+    layer, stack = sliding(), Decoder(8, 2, 3, mask=masks.causal() & masks.window(2), rngs=nnx.Rngs(0))
+    x, everything = normal((1, 8, 8)), jnp.arange(6)
+    _, state = layer.decode(x[:, :7], layer.cache(20, 1, slack=2))
+    kept = accept(state, 6, everything)
+    np.testing.assert_array_equal(kept.key, state.key)
+    assert_close(layer.decode(x[:, 7:], kept)[0][:, 0], layer(x)[:, -1], LOOSE)
+    for part in (layer, stack):
+        state = part.decode(x[:, :7], part.cache(20, 1, slack=2))[1]
+        state = accept(state, 6, everything[:4])
+        with pytest.raises(ValueError, match="shortened to before what it keeps: give it more slack"):
+            part.decode(x[:, 7:], state)
+        late, _ = jax.jit(lambda x, state: part.decode(x, state))(x[:, 7:], state)  # noqa: B023
+        assert jnp.isnan(late).all()
+
+
 # The rows themselves
 
 
