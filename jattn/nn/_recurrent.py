@@ -51,14 +51,15 @@ class Summary(nnx.Module):
     def __call__(self, x: jax.Array, mask: AnyArray | None) -> jax.Array:
         if self.attention is not None:
             return self.attention(x, mask)
-        return jnp.einsum("...s,...sf->...f", self.weights(x, mask), x)
+        return jnp.einsum("...s,...sf->...f", self.weights(x, mask), x).astype(x.dtype)
 
     def weights(self, x: jax.Array, mask: AnyArray | None) -> jax.Array:
-        """`[.., s]`, all 0 where no step is real."""
+        """`[.., s]`, float32 or wider, all 0 where no step is real."""
         if self.attention is not None:
             return self.attention.weights(x, mask)
         real = jnp.ones_like(x[..., 0], bool) & (True if mask is None else jnp.asarray(mask))  # lies where x does
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # 16 bits do not have every count
         count = real.sum(axis=-1, keepdims=True)
         if self.kind == "last":
-            return (real & (real.cumsum(axis=-1) == count)).astype(x.dtype)
-        return real.astype(x.dtype) / jnp.maximum(count, 1).astype(x.dtype)
+            return (real & (real.cumsum(axis=-1) == count)).astype(wide)
+        return real.astype(wide) / jnp.maximum(count, 1).astype(wide)

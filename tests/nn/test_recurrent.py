@@ -224,6 +224,17 @@ def test_dtypes(kind, summary):
     assert_close(call(narrow, x), call(wide, x), 8 * TOLERANCES["bfloat16"].gradient)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_mean_of_more_steps_than_16_bits_can_count(dtype):
+    steps = 70_000
+    layer = RecurrentAttention(1, 1, summary="mean", dtype=dtype, rngs=nnx.Rngs(0))
+    weights = layer.summary.weights(jnp.ones((steps, 1), dtype), None)
+    assert_close(weights.sum(), 1.0, TOLERANCES["float32"].value * 10)
+    mean = layer.summary(jnp.ones((steps, 1), dtype), None)
+    assert mean.dtype == dtype
+    assert_close(mean, jnp.ones(1), 0.25 * TOLERANCES[dtype].value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
