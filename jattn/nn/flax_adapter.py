@@ -52,7 +52,8 @@ def attention_fn(**options: Unpack[AdapterOptions]) -> Callable[..., jax.Array]:
         one query (t = 1) and all the keys of its cache, and does not say at which position it is.  Its own mask is
         causal there, so a layer that decodes does without `masks.causal()`; for a window, ALiBi and all else take
         `jattn.nn.MultiHeadAttention`, whose `decode` knows positions.
-      ValueError: dropout without a `dropout_rng`, or shapes that do not fit.
+      ValueError: dropout without a `dropout_rng`, or shapes that do not fit; a precision that is not one for all
+        operands, or an algorithm of `jax.lax`.
       UnsupportedError: custom products (`einsum_dot_general`, `qk_attn_weights_einsum`, `attn_weights_value_einsum`),
         or `input_positions`, which ask for a rotary embedding.
 
@@ -105,7 +106,7 @@ def attention_fn(**options: Unpack[AdapterOptions]) -> Callable[..., jax.Array]:
             _check_positions({**fixed, **({"is_causal": masks.causal()} if is_causal else {})}, query, key)
         if is_causal:
             mask = join({"mask": masks.causal()}, mask, lead=lead)["mask"]
-        asked = {**Asked(mask, bias=bias).beside(fixed, lead), "precision": precision}
+        asked = {**Asked(mask, bias=bias).beside(fixed, lead), "precision": _same(precision)}
         if module is not None:
             weights = batched(api.weights, query, key, value, asked)
             _sow(module, weights if force_fp32_for_softmax else weights.astype(query.dtype))
@@ -176,6 +177,11 @@ def _refuse(**asked: object) -> None:
         if value is not None:
             reason = _ROTARY if name == "input_positions" else _PRODUCTS
             raise UnsupportedError(f"jattn.nn.attention_fn cannot honour {name}: {reason}")
+
+
+def _same(precision: PrecisionLike) -> Any:
+    """A precision that Flax was given for each operand of a product, as the one that it is of both."""
+    return precision[0] if isinstance(precision, tuple) and len(set(precision)) == 1 else precision
 
 
 def _sow(module: Any, weights: jax.Array) -> None:

@@ -87,11 +87,18 @@ def test_dtypes_are_those_of_flax():
         assert_close(out, want, close)
 
 
-def test_precision_of_flax_reaches_both_products():
+@pytest.mark.parametrize("precision", ["highest", ("highest", "highest"), (jax.lax.Precision.HIGHEST,) * 2])
+def test_precision_of_flax_reaches_both_products(precision):
     q = jnp.ones((B, T, H, D))
-    text = str(jax.make_jaxpr(lambda q: attention_fn()(q, q, q, precision="highest"))(q))
+    text = str(jax.make_jaxpr(lambda q: attention_fn()(q, q, q, precision=precision))(q))
     assert "HIGHEST" in text
     assert "precision=None" not in text
+
+
+def test_precisions_that_differ_are_refused():
+    q = jnp.ones((B, T, H, D))
+    with pytest.raises(ValueError, match=r"precision must be a jax.lax.Precision or its name, got \('highest', 'def"):
+        attention_fn()(q, q, q, precision=("highest", "default"))
 
 
 def test_fixed_options_and_the_mask_of_the_call_both_hold():
