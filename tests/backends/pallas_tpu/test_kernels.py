@@ -83,14 +83,18 @@ def small_tiles(request):
 SEVERAL = ["causal", "segments", "nested", "relative", "bias-every-axes", "everything", "blocks-heads"]
 
 
+@functools.cache  # each way has the same
+def _wanted(name):
+    with jax.enable_x64(True):
+        return evaluate(make(name, "float64", LARGE), "blockwise", forward_mode=False)
+
+
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("name", SEVERAL)
 def test_several_tiles_and_chunks(name, small_tiles):
     """Against blockwise in float64: rows, keys and chunks hang over the ends of the arrays."""
     inputs = make(name, "float32", LARGE)
-    got = evaluate(inputs, small_tiles, forward_mode=False)
-    with jax.enable_x64(True):
-        wanted = evaluate(make(name, "float64", LARGE), "blockwise", forward_mode=False)
+    got, wanted = evaluate(inputs, small_tiles, forward_mode=False), _wanted(name)
     assert_close(got.out, wanted.out, 1e-5, "out")
     assert_close(got.lse, wanted.lse, 1e-5, "lse")
     for which, x, y in zip(got.names, got.gradients, wanted.gradients, strict=True):
