@@ -49,12 +49,3 @@ def draw(x64):
     """Draws arrays of the table's sizes in float64."""
     del x64
     return Draw(Sizes(), jnp.float64, 0)
-
-
-@pytest.fixture(scope="module")
-def quick():
-    """For modules whose tests spend their time on compiling."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

@@ -12,8 +12,6 @@ import jattn
 from jattn import masks
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, G, D = 2, 9, 11, 4, 2, 5
 OURS, THEIRS = jattn.dot_product_attention, jax.nn.dot_product_attention
 

@@ -12,8 +12,6 @@ import jattn
 from jattn import gates, masks, mods, normalizers, scores
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 random = np.random.default_rng(0)
 B, T, S, H, G, D, E = 2, 3, 12, 4, 2, 8, 5
 Q = jnp.asarray(random.standard_normal((B, T, H, D)), jnp.float32)

@@ -68,7 +68,6 @@ def test_vmap_over_one_array(name):
     check_vmap([((name,), 0)], "values", "grad")
 
 
-@pytest.mark.usefixtures("quick")
 def test_vmap_over_what_is_learned_alone(monkeypatch):
     """The rest keeps a batch of its own in kernels, shorter than that of the call."""
     monkeypatch.setenv("JATTN_INTERPRET", "1")

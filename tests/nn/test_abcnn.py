@@ -11,8 +11,6 @@ from flax import nnx
 from jattn.nn import ABCNN, AttentionPooling
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 F, O, W, LONGEST = 5, 4, 3, 9
 VARIANTS = {"bcnn": (False, False), "abcnn1": (True, False), "abcnn2": (False, True), "abcnn3": (True, True)}
 # a distance is the root of a difference: it keeps about half of its digits where two steps are close, and here all are

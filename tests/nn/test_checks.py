@@ -14,9 +14,6 @@ from jattn.nn import (
 )
 from tests.nn.makers import MAKERS
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
 B, T, S, F, H = 2, 6, 9, 16, 4
 
 

@@ -22,8 +22,6 @@ from jattn.nn import (
 from tests.layers import LOOSE, TIGHT, normal, randomised, traced_once
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, N, H, F = 2, 7, 4, 16
 random = np.random.default_rng(0)
 holes = random.random((1, H, N, N)) < 0.7

@@ -18,8 +18,6 @@ from jattn.nn import attention_fn
 from tests.layers import LOOSE, compare, normal, randomised
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, D, F = 2, 6, 9, 4, 4, 16
 I, J = np.arange(T)[:, None], np.arange(T)[None]
 CAUSAL = J <= I

@@ -12,8 +12,6 @@ from jattn import masks
 from jattn.nn import Decoder, DynamicScaling, EncoderDecoder, MultiHeadAttention, Rotary, _generate, generate
 from tests.layers import normal, randomised
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 V, F, H = 11, 8, 2
 
 

@@ -11,8 +11,6 @@ from jattn.nn import Latent, MultiHeadAttention, Rotary, YarnScaling, rotary
 from tests.layers import LOOSE, TIGHT, compare, normal, pure, randomised
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, D, E, F, C, R = 2, 5, 7, 3, 4, 2, 8, 6, 5  # D, E: of a head's key and value; R: of the latent
 
 

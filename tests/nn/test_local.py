@@ -13,8 +13,6 @@ from jattn.nn import LocalAttention, MultiHeadAttention, cache
 from tests.layers import LOOSE, TIGHT, normal, pure, randomised
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, D, F, C = 2, 5, 11, 2, 3, 6, 4  # F and C: widths of x and of the context
 
 

@@ -14,8 +14,6 @@ from jattn.nn import L2Norm, MultiHeadAttention
 from tests.layers import LOOSE, TIGHT, compare, normal, pure, randomised, traced_once, turn
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, D, F, C = 2, 6, 9, 4, 4, 16, 5  # F and C: widths of x and of the context
 
 

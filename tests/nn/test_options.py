@@ -26,8 +26,6 @@ from tests.layers import LOOSE, normal
 from tests.nn.makers import MAKERS, rngs
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, F, H = 2, 6, 9, 16, 4
 
 

@@ -12,8 +12,6 @@ from jattn.nn import AttentionPooling
 from tests.layers import LOOSE, TIGHT
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 F, M, H = 5, 3, 2
 
 

@@ -15,8 +15,6 @@ from jattn.nn import HierarchicalAttention, RecurrentAttention
 from tests.layers import LOOSE, TIGHT
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 F, D = 3, 2  # widths of x and of a state
 SUMMARIES = ("attention", "mean", "last")
 

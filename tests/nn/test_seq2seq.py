@@ -17,8 +17,6 @@ from jattn.nn.seq2seq import SCORES
 from tests.layers import LOOSE, TIGHT, normal, pure
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, D, F, M = 2, 3, 7, 2, 5, 6, 4  # F and M: widths of the decoder's and the encoder's states
 LENGTHS = np.array([3, 7])
 DRAWS = 4000

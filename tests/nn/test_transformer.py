@@ -12,8 +12,6 @@ from tests.layers import LOOSE, TIGHT, normal, pure, randomised
 from tests.nn.test_multi_head import compare, dense
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, F, C = 2, 5, 7, 4, 8, 3
 causal = masks.causal()
 lower = np.tri(T, dtype=bool)

@@ -18,8 +18,6 @@ from tests.layers import LOOSE, TIGHT, normal
 from tests.nn.cache.serving import KINDS, B, F, X, held, make, near
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.mark.parametrize(
     ("name", "kind", "left"),

@@ -17,8 +17,6 @@ from tests.parallel.calls import K, Q, V, call, mesh
 from tests.problems import problem
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 AXES = MeshAxes(None, None, "sequence", (("sequence", 2),))
 ROWS = PartitionSpec(None, "sequence")
 IDS = np.array([[0, 0, 0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 1, 2]], np.int32)

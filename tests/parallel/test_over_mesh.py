@@ -17,8 +17,6 @@ from tests.parallel.calls import K, Q, V, call, mesh
 from tests.problems import problem
 from tests.tolerances import TOLERANCES, assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 NAMES = ("batch", "heads", "sequence")
 SHAPES = {"batch": (2, 1, 1), "heads": (1, 2, 1), "sequence": (1, 1, 2)}
 SLOPES = np.array([0.5, 0.25], np.float32)

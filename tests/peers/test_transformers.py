@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
     from tests.peers.models import PEERS, TOKENS, Model, Peer
 
-pytestmark = [pytest.mark.usefixtures("quick"), pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 B, T = 2, 11
 

@@ -18,8 +18,6 @@ from jattn.zoo.dates.losses import LOSSES
 from jattn.zoo.dates.model import Sizes
 from jattn.zoo.dates.task import dates
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 TINY = Sizes(embedding=8, hidden=12, heads=2, width=4)
 KEY_BIAS = (
     "['attention']['key']['bias']"  # adds the same to all scores of a row, which the softmax cancels: it gets rounding

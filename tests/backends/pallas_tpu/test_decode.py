@@ -14,8 +14,6 @@ from jattn import gates, masks, mods, operand
 from jattn.backends.pallas_tpu.decode import MOST_ROWS
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, S = 3, 131  # keys: a prime, so that chunks hang over
 LENGTHS = jnp.array([0, 1, S])
 

@@ -22,8 +22,6 @@ from tests.evaluate import check_dtype, evaluate, widen
 from tests.problems import problem
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 SMOKE = {"causal", "everything"}
 LARGE = Sizes(t=150, s=270, d=8, e=16)
 SMALL_TILES = TileSizes(128, 128, 128, 256)

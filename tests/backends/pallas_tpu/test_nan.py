@@ -16,8 +16,6 @@ from jattn.backends.pallas_tpu import PALLAS_TPU
 from jattn.backends.pallas_tpu.settings import Settings
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 B, T, S, H, G, D = 2, 150, 270, 4, 2, 8
 LOWEST = float(np.finfo(np.float32).min)
 RANDOM = np.random.default_rng(0)

@@ -15,8 +15,6 @@ from tests.layers import randomised
 from tests.nn.cache.serving import KINDS, PAGE, B, F, N, X, held, make, near
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fork_diverge_free_and_use_again(kind):

@@ -12,8 +12,6 @@ from tests.layers import LOOSE, normal, randomised
 from tests.nn.cache.serving import KINDS, PAGE, B, F, N, X, held, make, near
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.mark.parametrize(
     ("name", "kind"),

@@ -15,8 +15,6 @@ from jattn.nn.cache._record import Cache, rows_of
 from tests.layers import LOOSE, normal, randomised
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def sliding(**options):
     mask = masks.causal() & masks.window(2)

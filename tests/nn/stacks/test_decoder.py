@@ -11,9 +11,6 @@ from tests.layers import LOOSE, normal, randomised
 from tests.nn.stacks.looped import B, F, H, S, T, bias, looped, window
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
-
 CASES = {
     "one kind": lambda: Decoder(F, H, 3, rotary_base=1e4, rngs=nnx.Rngs(0)),
     "kinds in turn": lambda: Decoder(F, H, 5, pattern=(window, {"rotary_base": 50.0}), rngs=nnx.Rngs(0)),

@@ -12,8 +12,6 @@ from tests.layers import LOOSE, normal, pure, randomised
 from tests.nn.stacks.looped import B, F, H, T, bias, blocks_of, looped, window
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_an_encoder_is_its_blocks():
     """Kinds in turn and one left over, computed again for gradients, under a mask of the call and a shared term."""

@@ -11,8 +11,6 @@ from tests.layers import LOOSE, normal, pure, randomised
 from tests.nn.stacks.looped import B, F, H, S, T, bias, looped
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def test_encoder_and_decoder():
     """Whole, decoded, and blind to padding."""
