@@ -125,13 +125,13 @@ def _operations(jaxpr: Jaxpr, tile: tuple[int, int]) -> int:
 
 def cut(spec: Spec, q: Shaped, k: Shaped, v: Shaped, operands: Sequence[Shaped], mask: Mask | None, known: bool) -> Cut:
     """How the call is cut, forward; see `jattn.backends.contract.Fused.cut`."""
-    few = [stored(spec, x) if is_narrow(x) else x for x in (k, v)]
-    fold = fold_of(spec, q, *few, operands)
-    wide = [jax.ShapeDtypeStruct(x.shape, spec.dtype) if is_narrow(x) else x for x in (k, v)]
-    sizes, source = tile_sizes(spec, *(wide if fold is None else few), operands, "forward")
+    fold = fold_of(spec, q, stored(spec, k), stored(spec, v), operands)
+    key, value = (jax.ShapeDtypeStruct(x.shape, spec.dtype if fold is None else x.dtype) for x in (k, v))
+    sizes, source = tile_sizes(spec, key, value, operands, "forward")
     if fold is None and any(is_narrow(x) for x in (k, v)):
         source += "; keys and values of 8 bits are cast beforehand"
     if fold is not None:
+        sizes = fold.sizes
         source += f"; rows are queries of {fold.group} heads, keys in parts: {fold.parts}"
     rows = q.shape[1] if fold is None else fold.rows
     if generation(spec.target) != "ampere" and (some := _no_eights(rows, k.shape[1])):

@@ -23,11 +23,11 @@ def forward(spec: Spec, q: Query, k: Key, v: Value, operands: list[jax.Array]) -
     with jax.enable_x64(False):
         narrow, width = [of_32_bits(x) for x in operands], v.shape[-1]
         q = in_tiles(spec, q)
-        few = [x if is_narrow(stored(spec, x)) else in_tiles(spec, x) for x in (k, v)]
-        if fold := fold_of(spec, q, *few, narrow):
-            out, *of_rows = _decoded(spec, q, *few, narrow, fold)
+        k, v = (x if is_narrow(stored(spec, x)) else in_tiles(spec, x) for x in (k, v))
+        if fold := fold_of(spec, q, k, v, narrow):
+            out, *of_rows = _decoded(spec, q, k, v, narrow, fold)
             return Result(out[..., :width], *of_rows)
-        k, v = (in_tiles(spec, x) for x in few)
+        k, v = (in_tiles(spec, x) for x in (k, v))
         k, v = without_unseen(spec, narrow, q, k, v)
         call = Call(spec, k, v, narrow, q.shape[1], "forward")
         arrays, layouts = call.operands(narrow)
