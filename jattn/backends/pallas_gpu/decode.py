@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jattn_kernels import chips
-from jattn_kernels.gpu.layout import OperandLayout, lay_out
+from jattn_kernels.gpu.layout import OperandLayout, lay_out, with_heads_last
 from jattn_kernels.gpu.lists import LineLists
 from jattn_kernels.gpu.sizes import WIDENED, Lengths, TileSizes
 from jattn_kernels.tiles import work
@@ -34,6 +34,7 @@ from jattn.backends.pallas_gpu.sizes import FEW, tile_sizes, widens
 from jattn.backends.pallas_gpu.terms import GpuTerms, Mixed
 from jattn.masks import Mask
 
+_TOGETHER = 4, 8  # key heads whose scales of a key are copied together: they take a sector of memory or half of one
 _FEWEST = 4  # tiles of keys of a part, which take longer than its start and the merge
 
 
@@ -130,6 +131,8 @@ class _FoldedTerms(GpuTerms):
         if slot.array in self.scales:  # the same for all heads that share a key head
             array = jnp.asarray(operands[slot.array])
             array = array.reshape(len(array), self.fold.g, self.fold.group, -1)[:, :, 0]
+            if self.fold.g in _TOGETHER:  # as the caller has them
+                return with_heads_last(jnp.swapaxes(array, 1, 2).astype(jnp.float32), self.padded)
             return lay_out(array, slot.axes, self.padded, "t")
         array = slot.array.words(operands, self.lengths) if isinstance(slot.array, Mixed) else operands[slot.array]
         if array.ndim > len(slot.axes):  # it is a table that is looked up, and not folded

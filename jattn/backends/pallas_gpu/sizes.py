@@ -25,6 +25,7 @@ _PIECE = 16  # columns for which terms are evaluated at once, where many numbers
 _ALIGNED = chips.KIB  # in shared memory everything takes a multiple of it
 _SPARE = 4 * chips.KIB  # shared memory for barriers, numbers of rows and what the compiler reduces in
 _BARE = 2 * chips.KIB  # the same for Hopper's forward kernel without operands, which reduces in registers
+_SCALES = 64  # bytes for a column of the scales of up to eight key heads, in two tiles
 _VECTOR = 2 * _ALIGNED  # an operand along one axis takes it: parts of the tiles at hand, sums of its gradient
 _FEW = 2  # operands along one axis for which there is room whatever is asked for
 
@@ -96,7 +97,8 @@ def tile_sizes(
     if kernel == "pairs" and parts_of(terms.mods, Relative):  # sums of tiles are staged in float32
         room -= 4 * rows * columns
     fewest, most = _STEPS[kernel]
-    stored = STORED * sum(x * y.dtype.itemsize for x, y in ((d, k), (e, v)) if y.dtype.itemsize == 1)
+    narrow = [x for x, y in ((d, k), (e, v)) if y.dtype.itemsize == 1]
+    stored = STORED * sum(narrow) + _SCALES * len(narrow)
     fits = lambda rows, columns: _bytes(kernel, rows, columns, d, e, fewest, both) + columns * stored <= room
     if height == 128 and not fits(rows, _FEWEST):  # one warpgroup alone
         rows = height

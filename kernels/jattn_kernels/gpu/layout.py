@@ -98,6 +98,7 @@ class OperandLayout:
     boolean: bool
     table: tuple[int, ...] | None = None  # the shape of an entry that is looked up by the terms
     cells: Cells | None = None  # how a table of bits is laid out; None where it is no such table
+    heads_last: bool = False  # whether it is `[batch, s, heads]` as it is, and comes with all heads
 
     @property
     def along(self) -> str:
@@ -106,6 +107,12 @@ class OperandLayout:
 
     def entry(self, b: Index, h: Index) -> tuple[Any, Any]:
         return b % self.batch if self.batch > 1 else 0, h if self.heads > 1 else 0
+
+
+def with_heads_last(array: jax.Array, padded: dict[str, int]) -> tuple[jax.Array, OperandLayout]:
+    """`[b, s, g]` in float32 as a kernel takes it that sees few heads, of which copies bring all: nothing is moved."""
+    layout = OperandLayout("bhs", len(array), array.shape[-1], array.dtype, False, heads_last=True)
+    return jnp.pad(array, ((0, 0), (0, padded["s"] - array.shape[1]), (0, 0)), mode="edge"), layout
 
 
 def lay_out(array: jax.Array, axes: str, padded: dict[str, int], rows: str) -> tuple[jax.Array, OperandLayout]:
@@ -181,6 +188,8 @@ class Staging:
             return None
         if self._resident(layout):
             return plgpu.SMEM((2, sizes.height), layout.dtype)
+        if layout.heads_last:
+            return plgpu.SMEM((sizes.steps, sizes.columns, layout.heads), layout.dtype)
         if layout.along == "ts":
             transforms = swizzle(sizes.columns, layout.dtype.itemsize)
             return plgpu.SMEM((sizes.steps, sizes.rows, sizes.columns), layout.dtype, transforms=transforms)
@@ -231,7 +240,9 @@ class Staging:
             if not self._passing(layout):
                 continue
             at = layout.entry(b, h)
-            if layout.along == "r":
+            if layout.heads_last:
+                copy(ref, (at[0], column), to.at[slot])
+            elif layout.along == "r":
                 for begin, n in self._stretches:
                     copy(ref, (*at, pl.ds(diagonal + begin, n)), to.at[slot, pl.ds(begin, n)])
             else:
@@ -256,6 +267,8 @@ class Staging:
                 parts.append(self._table(layout, ref, b, h))
             elif not layout.along:
                 parts.append(self._of_its_kind(layout, ref[layout.entry(b, h)]))
+            elif layout.heads_last:
+                parts.append(h)  # which of what comes with each tile is its own
             elif self._resident(layout):
                 here = ref.at[(*layout.entry(b, h), pl.ds(first, self.sizes.height))] if self.direct else to.at[wg]
                 parts.append(Row(self._of_its_kind(layout, machine.load(here, "row"))))
@@ -288,6 +301,9 @@ class Staging:
         for layout, part, to in zip(self.layouts, resident, staged, strict=True):
             if not self._passing(layout):
                 pass
+            elif layout.heads_last:
+                index = (machine.count_columns(across.size) + across.start) * layout.heads + part
+                part = Column(machine.take(to.at[slot], index, "column"))
             elif layout.along == "r":
                 part = Diagonals(Table(to.at[slot], (self._diagonals,), jnp.float32), self._first_diagonal(first))
             elif layout.along == "ts":

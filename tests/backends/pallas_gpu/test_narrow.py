@@ -38,16 +38,16 @@ def _simulated(monkeypatch):
     reset_gpu_interpret_mode_state()
 
 
-def _inputs(dtype="int8", t=1, d=64, e=64, lead=(B, S), query="bfloat16"):
+def _inputs(dtype="int8", t=1, d=64, e=64, lead=(B, S), query="bfloat16", g=G):
     """q, k, v and scales; the greatest numbers that are stored are among them."""
     random = np.random.default_rng(0)
     q = jnp.asarray(random.standard_normal((B, t, H, d)), query)
 
     def stored(width):
-        x = random.integers(-128, 128, (*lead, G, width))
+        x = random.integers(-128, 128, (*lead, g, width))
         return jnp.asarray(x if dtype == "int8" else x / 32, dtype)
 
-    scale = lambda: jnp.asarray((0.5 + random.random((*lead, G))) * (0.01 if dtype == "int8" else 0.3), jnp.float32)
+    scale = lambda: jnp.asarray((0.5 + random.random((*lead, g))) * (0.01 if dtype == "int8" else 0.3), jnp.float32)
     return q, stored(d), stored(e), (scale(), scale())
 
 
@@ -82,12 +82,13 @@ LENGTHS = jnp.array([257, 31], jnp.int32)
     ("dtype", "sizes"),
     [
         ("int8", {}),
-        ("float8_e4m3fn", {"t": 3, "e": 32}),
+        ("int8", {"g": 4, "t": 2}),  # their scales are copied together
+        ("float8_e4m3fn", {"t": 3, "e": 32, "g": 8}),
         ("float8_e5m2", {"query": "float16"}),
         ("int8", {"d": 256, "e": 256}),
         ("int8", {"t": 40, "d": 80, "e": 48}),  # of many queries they are cast before the kernel
     ],
-    ids=["int8", "float8", "other-float8", "wide", "many-queries"],
+    ids=["int8", "four-heads", "float8", "other-float8", "wide", "many-queries"],
 )
 def test_stored_in_a_row(dtype, sizes):
     _check(*_inputs(dtype, **sizes), mask=masks.lengths(LENGTHS))
@@ -96,7 +97,7 @@ def test_stored_in_a_row(dtype, sizes):
 @pytest.mark.parametrize("page", [16, 128])
 def test_stored_in_pages(page):
     many = -(-S // page)
-    inputs = _inputs(lead=(B * many, page))
+    inputs = _inputs(lead=(B * many, page), g=4)
     table = np.random.default_rng(1).permutation(B * many).reshape(B, many).astype(np.int32)
     _check(*inputs, table=table, mask=masks.lengths(LENGTHS))
 
@@ -104,7 +105,7 @@ def test_stored_in_pages(page):
 @pytest.mark.parametrize(("chip", "t"), [("b200", 2), ("a100", 20)])
 def test_other_machines(monkeypatch, chip, t):
     monkeypatch.setenv("JATTN_INTERPRET", chip)
-    _check(*_inputs(t=t), mask=masks.lengths(LENGTHS))
+    _check(*_inputs(t=t, g=8), mask=masks.lengths(LENGTHS))
 
 
 @pytest.mark.parametrize(("chip", "d", "where"), [("a100", 64, "64 on Ampere"), ("h100", 80, "64 and 80 on Hopper")])
@@ -131,7 +132,7 @@ def test_no_races():
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
     from jax.experimental.pallas import mosaic_gpu as plgpu
 
-    q, k, v, scales = _inputs(lead=(B, 120))
+    q, k, v, scales = _inputs(lead=(B, 120), g=4)
     posed = problem((q, k, v), {"scales": scales})
     q, k, v, operands, signature = reduce(applied(posed))
     target = targets.Target("cpu", None, plgpu.InterpretGPUParams(detect_races=True))
@@ -148,7 +149,7 @@ def test_one_of_the_two():
 
 def test_what_nobody_sees_reaches_nothing():
     """NaN in stored numbers and in scales beside the keys that are seen, and a row that sees nothing."""
-    q, k, v, scales = _inputs("float8_e4m3fn")
+    q, k, v, scales = _inputs("float8_e4m3fn", g=4)
     lengths = jnp.array([130, 0], jnp.int32)
     seen = jnp.arange(S)[:, None] < lengths[:, None, None]
     k, v = (jnp.where(seen[..., None], x, jnp.full_like(x, jnp.nan)) for x in (k, v))
