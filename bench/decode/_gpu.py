@@ -1,5 +1,5 @@
-"""Steps on GPUs that are not there: the kernel by its counted instructions or by what it reads, whichever takes longer,
-the rest of the program by its bytes."""
+"""Steps on GPUs that are not there: the kernel by its counted instructions, of who computes and who copies, or by what
+it reads, whichever takes longer, the rest of the program by its bytes."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping

@@ -34,7 +34,7 @@ TPU: the kernels' counted cycles, and what XLA does around them by its bytes ove
 CPU: medians of runs in turns after a pause before each; jnp and jax.nn gather pages and multiply int8 out in the step.
 GPU: the kernel's counted instructions or its bytes over the bandwidth, whichever takes longer, and what XLA does around
   it by its bytes. It is a bound: to start a kernel takes microseconds, of which nothing is counted (starts: how many).
-  What it takes to widen keys of 8 bits is not counted; Ampere's kernels and Ada's do not take such."""
+  Of keys of 8 bits it counts who copies and widens them too. Ampere's kernels and Ada's do not take such."""
 
 
 def main(

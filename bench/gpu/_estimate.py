@@ -118,6 +118,7 @@ def estimate(kernel: CompiledKernel, role: Role, case: Case, chip: Gpu, read: fl
     share = lines * rows * columns / (ROWS * tile_columns(role))
     totals = {unit: share * (counts[0] * full.cycles[unit] + counts[1] * partial.cycles[unit]) for unit in full.cycles}
     if case.s:
+        totals["issue"] += lines * counts[0] * kernel.copying  # four warps copy, one on each quarter
         read = 2 * _BYTES * math.prod(case.key) if read is None else read
         totals["memory"] = read / chip.bandwidth * chip.clock * chip.cores
     bound = max(totals, key=lambda unit: totals[unit])

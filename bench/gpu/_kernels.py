@@ -9,7 +9,7 @@ from typing import Any
 
 from jattn_kernels.chips import Gpu
 
-from bench.gpu._sass import Loop, hot_loops, parse
+from bench.gpu._sass import Loop, copying_loop, hot_loops, parse
 from bench.gpu._tools import tool
 from bench.gpu._topology import architecture
 
@@ -27,6 +27,7 @@ class CompiledKernel:
         spilled: bytes that the assembler spills, stores and loads together.
         shared: bytes of shared memory of a block; None where the dump does not say.
         loops: its hot loops, in the order of the code.
+        copying: instructions of the loop of those who copy for others.
     """
 
     name: str
@@ -35,6 +36,7 @@ class CompiledKernel:
     spilled: int
     shared: int | None
     loops: Sequence[Loop]
+    copying: int = 0
 
     def blocks_per_core(self, chip: Gpu) -> int:
         """How many blocks a multiprocessor holds at once."""
@@ -57,7 +59,7 @@ def from_json(row: Mapping[str, Any]) -> CompiledKernel:
     """What `CompiledKernel.as_json` made."""
     loops = [Loop(one["start"], one["pipes"], one["products"], one["loaded"], one["stored"]) for one in row["loops"]]
     fields = ("name", "threads", "registers", "spilled", "shared")
-    return CompiledKernel(**{name: row[name] for name in fields}, loops=loops)
+    return CompiledKernel(**{name: row[name] for name in fields}, loops=loops, copying=row.get("copying", 0))
 
 
 def kernels(dump: Path, chip: Gpu) -> list[CompiledKernel]:
@@ -69,7 +71,7 @@ def kernels(dump: Path, chip: Gpu) -> list[CompiledKernel]:
 def _kernel(ptx: Path, chip: Gpu) -> CompiledKernel:
     cubin = ptx.with_suffix(".cubin")
     report = _run([tool("ptxas"), "-v", "--gpu-name", architecture(chip), ptx, "-o", cubin]).stderr
-    code = _run([tool("nvdisasm"), "-c", "-ndf", cubin]).stdout
+    code = parse(_run([tool("nvdisasm"), "-c", "-ndf", cubin]).stdout)
     registers, spilled = assembler_report(report)
     resources = ptx.with_suffix(".resources.txt")
     return CompiledKernel(
@@ -78,7 +80,8 @@ def _kernel(ptx: Path, chip: Gpu) -> CompiledKernel:
         registers=registers,
         spilled=spilled,
         shared=shared_bytes(resources.read_text()) if resources.exists() else None,
-        loops=hot_loops(parse(code)),
+        loops=hot_loops(code),
+        copying=copying_loop(code),
     )
 
 

@@ -105,6 +105,14 @@ def hot_loops(code: Code) -> list[Loop]:
     return reading or [loop for loop in loops if loop.pipes.get("tensor")]
 
 
+def copying_loop(code: Code) -> int:
+    """Instructions of the loop of those who copy for others; 0 where nobody does."""
+    copies = lambda places: any(code.instructions[place].name.startswith("UTMALDG") for place in places)
+    of_tensors = lambda places: any(_counts(code.instructions[place]) for place in places)
+    loops = [x for x in _natural_loops(code).values() if copies(x) and not of_tensors(x)]
+    return min(map(len, loops), default=0)
+
+
 def _loop(code: Code, start: int, places: Sequence[int]) -> Loop:
     body = [code.instructions[place] for place in places]
     return Loop(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,17 @@ _WIDENING = 216, 72  # as `REGISTERS`, where the warpgroup that copies widens nu
 
 Copy = Callable[[jax.Ref, tuple[Any, ...], tuple[pl.Slice, ...]], None]
 """(ref, at, rows): brings `ref[at]`, in global memory, to those rows of a tile; to all of it where none are named."""
+
+Source = Callable[[jax.Array, jax.Array, Copy], None]
+"""(tile, g, copy): has `copy` bring a tile of keys or values of key head g."""
+
+
+class StoredTiles(NamedTuple):
+    """Shared memory for tiles of keys or values of 8 bits, and when each has arrived."""
+
+    tiles: jax.Ref
+    arrived: jax.Ref
+
 
 LOWEST = float(jnp.finfo(jnp.float32).min)  # what a row's maximum starts from: no difference is then inf - inf
 
@@ -59,8 +70,9 @@ class Forward(ThreadBlock):
         listed, rest = rest[: lists.arrays], rest[lists.arrays :]
         self.operands, rest = rest[: len(self.staging.layouts)], rest[len(self.staging.layouts) :]
         self.out, *self.of_rows = rest[:3]
-        self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, self.k_stored, self.v_stored, *rest = rest[3:]
-        self.q_there, self.k_there, self.v_there, self.k_free, self.v_free, self.stored, self.own, *self.staged = rest
+        self.q_sm, self.k_sm, self.v_sm, out_sm, self.row_sm, *stored = rest[3:10]
+        self.k_stored, self.v_stored = (None if x is None else StoredTiles(*x) for x in stored)
+        self.q_there, self.k_there, self.v_there, self.k_free, self.v_free, self.own, *self.staged = rest[10:]
         self.out_sm = self.q_sm if out_sm is None else out_sm  # the queries are read whole before it is written
         self.b, self.h = lax.axis_index("b"), lax.axis_index("h")
         # The last rows first: of a causal mask they take longest, and what begins last should be short.
@@ -107,12 +119,16 @@ class Forward(ThreadBlock):
     def divide_registers(self, action: Literal["increase", "decrease"]) -> None:
         """Gives threads that compute more, and those that copy fewer; of two warpgroups all have enough as they are."""
         if self.warpgroups(self.sizes) > 1:
-            computing, copying = REGISTERS if self.stored is None else _WIDENING
+            computing, copying = REGISTERS if self.k_stored is self.v_stored is None else _WIDENING
             plgpu.set_max_registers(computing if action == "increase" else copying, action=action)
 
     def copy(self) -> None:
         """What the warpgroup that copies does."""
         self.divide_registers("decrease")
+        for n in range(STORED - 1):
+            for source, stored in ((self.keys, self.k_stored), (self.values, self.v_stored)):
+                if stored is not None:
+                    self.begin_ahead(jnp.int32(n), source, stored)
         self.stream(self.visits.total, (self.k_free, self.v_free), (self.bring_keys, self.bring_values))
 
     def bring_keys(self, n: jax.Array, slot: jax.Array) -> None:
@@ -129,40 +145,37 @@ class Forward(ThreadBlock):
     def bring_tile(
         self,
         n: jax.Array,
-        source: Callable[[jax.Array, jax.Array, Copy], None],
+        source: Source,
         to: jax.Ref,
         there: jax.Ref,
-        stored: jax.Ref | None,
+        stored: StoredTiles | None,
         beside: Callable[[], None],
     ) -> None:
         """Brings the n-th tile of keys or values and tells those who wait `there`; `beside()` begins other copies.
 
         What is `stored` in 8 bits comes by way of memory of its own, ahead of its turn, and is widened then.
         """
-        g = lax.div(self.h, jnp.int32(self.group))
-
-        def begin(n: jax.Array, to: jax.Ref, there: jax.Ref) -> None:
-            place = lambda rows: to.at[rows] if rows else to
-            copy = lambda ref, at, rows: plgpu.copy_gmem_to_smem(ref.at[at], place(rows), there)
-            source(self.visits.tile(n), g, copy)
-
         if stored is None:
-            begin(n, to, there)
+            self.begin_tile(n, source, to, there)
             return beside()
-        arrived = self.stored[0 if stored is self.k_stored else 1]
-
-        def ahead(n: jax.Array) -> None:
-            place = lax.rem(n, jnp.int32(STORED))
-            pl.when(n < self.visits.total)(lambda: begin(n, stored.at[place], arrived.at[place]))
-
-        for first in range(STORED - 1):
-            pl.when(n == 0)(functools.partial(ahead, jnp.int32(first)))
-        ahead(n + (STORED - 1))
+        self.begin_ahead(n + (STORED - 1), source, stored)
         beside()
         place = lax.rem(n, jnp.int32(STORED))
-        plgpu.barrier_wait(arrived.at[place])
-        self.machine.widen(stored.at[place], to)
+        plgpu.barrier_wait(stored.arrived.at[place])
+        self.machine.widen(stored.tiles.at[place], to)
         plgpu.barrier_arrive(there)
+
+    def begin_ahead(self, n: jax.Array, source: Source, stored: StoredTiles) -> None:
+        """Begins to bring the n-th tile, if there is one, to where it is stored in 8 bits."""
+        place = lax.rem(n, jnp.int32(STORED))
+        begin = lambda: self.begin_tile(n, source, stored.tiles.at[place], stored.arrived.at[place])
+        pl.when(n < self.visits.total)(begin)
+
+    def begin_tile(self, n: jax.Array, source: Source, to: jax.Ref, there: jax.Ref) -> None:
+        """Begins to bring the n-th tile."""
+        g, place = lax.div(self.h, jnp.int32(self.group)), lambda rows: to.at[rows] if rows else to
+        copy = lambda ref, at, rows: plgpu.copy_gmem_to_smem(ref.at[at], place(rows), there)
+        source(self.visits.tile(n), g, copy)
 
     def keys(self, tile: jax.Array, g: jax.Array, copy: Copy) -> None:
         """Copies the keys of a tile, `copy(ref, at, rows)` those that are `rows` of it."""
@@ -363,6 +376,8 @@ def run(
     staging = Staging(layouts, "t", sizes, Lengths(t, s).padded["t"], direct=not kind.copies)
     stretch = kind.stretch(sizes)
     is_narrow = lambda x: x.dtype.itemsize == 1
+    arrived = kind.barrier(num_arrivals=pieces, num_barriers=STORED)
+    stored = lambda x: [tiles_in(STORED, sizes.columns, x.shape[-1], x.dtype, 128), arrived]
     came = [1 if is_narrow(x) else pieces for x in (k, v)]  # who widens a tile tells of all its pieces
     of_rows = [jax.ShapeDtypeStruct((parts * b, h, tiles * sizes.rows), jnp.float32)] * 2
     barriers = functools.partial(kind.barrier, num_barriers=sizes.steps)
@@ -378,13 +393,12 @@ def run(
             tiles_in(sizes.steps, sizes.columns, e, q.dtype, stretch),
             None if d == e else tiles_in(computing, sizes.height, e, q.dtype, stretch),
             plgpu.SMEM((len(of_rows), computing, sizes.height), jnp.float32) if kind.copies else None,
-            *(tiles_in(STORED, sizes.columns, x.shape[-1], x.dtype, 128) if is_narrow(x) else None for x in (k, v)),
+            *(stored(x) if is_narrow(x) else None for x in (k, v)),
             kind.barrier(num_arrivals=1 + staging.resident, num_barriers=computing),
             barriers(num_arrivals=came[0] + staging.passing),
             barriers(num_arrivals=came[1]),
             barriers(num_arrivals=computing),
             barriers(num_arrivals=computing),
-            [kind.barrier(num_arrivals=pieces, num_barriers=STORED)] * 2 if any(map(is_narrow, (k, v))) else None,
             kind.scratch(d, e, q.dtype, sizes, interpret is not None),
             *staging.scratch(),
         ],

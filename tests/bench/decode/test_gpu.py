@@ -53,9 +53,10 @@ def test_what_does_not_compile_has_a_reason():
 
 @pytest.mark.skipif(bool(_tools.obstacle()), reason=f"nothing compiles for GPUs here: {_tools.obstacle()}")
 @pytest.mark.gpu
-@pytest.mark.parametrize("chip", ["h100", "b200"])
-def test_keys_of_8_bits_are_compiled(chip):
-    """One warpgroup computes and one widens; memory takes longest, by what there is to read of 8 bits."""
+@pytest.mark.parametrize(("chip", "most"), [("h100", 1.05), ("b200", 2.1)])
+def test_keys_of_8_bits_are_compiled(chip, most):
+    """One warpgroup computes and one widens: on an H100 memory takes longest, by what there is to read of 8 bits, on a
+    B200 their instructions do."""
     kernels = []
 
     def ask(request):
@@ -65,5 +66,5 @@ def test_keys_of_8_bits_are_compiled(chip):
 
     (row,) = _gpu.estimate(Case("int8", 8, 8192), chip, ask)
     assert row.error == "" and row.milliseconds is not None
-    assert row.milliseconds < 1.2 * row.limit
+    assert row.limit < row.milliseconds < most * row.limit
     assert kernels[0].threads == 256 and kernels[0].spilled == 0

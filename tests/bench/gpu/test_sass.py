@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu._sass import Code, Instruction, hot_loops, parse
+from bench.gpu._sass import Code, Instruction, copying_loop, hot_loops, parse
 
 HERE = Path(__file__).parent
 
@@ -80,6 +80,13 @@ BRA `(.L_x_0)
 """)
     (loop,) = hot_loops(code)
     assert (loop.start, loop.instructions) == (1, 5)
+
+
+def test_who_copies_has_a_loop_of_its_own():
+    computing = ".L_x_1:\nHGMMA.64x64x16.F32.BF16 R24, R4, gdesc[UR4]\n@P0 BRA `(.L_x_1)\nEXIT"
+    copying = ".L_x_0:\nUTMALDG.4D [UR8], [UR4]\nLOP3.LUT R1, R2, R3\n@P1 BRA `(.L_x_0)\n"
+    assert copying_loop(_code(copying + computing)) == 3
+    assert copying_loop(_code(computing)) == 0
 
 
 def test_code_without_loops_or_without_products_has_no_hot_loop():
