@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 PASSES = ("forward", "backward")
 PAGES = "pages"  # beside them, of forward passes that read keys from pages
-NARROW = "narrow"  # and of those whose keys and values are of 8 bits
+NARROW = "8-bits"  # and of those whose keys and values are of 8 bits
 MASKS = ("full", "causal", "window")
 ELSEWHERE = "v5e"  # its sizes are those of TPUs without entries, and of the interpreter
 

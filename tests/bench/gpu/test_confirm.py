@@ -14,7 +14,7 @@ RECORD = {
     "rows": [
         {"name": "plain", "status": "right", "dtype": "bfloat16"},
         {"name": "pages-of-16", "status": "right", "dtype": "bfloat16"},
-        {"name": "narrow-int8", "status": "right", "dtype": "bfloat16"},
+        {"name": "8-bits-int8", "status": "right", "dtype": "bfloat16"},
         {"name": "half", "status": "right", "dtype": "float16"},
         {"name": "single", "status": "refused: UnsupportedError: takes 16 bits", "dtype": "float32"},
     ],
@@ -45,7 +45,7 @@ def test_what_was_right_is_confirmed(root, capsys):
         ("float16", "2026-12-31", "check.json"),
     ]
     assert [row["passes"] for row in got["confirmed"][1:]] == [
-        ["forward", "backward", "pages", "narrow"],
+        ["forward", "backward", "pages", "8-bits"],
         ["forward", "backward"],
     ]
     assert "2 dtypes of pallas_gpu confirmed on h100" in capsys.readouterr().out
