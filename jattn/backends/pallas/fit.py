@@ -5,6 +5,7 @@ Each family adds what its own machine forces: a `refuses.py` beside its record.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from jattn import gates, masks, mods
 from jattn._call.problem import Problem
+from jattn._call.scales import NARROW
 from jattn._terms import Operand
 from jattn.backends.pallas.terms import packed, parts_of
 from jattn.mods import Relative, RelativeContent
@@ -27,6 +29,12 @@ def unfit_kind(problem: Problem) -> str | None:
     if isinstance(problem.score, Additive):
         return "has no kernel for score additive, which is not a product"
     return None
+
+
+def widened(problem: Problem) -> Problem:
+    """The problem as kernels multiply it: keys and values of few bits are cast to the query's dtype."""
+    wide = lambda x: jax.ShapeDtypeStruct(x.shape, problem.query.dtype) if x.dtype in NARROW else x
+    return dataclasses.replace(problem, key=wide(problem.key), value=wide(problem.value))
 
 
 def unfit_dtypes(problem: Problem, taken: tuple[str, ...]) -> str | None:

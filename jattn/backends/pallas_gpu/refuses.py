@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from typing import Any
@@ -66,13 +65,7 @@ def unfit_capability(capability: tuple[int, int] | None) -> str | None:
 
 def unfit_problem(problem: Problem) -> str | None:
     """Why there is no kernel for such a problem, None if there is."""
-    return fit.unfit_kind(problem) or _too_long(problem) or _unfit_dtypes(_widened(problem)) or _too_wide(problem)
-
-
-def _widened(problem: Problem) -> Problem:
-    """The problem as kernels multiply it: keys and values of few bits are cast to the query's dtype."""
-    wide = lambda x: jax.ShapeDtypeStruct(x.shape, problem.query.dtype) if x.dtype in NARROW else x
-    return dataclasses.replace(problem, key=wide(problem.key), value=wide(problem.value))
+    return fit.unfit_kind(problem) or _too_long(problem) or _unfit_dtypes(fit.widened(problem)) or _too_wide(problem)
 
 
 def _too_long(problem: Problem) -> str | None:

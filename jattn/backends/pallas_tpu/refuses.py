@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -11,12 +10,11 @@ from jattn_kernels import chips
 
 from jattn import masks
 from jattn._call.problem import Problem
-from jattn._call.scales import NARROW
 from jattn._call.targets import Target
 from jattn._terms import Operand
 from jattn._terms.closures import Closure
 from jattn._terms.functions import primitives
-from jattn.backends.pallas.fit import UserFunction, unfit_dtypes, unfit_kind, unfit_terms
+from jattn.backends.pallas.fit import UserFunction, unfit_dtypes, unfit_kind, unfit_terms, widened
 from jattn.backends.pallas.terms import parts_of, words_of
 from jattn.mods import Relative
 
@@ -32,17 +30,11 @@ def unfit(problem: Problem, target: Target) -> str | None:
     return (
         _unfit_target(target)
         or unfit_kind(problem)
-        or unfit_dtypes(_widened(problem), ("float32", "bfloat16"))
+        or unfit_dtypes(widened(problem), ("float32", "bfloat16"))
         or _too_long(problem, target)
         or _too_many_words(problem)
         or unfit_terms(problem, _unfit_operand, _unfit_function)
     )
-
-
-def _widened(problem: Problem) -> Problem:
-    """The problem as kernels multiply it: keys and values of few bits are cast to the query's dtype, tile by tile."""
-    wide = lambda x: jax.ShapeDtypeStruct(x.shape, problem.query.dtype) if x.dtype in NARROW else x
-    return dataclasses.replace(problem, key=wide(problem.key), value=wide(problem.value))
 
 
 def _unfit_target(target: Target) -> str | None:
